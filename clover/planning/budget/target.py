@@ -11,8 +11,7 @@ Terms.
 **The budget.**  Rows may lose `accuracy_budget` points below the best variant on average, so they have to reach
 T = best - budget (never less than the accuracy floor, which holds at every moment).  With R rows served at a mean of S,
 and F rows to come, these have to reach A = T + (T - S) R / F: what was really served corrects what was planned, hour by
-hour, and a horizon that ends where it should needs no forecast that was right.  A miss of `_TOLERANCE` points (less of
-a small budget) is not corrected, or the last minutes of a horizon would be sent to an extreme for it.
+hour, and a horizon that ends where it should needs no forecast that was right.
 
 **The price.**  Over the parts of the forecast the cheapest climbs that reach A, as in `planning.budget.horizon`, end at
 the price p.
@@ -65,7 +64,6 @@ GRAMS_PER_J = 1.0 / 3.6e6
 _DOWN = 8  # steps of `COARSE_STEP` that are tried below a rate that nothing can serve
 _BAND = 0.02
 TRUST = 0.9
-_TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,7 @@ class RemainingHorizon:
         good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
-        tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
-        return target + (debt - tolerance - TRUST * later) / float(self.rows[0])
+        return target + (debt - TRUST * later) / float(self.rows[0])
 
 
 def target_of(state: State) -> float:
@@ -186,7 +183,8 @@ def budget_target(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> B
         asked, least = target, 0.0
         price = online_price(state, objective, target, state.ahead[0].rate)
     else:
-        asked = _asked(target, state, float(left.rows.sum()))
+        rows = float(left.rows.sum())
+        asked = (target * (state.served_rows + rows) - state.served_accuracy_rows) / rows
         price, least = left.price(asked), left.least_now(target, state)
     now = left.accuracy_at(price) if state.online else left.accuracy_now(asked, price)
     now = min(max(now, least), float(left.top[0]))
@@ -236,17 +234,3 @@ def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
     for down in range(_DOWN):
         found = found or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
     return tuple(plan.point for plan in found)
-
-
-def _asked(target: float, state: State, rows: float) -> float:
-    """Return what `rows` rows to come have to reach, with the tolerance used towards the target."""
-    total = state.served_rows + rows
-    exact = (target * total - state.served_accuracy_rows) / rows
-    slack = _tolerance(target, state) * total / rows
-    return min(max(target, exact - slack), exact + slack)
-
-
-def _tolerance(target: float, state: State) -> float:
-    """Return points by which a horizon may miss `target`."""
-    best = max(accuracies(state.profile).values(), default=target)
-    return min(_TOLERANCE, _TOLERATED * max(0.0, best - target))
