@@ -47,7 +47,6 @@ from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family
 from clover.control.learner import Learner
-from clover.control.ledger import THRESHOLDS_S
 from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import report
@@ -63,7 +62,6 @@ from clover.control_time import control_task
 from clover.errors import CloverError, PolicyFault, StartError, Unavailable
 from clover.hints import named_wait
 from clover.interfaces import Device, Fleet
-from clover.planning.budget.forecast import HOUR_S
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
 from clover.runtime.guard.guard import ALARM_LEVELS
@@ -338,8 +336,7 @@ class Controller:
                 intensity_change=config.intensity_change,
                 rate_change=config.rate_change,
             )
-        step_s = THRESHOLDS_S if family.cascades(config) else HOUR_S
-        if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
+        if not trigger and policy in SPENDING and family.ledger.due(context.grid.now()):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         return trigger or family.learned.trigger(now_s)
 

@@ -12,10 +12,6 @@ from clover.control.counted import counted
 from clover.planning.budget.forecast import HOUR_S, History, SavedHistory
 from clover.types import Record
 
-THRESHOLDS_S = 300.0
-"""Grid seconds after which thresholds are looked at again: they cost nothing to change, so they follow what was
-served."""
-
 
 class SavedLedger(Record, frozen=True, kw_only=True):
     """What a file keeps of a `Ledger`."""
@@ -97,6 +93,6 @@ class Ledger:
         look."""
         return (grid_s if math.isnan(self.since_s) else self.since_s) + horizon_s
 
-    def due(self, grid_s: float, step_s: float = HOUR_S) -> bool:
-        """Return whether another hour (another step of `step_s`) began since the last plan."""
-        return math.isnan(self.planned_s) or math.floor(self.planned_s / step_s) != math.floor(grid_s / step_s)
+    def due(self, grid_s: float) -> bool:
+        """Return whether another hour began since the last plan."""
+        return math.isnan(self.planned_s) or math.floor(self.planned_s / HOUR_S) != math.floor(grid_s / HOUR_S)
