@@ -17,7 +17,7 @@ from clover.control.apply import ApplyError
 from clover.control.context import Context
 from clover.control.family import DeployedPlan, Family, Watch
 from clover.control.gate import below_floor, rerouted, same
-from clover.control.interim import NOWHERE, OfferedLoad, interim
+from clover.control.interim import NOWHERE, interim
 from clover.control.parked import parking_words
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
@@ -157,7 +157,7 @@ class Executor:
         before = family.desired
         left = tuple(item for item in before if item.placement.device not in devices)
         if deployed is not None:
-            routing = interim(left, deployed.routing, deployed.routing, self._offered(family))
+            routing = interim(left, deployed.routing, deployed.routing)
             if left:
                 family.fleet.route(left, routing)
             family.deployed = DeployedPlan(left, routing, deployed.plan) if left else None
@@ -173,11 +173,6 @@ class Executor:
             plan=deployed.plan if deployed is not None else None,
         )
         return record(context, family, PlanRequest(trigger=reason), started_s, result)
-
-    def _offered(self, family: Family) -> OfferedLoad:
-        """Return what the family's workers have to serve now."""
-        context = self._context
-        return OfferedLoad(family.rate(context.config), family.capacity(context.share_of(family)), family.reach)
 
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
@@ -210,7 +205,7 @@ class Executor:
                 before=family.desired,
                 routing_before=deployed.routing if deployed is not None else NOWHERE,
                 routing=target.routing,
-                offered=self._offered(family),
+                capacity=family.capacity(context.share_of(family)),
                 on_the_way=on_the_way,
             )
         except ApplyError as error:
