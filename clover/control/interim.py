@@ -1,5 +1,5 @@
-"""How rows go while a transition is under way, or workers were lost, if the solver found no routing for the workers that
-there are: by the shares of the plan.
+"""How rows go while a transition is under way, or workers were lost, if the solver found no routing for those workers:
+by the shares of the plan.
 """
 
 from __future__ import annotations
