@@ -2,10 +2,10 @@
 
 Every `interval_s` it looks at each family (`triggers` says what counts as a reason).  For a reason the state goes to
 the policy in the solver process and a plan comes back (`planner`).  Routing is the fast knob: a plan of the
-configuration that runs is applied at once.  Configuration is the slow one: it changes at most every `min_dwell_s`,
-never to a configuration that was rolled back lately, and never with a loss of capacity unless allowed (`gate`).  If it
-may not change, the workers that run stay, routed as well as they can be, and it is tried again when the hold ends.  A
-new deployment is verified (`verification`), and rolled back and backed off (60 s, doubling) if it is bad (`executor`).
+configuration that runs is applied at once.  Configuration is the slow one: it changes never to a configuration that was
+rolled back lately, and never with a loss of capacity unless allowed (`gate`).  If it may not change, the workers that
+run stay, routed as well as they can be, and it is tried again when the hold ends.  A new deployment is verified
+(`verification`), and rolled back and backed off (60 s, doubling) if it is bad (`executor`).
 
 Devices come first (`device_watch`): workers on a GPU that is lost are given up at once; then, as the mode allows, a
 plan is made for what is left, and another one when the GPU is back or a slot cannot be used any more.  A family that

@@ -163,7 +163,6 @@ class Executor:
             family.deployed = DeployedPlan(left, routing, deployed.plan) if left else None
         await family.applier.forget(devices, reason)
         family.good = family.watch = None
-        family.dwell_until_s = started_s
         family.transition = None
         if deployed is not None and not left:
             family.triggers.again(started_s)
@@ -211,7 +210,6 @@ class Executor:
         except ApplyError as error:
             now_s = context.monotonic()
             family.triggers.again(family.back_off(target.configuration, now_s))
-            family.dwell_until_s = now_s + context.config.min_dwell_s
             if not error.restored:
                 self._take_stock(family)
             follows = [family.memory_troubles.note(failed, target.deployment) for failed in error.starts]
@@ -225,7 +223,6 @@ class Executor:
         family.deployed = target
         family.changes += 1
         context.count_parked()
-        family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)
 
     async def _adopt_instances(self, deployment: tuple[Assignment, ...]) -> None:

@@ -145,7 +145,6 @@ class Family:
         self.deployed: DeployedPlan | None = None
         self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
-        self.dwell_until_s = 0.0
         self.sleep = SleepKeeper(controller.sleep_after_s)
         self.floor_capacity = FloorCapacity()
         self.memory_troubles = MemoryTroubles(self.name)

@@ -7,7 +7,6 @@ Every question is a pure function of what is known: None says that the plan may 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
     within_noise    what runs meets the targets, and the plan does not or gains no more than noise of the intensity
                     explains
-    dwelling        the configuration changed less than `min_dwell_s` ago
     below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
                     worse)
 """
@@ -64,20 +63,6 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
     if objective.worth_leaving(here.prediction, best):
         return None
     return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
-
-
-def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
-    """Judge whether the configuration changed too short a time ago.  To wake a GPU is never put off."""
-    if now_s >= family.dwell_until_s or wakes(family, plan):
-        return None
-    reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
-    return Stay(reason, family.dwell_until_s)
-
-
-def wakes(family: Family, plan: Plan) -> bool:
-    """Return whether `plan`, which may leave GPUs parked, is feasible and has workers on more GPUs than now."""
-    now, then = ({item.placement.device for item in items} for items in (family.desired, plan.deployment))
-    return plan.feasible and bool(now) and len(then) > len(now)
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:

@@ -228,8 +228,6 @@ class Planner:
             here = await self._here(family, state)
             if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
                 return _Admitted(here, _joined(held, stay.reason))
-        if (stay := gate.dwelling(family, plan, now_s)) is not None:
-            return _Admitted(await self._fixed(family, state, deployed.configuration), self._stays(family, stay))
         way = await ways.best(plan.deployment)
         family.transition = way.transition
         stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)

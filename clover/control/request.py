@@ -50,7 +50,7 @@ class PlanRequest:
     operator: str = ""
     """Who asks; empty if it is the controller itself."""
     force: bool = False
-    """Act in any mode, and wait for neither dwell time nor back-off: the start, or an operator."""
+    """Act in any mode, and wait for no back-off: the start, or an operator."""
     dry_run: bool = False
     """Make the plan and change nothing."""
     pin: Pin | None = None

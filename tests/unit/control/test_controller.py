@@ -301,7 +301,7 @@ def test_a_growing_queue_is_a_reason() -> None:
 
 def test_a_worker_that_stays_away_leads_to_another_configuration() -> None:
     async def story() -> None:
-        rig = Rig(min_dwell_s=0.0)
+        rig = Rig()
         await rig.settled()
         before = rig.family.deployed.configuration
         rig.fleet.dead = {rig.fleet.alive[0]}
@@ -344,28 +344,7 @@ def test_off_does_not_even_plan_and_a_pinned_variant_is_off() -> None:
     drive(story)
 
 
-# --- dwell, capacity, failures ----------------------------------------------------------------
-
-
-def test_configuration_waits_for_the_dwell_time_and_routing_does_not() -> None:
-    async def story() -> None:
-        rig = Rig(min_dwell_s=60.0)
-        await rig.settled()
-        before = rig.family.deployed.deployment
-        rig.chain.g_per_kwh = 500.0
-        rig.fleet.figures["arrival_rate"] = 150.0
-        await rig.look()
-        assert rig.last["action"] in ("kept", "routed")
-        assert "dwell time" in rig.last["detail"]
-        assert rig.family.deployed.deployment == before
-        await rig.look(looks=10)
-        assert len(rig.actions) == 2
-        await rig.look(60.0)
-        assert rig.last["trigger"] == "held back before"
-        assert rig.last["action"] == "applied"
-        rig.consistent()
-
-    drive(story)
+# --- capacity, failures ----------------------------------------------------------------
 
 
 def test_waits_and_batches_turn_like_shares() -> None:

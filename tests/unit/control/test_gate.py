@@ -48,13 +48,6 @@ def test_a_configuration_that_failed_is_planned_again_when_its_back_off_ends(rig
     assert gate.failed_lately(rig.family, plan, until_s) is None
 
 
-def test_the_dwell_time_says_when_to_ask_again(rig: Rig) -> None:
-    _, plan = planned(small=2)
-    rig.family.dwell_until_s = NOW_S + 4.0
-    assert gate.dwelling(rig.family, plan, NOW_S) == gate.Stay("2 x small@1c waits 4.0 s for the dwell time", NOW_S + 4)
-    assert gate.dwelling(rig.family, plan, NOW_S + 4.0) is None
-
-
 def test_a_transition_below_the_floor_is_taken_only_if_it_is_allowed() -> None:
     _, plan = planned(small=2)
     low = Transition(steps=(), kept=(), lost_capacity=0.5, capacity_floor=60.0, lowest_capacity=40.0, loses_s=2.0)

@@ -187,9 +187,9 @@ def drive(story: Callable[[], Awaitable[None]]) -> None:
 
 
 async def stepped(rig: Rig, g_per_kwh: float) -> Configuration:
-    """What runs a dwell time (and a look) after the intensity went to `g_per_kwh`."""
+    """What runs six seconds after the intensity went to `g_per_kwh`."""
     rig.chain.g_per_kwh = g_per_kwh
-    await rig.look(1.0, looks=round(rig.controller.context.config.min_dwell_s) + 1)
+    await rig.look(1.0, looks=6)
     rig.consistent()
     return rig.family.deployed.configuration
 
@@ -215,7 +215,7 @@ def test_a_flat_day_where_two_configurations_break_even(name: str, seed: int) ->
             assert await day(rig, box.arrives, seed) <= MOST
             planned = [d["count"] for d in rig.controller.decisions(10_000) if d["plan"] is not None]
             assert sum(planned) > HALF_A_DAY / 8  # it did look for something better, again and again
-        # What really changes is followed within the dwell time.
+        # What really changes is followed within seconds.
         rig = box.rig("paper", found[0])
         await day(rig, box.arrives, seed, readings=12)
         if name == "two A100s":  # on many slices routing follows the intensity nearly alone, but not the load
@@ -242,7 +242,7 @@ def test_a_flat_day_at_the_limit_of_the_slo(form: str, seed: int) -> None:
         assert at_mean != at_more
         rig = box.rig(form, 300.0)
         assert await day(rig, box.arrives, seed) <= MOST
-        # A load that really rises is followed within the dwell time.
+        # A load that really rises is followed within seconds.
         rig = box.rig(form, 300.0)
         await day(rig, box.arrives, seed, readings=12, scatter=0.0)
         assert rig.family.deployed.configuration == at_mean

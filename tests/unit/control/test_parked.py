@@ -87,11 +87,10 @@ def test_a_family_with_one_gpu_never_parks_it() -> None:
     asyncio.run(run())
 
 
-def test_a_load_that_rises_wakes_gpus_at_once_whatever_the_dwell_time_and_they_rest() -> None:
+def test_a_load_that_rises_wakes_gpus_at_once_and_they_rest() -> None:
     async def run() -> None:
-        one = rig(min_dwell_s=120.0)
+        one = rig()
         await parked(one)
-        one.family.dwell_until_s = one.clock.now_s + 120.0
         one.fleet.figures["arrival_rate"] = 1.2 * capacity(one)
         await one.look(1.0, looks=2)
         more = awake(one)

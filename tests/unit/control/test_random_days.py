@@ -82,7 +82,6 @@ def drawn(rng: random.Random) -> Rig:
         policy=rng.choice(POLICIES),
         objective=rng.choice(["paper", "floor"]),
         cascade=kind == "cascade",
-        min_dwell_s=rng.choice([0.0, 5.0]),
     )
 
 

@@ -31,7 +31,6 @@ def rig(policy: str = "budget") -> Rig:
         cascade=True,
         measured=measured,
         family={"accuracy_floor": 88.5, "accuracy_budget": 1.0},
-        min_dwell_s=0.0,
         verify_s=0.0,
     )
     made.clock.now_s = 1000 * HOUR

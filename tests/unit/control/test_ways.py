@@ -30,7 +30,7 @@ CUT = tuple(
 
 
 def rig() -> Rig:
-    return Rig(devices={shape.device: FakeGpu(shape) for shape in TWO}, measured=PROFILE, min_dwell_s=0.0)
+    return Rig(devices={shape.device: FakeGpu(shape) for shape in TWO}, measured=PROFILE)
 
 
 class Strict:
