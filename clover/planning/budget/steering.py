@@ -8,9 +8,10 @@ exist.  The error of one decision is carried into the next, so that the average 
 decision does.
 
 **Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken if
-at the price, joules - price x accuracy a row, its best point is better than the best one here at any intensity within
-`NOISE` of the reading.  It is taken at once if nothing here is permitted any more, because the rate rose or a variant
-lost its worker, or if what the rows so far are short of cannot be made good from here.
+at the price, joules - price x accuracy a row, its best point is better than the best one here by `MARGIN` of what a row
+of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any
+more, because the rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good
+from here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import msgspec
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
 from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
-from clover.planning.model.objective import NOISE, held_to
+from clover.planning.model.objective import MARGIN, NOISE, held_to
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.sharing import measured, variants_of
 from clover.planning.packing.evaluation import evaluate
@@ -83,8 +84,9 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
         why = f"what runs reaches {reach[0]:.2f} % of the {target.least:.2f} % that this moment has to reach"
         return _routed(given, there, len(sets), why)
     gain = _gain(stay, other, price_j)
-    words = f"changing gains {gain:.3g} J a row at the price of accuracy"
-    return _routed(given, there if gain > 0.0 else here, len(sets), words)
+    needed = MARGIN * objective.base_energy_j
+    words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
+    return _routed(given, there if gain > needed else here, len(sets), words)
 
 
 def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
