@@ -85,12 +85,6 @@ class ArrivalRate:
             return self._newest
         return max(self._mean(), self._newest - deviation(self._newest, 1))
 
-    def chance(self) -> float:
-        """Return the rows a second by which chance moves what `rows_per_s` returns (one standard deviation)."""
-        if not self._windows or self._exact:
-            return 0.0
-        return deviation(self._mean(), len(self._windows))
-
     def _mean(self) -> float:
         return sum(self._windows) / len(self._windows)
 

@@ -303,9 +303,7 @@ class Family:
             reading = Reading(
                 g_per_kwh=request.g_per_kwh, at_s=conditions.grid_s, provider="operator", method="configured"
             )
-        rate = request.rate
-        if rate is None:
-            rate = self.triggers.held(self.rate(config), config.rate_change, self.arrivals.chance())
+        rate = self.rate(config) if request.rate is None else request.rate
         held = request.pin or self.pin
         policy = held.policy if held is not None else self.planned_by(config)
         budgeted = policy in BUDGETED

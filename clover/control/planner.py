@@ -159,7 +159,7 @@ class Planner:
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
         family.answered(context.grid.now())
-        family.triggers.planned(state.intensity, state.arrival_rate, family.missing, feasible=plan.feasible)
+        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)

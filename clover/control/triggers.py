@@ -13,12 +13,6 @@ starts that anew; another reason to plan, or `MET_LOOKS` looks in a row that saw
 
 A number that was only stated, as sources of the intensity are silent, is no reason, nor does a plan made for another
 reason follow it (`known`).
-
-A fall of the rate that is no reason to plan, and that chance may explain, does not count in a plan made for another
-reason either (`held`).  Else a configuration that only just meets the SLO is left and taken up again as the samples of
-a constant rate will have it.
-A rise counts at once: the SLO depends on it.  So does a fall if no plan was feasible at the rate before: what is
-asked next is whether one is now.
 """
 
 from __future__ import annotations
@@ -37,8 +31,6 @@ WORKER_LOOKS = 5
 LEAST_RATE_CHANGE = 1.0
 LEAST_QUEUE = 16.0
 RETRY_S = 10.0
-CHANCE = 3.0
-"""Standard deviations by which a rate differs from that of the last plan without having fallen."""
 RISK = "SLO at risk"
 FIRST_SPACING_S = 15.0
 LONGEST_SPACING_S = 900.0
@@ -69,7 +61,6 @@ class Triggers:
         self.planned_intensity: Reading | None = None
         self.planned_rate = 0.0
         self.planned_missing = 0
-        self.planned_feasibly = True
         self.again_s: float | None = None
         self._late = 0
         self._growing = 0
@@ -81,13 +72,11 @@ class Triggers:
         self._spacing_s = 0.0
         self._spaced_until_s = -math.inf
 
-    def planned(self, intensity: Reading, rate: float, missing: int = 0, *, feasible: bool = True) -> None:
-        """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers; and
-        whether it is `feasible`."""
+    def planned(self, intensity: Reading, rate: float, missing: int = 0) -> None:
+        """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
         self.planned_intensity = intensity
         self.planned_rate = rate
         self.planned_missing = missing
-        self.planned_feasibly = feasible
         self.again_s = None
         self._late = self._growing = self._away = 0
 
@@ -110,15 +99,6 @@ class Triggers:
         self._outcome = None
         self._spacing_s = 0.0
         self._spaced_until_s = -math.inf
-
-    def held(self, rate: float, rate_change: float, chance: float = math.inf) -> float:
-        """Return the rows a second to plan for while `rate` is observed: those of the last plan, if they are more by
-        what `chance` does (one standard deviation, rows/s), `rate` is no reason to plan, and that plan is feasible.
-
-        A plan that was made when few rows had been counted keeps more room than is needed once more were."""
-        counts = self._moved(rate, rate_change) or not self.planned_feasibly
-        counts = counts or self.planned_rate - rate > CHANCE * chance
-        return rate if counts else max(rate, self.planned_rate)
 
     def known(self, reading: Reading) -> Reading:
         """Return the intensity to plan for while `reading` is in force.

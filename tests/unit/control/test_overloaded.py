@@ -7,8 +7,6 @@ import asyncio
 import msgspec
 import pytest
 
-from clover.control.triggers import Triggers
-from clover.types import Reading
 from tests.support.control_fixture import Rig, cpu
 
 
@@ -93,14 +91,3 @@ def test_a_margin_that_the_operator_gave_stays() -> None:
         assert rig.last["plan"]["prediction"]["accuracy"] >= 91.0 - 0.005
 
     asyncio.run(story())
-
-
-def test_a_rate_that_was_too_much_is_not_held_on_to() -> None:
-    triggers, reading = Triggers(), Reading(g_per_kwh=100.0, at_s=0.0, provider="test")
-    triggers.planned(reading, 100.0)
-    assert triggers.held(95.0, 0.1) == 100.0  # a fall that is no reason to plan
-    assert triggers.held(95.0, 0.1, chance=2.0) == 100.0
-    assert triggers.held(95.0, 0.1, chance=1.0) == 95.0, "more was counted since, so that less room is needed"
-    assert triggers.held(101.0, 0.1, chance=1.0) == 101.0
-    triggers.planned(reading, 100.0, feasible=False)
-    assert triggers.held(95.0, 0.1) == 95.0
