@@ -323,7 +323,7 @@ class Controller:
         if not trigger:
             seen = Observation(
                 now_s=now_s,
-                g_per_kwh=family.triggers.known(context.grid.reading).g_per_kwh,
+                g_per_kwh=context.grid.reading.g_per_kwh,
                 rate=family.rate(config),
                 p95_ms=family.observed.get("p95_ms") if family.slo.late else None,
                 queue_rows=waiting(family.observed),

@@ -137,8 +137,7 @@ class Executor:
         action, more = await self._change(family, good, family.transition, {})
         reading = context.grid.reading
         if reading is not None:
-            intensity = family.triggers.known(reading)
-            family.triggers.planned(intensity, family.rate(context.config), family.missing)
+            family.triggers.planned(reading, family.rate(context.config), family.missing)
         family.triggers.again(until_s)
         family.watch = None
         detail = f"{why}; this configuration is left alone for {until_s - started_s:.0f} s"

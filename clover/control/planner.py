@@ -196,8 +196,7 @@ class Planner:
         if not request.dry_run:
             family.answered(context.grid.now())
             if reading is not None:
-                intensity = family.triggers.known(reading)
-                family.triggers.planned(intensity, family.rate(context.config), family.missing)
+                family.triggers.planned(reading, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "fault" if isinstance(error, PolicyFault) else "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))

@@ -10,9 +10,6 @@ An SLO that stays at risk is planned for ever more rarely: after the first plan 
 `FIRST_SPACING_S` (what clients see of a plan trails by most of that), then after four times as long each time, up to
 `LONGEST_SPACING_S`, so that an SLO that cannot be met makes at most ten plans an hour (`decided`).  Another outcome
 starts that anew; another reason to plan, or `MET_LOOKS` looks in a row that saw no risk, end it.
-
-A number that was only stated, as sources of the intensity are silent, is no reason, nor does a plan made for another
-reason follow it (`known`).
 """
 
 from __future__ import annotations
@@ -20,8 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-
-from msgspec import structs
 
 from clover.types import Reading
 
@@ -99,19 +94,6 @@ class Triggers:
         self._outcome = None
         self._spacing_s = 0.0
         self._spaced_until_s = -math.inf
-
-    def known(self, reading: Reading) -> Reading:
-        """Return the intensity to plan for while `reading` is in force.
-
-        Where all sources of the grid failed and a number that was only stated stands in, that of the last plan, with
-        all that is known of it but the state, which is that of now: the grid did not change because its sources are
-        silent."""
-        planned = self.planned_intensity
-        stated = reading.method == "stand-in" or (reading.method == "configured" and reading.state == "fallback")
-        if not stated or planned is None:
-            return reading
-        age_s = max(0.0, reading.at_s + reading.age_s - planned.at_s)
-        return structs.replace(planned, state=reading.state, age_s=age_s)
 
     def _moved(self, rate: float, rate_change: float) -> bool:
         moved = abs(rate - self.planned_rate)
