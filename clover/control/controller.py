@@ -52,7 +52,6 @@ from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
 from clover.control.sleep import spared_w
-from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
 from clover.control.terms import terms
 from clover.control.triggers import Observation
@@ -310,9 +309,6 @@ class Controller:
             pass  # it is logged once, with its traceback, and recorded as a decision
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
-        made = context.decisions.last(family.name)
-        if made is not None:
-            family.triggers.decided(trigger, made.plan.configuration if made.plan is not None else made.action, now_s)
 
     def _trigger(self, family: Family, now_s: float) -> str:
         """Return why to plan now, in words; empty if there is no reason."""
@@ -325,16 +321,10 @@ class Controller:
                 now_s=now_s,
                 g_per_kwh=context.grid.reading.g_per_kwh,
                 rate=family.rate(config),
-                p95_ms=family.observed.get("p95_ms") if family.slo.late else None,
-                queue_rows=waiting(family.observed),
                 missing=family.missing,
-                awaited=family.slo.pressure.acting,
             )
             trigger = family.triggers.check(
-                seen,
-                slo_ms=family.targets.slo_ms,
-                intensity_change=config.intensity_change,
-                rate_change=config.rate_change,
+                seen, intensity_change=config.intensity_change, rate_change=config.rate_change
             )
         if not trigger and policy in SPENDING and family.ledger.due(context.grid.now()):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on

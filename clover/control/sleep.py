@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import msgspec
 
 from clover.control.arrivals import deviation
-from clover.control.triggers import SLO_LOOKS
+from clover.control.slo import SLO_LOOKS
 from clover.planning.model.cores import cores_under, sleeping_row
 from clover.planning.search.power_states import ROOM
 from clover.types import Assignment, DeviceShape, ObjectiveConfig

@@ -24,9 +24,11 @@ from dataclasses import dataclass
 
 from clover.control.arrivals import WINDOW_S
 from clover.control.slo_windows import SloWindows
-from clover.control.triggers import LEAST_QUEUE, RISK
 from clover.types import Assignment, Plan, Routing
 
+RISK = "SLO at risk"
+LEAST_QUEUE = 16.0
+"""Rows: fewer that wait are no queue."""
 SURE_S = WINDOW_S
 STEPS = (1.15, 1.5)
 MOST = 3.0
@@ -71,8 +73,6 @@ class SloPressure:
     def __init__(self) -> None:
         self.factor = 1.0
         """By how much plans take services to be slower than profiled."""
-        self.acting = False
-        """Whether a miss that lasts will raise the factor, so that no plan need be made for it meanwhile."""
         self._runs: tuple[tuple[Assignment, ...], Routing | None] = ((), None)
         self._service_ms = math.nan
         self._changed_s = -math.inf
@@ -101,7 +101,6 @@ class SloPressure:
             self.factor = _worth(self.factor * self._service_ms / seen.service_ms)
             self._service_ms = seen.service_ms
         able = seen.promised and not seen.bound and seen.as_planned
-        self.acting = able and self.factor > 1.0 and not self.exhausted
         if not able or not seen.late:
             self._late_s = math.nan
             return self._eased(seen, windows) if closed and not seen.late and not seen.bound else ""

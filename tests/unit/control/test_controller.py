@@ -212,37 +212,6 @@ def test_the_design_rate_is_planned_for_at_least() -> None:
     drive(story)
 
 
-def test_a_late_p95_has_to_last() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        rig.fleet.figures["p95_ms"] = 40.0
-        await rig.look(looks=2)
-        rig.fleet.figures["p95_ms"] = 20.0
-        await rig.look()
-        rig.fleet.figures["p95_ms"] = 40.0
-        await rig.look(looks=2)
-        assert len(rig.actions) == 1
-        await rig.look()
-        assert rig.last["trigger"].startswith("SLO at risk: p95")
-        await rig.look(looks=2)
-        assert len(rig.actions) == 2
-
-    drive(story)
-
-
-def test_a_growing_queue_is_a_reason() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        for rows in (20, 40, 60, 80, 100):
-            rig.fleet.figures["queue_rows"] = rows
-            await rig.look()
-        assert "queue grows" in rig.last["trigger"]
-
-    drive(story)
-
-
 def test_a_worker_that_stays_away_leads_to_another_configuration() -> None:
     async def story() -> None:
         rig = Rig()
