@@ -95,7 +95,7 @@ def test_capacity_may_be_lost_if_to_stay_would_miss_more_rows(rate: float, withi
 def test_noise_is_no_reason_to_leave_what_serves_and_a_clear_gain_is_one(rig: Rig) -> None:
     state, here = planned(large=2)
     _, other = planned(small=2)
-    same_again = msgspec.structs.replace(other, prediction=here.prediction)
+    same_again = msgspec.structs.replace(other, prediction=here.prediction, feasible=True)
     stay = gate.within_noise(rig.family, same_again, here, state)
     assert stay == gate.Stay("2 x small@1c gains no more than noise of the intensity explains")
     prediction = msgspec.structs.replace(
