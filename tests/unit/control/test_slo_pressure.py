@@ -16,9 +16,8 @@ import pytest
 
 from clover.control.request import PlanRequest
 from clover.control.slo import ALARM_S
-from clover.control.slo_pressure import FIRST_HOLD_S, MOST, SloPressure, SloSight
+from clover.control.slo_pressure import FIRST_HOLD_S, MOST, RISK, SloPressure, SloSight
 from clover.control.slo_windows import SloWindows
-from clover.control.triggers import RISK
 from clover.control.troubles import troubles
 from clover.errors import PolicyFault
 from clover.planning.cascade.routed import predicted
@@ -216,6 +215,7 @@ def test_the_least_bad_plan_is_that_of_the_lowest_p95_at_the_floor() -> None:
         groups = [{"variant": g.variant, "profile": g.profile, "count": g.count} for g in slow.configuration]
         await rig.controller.command("apply", {"configuration": groups, "force": True}, "alice")
         assert fleet.p95_ms > 2.0 * plan.prediction.p95_ms
+        rig.family.triggers.again(rig.clock.now_s)
         await watched(rig, fleet, 30)
         assert rig.family.deployed is not None
         assert rig.family.deployed.configuration == plan.configuration
