@@ -3,7 +3,7 @@
     python -m bench.parking [--box a100-40gb] [--gpus 3] [--day-s 480] [--json FILE]
 
 A server with `--sleep park` and one with `--sleep off` serve the same Poisson arrivals of a diurnal load, a day in
-`--day-s` seconds; the controller's times (looks, dwell, rests) shrink alike, but not what a start takes.  Workers
+`--day-s` seconds; the controller's times (looks, rests) shrink alike, but not what a start takes.  Workers
 compute on the CPU at a slow pace, so that the machine keeps up.  Watts are means over the day, of the emulated boards'
 counters; a board draws 35 W more while a process holds it.
 
@@ -86,16 +86,15 @@ class Times(NamedTuple):
     """Seconds of the controller's settings."""
 
     interval_s: float
-    min_dwell_s: float
     verify_s: float
     sleep_after_s: float
 
 
 def times_of(day_s: float) -> Times:
     """Return the controller's times in a day of `day_s` seconds: as much shorter as the day is, but .2 s between two
-    looks and two changes, and a second to watch what is new, at least."""
+    looks, and a second to watch what is new, at least."""
     scale = day_s / DAY_S
-    return Times(max(0.2, 60.0 * scale), max(0.2, 60.0 * scale), max(1.0, 5.0 * scale), 300.0 * scale)
+    return Times(max(0.2, 60.0 * scale), max(1.0, 5.0 * scale), 300.0 * scale)
 
 
 class Took(NamedTuple):
@@ -216,7 +215,6 @@ class Day:
                 "awake_at_s": self._awake,
                 "late_part": self._late_answers / max(self._answers, 1),
                 "late_for_s": longest(self._late),
-                "start_s": family.change_cost.start_s,
                 "took": self._took(running)._asdict(),
                 "awake": sum(self._awake) / len(self._awake),
                 "changes": family.changes,
@@ -352,7 +350,6 @@ def simulated(
             accuracy_margin=0.0,
             waits=False,
             look_s=times.interval_s,
-            dwell_s=times.min_dwell_s,
             verify_s=times.verify_s,
             sleep_after_s=times.sleep_after_s,
             load_s=took.start_s if took else 0.0,
@@ -430,7 +427,6 @@ def figures_of(found: dict[str, Any]) -> dict[str, float]:
         "GPUs awake, simulated": simulated_["awake"],
         "late %": 100.0 * served["late_part"],
         "late for s": served["late_for_s"],
-        "a change takes s": served["start_s"],
         "a worker's start takes s": served["took"]["start_s"],
         "failed": served["failed"],
         "woken": served["woken"],

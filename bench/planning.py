@@ -224,7 +224,7 @@ async def applying(server: clover.Server, number: int) -> Stretch:
                 own.failed += 1
                 continue
             own.decisions.append(found)
-            await asyncio.sleep(2.0 * engine.config.controller.min_dwell_s)
+            await asyncio.sleep(1.0)
     return own
 
 
@@ -257,7 +257,6 @@ async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
         carbon=f"static:{STEPS[1]:g}",
         trace_speed=3000.0,  # a constant is read again every five minutes of grid time: ten times a second
         interval_s=0.2,
-        min_dwell_s=0.5,
         verify_s=0.5,
         energy_meter="modelled",
         log_level="error",

@@ -144,7 +144,7 @@ def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: P
     trace = folder / "slices.csv"
     stages = options.changes + 1
     write_trace(trace, stages)
-    timing = ["--trace-speed", str(3600 / options.stage_s), "--poll-s", "0.2", "--min-dwell-s", "0.5"]
+    timing = ["--trace-speed", str(3600 / options.stage_s), "--poll-s", "0.2"]
     timing += ["--verify-s", "0.5", "--interval-s", "0.2", "--capacity-floor", str(options.load)]
     with served([*shared, "--carbon", f"trace:{trace}", *timing], log=log) as server:
         watch = Watch(server, capacities(options.cache_dir))

@@ -258,7 +258,6 @@ def server_of(cache: Path, family: str, first: str, **more: Any) -> clover.Serve
         policy=f"static:{first}",
         accuracy_floor=1.0,
         slo_ms=1000.0,
-        min_dwell_s=0.0,
         log_level="error",
         profile="require",
         resident="off",  # each swap starts a process

@@ -258,7 +258,6 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     interval_s: Annotated[float, _help("seconds between two checks whether a new plan is due", gt=0)] = 1.0
     intensity_change: Annotated[float, _help("relative change of intensity that triggers a plan", ge=0)] = 0.05
     rate_change: Annotated[float, _help("relative change of the arrival rate that triggers a plan", ge=0)] = 0.25
-    min_dwell_s: Annotated[float, _help("least seconds between two changes of the configuration", ge=0)] = 5.0
     verify_s: Annotated[float, _help("seconds that a new plan is watched before it counts as good", ge=0)] = 5.0
     max_utilisation: Annotated[float, _help("highest utilisation that plans give any worker", gt=0, lt=1)] = 0.85
     cascade: (
@@ -300,15 +299,8 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 0.0
     allow_capacity_loss: Annotated[
-        bool, _help("make a change even if it cannot keep that capacity, or the SLO, on the way")
+        bool, _help("make a change even if it cannot keep that capacity on the way")
     ] = False
-    swing_shares: Annotated[
-        bool,
-        _help(
-            "while one meter does not tell the joules of its variants apart, swing their shares of the rows around the "
-            "plan's, by half at most"
-        ),
-    ] = True
     sleep_after_s: Annotated[
         float,
         _help(

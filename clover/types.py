@@ -560,14 +560,12 @@ class MeteredWindow(Record, frozen=True, kw_only=True):
     uncorrected, expects of what they computed, by (variant, profile of the slice).
 
     `shared`: the meter is of all that runs on the device, of which others than those in `expected_j` may have ended no
-    batch in this window; else it is of the one in `expected_j`.  `follows`: the family had the meter to itself since
-    the window before it."""
+    batch in this window; else it is of the one in `expected_j`."""
 
     device: str
     joules: float
     expected_j: dict[tuple[str, str], float]
     shared: bool
-    follows: bool = True
 
 
 class WorkReport(Record, frozen=True, kw_only=True):
@@ -758,9 +756,7 @@ class State(Record, frozen=True, kw_only=True):
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
-    `trust`: the part of the rows to come that a budget may count on, by how good forecasts were; `online`: the budget
-    is spent by what was served alone, without the forecast (`planning.budget.online`).
-    `switch_s`: seconds that starting workers takes; `holds_s`: seconds that a configuration is expected to last.
+    `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.online`).
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
     `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).
@@ -785,10 +781,7 @@ class State(Record, frozen=True, kw_only=True):
     served_rows: float = 0.0
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
-    trust: float = 0.9
     online: bool = False
-    switch_s: float = 5.0
-    holds_s: float = 3600.0
     resident: int = 1
     resident_bytes: dict[str, int] = {}
     apart: tuple[tuple[str, str, str], ...] = ()
@@ -823,9 +816,6 @@ class Plan(Record, frozen=True, kw_only=True):
 
     `permitted` is what its workers permit besides at this rate, from the most frugal to the most accurate: every stage
     below the utilisation limit, p95 within the SLO, accuracy above the floor.  Empty where that was not asked for.
-
-    `keeping` is what the workers that run and the routing in force are predicted to do in the same state (null if
-    nothing runs), and `worse_than_keeping` whether the plan is predicted to be worse than that, feasibility first.
     """
 
     family: str
@@ -843,8 +833,6 @@ class Plan(Record, frozen=True, kw_only=True):
     evaluated: int = 0
     seconds: float = 0.0
     permitted: tuple[Permitted, ...] = ()
-    keeping: Candidate | None = None
-    worse_than_keeping: bool = False
 
     @property
     def awake(self) -> tuple[str, ...]:

@@ -36,8 +36,6 @@ class ProfileFeedback:
         self._factors: dict[str, Factors] = {}
         self._unclaimed: dict[str, dict[WorkerMeter | None, Joules]] = {}
         """Of the latest windows, in which no batch ended, of each worker by device; None: of all on the device."""
-        self._alone: dict[str, str] = {}
-        """The family that alone worked on a device with one meter in the latest window in which anybody did."""
 
     def attach(self, meter: WorkerMeter) -> None:
         """Give the meter of a new worker what was learned of workers like it."""
@@ -45,8 +43,6 @@ class ProfileFeedback:
 
     def note(self, device: str, closed: ClosedWindow) -> None:
         """Keep what a window of `device` says of profiles."""
-        if not closed.learnable:
-            self._alone.pop(device, None)  # the meter began anew: a window is missing
         before, unclaimed = self._unclaimed.pop(device, {}), dict[WorkerMeter | None, Joules]()
         parts: dict[tuple[str, tuple[str, str]], tuple[float, float]] = {}
         for joules, expected, shared, reach_s in closed.learnable:
@@ -69,17 +65,14 @@ class ProfileFeedback:
 
     def _note_shared(self, device: str, joules: float, expected: Parts) -> None:
         families = {meter.family for meter, expected_j in expected if expected_j > 0.0}
-        alone = self._alone.pop(device, None)
         if len(families) != 1:
             return  # of several families on one meter
-        family = self._alone[device] = families.pop()
         sums: dict[tuple[str, str], float] = {}
         for meter, expected_j in expected:
             if expected_j > 0.0:
                 of = meter.variant, meter.shape
                 sums[of] = sums.get(of, 0.0) + expected_j
-        follows = alone == family
-        self._keep(family, MeteredWindow(device=device, joules=joules, expected_j=sums, shared=True, follows=follows))
+        self._keep(families.pop(), MeteredWindow(device=device, joules=joules, expected_j=sums, shared=True))
 
     def _keep(self, family: str, window: MeteredWindow) -> None:
         self._windows.setdefault(family, deque(maxlen=_KEPT)).append(window)

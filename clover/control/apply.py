@@ -26,11 +26,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from clover.control.interim import NOWHERE, OfferedLoad, interim
+from clover.control.interim import NOWHERE, interim
 from clover.control.memory_troubles import FailedStart
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
-from clover.planning.transition.layout import slices
+from clover.planning.transition.layout import Capacity, slices
 from clover.planning.transition.memory import MemoryAware
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
@@ -130,7 +130,7 @@ class Applier:
     def __init__(self, family: str, fleet: Fleet, instances: SharedInstances) -> None:
         self.progress: dict[str, object] | None = None
         self.way_back: WayBack = straight_back
-        self._offered: OfferedLoad | None = None
+        self._capacity: Capacity = slices
         self._on_the_way: Mapping[Configuration, Routing] = {}
         self._family = family
         self._fleet = fleet
@@ -152,15 +152,15 @@ class Applier:
         before: Sequence[Assignment],
         routing_before: Routing = NOWHERE,
         routing: Routing,
-        offered: OfferedLoad | None = None,
+        capacity: Capacity = slices,
         on_the_way: Mapping[Configuration, Routing] | None = None,
     ) -> tuple[str, ...]:
         """Carry out every step; the last route gives exactly `routing`, those before it a mix of both.  Return what
         went wrong without doing harm.  ApplyError if a step fails, after the deployment `before` was restored as far as
         possible.  In between, workers get rows as `on_the_way` has it for their configuration; else shares are a mix of
-        both routings within what is `offered`, by whose capacities the way back is staggered."""
+        both routings.  The way back is staggered by the `capacity` of workers."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
-        self._offered, self._on_the_way = offered, on_the_way or {}
+        self._capacity, self._on_the_way = capacity, on_the_way or {}
         self._stuck.clear()
         notes: list[str] = []
         try:
@@ -230,7 +230,7 @@ class Applier:
     def _meanwhile(self, routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
         """Return how rows go to `routed` until more of them are ready."""
         known = self._on_the_way.get(configuration_of(tuple(routed)))
-        return known if known is not None else interim(routed, routing, before, self._offered)
+        return known if known is not None else interim(routed, routing, before)
 
     async def _at_once(self, steps: Sequence[Step], routing: Routing) -> list[_Failure]:
         """Carry out all of `steps` at once; return those that failed."""
@@ -296,7 +296,6 @@ class Applier:
 
     async def _restore(self, before: Sequence[Assignment], routing: Routing) -> tuple[bool, str]:
         """Restore the deployment `before`; return whether that worked, and what to say of it."""
-        capacity = self._offered.capacity if self._offered is not None else slices
         wanted = {item.placement.id for item in before}
         trouble = await self._try(
             Step(kind="create", placement=place) for key, place in list(self._stuck.items()) if key in wanted
@@ -311,7 +310,7 @@ class Applier:
         goal = possible(before, shapes, self._workers)
         back = self.way_back(self._workers, goal, shapes)
         there = {shape.device for shape in shapes if shape.layouts}
-        now = served((item for item in self._routed if item.placement.device in there), capacity)
+        now = served((item for item in self._routed if item.placement.device in there), self._capacity)
         if len(goal) == len(before) or back.lowest_capacity >= now:
             steps = [step for step in back.steps if step.kind != "create" or not self._stands(step.placement)]
             notes: list[str] = []

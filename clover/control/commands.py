@@ -4,7 +4,7 @@
     base    {model}                            pin BASE
     freeze  {on, model?}                       hold everything as it is, or let go
     plan    {model, configuration?, ...}       what would be done: the plan and the steps; changes nothing
-    apply   {model, configuration?, ..., force?}       plan and apply now, without waiting for dwell or back-off
+    apply   {model, configuration?, ..., force?}       plan and apply now, without waiting for a back-off
     guard   {reset: true, model?}              watch answers anew, with the plan's own thresholds and cascade
     set     {model?, accuracy_floor?, slo_ms?, lambda?, objective?, mode?, force?}   change targets, then plan
 

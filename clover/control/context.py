@@ -135,7 +135,7 @@ class Context:
     async def conditions(self, family: Family) -> Conditions:
         """Return what a plan of a family is made under now."""
         return Conditions(
-            reading=family.triggers.known(self.grid.reading or await self.grid.read()),
+            reading=self.grid.reading or await self.grid.read(),
             grid_s=self.grid.now(),
             devices=self.devices_of(family.name),
             share=self.share_of(family),

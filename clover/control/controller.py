@@ -2,10 +2,10 @@
 
 Every `interval_s` it looks at each family (`triggers` says what counts as a reason).  For a reason the state goes to
 the policy in the solver process and a plan comes back (`planner`).  Routing is the fast knob: a plan of the
-configuration that runs is applied at once.  Configuration is the slow one: it changes at most every `min_dwell_s`,
-never to a configuration that was rolled back lately, and never with a loss of capacity unless allowed (`gate`).  If it
-may not change, the workers that run stay, routed as well as they can be, and it is tried again when the hold ends.  A
-new deployment is verified (`verification`), and rolled back and backed off (60 s, doubling) if it is bad (`executor`).
+configuration that runs is applied at once.  Configuration is the slow one: it changes never to a configuration that was
+rolled back lately, and never with a loss of capacity unless allowed (`gate`).  If it may not change, the workers that
+run stay, routed as well as they can be, and it is tried again when the hold ends.  A new deployment is verified
+(`verification`), and rolled back and backed off (60 s, doubling) if it is bad (`executor`).
 
 Devices come first (`device_watch`): workers on a GPU that is lost are given up at once; then, as the mode allows, a
 plan is made for what is left, and another one when the GPU is back or a slot cannot be used any more.  A family that
@@ -38,7 +38,6 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.arrivals import WINDOW_S
 from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
@@ -48,15 +47,12 @@ from clover.control.device_watch import DeviceWatch
 from clover.control.executor import Executor
 from clover.control.family import Family
 from clover.control.learner import Learner
-from clover.control.ledger import THRESHOLDS_S
 from clover.control.ledger_files import LedgerFiles
 from clover.control.planner import Planner, Solver
 from clover.control.report import report
 from clover.control.request import PlanRequest
 from clover.control.sleep import spared_w
-from clover.control.slo import waiting
 from clover.control.slo_watch import watch_slo
-from clover.control.swinger import Swinger
 from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
@@ -65,7 +61,6 @@ from clover.control_time import control_task
 from clover.errors import CloverError, PolicyFault, StartError, Unavailable
 from clover.hints import named_wait
 from clover.interfaces import Device, Fleet
-from clover.planning.budget.forecast import HOUR_S
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
 from clover.runtime.guard.guard import ALARM_LEVELS
@@ -102,7 +97,6 @@ class Controller:
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self.learner = Learner(self.context, wall=clocks.wall)
-        self.swinger = Swinger(self.context)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
@@ -192,7 +186,6 @@ class Controller:
         try:
             await self.deploy(family.name)
         except BaseException:
-            self.swinger.forget(family.name)
             del self.context.families[family.name]
             raise
 
@@ -200,7 +193,6 @@ class Controller:
         """Drain all workers of a family, unmake its instances and forget it."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
-            self.swinger.forget(name)
             if family is not None:
                 await self.learner.finish([family])
                 await self.ledger_files.close([family], self.context.grid.now())
@@ -219,7 +211,6 @@ class Controller:
         self.ledger_files.release()
         await self.shadows.stop()
         await self.core_need.stop()
-        await self.swinger.stop()
         await self.learner.finish(self.context.families.values())
         await self._solver.close()
 
@@ -282,14 +273,12 @@ class Controller:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        assert context.grid.reading is not None
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s, context.grid.reading.g_per_kwh)
+        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
         now_s = context.monotonic()
         self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
         family.demand.look(now_s, family.fleet.demanded())
-        self.swinger.look(family)
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -305,7 +294,7 @@ class Controller:
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
         devices = context.devices_of(family.name)
-        if family.sleep.look(_late(family, now_s), devices, family.desired, now_s):
+        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)
@@ -320,9 +309,6 @@ class Controller:
             pass  # it is logged once, with its traceback, and recorded as a decision
         except CloverError as error:
             log.warning("%s: %s: %s", family.name, trigger, error)
-        made = context.decisions.last(family.name)
-        if made is not None:
-            family.triggers.decided(trigger, made.plan.configuration if made.plan is not None else made.action, now_s)
 
     def _trigger(self, family: Family, now_s: float) -> str:
         """Return why to plan now, in words; empty if there is no reason."""
@@ -333,21 +319,14 @@ class Controller:
         if not trigger:
             seen = Observation(
                 now_s=now_s,
-                g_per_kwh=family.triggers.known(context.grid.reading).g_per_kwh,
+                g_per_kwh=context.grid.reading.g_per_kwh,
                 rate=family.rate(config),
-                p95_ms=family.observed.get("p95_ms") if family.slo.late else None,
-                queue_rows=waiting(family.observed),
                 missing=family.missing,
-                awaited=family.slo.pressure.acting,
             )
             trigger = family.triggers.check(
-                seen,
-                slo_ms=family.targets.slo_ms,
-                intensity_change=config.intensity_change,
-                rate_change=config.rate_change,
+                seen, intensity_change=config.intensity_change, rate_change=config.rate_change
             )
-        step_s = THRESHOLDS_S if family.cascades(config) else HOUR_S
-        if not trigger and policy in SPENDING and family.ledger.due(context.grid.now(), step_s):
+        if not trigger and policy in SPENDING and family.ledger.due(context.grid.now()):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         return trigger or family.learned.trigger(now_s)
 
@@ -406,11 +385,6 @@ def watch_waits(family: Family, now_s: float) -> str:
         routing=family.deployed.routing if family.deployed is not None else None,
         p95_ms=family.observed.get("p95_ms"),
         slo_ms=family.targets.slo_ms,
-        late=_late(family, now_s),
+        late=family.slo.late,
     )
     return family.waiting.look(sight)
-
-
-def _late(family: Family, now_s: float) -> bool:
-    """Return whether rows are late by what the plan has them do: for a window after shares moved that is not known."""
-    return family.slo.late and now_s >= family.slo.pressure.shares_moved_s + WINDOW_S

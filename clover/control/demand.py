@@ -7,8 +7,8 @@ asked for before and one that is asked for no more; a lower rate is not.
 
 **Declined variants.**  A variant for which no plan could be made, or whose worker did not start, is declined for
 `RETRY_S`: rows that need it are refused at once, and plans are made without regard to them.  So clients who change what
-they ask for cause at most one plan a variant in that time.  If a plan has the worker, and the dwell time or the
-capacity floor holds it back, rows wait until their deadline.
+they ask for cause at most one plan a variant in that time.  If a plan has the worker, and the capacity
+floor holds it back, rows wait until their deadline.
 
 Either may last.  Once a variant could not be had for `LASTING_S` while rows asked for it, those that are refused are no
 longer told when to come back: a client that does as it is told would ask without end.  Plans are made for it as before.

@@ -58,7 +58,6 @@ class DeviceWatch:
             news += [f"{device} is assigned to {names} now" for device, names in owners.items()]
             if news:
                 family.news = "; ".join(dict.fromkeys(filter(None, (family.news, *news))))
-                family.dwell_until_s = min(family.dwell_until_s, context.monotonic())
             family.good = still_possible(family.good, tuple(shapes.values()))
             if family.good is not None and pool.outside(name, (item.placement for item in family.good.deployment)):
                 family.good = None

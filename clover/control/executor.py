@@ -17,7 +17,7 @@ from clover.control.apply import ApplyError
 from clover.control.context import Context
 from clover.control.family import DeployedPlan, Family, Watch
 from clover.control.gate import below_floor, rerouted, same
-from clover.control.interim import NOWHERE, OfferedLoad, interim
+from clover.control.interim import NOWHERE, interim
 from clover.control.parked import parking_words
 from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
@@ -137,8 +137,7 @@ class Executor:
         action, more = await self._change(family, good, family.transition, {})
         reading = context.grid.reading
         if reading is not None:
-            intensity = family.triggers.known(reading)
-            family.triggers.planned(intensity, family.rate(context.config), family.missing)
+            family.triggers.planned(reading, family.rate(context.config), family.missing)
         family.triggers.again(until_s)
         family.watch = None
         detail = f"{why}; this configuration is left alone for {until_s - started_s:.0f} s"
@@ -157,13 +156,12 @@ class Executor:
         before = family.desired
         left = tuple(item for item in before if item.placement.device not in devices)
         if deployed is not None:
-            routing = interim(left, deployed.routing, deployed.routing, self._offered(family))
+            routing = interim(left, deployed.routing, deployed.routing)
             if left:
                 family.fleet.route(left, routing)
             family.deployed = DeployedPlan(left, routing, deployed.plan) if left else None
         await family.applier.forget(devices, reason)
         family.good = family.watch = None
-        family.dwell_until_s = started_s
         family.transition = None
         if deployed is not None and not left:
             family.triggers.again(started_s)
@@ -173,11 +171,6 @@ class Executor:
             plan=deployed.plan if deployed is not None else None,
         )
         return record(context, family, PlanRequest(trigger=reason), started_s, result)
-
-    def _offered(self, family: Family) -> OfferedLoad:
-        """Return what the family's workers have to serve now."""
-        context = self._context
-        return OfferedLoad(family.rate(context.config), family.capacity(context.share_of(family)), family.reach)
 
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
@@ -203,8 +196,6 @@ class Executor:
     ) -> tuple[str, str]:
         """Carry out `transition`; return the action for the record, and what went wrong."""
         context, deployed = self._context, family.deployed
-        began_s = context.monotonic()
-        self._still_shares(began_s)
         family.applier.way_back = partial(self._steps, family)
         try:
             notes = await family.applier.run(
@@ -212,13 +203,12 @@ class Executor:
                 before=family.desired,
                 routing_before=deployed.routing if deployed is not None else NOWHERE,
                 routing=target.routing,
-                offered=self._offered(family),
+                capacity=family.capacity(context.share_of(family)),
                 on_the_way=on_the_way,
             )
         except ApplyError as error:
             now_s = context.monotonic()
             family.triggers.again(family.back_off(target.configuration, now_s))
-            family.dwell_until_s = now_s + context.config.min_dwell_s
             if not error.restored:
                 self._take_stock(family)
             follows = [family.memory_troubles.note(failed, target.deployment) for failed in error.starts]
@@ -230,18 +220,9 @@ class Executor:
         family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
         notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
-        family.change_cost.changed(transition, began_s, context.monotonic())
         family.changes += 1
         context.count_parked()
-        family.dwell_until_s = context.monotonic() + context.config.min_dwell_s
         return "applied", "; ".join(notes)
-
-    def _still_shares(self, now_s: float) -> None:
-        """Route the rows of all families by plan: no look moves shares on, or back, until the transition is over."""
-        for family in self._context.families.values():
-            if family.swings.drop(now_s) and family.deployed is not None:
-                family.fleet.route(family.deployed.deployment, family.deployed.routing)
-                family.slo.pressure.shares_moved(now_s)
 
     async def _adopt_instances(self, deployment: tuple[Assignment, ...]) -> None:
         """Take over the instances of an earlier run that `deployment` needs, and remove the rest: before the first

@@ -16,13 +16,11 @@ from clover.control.accuracy_sample import AccuracySample
 from clover.control.apply import Applier, SharedInstances
 from clover.control.arrivals import WINDOW_S, ArrivalRate
 from clover.control.capacity import FloorCapacity
-from clover.control.change_cost import ChangeCost, step_seconds
 from clover.control.demand import DemandMemory
 from clover.control.learning import Learning
 from clover.control.ledger import Ledger
 from clover.control.memory_troubles import MemoryTroubles
 from clover.control.request import ClusterOrder, Pin, PlanRequest, Targets
-from clover.control.share_swings import ShareSwings
 from clover.control.sleep import SleepKeeper
 from clover.control.slo import SloKeeper
 from clover.control.triggers import Triggers
@@ -32,7 +30,7 @@ from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.planning.transition.memory import MemoryAware, MemoryNeeds, SliceMemory
-from clover.planning.transition.stages import StepSeconds
+from clover.planning.transition.stages import StepSeconds, typical_spawn_s
 from clover.policies import BUDGETED
 from clover.profiles import default_slo_ms, default_slo_source
 from clover.runtime.guard.guard import CASCADE_OFF, OK
@@ -125,7 +123,6 @@ class Family:
         self.name = config.name or spec.name
         self.profile = profile
         self.learned = Learning(self.name, profile)
-        self.swings = ShareSwings()
         self.fleet = fleet
         self.config = config
         self.targets = default_targets(profile, config, controller)
@@ -148,9 +145,7 @@ class Family:
         self.deployed: DeployedPlan | None = None
         self.good: DeployedPlan | None = None
         self.watch: Watch | None = None
-        self.dwell_until_s = 0.0
         self.sleep = SleepKeeper(controller.sleep_after_s)
-        self.change_cost = ChangeCost()
         self.floor_capacity = FloorCapacity()
         self.memory_troubles = MemoryTroubles(self.name)
         self._memory = SliceMemory(needs=MemoryNeeds(profile))
@@ -308,18 +303,16 @@ class Family:
             reading = Reading(
                 g_per_kwh=request.g_per_kwh, at_s=conditions.grid_s, provider="operator", method="configured"
             )
-        rate = request.rate
-        if rate is None:
-            rate = self.triggers.held(self.rate(config), config.rate_change, self.arrivals.chance())
+        rate = self.rate(config) if request.rate is None else request.rate
         held = request.pin or self.pin
         policy = held.policy if held is not None else self.planned_by(config)
         budgeted = policy in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
         objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
         free = held is not None and not held.policy  # a configuration that is given says what it takes
-        objective = self.sleep.objective(
-            objective, conditions.devices, self.looked_s, self.change_cost.start_s, free=free
-        )
+        seconds = self.step_seconds(conditions.devices, self.desired)
+        start_s = max(map(seconds.spawn, self.desired), default=0.0)
+        objective = self.sleep.objective(objective, conditions.devices, self.looked_s, start_s, free=free)
         return State(
             family=self.name,
             grid_s=conditions.grid_s,
@@ -342,9 +335,6 @@ class Family:
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
             online=policy == "budget:online",
-            trust=self.ledger.errors.trust,
-            switch_s=self.change_cost.start_s,
-            holds_s=self.change_cost.holds_s(self.looked_s),
             resident=self.config.most_resident(len(self.spec.variants)),
             resident_bytes=conditions.resident_bytes,
             apart=self.apart(conditions.devices),
@@ -385,16 +375,12 @@ class Family:
         """Return the policy that it is planned by without a pin: its cluster's, or the configured one."""
         return self.order.policy if self.order is not None else config.policy
 
-    def without_margins(self, state: State, config: ControllerConfig) -> tuple[State, State]:
-        """Return `state` without its margins against chance: first without the one above the accuracy floor, unless the
-        operator wants one, then also with the rate that was counted.  A miss of the floor by chance evens out over
-        hours, one of the SLO does not."""
-        objective = state.objective
-        if self.sample.configured is None:
-            objective = structs.replace(objective, accuracy_margin=0.0)
-        counted = max(self.arrivals.counted(), self._design_rate(config), LEAST_RATE)
-        first = structs.replace(state, objective=objective)
-        return first, structs.replace(first, arrival_rate=min(state.arrival_rate, counted))
+    def without_margin(self, state: State) -> State:
+        """Return `state` without its margin above the accuracy floor, unless the operator wants one: a miss of the
+        floor by chance evens out over hours."""
+        if self.sample.configured is not None:
+            return state
+        return structs.replace(state, objective=structs.replace(state.objective, accuracy_margin=0.0))
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
         """Return a function from a worker to the rows a second it serves, by `corrected`; 0 for one that was never
@@ -431,8 +417,17 @@ class Family:
         return tuple(sorted(found))
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
-        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`."""
-        return step_seconds(self.fleet, shapes, workers)
+        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as its
+        workers took so far if the fleet knows, else as such a device lets expect."""
+        by_name = {shape.device: shape for shape in shapes}
+        kinds = {(item.placement.device, item.backend) for item in workers}
+        typical = {(device, backend): typical_spawn_s(by_name.get(device), backend) for device, backend in kinds}
+        if not isinstance(self.fleet, MemoryAware):
+            return StepSeconds(typical=typical)
+        spawns, drain_s = dict(self.fleet.start_seconds()), self.fleet.drain_seconds()
+        if drain_s is None:
+            return StepSeconds(spawns=spawns, typical=typical)
+        return StepSeconds(spawns=spawns, typical=typical, drain_s=drain_s, drained=True)
 
     def reach(self, routing: Routing) -> tuple[float, ...]:
         """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""

@@ -5,48 +5,25 @@ Every question is a pure function of what is known: None says that the plan may 
 (`clover.control.planner` asks them, and finds the plan that is taken instead):
 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
-    within_noise    what runs is as good within the noise of the intensity, or the change would cost more than it saves
-    dwelling        the configuration changed less than `min_dwell_s` ago
+    within_noise    what runs meets the targets, and the plan does not or gains no more than noise of the intensity
+                    explains
     below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
                     worse)
-    late_on_the_way it cannot be reached without missing the targets meanwhile, and the workers that run meet them
-    breaks_limits   it does not meet the targets, and the workers that run do
-
-`unless_worse` comes last: is the plan predicted to be better than keeping workers and routing as they are?
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clover.control.apply import possible
 from clover.control.family import DeployedPlan, Family
 from clover.control.recording import words
 from clover.errors import PlanError
-from clover.planning.budget.keeping import kept_plan
-from clover.planning.cascade.permitted import moving_j
-from clover.planning.model.objective import MARGIN, objective_of
-from clover.planning.model.problem import problem_of, services_of
-from clover.planning.search.power_states import in_use_first
-from clover.planning.transition.stages import served
-from clover.types import (
-    Candidate,
-    Configuration,
-    DeviceShape,
-    GroupCount,
-    Plan,
-    Routing,
-    State,
-    Transition,
-    configuration_of,
-)
+from clover.planning.model.objective import objective_of
+from clover.types import DeviceShape, Plan, Routing, State, Transition
 
-_WAYS = 8
-"""Choices of GPUs to park, of each number of them, that are looked at."""
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
 _LATE = 0.05
@@ -70,54 +47,22 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
     return Stay(reason, family.backoffs[plan.configuration].until_s)
 
 
-def within_noise(family: Family, plan: Plan, here: Plan, state: State, lost_capacity: float = 0.0) -> Stay | None:
-    """Judge whether `here`, the plan of the workers that run, still serves and `plan` saves no more than the change to
-    it costs, which makes `lost_capacity` (a part) be missing meanwhile.
+def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay | None:
+    """Judge whether `here`, the plan of the workers that run, still serves, and `plan` does not or gains no more than
+    noise explains.
 
     What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
     """
     if not here.feasible or not same(here, family.deployed):
         return None
-    if plan.feasible:
-        objective = objective_of(state)
-        predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
-        best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
-        cost_j = change_j(plan, here, state, lost_capacity)
-        if objective.worth_leaving(here.prediction, best, cost_j):
-            return None
-        if objective.worth_leaving(here.prediction, best, MARGIN * objective.base_energy_j):
-            return Stay(
-                f"{words(plan.configuration)} saves less than changing to it costs: {cost_j:.3g} J a row over the "
-                f"{state.holds_s:.0f} s that it is expected to last"
-            )
-    return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
-
-
-def change_j(plan: Plan, here: Plan, state: State, lost_capacity: float) -> float:
-    """Return joules a row that the change from `here` to `plan` costs over the time that it is expected to last: for
-    the workers to start, and those to start again when it ends, for rows that come while capacity is missing (BASE's
-    joules each), and a margin.
-
-    A change of routing alone costs nothing and is never asked about."""
-    problem = problem_of(state)
-    ways = ((here.configuration, plan.configuration), (plan.configuration, here.configuration))
-    starting_j = sum(moving_j(problem, before, after, state.switch_s) for before, after in ways)
-    at_risk = lost_capacity * min(1.0, state.switch_s / state.holds_s)  # the part of the rows
-    return starting_j / (problem.rate * state.holds_s) + (MARGIN + at_risk) * problem.base_energy_j
-
-
-def dwelling(family: Family, plan: Plan, now_s: float) -> Stay | None:
-    """Judge whether the configuration changed too short a time ago.  To wake a GPU is never put off."""
-    if now_s >= family.dwell_until_s or wakes(family, plan):
+    if not plan.feasible:
+        return Stay(f"{words(plan.configuration)} would not keep the limits")
+    objective = objective_of(state)
+    predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
+    best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
+    if objective.worth_leaving(here.prediction, best):
         return None
-    reason = f"{words(plan.configuration)} waits {family.dwell_until_s - now_s:.1f} s for the dwell time"
-    return Stay(reason, family.dwell_until_s)
-
-
-def wakes(family: Family, plan: Plan) -> bool:
-    """Return whether `plan`, which may leave GPUs parked, is feasible and has workers on more GPUs than now."""
-    now, then = ({item.placement.device for item in items} for items in (family.desired, plan.deployment))
-    return plan.feasible and bool(now) and len(then) > len(now)
+    return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
@@ -131,17 +76,6 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
         f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
         f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
         "allows it"
-    )
-
-
-def late_on_the_way(plan: Plan, late_s: float, here: Plan | None, allowed: bool) -> Stay | None:
-    """Judge whether the targets would be missed for `late_s` seconds on the best way to `plan`, although `here`, the
-    plan of the workers that run, meets them; `allowed` by the configuration it may."""
-    if late_s <= 0.0 or allowed or here is None or not here.feasible:
-        return None
-    return Stay(
-        f"{words(plan.configuration)} could only be reached with the targets missed for about {late_s:.1f} s on the "
-        "way, which what runs meets; controller.allow_capacity_loss allows it"
     )
 
 
@@ -159,88 +93,6 @@ def pays_for_loss(
     missed_by_staying = (max(0.0, rate - capacity) + late) * within_s
     missed_on_the_way = max(0.0, rate - transition.lowest_capacity) * transition.loses_s
     return missed_on_the_way < missed_by_staying
-
-
-def breaks_limits(plan: Plan, here: Plan | None) -> Stay | None:
-    """Judge whether `plan` does not meet the targets although `here`, the plan of the workers that run, does."""
-    if plan.feasible or here is None or not here.feasible:
-        return None
-    return Stay(f"{words(plan.configuration)} would not keep the limits")
-
-
-def clearly_better(found: Plan | Candidate, here: Plan, margin: float) -> bool:
-    """Return whether `found` serves, and `here`, the plan of the workers that run, does not or scores less by more than
-    `margin`."""
-    return found.feasible and (not here.feasible or found.score > here.score + margin)
-
-
-def alternatives(family: Family, plan: Plan, here: Plan, margin: float, now_s: float) -> Iterator[Candidate]:
-    """Yield the candidates of `plan` that may be taken in its place, best first: each clearly better than the workers
-    that run, and not backed off."""
-    running = family.deployed.configuration if family.deployed is not None else ()
-    for other in plan.candidates:
-        known = other.configuration in (plan.configuration, running)
-        if not known and clearly_better(other, here, margin) and not family.backed_off(other.configuration, now_s):
-            yield other
-
-
-def swaps(family: Family, now_s: float) -> Iterator[Configuration]:
-    """Yield configurations that differ from what runs in variants alone, the fewest swaps first (in doubling numbers),
-    towards the variant that serves most rows, and that are not backed off.  Instances stay, and a worker loads beside
-    the one that it replaces if memory allows: no capacity is lost on the way then."""
-    running = family.deployed.configuration if family.deployed is not None else ()
-    services = services_of(family.corrected)
-    found: dict[Configuration, int] = {}
-    for group in running:
-        if group.beside:  # its other variants get more rows without a swap
-            continue
-        others = [
-            (service.capacity(), variant)
-            for (variant, profile), service in services.items()
-            if profile == group.profile and variant != group.variant
-        ]
-        counts = sorted({min(2**power, group.count) for power in range(group.count.bit_length() + 1)})
-        for _, variant in sorted(others, reverse=True):
-            for count in counts:
-                swapped = Counter({(item.variant, item.profile, item.beside): item.count for item in running})
-                swapped[group.variant, group.profile, ()] -= count
-                swapped[variant, group.profile, ()] += count
-                found.setdefault(_configuration(swapped), count)
-    usable = [configuration for configuration in found if not family.backed_off(configuration, now_s)]
-    yield from sorted(usable, key=lambda configuration: found[configuration])
-
-
-def parks(family: Family, state: State, share: float) -> Iterator[Configuration]:
-    """Yield what runs without the workers of some GPUs, fewest awake first, as far as the others serve the rate with
-    the room that the load's gusts need.  No instance is made for it, so that no capacity is lost on the way.
-
-    Nothing if GPUs may not be parked."""
-    objective, capacity = state.objective, family.capacity(share)
-    if objective.spared_w is None:
-        return
-    here = in_use_first([shape for shape in state.devices if shape.device in family.devices], family.desired)
-    for number in range(max(objective.least_awake, 1), len(here)):
-        for awake in itertools.islice(itertools.combinations([shape.device for shape in here], number), _WAYS):
-            left = tuple(item for item in family.desired if item.placement.device in awake)
-            if objective.max_utilisation * served(left, capacity) >= objective.sleep_room * state.arrival_rate:
-                yield configuration_of(left)
-
-
-def _configuration(counts: Counter[tuple[str, str, tuple[str, ...]]]) -> Configuration:
-    return tuple(
-        GroupCount(variant=variant, profile=profile, beside=beside, count=count)
-        for (variant, profile, beside), count in sorted(counts.items())
-        if count > 0
-    )
-
-
-def unless_worse(plan: Plan, family: Family) -> Plan:
-    """Return `plan`, or the plan of keeping everything as it is if that is predicted to be better.  What an operator
-    pinned is brought all the same; how its rows are routed is compared."""
-    if not plan.worse_than_keeping or (family.pin is not None and not same(plan, family.deployed)):
-        return plan
-    assert plan.keeping is not None
-    return kept_plan(plan, plan.keeping, family.desired)
 
 
 def checked(plan: Plan, family: Family, slo_ms: float) -> None:

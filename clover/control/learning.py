@@ -7,10 +7,9 @@ that are that much slower; a batch that takes longer than profiled, but no longe
 
 The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
 `FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
-solved are remembered by profile, and those of a budget take seconds to be solved anew.  While shares swing to tell
-joules apart (`clover.control.share_swings`) they follow every `FIRST_REST_S`, and once more, to within `SETTLED`, as
-the swings end.  One that moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last
-such plan at the earliest: a variant that is new there shows only then what it takes.
+solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
+`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that is
+new there shows only then what it takes.
 
 What HTTP adds to a p95 is learned as well (`control.front_correction`), of servers that have it: the same limits hold
 of what that makes of a p95.
@@ -31,7 +30,7 @@ import msgspec
 
 from clover.control.front_correction import FrontCorrection, SavedFront
 from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
-from clover.planning.model.metered import EnergyEvidence, MixedVariant, SavedEnergy
+from clover.planning.model.metered import EnergyEvidence, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.types import FamilyProfile, FrontLag, Record, WorkReport
 
@@ -44,7 +43,6 @@ SETTLE_S = 3.0
 LONG_S = 60.0
 STEP = 0.02
 LEAP = 0.05
-SETTLED = 0.002
 FIRST_REST_S = 30.0
 LONGEST_REST_S = 3600.0
 REPLAN = 0.1
@@ -64,11 +62,11 @@ class SavedCorrection(Record, frozen=True, kw_only=True):
     saved_s: float
     far_s: float
     time: tuple[SavedTime, ...]
-    energy: SavedEnergy
+    energy: tuple[SavedEnergy, ...]
     front: SavedFront | None = None
 
 
-VERSION = 3
+VERSION = 4
 """Raised whenever what is learned, or what it means, changes."""
 
 
@@ -83,13 +81,8 @@ class Learning:
         self.front = FrontCorrection(profile)
         self.energy_errors: dict[EnergyKey, float] = {}
         """Standard errors of the factors of joules, as of the last look."""
-        self.mixed: dict[str, MixedVariant] = {}
-        """What is known of variants that share a meter, as of the last look."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
-        self.swings = False
-        """Whether shares swing to tell its joules apart: factors in force follow what is learned every
-        `FIRST_REST_S`."""
         self.changed = 0
         """Times that the factors in force changed."""
         self.collected = 0
@@ -110,13 +103,7 @@ class Learning:
         self._looked_s = -math.inf
         self._rested_s = -math.inf
         self._rest_s = FIRST_REST_S
-        self._settled = False
         self._far_since_s = math.inf
-
-    @property
-    def window_s(self) -> float:
-        """How long the windows of meters are, at least."""
-        return self._joules.window_s
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -125,10 +112,6 @@ class Learning:
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
-
-    def settle(self) -> None:
-        """Put the factors in force at the next look as they are known by then: swings of the shares have ended."""
-        self._settled, self._rested_s = True, -math.inf
 
     def see_front(self, lag: FrontLag | None, now_s: float) -> None:
         """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
@@ -151,18 +134,15 @@ class Learning:
                 window.joules,
                 window.expected_j,
                 shared=window.shared,
-                follows=window.follows,
                 since_s=since_s,
                 now_s=now_s,
             )
         if now_s < self._looked_s + EVERY_S:
             return False
         self._looked_s = now_s
-        least = LEAP if now_s < self._rested_s else STEP if not self._settled else SETTLED
-        moved, self._settled = self._take(now_s, least), False
+        moved = self._take(now_s, LEAP if now_s < self._rested_s else STEP)
         if moved:
-            soon = moved > REPLAN or self.swings
-            self._rest_s = FIRST_REST_S if soon else min(2.0 * self._rest_s, LONGEST_REST_S)
+            self._rest_s = FIRST_REST_S if moved > REPLAN else min(2.0 * self._rest_s, LONGEST_REST_S)
             self._rested_s = now_s + self._rest_s
         self._judge(now_s)
         return moved > 0.0
@@ -186,7 +166,6 @@ class Learning:
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
-        self.mixed = self._joules.mixed(now_s)
         front_ms = self.front.at(now_s)
         front_moved = abs(self.front.moved(front_ms, self.front.ms))
         moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy), front_moved))

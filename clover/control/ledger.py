@@ -10,12 +10,7 @@ import math
 
 from clover.control.counted import counted
 from clover.planning.budget.forecast import HOUR_S, History, SavedHistory
-from clover.planning.budget.forecast_errors import ForecastErrors, SavedErrors
 from clover.types import Record
-
-THRESHOLDS_S = 300.0
-"""Grid seconds after which thresholds are looked at again: they cost nothing to change, so they follow what was
-served."""
 
 
 class SavedLedger(Record, frozen=True, kw_only=True):
@@ -25,7 +20,6 @@ class SavedLedger(Record, frozen=True, kw_only=True):
     rows: float
     accuracy_rows: float
     rates: SavedHistory
-    errors: SavedErrors
 
 
 class Ledger:
@@ -33,7 +27,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self.rates = History()
-        self.errors = ForecastErrors()
         self.since_s = math.nan
         """Grid time at which the horizon began; NaN before the first look."""
         self.rows = 0.0
@@ -47,9 +40,9 @@ class Ledger:
         """Why a restart begins the horizon anew, in words; empty if it does not."""
         self._before = (0.0, 0.0)
 
-    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float, g_per_kwh: float = math.nan) -> None:
-        """Book what was served since the last look, and how well the intensity and the load of now were foreseen.
-        `observed` counts from the start of the family's router."""
+    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
+        """Book what was served since the last look, and the load of now.  `observed` counts from the start of the
+        family's router."""
         rows, total = self._counted(observed)
         before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
         first = math.isnan(self.since_s)
@@ -61,9 +54,7 @@ class Ledger:
             self.rows += rows - before[0]
             self.accuracy_rows += total - before[1]
         self._before = (rows, total)
-        rate = observed.get("arrival_rate", math.nan)
-        self.rates.note(grid_s, rate)
-        self.errors.look(grid_s, g_per_kwh, rate)
+        self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
 
     def _counted(self, observed: dict[str, float]) -> tuple[float, float]:
         """Return rows, and the sum of their accuracies, that the family's router counted since it started."""
@@ -80,17 +71,14 @@ class Ledger:
             rows=self.rows,
             accuracy_rows=self.accuracy_rows,
             rates=self.rates.saved(),
-            errors=self.errors.saved(),
         )
 
     def restore(self, saved: SavedLedger, *, spent: bool = True) -> None:
-        """Go on where `saved` was left, with load and forecasts alone if not `spent`; ValueError if its figures cannot
-        be."""
+        """Go on where `saved` was left, with the load alone if not `spent`; ValueError if its figures cannot be."""
         figures = (saved.since_s, saved.rows, saved.accuracy_rows)
         if not all(map(math.isfinite, figures)) or not 0.0 <= saved.accuracy_rows <= 100.0 * saved.rows + 1e-6:
             raise ValueError("rows and their accuracies do not fit")
         self.rates.restore(saved.rates)
-        self.errors.restore(saved.errors)
         if spent:
             self.since_s, self.rows, self.accuracy_rows = figures
 
@@ -104,6 +92,6 @@ class Ledger:
         look."""
         return (grid_s if math.isnan(self.since_s) else self.since_s) + horizon_s
 
-    def due(self, grid_s: float, step_s: float = HOUR_S) -> bool:
-        """Return whether another hour (another step of `step_s`) began since the last plan."""
-        return math.isnan(self.planned_s) or math.floor(self.planned_s / step_s) != math.floor(grid_s / step_s)
+    def due(self, grid_s: float) -> bool:
+        """Return whether another hour began since the last plan."""
+        return math.isnan(self.planned_s) or math.floor(self.planned_s / HOUR_S) != math.floor(grid_s / HOUR_S)

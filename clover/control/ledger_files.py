@@ -4,7 +4,7 @@ cache folder, which is named as its ledger and locked.
 A file is written at most every `SAVE_S`, in a thread, and once more when the controller stops; replaced atomically.  At
 a start it is taken up if it belongs to the same version of the family, the same accuracies and the same budget, and if
 its horizon has not ended.  Otherwise, and if it is damaged, a new horizon begins, and the log says why; what it tells
-of the load and of forecasts holds in the next horizon, too.
+of the load holds in the next horizon, too.
 
 A server that cannot have the lock, since another one of its name runs, reads and writes nothing: its budgets hold while
 it runs, the log and the state (`Ledger.unkept`) say that a restart begins them anew, and it tries again every `SAVE_S`.

@@ -2,45 +2,30 @@
 
 A request becomes a state, the state goes to the policy in the solver process, and the plan that comes back is checked,
 reviewed if an operator asked for it, and taken to the gate (`clover.control.gate`).  What passes, the executor puts in
-force; what does not is replaced by another candidate that does, or by the plan of the workers that run.
+force; what does not is replaced by the plan of the workers that run.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
-
-from msgspec import structs
 
 from clover.control import gate
 from clover.control.context import Context
 from clover.control.executor import Executor
 from clover.control.family import Family
-from clover.control.recording import PlanResult, record, words
+from clover.control.recording import PlanResult, record
 from clover.control.request import PlanRequest
 from clover.control.triggers import RETRY_S
 from clover.control.ways import Way, WayFinder
 from clover.errors import CloverError, PlanError, PolicyFault
 from clover.planning.budget.forecast import Outlook
-from clover.planning.budget.keeping import momentary
-from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import LEAST_RATE
-from clover.planning.packing.exhaustive import ALTERNATIVES
 from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.policies.keeping import literal
 from clover.types import Configuration, Decision, Plan, Routing, State, Transition
-
-_RATE_FELL = 0.95
-"""How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
-_WITHOUT_MARGINS = (
-    "without the margin for what chance does to accuracy, with which no plan keeps the limits",
-    "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits",
-)
 
 
 class Solver(Protocol):
@@ -71,15 +56,10 @@ class Planner:
         self._context = context
         self._solver = solver
         self._executor = executor
-        self._infeasible: dict[str, State] = {}
-        """By family, the last state without any margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
         """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
-        if there is none.
-
-        If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
-        better than the least bad one."""
+        if there is none."""
         context = self._context
         context.look_at_memory(family)
         conditions = await context.conditions(family)
@@ -92,7 +72,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s, conditions.reading.g_per_kwh)
+            family.ledger.look(grid_s, family.observed, horizon_s)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -101,45 +81,13 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
-            family.ledger.errors.foreseen(grid_s, outlook.steps)
         family.sample.look(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
-        if not plan.feasible and request.rate is None:
-            state, plan = await self._bold(family, state, plan, policy, pin.configuration)
         gate.checked(plan, family, state.objective.slo_ms)
         return with_met(state, plan), plan
-
-    async def _bold(
-        self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
-    ) -> tuple[State, Plan]:
-        """Return the first feasible plan with fewer of the margins of `state`, and the state without them; these if
-        there is none."""
-        bare = family.without_margins(state, self._context.config)
-        if bare[-1] == state or self._in_vain(bare[-1]):
-            return state, plan
-        tried = [state]
-        for fewer, why in zip(bare, _WITHOUT_MARGINS, strict=True):
-            if fewer not in tried:
-                tried.append(fewer)
-                bold = await self._solver.propose(fewer, policy, configuration)
-                if bold.feasible:
-                    return fewer, structs.replace(bold, reason=f"{bold.reason}; {why}")
-        self._infeasible[family.name] = bare[-1]
-        return state, plan
-
-    def _in_vain(self, state: State) -> bool:
-        """Return whether no plan was feasible in a state that asked for no more than `state` does."""
-        before = self._infeasible.get(state.family)
-        return (
-            before is not None
-            and state.arrival_rate > _RATE_FELL * before.arrival_rate
-            and (state.profile, state.devices) == (before.profile, before.devices)
-            and (state.objective.slo_ms, state.objective.accuracy_floor)
-            == (before.objective.slo_ms, before.objective.accuracy_floor)
-        )
 
     async def plan_and_apply(self, family: Family, request: PlanRequest) -> Decision:
         """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; what happened to a plan
@@ -166,12 +114,12 @@ class Planner:
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
         family.answered(context.grid.now())
-        family.triggers.planned(state.intensity, state.arrival_rate, family.missing, feasible=plan.feasible)
+        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
         detail, may_lose, way = "", False, None
-        bare, _ = family.without_margins(state, context.config)
+        bare = family.without_margin(state)
         finder = WayFinder(self._solver, partial(self._executor.ways, family), family.corrected, state, bare)
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:
@@ -181,8 +129,6 @@ class Planner:
             elif not request.force and (avoided or not gate.same(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
-            if not moves and not (request.force and request.directed(family.targets)):
-                plan = gate.unless_worse(plan, family)
             if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
@@ -205,8 +151,7 @@ class Planner:
         if not request.dry_run:
             family.answered(context.grid.now())
             if reading is not None:
-                intensity = family.triggers.known(reading)
-                family.triggers.planned(intensity, family.rate(context.config), family.missing)
+                family.triggers.planned(reading, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "fault" if isinstance(error, PolicyFault) else "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))
@@ -232,59 +177,20 @@ class Planner:
             if other is None or gate.same(plan, deployed):
                 return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
-        if weighed and not family.backed_off(deployed.configuration, now_s) and not family.demand.lapsed(now_s):
+        compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
+        if compared and not family.backed_off(deployed.configuration, now_s):
             here = await self._here(family, state)
-            lost = self._executor.transition(family, plan.deployment).lost_capacity
-            if here is not None and (stay := gate.within_noise(family, plan, here, state, lost)) is not None:
+            if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
                 return _Admitted(here, _joined(held, stay.reason))
-        if (stay := gate.dwelling(family, plan, now_s)) is not None:
-            return _Admitted(await self._fixed(family, state, deployed.configuration), self._stays(family, stay))
         way = await ways.best(plan.deployment)
         family.transition = way.transition
         stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)
-        if stay is None and not way.good and not literal(plan.policy):
-            here = await self._here(family, state)
-            stay = gate.late_on_the_way(plan, way.late_s, here, context.config.allow_capacity_loss)
         if stay is not None:
-            admitted = await self._within_reach(family, plan, state, ways, stay.reason)
-            if not self._pays_for_loss(family, plan, way.transition, admitted.plan):
-                return admitted
-            family.transition = way.transition
+            here = await self._fixed(family, state, deployed.configuration)
+            if not self._pays_for_loss(family, plan, way.transition, here):
+                return _Admitted(here, stay.reason)  # and the transition on record is the one that was refused
             return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True, way=way)
-        if not plan.feasible:
-            here = await self._here(family, state)
-            if here is not None and (stay := gate.breaks_limits(plan, here)) is not None:
-                return _Admitted(here, _joined(held, stay.reason))
         return _Admitted(plan, held, way=way)
-
-    async def _within_reach(
-        self, family: Family, plan: Plan, state: State, ways: WayFinder, reason: str
-    ) -> _Admitted:
-        """Return a plan in place of `plan`, which cannot be reached for `reason`: the first of its candidates that can
-        be and that is clearly better than the workers that run, else the plan of these."""
-        assert family.deployed is not None
-        here = await self._fixed(family, state, family.deployed.configuration)
-        margin = HYSTERESIS * momentary(state, objective_of(state)).scale
-        now_s = self._context.monotonic()
-        others = gate.alternatives(family, plan, here, margin, now_s)
-        tried: Iterable[Configuration] = itertools.islice((other.configuration for other in others), ALTERNATIVES)
-        if here.feasible:
-            parked = gate.parks(family, state, self._context.share_of(family))
-            tried = itertools.chain(tried, (item for item in parked if not family.backed_off(item, now_s)))
-        if not here.feasible:  # the best plans cannot be reached: what serves in time on the instances that stand?
-            tried = itertools.chain(tried, itertools.islice(gate.swaps(family, now_s), ALTERNATIVES))
-        for configuration in tried:
-            try:
-                found = await self._fixed(family, state, configuration)
-            except PlanError:  # the devices do not allow this one beside what runs
-                continue
-            if not gate.clearly_better(found, here, margin):
-                continue
-            way = await ways.best(found.deployment)
-            if way.good or (way.transition.holds and not here.feasible):
-                family.transition = way.transition
-                return _Admitted(found, f"{reason}; {words(found.configuration)} is within reach", way=way)
-        return _Admitted(here, reason)  # and the transition on record is the one that was refused
 
     def _pays_for_loss(self, family: Family, plan: Plan, transition: Transition, here: Plan) -> bool:
         """Return whether `transition`, which leads to `plan`, may go below the capacity floor since `here`, the best

@@ -75,8 +75,7 @@ def words(configuration: Configuration) -> str:
 
 def inputs_of(context: Context, family: Family, state: State | None) -> dict[str, float | str | None]:
     """Return what a decision was made from: `state`, or if no plan was made what holds now."""
-    now = context.grid.reading
-    reading = state.intensity if state is not None else None if now is None else family.triggers.known(now)
+    reading = state.intensity if state is not None else context.grid.reading
     objective = state.objective if state is not None else None
     lam = objective.lam if objective is not None else None
     targets = family.targets
@@ -110,7 +109,6 @@ def _budget_of(state: State | None) -> dict[str, float | str | None]:
         "served_rows": state.served_rows,
         "served_accuracy": served,
         "forecast": state.forecast,
-        "forecast_trust": state.trust,
     }
 
 

@@ -132,8 +132,6 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
         "unkept": ledger.unkept,
         "forecast": ledger.label,
-        "forecast_trust": ledger.errors.trust,
-        "forecast_hours": ledger.errors.hours,
     }
 
 
@@ -212,7 +210,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         "refused": family.memory_troubles.report(),
         "apart": family.memory_troubles.apart_report(family.alone(context.devices_of(family.name))),
         "budget": _budget(context, family),
-        "profile_correction": family.learned.report() | {"swings": family.swings.report()},
+        "profile_correction": family.learned.report(),
         "terms": terms(context, family, saved_here),
         "saved": saved_here,
         "observed": dict(family.observed),

@@ -50,7 +50,7 @@ class PlanRequest:
     operator: str = ""
     """Who asks; empty if it is the controller itself."""
     force: bool = False
-    """Act in any mode, and wait for neither dwell time nor back-off: the start, or an operator."""
+    """Act in any mode, and wait for no back-off: the start, or an operator."""
     dry_run: bool = False
     """Make the plan and change nothing."""
     pin: Pin | None = None
@@ -60,13 +60,3 @@ class PlanRequest:
     """Rows a second to plan for."""
     review: Callable[[State, Plan], tuple[bool, str]] | None = None
     """Whether a plan is refused, which changes nothing, and why; or what to note of it."""
-
-    def directed(self, targets: Targets) -> bool:
-        """Return whether an operator says what to run, or for which inputs, beside the `targets` in force.  He then
-        gets the plan even if it is predicted to be worse than keeping everything as it is."""
-        return (
-            self.pin is not None
-            or self.g_per_kwh is not None
-            or self.rate is not None
-            or self.targets not in (None, targets)
-        )

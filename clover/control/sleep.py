@@ -12,7 +12,7 @@ plan says, and rest for twice as long each time, up to `LONGEST_REST_S`.
 
 **Gusts.**  What sleeps serves again only once its workers have started.  Fewer GPUs than run are therefore only gone
 down to if they serve `ROOM` times the rate, or as many times as the load rose within a start in the last hour if that
-is more (`Gusts`).  To wake takes no such room, nor does it wait for the dwell time (`clover.control.gate`).
+is more (`Gusts`).  To wake takes no such room.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import msgspec
 
 from clover.control.arrivals import deviation
-from clover.control.triggers import SLO_LOOKS
+from clover.control.slo import SLO_LOOKS
 from clover.planning.model.cores import cores_under, sleeping_row
 from clover.planning.search.power_states import ROOM
 from clover.types import Assignment, DeviceShape, ObjectiveConfig

@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping
 
 from clover.control.slo_pressure import SloPressure, SloSight
 from clover.control.slo_windows import SloWindows
-from clover.control.triggers import SLO_LOOKS
 from clover.hints import duration
 from clover.types import Assignment, FamilyProfile
 
 log = logging.getLogger("clover.control")
 
+SLO_LOOKS = 3
 EVERY_S = 60.0
 MET_S = 10.0
 ALARM_S = 60.0

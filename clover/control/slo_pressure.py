@@ -5,8 +5,8 @@ plan in force predicts otherwise raises a factor, by which the next plan takes e
 utilisation falls by its square root.  If a faster plan exists, that is the one which comes.
 
 *Raised* only on evidence: `SURE_S` of looks in a row above the SLO, all of them later than a trailing window after what
-runs was last changed or rows were last shared out otherwise (`shares_moved`), at no more load than was planned for, and
-while no queue of before is worked off.  By as much as the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
+runs was last changed, at no more load than was planned for, and while no queue of before is worked off.  By as much as
+the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
 
 *Not raised* (no wind-up) if the plan in force is known to miss the SLO, as it is then the least bad already; nor after
 `FUTILE` raises that brought nothing: no other plan, or none with a lower p95.
@@ -24,9 +24,11 @@ from dataclasses import dataclass
 
 from clover.control.arrivals import WINDOW_S
 from clover.control.slo_windows import SloWindows
-from clover.control.triggers import LEAST_QUEUE, RISK
 from clover.types import Assignment, Plan, Routing
 
+RISK = "SLO at risk"
+LEAST_QUEUE = 16.0
+"""Rows: fewer that wait are no queue."""
 SURE_S = WINDOW_S
 STEPS = (1.15, 1.5)
 MOST = 3.0
@@ -71,13 +73,9 @@ class SloPressure:
     def __init__(self) -> None:
         self.factor = 1.0
         """By how much plans take services to be slower than profiled."""
-        self.acting = False
-        """Whether a miss that lasts will raise the factor, so that no plan need be made for it meanwhile."""
         self._runs: tuple[tuple[Assignment, ...], Routing | None] = ((), None)
         self._service_ms = math.nan
         self._changed_s = -math.inf
-        self.shares_moved_s = -math.inf
-        """When rows were last shared out otherwise than by plan, or by plan again after that."""
         self._late_s = math.nan  # since when the evidence lasts
         self._late_rows = 0.0
         self._raised: tuple[float, float] | None = None  # p95 (milliseconds) and time of the last raise of this miss
@@ -103,7 +101,6 @@ class SloPressure:
             self.factor = _worth(self.factor * self._service_ms / seen.service_ms)
             self._service_ms = seen.service_ms
         able = seen.promised and not seen.bound and seen.as_planned
-        self.acting = able and self.factor > 1.0 and not self.exhausted
         if not able or not seen.late:
             self._late_s = math.nan
             return self._eased(seen, windows) if closed and not seen.late and not seen.bound else ""
@@ -116,11 +113,6 @@ class SloPressure:
         drains = self._late_rows >= LEAST_QUEUE and seen.queue_rows < _DRAINED * self._late_rows
         self._late_s = math.nan
         return "" if drains else self._raise(seen)
-
-    def shares_moved(self, now_s: float) -> None:
-        """Note that from now rows are shared out otherwise than before, although what runs and its plan stay: what was
-        late before is no evidence against the plan."""
-        self._changed_s, self._late_s, self.shares_moved_s = now_s, math.nan, now_s
 
     def met(self) -> None:
         """Note that the SLO is met again: what the last miss showed no longer counts."""

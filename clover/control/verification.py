@@ -13,7 +13,7 @@ from clover.config import ControllerConfig
 from clover.control.arrivals import WINDOW_S
 from clover.control.executor import Executor
 from clover.control.family import DeployedPlan, Family, Watch
-from clover.control.triggers import LEAST_QUEUE
+from clover.control.slo_pressure import LEAST_QUEUE
 
 WORSE = 1.5
 LEAST_ROWS = 20.0

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clover.control.arrivals import WINDOW_S
-from clover.control.triggers import SLO_LOOKS
+from clover.control.slo import SLO_LOOKS
 from clover.types import Routing
 
 FIRST_HOLD_S = 300.0

@@ -14,7 +14,6 @@ from clover.errors import PlanError
 from clover.planning.budget.steering import Steering, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.cascade.chains import on_configuration
-from clover.planning.cascade.verify import verified
 from clover.planning.model.cores import cores_of, holding, sleeping_row
 from clover.planning.model.demand import direct, of_the_others
 from clover.planning.model.objective import Objective, held_to
@@ -257,10 +256,10 @@ def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
 
 def _best_on(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:
     """Return the best routing of `configuration`, a mix or a chain."""
-    chains = sorted(on_configuration(problem, objective, configuration), key=lambda item: -item.score)
+    chains = on_configuration(problem, objective, configuration)
     mix = evaluate(problem, objective, configuration)
     mix = tuned(problem, objective, mix) if problem.objective.waits and chains else mix
-    return chosen([mix, *verified(problem, objective, chains)], objective)[0]
+    return chosen([mix, *chains], objective)[0]
 
 
 def _nearest(

@@ -120,7 +120,6 @@ class Engine:
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
-        controller.swinger.find = solver.swings
         controller.learner.store = ProfileStore(cache)
         controller.ledger_files = LedgerFiles(budgets_folder(config), beside=succession is not None)
         self.loading = Loading(controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets)

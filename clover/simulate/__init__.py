@@ -1,7 +1,7 @@
 """`python -m clover simulate`: families x traces x policies x loads on a virtual clock.
 
 Nothing here decides anything.  The controller is the production one (`clover.control.Controller`) with its triggers,
-dwell, verification and transitions; policies, planner and queueing model are those that a server uses.  What is
+verification and transitions; policies, planner and queueing model are those that a server uses.  What is
 simulated is the world around them: the grid's intensity, the rows that arrive, devices, and workers that take as long
 as their profile says (`fleet`).  Time is that of an event loop that never waits (`clock`).
 

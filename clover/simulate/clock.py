@@ -1,6 +1,6 @@
 """Virtual time: an event loop whose clock leaps to the next timer instead of waiting for it.
 
-The controller sleeps, dwells and times out on the loop's clock as it would in a server, and a day takes as long as its
+The controller sleeps and times out on the loop's clock as it would in a server, and a day takes as long as its
 arithmetic.  Nothing else may be waited for: a loop that has neither work nor a timer would hang for ever in a server,
 and raises here.
 """

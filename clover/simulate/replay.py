@@ -6,7 +6,7 @@ costs holds one second of the plan before.  A worker that takes `load_s` to load
 time within the step, and the rows that meanwhile find less capacity wait.
 
 Virtual seconds are grid seconds.  The controller therefore looks once in `look_s` (300 by default) instead of once in
-the second a server looks by default, and its dwell, verification, back-off and retries run in the same seconds.
+the second a server looks by default, and its verification, back-off and retries run in the same seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ LAG_S = 1.0
 _RATES = 4
 """Different rates in a run up to which its limit is worked out."""
 HELD = {
-    "dwell": "dwell time",
     "capacity": "capacity floor",
     "noise": "noise of the intensity",
     "backoff": "failed lately",

@@ -16,7 +16,6 @@ import msgspec
 
 from clover.interfaces import Policy
 from clover.policies import build
-from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import Configuration, Plan, Routing, State
 
@@ -58,7 +57,7 @@ class LocalSolver:
             found = self._asked(state, policy, configuration)
             if configuration is not None or policy in (*_PURE, *_DRAWING) or policy.startswith("static:"):
                 self._memory[key] = found
-        return beside_keeping(state, found)
+        return found
 
     def _asked(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
         if configuration is not None:

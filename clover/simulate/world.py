@@ -96,7 +96,6 @@ class Rules:
     accuracy_floor: float | None = None
     accuracy_margin: float | None = None
     look_s: float = 300.0
-    dwell_s: float = 5.0
     verify_s: float = 5.0
     sleep_after_s: float = 300.0
     load_s: float = 0.0
@@ -218,7 +217,6 @@ class Case:
             policy=self.scheme.policy,
             objective=self.scheme.form or rules.form,
             lam=self.scheme.lam if self.scheme.lam is not None else rules.lam,
-            min_dwell_s=rules.dwell_s,
             verify_s=rules.verify_s,
             sleep_after_s=rules.sleep_after_s,
             allow_capacity_loss=rules.capacity_loss,

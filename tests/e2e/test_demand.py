@@ -62,7 +62,7 @@ def test_requests_that_ask_for_an_accuracy_get_the_variant_that_has_it(toy_cache
             began_s = time.monotonic()
             answers = [await serving.ainfer({"INPUT0": [1.0, 2.0, 3.0, 4.0]}, min_accuracy=better) for _ in range(40)]
             assert {answer.variants for answer in answers} == {("full",)}
-            assert time.monotonic() - began_s < 25.0  # the dwell time, a plan and the start of a worker
+            assert time.monotonic() - began_s < 25.0  # a plan and the start of a worker
 
     asyncio.run(main())
 

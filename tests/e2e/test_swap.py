@@ -62,7 +62,6 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) 
             "trace_speed": 3600 / STAGE_S,
             "policy": f"{Bands.__module__}:{Bands.__name__}",
             "interval_s": 0.1,
-            "min_dwell_s": 0.1,
             "verify_s": 0.2,
             "slo_ms": 1000.0,
             "waits": False,

@@ -14,11 +14,7 @@ from clover.control.controller import Controller
 from clover.control.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.swings import Move
-from clover.planning.search.swings import swings
-from clover.policies.demanded import proposed, with_met
-from clover.policies.keeping import beside_keeping
+from clover.policies.demanded import proposed
 from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import (
     Asked,
@@ -239,15 +235,10 @@ class LocalSolver:
         if self.fail:
             raise self.raises(self.fail)
         plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
-        plan = msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
-        return beside_keeping(with_met(state, plan), plan)
+        return msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
 
     async def routing(self, state: State, configuration: Configuration) -> Routing | None:
         return routing_fixed(state, configuration)
-
-    async def swings(self, state: State) -> tuple[Move, ...]:
-        self.orders.append("swings")
-        return swings(PlanningInput.of(state))
 
     async def close(self) -> None:
         self.orders.append("close")

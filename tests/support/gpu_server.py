@@ -33,7 +33,7 @@ def server(cache: Path, gpus: int, *names: str, **controller: Any) -> Server:
         families=families,
         workers=WorkersConfig(device=f"emulated:{BOX}:{gpus}", backends=("eager",)),
         carbon=CarbonConfig(source="static:300"),
-        controller=ControllerConfig(interval_s=0.1, min_dwell_s=0.1, verify_s=0.2, **settings),
+        controller=ControllerConfig(interval_s=0.1, verify_s=0.2, **settings),
         cache_dir=str(cache),
         state_dir=str(cache),
     )

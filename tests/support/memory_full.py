@@ -171,7 +171,6 @@ async def exchange(folder: Path, what: str) -> dict[str, Any]:
         allow_capacity_loss=True,
         energy_meter="modelled",
         interval_s=0.1,
-        min_dwell_s=0.1,
         verify_s=0.2,
         **settings,
     ) as server:

@@ -58,7 +58,6 @@ def server(cache: Path, **settings: Any) -> clover.Server:
             "device": f"emulated:{BOX}:2",
             "policy": policy_name(BaseOnTwoGpus),
             "interval_s": 0.1,
-            "min_dwell_s": 0.1,
             "verify_s": 0.2,
             **settings,
         },

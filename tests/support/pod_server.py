@@ -32,7 +32,6 @@ async def serve(cache: Path) -> None:
         accuracy_floor=1.0,
         carbon="static:300",
         interval_s=0.1,
-        min_dwell_s=0.1,
         verify_s=0.2,
     )
     async with server as running:

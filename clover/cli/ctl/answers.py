@@ -148,8 +148,6 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
         _say(console, f"  profile    corrected by what is measured: {correction['words']}")
     if correction.get("advice"):
         _say(console, f"  profile    {correction['advice']}")
-    if swings := brief.swings_words(model):
-        _say(console, f"  shares     {swings}")
     for item in model.get("refused") or []:
         _say(console, f"  refused    {item['variant']} on {item['profile']}, for want of memory: {item['reason']}")
     plan = model.get("plan")

@@ -105,8 +105,6 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
     yield "runs", _runs(model)
     if profile := _profile(model):
         yield "profile", profile
-    if swings := swings_words(model):
-        yield "shares", swings
     if observed:
         waiting = f", {observed.get('queue_rows', 0):.0f} waiting" if observed.get("queue_rows") else ""
         rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
@@ -204,15 +202,6 @@ def _profile(model: dict[str, Any]) -> str:
         parts.append(f"HTTP adds {front['ms']:.2f} ms to p95, not {front['profile_ms']:.2f}")
     told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
     return "; ".join(filter(None, (told, correction.get("advice"))))
-
-
-def swings_words(model: dict[str, Any]) -> str:
-    """Return that rows are shared out otherwise than the plan has it, for the time being, and why; empty if they are
-    not."""
-    swings = (model.get("profile_correction") or {}).get("swings") or {}
-    if not swings.get("on"):
-        return ""
-    return f"rows are shared out differently for some minutes, and on average as planned: {swings['why']}"
 
 
 def _age(seconds: float) -> str:

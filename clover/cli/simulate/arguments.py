@@ -174,7 +174,6 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         default="off",
         help="auto: play each policy whose plans may share workers a second time, as POLICY+shared [off]",
     )
-    add("--dwell-s", metavar="S", type=float, default=5.0, help="grid seconds between changes of configuration [5]")
     add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
     add(
         "--waits",

@@ -14,7 +14,6 @@ from clover.control.solver.protocol import (
     FEWEST,
     HEAD,
     ROUTING,
-    SWINGS,
     SolverAnswer,
     SolverOrder,
     length_of,
@@ -23,7 +22,6 @@ from clover.control.solver.protocol import (
 )
 from clover.errors import PlanError, PolicyFault
 from clover.planning.budget.counterfactual import Fixed
-from clover.planning.model.swings import Move
 from clover.types import Configuration, Plan, Routing, State
 
 log = logging.getLogger("clover.control")
@@ -78,14 +76,6 @@ class SolverClient:
         if answer.error:
             raise PlanError(answer.error)
         return answer.routing
-
-    async def swings(self, state: State) -> tuple[Move, ...]:
-        """Return the moves that the shares in force may make (`clover.planning.search.swings`); none if there is no
-        room for any.  PlanError as above."""
-        answer = await self._answer(state, SWINGS, None)
-        if answer.error:
-            raise PlanError(answer.error)
-        return answer.swings
 
     async def _answer(self, state: State, policy: str, configuration: Configuration | None) -> SolverAnswer:
         async with self._lock:

@@ -25,7 +25,6 @@ from clover.control.solver.protocol import (
     FEWEST,
     HEAD,
     ROUTING,
-    SWINGS,
     SolverAnswer,
     SolverOrder,
     length_of,
@@ -36,10 +35,8 @@ from clover.errors import CloverError
 from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.search.fewest import fewest_cores
-from clover.planning.search.swings import swings
 from clover.policies import ships
-from clover.policies.demanded import proposed, with_met
-from clover.policies.keeping import beside_keeping
+from clover.policies.demanded import proposed
 from clover.policies.plans import plan_fixed, routing_fixed
 
 _PR_SET_PDEATHSIG = 1
@@ -72,13 +69,10 @@ def solve(order: SolverOrder) -> SolverAnswer:
             return SolverAnswer(id=order.id, cores=None if least is None else least[0])
         if order.policy == ROUTING:
             return SolverAnswer(id=order.id, routing=routing_fixed(order.state, order.configuration or ()))
-        if order.policy == SWINGS:
-            return SolverAnswer(id=order.id, swings=swings(PlanningInput.of(order.state)))
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:
             plan = proposed(order.policy, order.state)
-        plan = beside_keeping(with_met(order.state, plan), plan)
     except CloverError as error:
         return SolverAnswer(id=order.id, error=str(error))
     except Exception as error:  # the caller gets it as text, and the solver survives

@@ -12,14 +12,12 @@ import msgspec
 
 from clover.malformed import MALFORMED
 from clover.planning.budget.counterfactual import Fixed
-from clover.planning.model.swings import Move
 from clover.types import Configuration, Plan, Record, Routing, State
 
 LONGEST_FRAME = 16 << 20
 ALTERNATIVES = "alternatives"
 FEWEST = "fewest cores"
 ROUTING = "routing"
-SWINGS = "swings"
 HEAD = struct.Struct(">I")
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -28,8 +26,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 class SolverOrder(Record, frozen=True, kw_only=True):
     """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  Some
     values of `policy` ask for no plan: `ALTERNATIVES` for the best fixed mixes at the load, `FEWEST` for how few cores
-    would, `ROUTING` for how rows go best to the workers of `configuration`, which need not fill the devices, `SWINGS`
-    for how far the shares that are in force may swing."""
+    would, `ROUTING` for how rows go best to the workers of `configuration`, which need not fill the devices."""
 
     id: int
     policy: str
@@ -38,16 +35,15 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
-    """The answer to the order of that id: a plan, fixed mixes, a number of cores (null: all of them do not do), a
-    routing (null: none keeps the targets) or moves of shares, or the `error` why there is none.  `traceback`: where a
-    policy raised an exception, if that is the error."""
+    """The answer to the order of that id: a plan, fixed mixes, a number of cores (null: all of them do not do) or
+    a routing (null: none keeps the targets), or the `error` why there is none.  `traceback`: where a policy raised an
+    exception, if that is the error."""
 
     id: int
     plan: Plan | None = None
     alternatives: tuple[Fixed, ...] | None = None
     cores: int | None = None
     routing: Routing | None = None
-    swings: tuple[Move, ...] = ()
     error: str = ""
     traceback: str = ""
 

@@ -8,13 +8,10 @@ exist.  The error of one decision is carried into the next, so that the average 
 decision does.
 
 **Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken if
-at the price, joules - price x accuracy a row, its best point is better than the best one here by
-
-    what the change costs, spread over the rows of `State.holds_s`, the time that it is expected to last, and `MARGIN`
-    of what a row of BASE takes,
-
-at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any more, because the
-rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good from here.
+at the price, joules - price x accuracy a row, its best point is better than the best one here by `MARGIN` of what a row
+of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any
+more, because the rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good
+from here.
 """
 
 from __future__ import annotations
@@ -27,18 +24,14 @@ import msgspec
 
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
-from clover.planning.cascade.chains import unwaiting
-from clover.planning.cascade.permitted import best_at, drawn_at, moving_j, nearest, on_hull
-from clover.planning.cascade.verify import point_of, verified
-from clover.planning.model.objective import NOISE, held_to
+from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
+from clover.planning.model.objective import MARGIN, NOISE, held_to
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.sharing import measured, variants_of
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.power_states import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
 
-MARGIN = 0.005
-"""Of BASE's joules a row: what a change has to save at least."""
 _STEEP = 4.0  # times the steepest climb between known plans: above it, every price leads to the same choice
 
 Permitted = tuple[Candidate, ...]
@@ -83,19 +76,17 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
     if not here:
         why = "" if not state.running else "what runs permits nothing at this rate"
         return _routed(given, there, len(sets), why)
-    running, stay = configuration_of(state.running), best_at(here, price_j)
+    stay = best_at(here, price_j)
     if _same(stay, other):
-        return _routed(given, here, len(sets), "") or _routed(given, there, len(sets), "")
+        return _routed(given, here, len(sets), "")
     reach = (here[-1].prediction.accuracy, there[-1].prediction.accuracy)
     if reach[0] < min(target.least, reach[1]) - 1e-9:
         why = f"what runs reaches {reach[0]:.2f} % of the {target.least:.2f} % that this moment has to reach"
-        return _routed(given, there, len(sets), why) or _routed(given, here, len(sets), why)
+        return _routed(given, there, len(sets), why)
     gain = _gain(stay, other, price_j)
-    needed = moving_j(problem, running, other.configuration, state.switch_s) / (problem.rate * state.holds_s)
-    needed += MARGIN * objective.base_energy_j
+    needed = MARGIN * objective.base_energy_j
     words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
-    first, second = (there, here) if gain > needed else (here, there)
-    return _routed(given, first, len(sets), words) or _routed(given, second, len(sets), words)
+    return _routed(given, there if gain > needed else here, len(sets), words)
 
 
 def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
@@ -119,23 +110,11 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
     return on_hull(found, objective.base_accuracy)
 
 
-def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> Steering | None:
-    """Choose among `here`.  A cascade is verified first (`planning.cascade.verify`), and what that rejects is not
-    permitted either; None if nothing is left."""
-    problem, objective = given.problem, given.objective
-    while here:
-        aim = budget_target(given, [drawn_at(item) for item in here])
-        best = nearest(here, aim.accuracy, aim.least)
-        if not best.routing.chain or verified(problem, objective, [best])[0].feasible:
-            break
-        others = [item for item in here if item is not best]
-        at_once = unwaiting(problem, objective, best, point_of(problem, best))
-        if at_once is not None:
-            others.append(with_idle_energy(at_once, problem, objective, best.awake) if best.awake else at_once)
-        here = on_hull(others, objective.base_accuracy)
-    else:
-        return None
-    aims = held_to(objective, 0.0)
+def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> Steering:
+    """Choose among `here`."""
+    aim = budget_target(given, [drawn_at(item) for item in here])
+    best = nearest(here, aim.accuracy, aim.least)
+    aims = held_to(given.objective, 0.0)
 
     def scored(item: Candidate) -> Candidate:
         return msgspec.structs.replace(item, score=aims.score(item.prediction.accuracy, item.prediction.joules))

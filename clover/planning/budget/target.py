@@ -11,8 +11,7 @@ Terms.
 **The budget.**  Rows may lose `accuracy_budget` points below the best variant on average, so they have to reach
 T = best - budget (never less than the accuracy floor, which holds at every moment).  With R rows served at a mean of S,
 and F rows to come, these have to reach A = T + (T - S) R / F: what was really served corrects what was planned, hour by
-hour, and a horizon that ends where it should needs no forecast that was right.  A miss of `_TOLERANCE` points (less of
-a small budget) is not corrected, or the last minutes of a horizon would be sent to an extreme for it.
+hour, and a horizon that ends where it should needs no forecast that was right.
 
 **The price.**  Over the parts of the forecast the cheapest climbs that reach A end at the price p.
 
@@ -33,8 +32,7 @@ gets the static mix, in every hour.
 the frontier: `budget_target` says what to reach among the points that *it* permits (`here`).
 
 **Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by a part of the rows that are
-expected after it at their best; otherwise it may lose less.  The part is `State.trust`: what the errors of past
-forecasts justify (`planning.budget.forecast_errors`).
+expected after it at their best, `TRUST`; otherwise it may lose less.
 
 **Online.**  If `State.online`, the price follows from what was served alone (`planning.budget.online`), and what is to
 come is not looked at.
@@ -64,7 +62,7 @@ GRAMS_PER_J = 1.0 / 3.6e6
 """At 1 g/kWh."""
 _DOWN = 8  # steps of `COARSE_STEP` that are tried below a rate that nothing can serve
 _BAND = 0.02
-_TOLERANCE, _TOLERATED = 0.005, 0.01  # points, and of the budget
+TRUST = 0.9
 
 
 @dataclass(frozen=True)
@@ -150,12 +148,11 @@ class RemainingHorizon:
         return 0.5 * float(low[0] + high[0])
 
     def least_now(self, target: float, state: State) -> float:
-        """Return the least accuracy of this moment that the rows after it, `State.trust` of them at their best, can
-        make good."""
+        """Return the least accuracy of this moment that the rows after it, `TRUST` of them at their best, can make
+        good."""
         later = float((self.rows * np.maximum(self.top - target, 0.0))[1:].sum())
         debt = target * state.served_rows - state.served_accuracy_rows
-        tolerance = _tolerance(target, state) * (state.served_rows + float(self.rows.sum()))
-        return target + (debt - tolerance - state.trust * later) / float(self.rows[0])
+        return target + (debt - TRUST * later) / float(self.rows[0])
 
 
 def target_of(state: State) -> float:
@@ -184,7 +181,8 @@ def budget_target(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> B
         asked, least = target, 0.0
         price = online_price(state, objective, target, state.ahead[0].rate)
     else:
-        asked = _asked(target, state, float(left.rows.sum()))
+        rows = float(left.rows.sum())
+        asked = (target * (state.served_rows + rows) - state.served_accuracy_rows) / rows
         price, least = left.price(asked), left.least_now(target, state)
     now = left.accuracy_at(price) if state.online else left.accuracy_now(asked, price)
     now = min(max(now, least), float(left.top[0]))
@@ -234,17 +232,3 @@ def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
     for down in range(_DOWN):
         found = found or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
     return tuple(plan.point for plan in found)
-
-
-def _asked(target: float, state: State, rows: float) -> float:
-    """Return what `rows` rows to come have to reach, with the tolerance used towards the target."""
-    total = state.served_rows + rows
-    exact = (target * total - state.served_accuracy_rows) / rows
-    slack = _tolerance(target, state) * total / rows
-    return min(max(target, exact - slack), exact + slack)
-
-
-def _tolerance(target: float, state: State) -> float:
-    """Return points by which a horizon may miss `target`."""
-    best = max(accuracies(state.profile).values(), default=target)
-    return min(_TOLERANCE, _TOLERATED * max(0.0, best - target))

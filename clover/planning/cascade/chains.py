@@ -25,7 +25,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -208,15 +207,6 @@ def _beside(
     return joules, f"{late:.0%} of the rows ask for an accuracy that takes longer than the SLO" if excess else ""
 
 
-def unwaiting(problem: Problem, objective: Objective, candidate: Candidate, point: ChainPoint) -> Candidate | None:
-    """Return `candidate` of `point` without its wait; None if it has none, or is not feasible without it."""
-    if not candidate.routing.wait_ms:
-        return None
-    at_once = replace(problem, objective=msgspec.structs.replace(problem.objective, waits=False))
-    found = evaluate(at_once, objective, candidate.configuration, point)
-    return found if found.feasible else None
-
-
 def _first_kept(
     workers: Stages,
     rate: float,
@@ -352,7 +342,7 @@ def _best_of(
 ) -> list[Candidate]:
     """Return the best few of all configurations under all points that are worth more than `beat`.  What each can score
     at best is known without playing, and it does score that if no row waits: so they are played from the best down,
-    until none that is left could be one of the few.  Several, as one may not be verified."""
+    until none that is left could be one of the few.  Several, as of near ones that of what runs is taken."""
     weighed = []
     for configuration in space:
         for point in points:

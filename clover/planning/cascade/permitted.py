@@ -11,23 +11,18 @@ Loads and joules are cheap to compute, and p95 is simulated: so the hull is draw
 removed from it (or raised, if a shorter wait keeps it), and it is drawn again, until all that is left keeps it.  Ten
 simulations or so suffice for the profile's hundred points, and hardly more for all configurations of a small machine
 together (`joint`).
-
-**What a change costs.**  `moving_j` is what it takes to go to another configuration: each worker to start costs
-`State.switch_s` seconds (in the planner's search: `SWITCH_S`) of what it draws at full load.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from clover.planning.cascade.chains import evaluate
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.model.sharing import may_share, variants_of
-from clover.planning.packing.formulation import SWITCH_S
+from clover.planning.model.sharing import variants_of
 from clover.types import Candidate, ChainPoint, Configuration
 
 
@@ -92,23 +87,6 @@ def alone(problem: Problem, variant: str) -> ChainPoint:
 def drawn_at(candidate: Candidate) -> FrontierPoint:
     """Return where a candidate lies: percent, and joules a row in the place of grams."""
     return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
-
-
-def moving_j(problem: Problem, running: Configuration, target: Configuration, switch_s: float = SWITCH_S) -> float:
-    """Return joules it takes to go from `running` to `target` if a worker takes `switch_s` seconds to start: workers
-    that both have may stay, and one that holds the variants of another on its profile becomes it at no cost."""
-    here = Counter({(group.variants, group.profile): group.count for group in running})
-    goes = here - Counter({(group.variants, group.profile): group.count for group in target})
-    started = Counter({(group.variants, group.profile): group.count for group in target}) - here
-    joules = 0.0
-    for (variants, profile), count in started.items():
-        for (other, place), spare in goes.items():
-            if place == profile and spare and may_share(problem, sorted({*variants, *other}), profile):
-                taken = min(count, spare)
-                count, goes[other, place] = count - taken, spare - taken
-        services = [problem.services[variant, profile] for variant in variants]
-        joules += count * max(service.least_energy_j * service.capacity() for service in services)
-    return switch_s * joules
 
 
 def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:

@@ -36,8 +36,7 @@ HYSTERESIS = 0.02
 """Plans whose scores differ by less than this part of the scale (of saving all of BASE's emissions) count as equally
 good in a search: of these the one that keeps most of what runs is taken."""
 MARGIN = 0.01
-"""Of BASE's joules a row: what a change of configuration has to save beyond what it costs, as predictions err by about
-as much."""
+"""Of BASE's joules a row: what a change of configuration has to save, as predictions err by about as much."""
 LAMBDA_MARGIN = 0.25
 """Points above the floor, at most, of the cheapest mix that lambda is derived from."""
 NOISE = 0.05
@@ -91,9 +90,9 @@ class Objective:
         """What saving all of BASE's emissions would be worth now."""
         return max(self.carbon_weight * (1.0 if self.form == "floor" else self.lam), 1e-9)
 
-    def worth_leaving(self, running: Prediction, other: Prediction, cost_j: float) -> bool:
-        """Return whether `other` gains more over `running` than `cost_j`, the joules a row that the change costs, and
-        would at any intensity within `NOISE` of this.
+    def worth_leaving(self, running: Prediction, other: Prediction) -> bool:
+        """Return whether `other` gains more over `running` than `MARGIN`, and would at any intensity within `NOISE` of
+        this.
 
         Two plans that differ much would alternate with every reading near the intensity at which they break even.  The
         gain is linear in the intensity, so that the ends decide.
@@ -101,7 +100,7 @@ class Objective:
         for part in (1.0 - NOISE, 1.0 + NOISE):
             then = replace(self, carbon_weight=self.carbon_weight * part)
             gain = then.score(other.accuracy, other.joules) - then.score(running.accuracy, running.joules)
-            if gain <= cost_j / self.base_energy_j * then.scale:
+            if gain <= MARGIN * then.scale:
                 return False
         return True
 

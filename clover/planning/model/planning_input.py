@@ -15,8 +15,7 @@ from clover.types import State
 class PlanningInput:
     """A state with the problem and objective derived from it.
 
-    Made where a plan begins (a policy's `propose`) and handed to every function below; the comparison with what runs
-    (`policies.keeping`) makes its own."""
+    Made where a plan begins (a policy's `propose`) and handed to every function below."""
 
     state: State
     problem: Problem

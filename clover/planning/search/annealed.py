@@ -22,7 +22,6 @@ import msgspec
 from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning.cascade.chains import best_chains
-from clover.planning.cascade.verify import verified
 from clover.planning.model.demand import exchanged
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem, best_whole, fitting
@@ -72,9 +71,9 @@ def best_found(
 
     What runs is weighed in any case, as long as the devices allow it.  `kept` counts the workers a configuration could
     keep; if there are many, those that it has in common with what runs stand for them.  PlanError if no layout of
-    the devices can run the family at all.  Cascades are weighed beside them if the problem has any; one that
-    `planning.cascade.verify` rejects is not taken.  If rows may wait, that is weighed of both.  Workers that share
-    their time are weighed beside all of these if a worker may hold several variants (`planning.search.shared`).
+    the devices can run the family at all.  Cascades are weighed beside them if the problem has any.  If rows
+    may wait, that is weighed of both.  Workers that share their time are weighed beside all of these if a worker may
+    hold several variants (`planning.search.shared`).
     """
     found = _mixed(problem, objective, running, kept, seed)
     if not problem.points and problem.resident < 2:
@@ -86,7 +85,6 @@ def best_found(
     if problem.points:
         space = every(problem, JOINT) or ()
         more = best_chains(problem, objective, problem.points, running=now, beat=beat, seed=seed, space=space)
-        more = verified(problem, objective, more)
     if problem.resident > 1:
         beat = max([beat, *(candidate.score for candidate in more if candidate.feasible)])
         more += best_shared(problem, objective, beat=beat, running=now)

@@ -7,7 +7,7 @@ rows that wait for batches of another variant.
 Weighed is each multiset of profiles (of many devices: those with all devices of a kind cut alike) with each two
 variants as a mix, and with each useful point of the profile as a cascade, if a worker on every profile may hold the
 variants together.  They are looked at best first, in three steps of falling hope: at the least joules there are, at the
-batches expected, and played.  What is played and kept is verified (`planning.cascade.verify`) before it is given.
+batches expected, and played.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from clover.errors import PlanError
 from clover.planning.cascade.chains import evaluate as evaluate_chain
 from clover.planning.cascade.chains import promising
-from clover.planning.cascade.verify import verified
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.shares import best_mix
@@ -38,7 +37,7 @@ SETTLED = 400
 PLAYED = 16
 """Candidates that are played, at most."""
 SPARE = 2
-"""Verified candidates that are given, at most."""
+"""Candidates that are given, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class _Hope:
 def best_shared(
     problem: Problem, objective: Objective, *, beat: float = -math.inf, running: Configuration | None = None
 ) -> list[Candidate]:
-    """Return the best few candidates on workers that share their time, verified, the best first, that are worth more
-    than `beat`; and the best mix on what runs if that is shared, feasible or not."""
+    """Return the best few candidates on workers that share their time, the best first, that are worth more than
+    `beat`; and the best mix on what runs if that is shared, feasible or not."""
     found: list[Candidate] = []
     if running is not None and is_shared(running) and measured(problem, running):
-        found = verified(problem, objective, [evaluate(problem, objective, running)])
+        found.append(evaluate(problem, objective, running))
     order = itertools.count()
     heap = [(-hope, next(order), own) for hope, own in _hopes(problem, objective, beat)]
     heapq.heapify(heap)
@@ -78,10 +77,9 @@ def best_shared(
         else:
             candidate = evaluate_chain(problem, objective, own.configuration, own.point)
         if candidate.feasible:
-            judged = verified(problem, objective, [candidate])
-            found += judged
-            good += any(one.feasible for one in judged)
-            best = max([best, *(one.score for one in judged if one.feasible)])
+            found.append(candidate)
+            good += 1
+            best = max(best, candidate.score)
     return sorted(found, key=lambda candidate: (not candidate.feasible, -candidate.score))
 
 

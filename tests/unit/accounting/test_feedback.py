@@ -237,30 +237,6 @@ def test_a_gpu_that_rests_below_its_idle_power_takes_nothing_from_the_next_batch
     assert reported(gpu) == [pytest.approx(4.0)]  # of 5 J, and 1 J less in the window into which the batch reaches
 
 
-def test_windows_of_a_family_follow_each_other_while_it_has_the_meter_to_itself() -> None:
-    gpu = Gpu(small=1.0)
-    other = WorkerMeter(
-        family="other", variant="small", device="gpu0", placement="gpu0:1g@1", slices=1,
-        profiled=ProfiledEnergy((0.5, 0.5)),
-    )  # fmt: skip
-    gpu.account.attach(other)
-    for works in ("toy", "toy", "both", "toy", "toy", "other", "toy"):
-        if works != "toy":
-            other.add(1, 10 * MS, 0)
-        gpu.serve(small=0 if works == "other" else 10)
-    found = [window.follows for window in gpu.account.work_report("toy").metered]
-    assert found == [False, True, False, True, False]
-    assert len(gpu.account.work_report("other").metered) == 1
-
-
-def test_no_window_follows_one_of_a_meter_that_began_anew() -> None:
-    gpu = Gpu(small=1.0)
-    gpu.serve(2, small=10)
-    gpu.total_j = 0.0
-    gpu.serve(2, small=10)  # of which the first shows no joules
-    assert [window.follows for window in gpu.account.work_report("toy").metered] == [False, True, False]
-
-
 def test_a_meter_that_several_families_share_teaches_nothing() -> None:
     gpu = Gpu(small=1.0)
     other = WorkerMeter(

@@ -15,7 +15,7 @@ from clover.config import ControllerConfig
 def test_a_whole_day_has_the_server_s_own_times() -> None:
     times, own = times_of(DAY_S), ControllerConfig()
     assert (times.verify_s, times.sleep_after_s) == (own.verify_s, own.sleep_after_s)
-    assert times.interval_s == times.min_dwell_s == 60.0
+    assert times.interval_s == 60.0
 
 
 def test_a_short_day_has_as_much_shorter_times_down_to_what_a_controller_can() -> None:

@@ -818,20 +818,6 @@ def test_a_profile_that_is_corrected_stands_in_the_state(server: Any, capsys: py
     assert "measure anew: --profile force" in whole
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_that_rows_are_shared_out_differently_for_a_while_stands_in_the_state(
-    server: Any, capsys: pytest.CaptureFixture[str], on: bool
-) -> None:
-    why = "joules a row of large, which has 70 % of its meter's, are only known to 12 %"
-    swings = {"on": on, "why": why, "seconds": 20.0}
-    server.answer = (200, answered(profile_correction={"words": "", "advice": "", "factors": [], "swings": swings}))
-    for arguments in (("state",), ("state", "--all")):
-        assert ctl(server, *arguments) == 0
-        said = " ".join(capsys.readouterr().out.split())
-        told = f"shares rows are shared out differently for some minutes, and on average as planned: {why}"
-        assert (told in said) == on
-
-
 @pytest.mark.parametrize(("ms", "told"), [(0.85, True), (38.95, False)])
 def test_what_http_adds_otherwise_than_profiled_stands_in_the_state(
     server: Any, capsys: pytest.CaptureFixture[str], ms: float, told: bool

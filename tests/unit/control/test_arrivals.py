@@ -76,13 +76,6 @@ def test_a_rate_that_is_known_leaves_nothing_to_chance() -> None:
     for at, rate in enumerate((40.0, 41.0, 40.0)):
         found.note(at * WINDOW_S, rate, float("inf"))
         assert found.rows_per_s() == rate
-        assert found.chance() == 0.0
-
-
-def test_chance_does_less_the_more_was_counted() -> None:
-    assert ArrivalRate().chance() == 0.0
-    assert watched([40.0]).chance() == pytest.approx(2.0)
-    assert watched([40.0] * 4).chance() == pytest.approx(1.0)
 
 
 def test_looks_within_a_window_say_nothing_new() -> None:

@@ -104,17 +104,6 @@ async def test_other_policies_get_no_forecast_and_only_the_mix_a_budget(policy: 
     assert "forecast step" not in {decision["trigger"] for decision in made.controller.decisions(100)}
 
 
-@on_a_loop
-async def test_what_waits_for_the_dwell_time_is_routed_by_the_budget_meanwhile() -> None:
-    made, solver = rig(min_dwell_s=1e9)
-    await made.deploy()
-    made.chain.g_per_kwh = 600.0
-    await served(made, 1.0, 1000.0, 92.0)
-    assert solver.orders[-1] in ("fixed", "budget")
-    assert solver.states[-1].ahead
-    made.consistent()
-
-
 def test_the_same_hard_row_again_and_again_spends_no_budget() -> None:
     ledger, usual = Ledger(), 92.9
     for rows in (0.0, 400.0):

@@ -202,7 +202,7 @@ def test_every_command_has_a_dry_run(verb: str, arguments: dict[str, Any]) -> No
 
 def test_apply_waits_for_nothing_and_works_in_every_mode() -> None:
     async def story() -> None:
-        rig = Rig(mode="observe", min_dwell_s=3600.0)
+        rig = Rig(mode="observe")
         await rig.deploy()
         for configuration in ({"small@1c": 2}, {"large@2c": 1}):
             answer = await rig.controller.command("apply", {"configuration": configuration, "force": True}, "")

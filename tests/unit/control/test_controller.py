@@ -173,62 +173,6 @@ def test_a_dirty_grid_saves_and_a_clean_one_buys_accuracy_back() -> None:
     drive(story)
 
 
-@pytest.mark.parametrize("state", ["fallback", "configured"])
-def test_a_number_that_was_only_stated_changes_no_configuration(state: str) -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        before = rig.family.deployed
-        rig.chain.state, rig.chain.g_per_kwh = state, 900.0
-        await rig.look(10.0, looks=10)
-        assert rig.actions == ["applied"], "no reason to plan"
-        rig.fleet.figures["arrival_rate"] = 90.0
-        await rig.look(10.0, looks=2)
-        assert rig.last["trigger"].startswith("rate moved")
-        assert rig.last["inputs"]["intensity_g_per_kwh"] == 100.0, "a plan for another reason does not follow it"
-        assert rig.last["inputs"]["intensity_state"] == state
-        assert rig.family.deployed.configuration == before.configuration
-        rig.chain.state, rig.chain.g_per_kwh = "fresh", 500.0
-        await rig.look(10.0, looks=2)
-        assert rig.last["trigger"].startswith("intensity moved from 100.0 to 500.0")
-        assert accuracy(rig) < 91.1
-
-    drive(story)
-
-
-@pytest.mark.parametrize("state", ["fallback", "configured"])
-def test_a_plan_by_the_intensity_of_the_last_one_says_where_that_came_from(state: str) -> None:
-    async def story() -> None:
-        rig = Rig()
-        rig.chain.known = {"provider": "grid", "method": "published", "signal": "average", "at_s": 40.0}
-        await rig.settled()
-        rig.chain.state, rig.chain.g_per_kwh, rig.chain.known = state, 900.0, {"at_s": 100.0, "age_s": 30.0}
-        for rate in (90.0, 200.0):
-            rig.fleet.figures["arrival_rate"] = rate
-            await rig.look(10.0, looks=2)
-            assert rig.last["trigger"].startswith("rate moved")
-            assert rig.last["inputs"]["intensity_g_per_kwh"] == 100.0
-            assert rig.last["inputs"]["intensity_provider"] == "grid", "a real gram stays one, plan after plan"
-            assert rig.last["inputs"]["intensity_state"] == state, "and says that it is held"
-        held = rig.family.triggers.planned_intensity
-        assert (held.method, held.signal, held.at_s, held.age_s) == ("published", "average", 40.0, 90.0)
-
-    drive(story)
-
-
-def test_a_failed_plan_does_not_take_a_stated_number_for_the_grid() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        rig.chain.state, rig.chain.g_per_kwh = "configured", 900.0
-        rig.solver.fail = "no plan now"
-        rig.fleet.figures["arrival_rate"] = 90.0
-        await rig.look(10.0, looks=2)
-        assert rig.family.triggers.planned_intensity.g_per_kwh == 100.0
-
-    drive(story)
-
-
 def test_slow_drift_counts_in_full() -> None:
     async def story() -> None:
         rig = Rig()
@@ -268,40 +212,9 @@ def test_the_design_rate_is_planned_for_at_least() -> None:
     drive(story)
 
 
-def test_a_late_p95_has_to_last() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        rig.fleet.figures["p95_ms"] = 40.0
-        await rig.look(looks=2)
-        rig.fleet.figures["p95_ms"] = 20.0
-        await rig.look()
-        rig.fleet.figures["p95_ms"] = 40.0
-        await rig.look(looks=2)
-        assert len(rig.actions) == 1
-        await rig.look()
-        assert rig.last["trigger"].startswith("SLO at risk: p95")
-        await rig.look(looks=2)
-        assert len(rig.actions) == 2
-
-    drive(story)
-
-
-def test_a_growing_queue_is_a_reason() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        for rows in (20, 40, 60, 80, 100):
-            rig.fleet.figures["queue_rows"] = rows
-            await rig.look()
-        assert "queue grows" in rig.last["trigger"]
-
-    drive(story)
-
-
 def test_a_worker_that_stays_away_leads_to_another_configuration() -> None:
     async def story() -> None:
-        rig = Rig(min_dwell_s=0.0)
+        rig = Rig()
         await rig.settled()
         before = rig.family.deployed.configuration
         rig.fleet.dead = {rig.fleet.alive[0]}
@@ -344,28 +257,7 @@ def test_off_does_not_even_plan_and_a_pinned_variant_is_off() -> None:
     drive(story)
 
 
-# --- dwell, capacity, failures ----------------------------------------------------------------
-
-
-def test_configuration_waits_for_the_dwell_time_and_routing_does_not() -> None:
-    async def story() -> None:
-        rig = Rig(min_dwell_s=60.0)
-        await rig.settled()
-        before = rig.family.deployed.deployment
-        rig.chain.g_per_kwh = 500.0
-        rig.fleet.figures["arrival_rate"] = 150.0
-        await rig.look()
-        assert rig.last["action"] in ("kept", "routed")
-        assert "dwell time" in rig.last["detail"]
-        assert rig.family.deployed.deployment == before
-        await rig.look(looks=10)
-        assert len(rig.actions) == 2
-        await rig.look(60.0)
-        assert rig.last["trigger"] == "held back before"
-        assert rig.last["action"] == "applied"
-        rig.consistent()
-
-    drive(story)
+# --- capacity, failures ----------------------------------------------------------------
 
 
 def test_waits_and_batches_turn_like_shares() -> None:
@@ -379,7 +271,6 @@ def test_waits_and_batches_turn_like_shares() -> None:
             {"wait_ms": {}, "largest": {"large": 2}},
         ):
             rig.solver.knobs = knobs
-            # For inputs that are given, so that it is not asked whether keeping would be as good.
             await rig.controller.command("apply", {"arrival_rate": 50.0}, "alice")
             assert rig.last["action"] == "routed"
             assert rig.fleet.routing.wait_ms == knobs["wait_ms"]

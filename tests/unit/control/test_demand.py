@@ -217,24 +217,6 @@ def test_a_declined_variant_that_a_plan_brings_all_the_same_is_missing_no_more()
     assert memory.declined(LASTING_S, accuracy, (), "")["large"].retry_after_s == RETRY_S
 
 
-def test_the_dwell_time_holds_and_rows_wait() -> None:
-    async def dwelling() -> None:
-        rig = Asking(min_dwell_s=30.0)
-        await rig.settled()
-        rig.family.dwell_until_s = rig.clock.now_s + 20.0
-        rig.ask(waiting=1)
-        await rig.look()
-        assert "large" not in rig.variants
-        told = rig.fleet.declined["large"]
-        assert told.waits
-        assert "dwell time" in told.why
-        await rig.look(21.0)
-        assert "large" in rig.variants
-        assert "large" not in rig.fleet.declined
-
-    asyncio.run(dwelling())
-
-
 def test_two_accuracies_that_alternate_do_not_move_anything_twice() -> None:
     async def hostile() -> None:
         rig = Asking()

@@ -39,7 +39,6 @@ def without_front(shape: DeviceShape) -> DeviceShape:
 
 
 def rig(count: int = 2, **config: object) -> Rig:
-    config.setdefault("min_dwell_s", 0.0)
     return Rig(devices=gpus(count), measured=mig_profile(), **config)  # type: ignore[arg-type]
 
 
@@ -225,7 +224,7 @@ def test_what_an_earlier_run_left_and_cannot_be_removed_is_planned_around() -> N
 
     async def story() -> None:
         haunted = Haunted(a100(), lambda shape: a100(shape.device, blocked=[(0, 1)]))
-        of = Rig(devices={"gpu0": haunted}, measured=mig_profile(), min_dwell_s=0.0)
+        of = Rig(devices={"gpu0": haunted}, measured=mig_profile())
         await of.deploy()
         assert haunted.quarantined
         assert of.fleet.alive

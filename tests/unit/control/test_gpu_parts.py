@@ -94,7 +94,6 @@ def test_a_gpu_is_divided_by_load_only_if_that_helps() -> None:
 
 def rig(gpus: int = 1, **config: object) -> Rig:
     devices: dict[str, FakeDevice] = {f"gpu{i}": FakeGpu(a100(f"gpu{i}")) for i in range(gpus)}
-    config.setdefault("min_dwell_s", 0.0)
     return Rig(devices=devices, measured=mig_profile(), **config)  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from clover.control.arrivals import SURE, WINDOW_S
-from clover.planning.model.objective import NOISE, objective_of
+from clover.planning.model.objective import MARGIN, NOISE, objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import lanes_of, predict
 from clover.policies import build
@@ -187,9 +187,9 @@ def drive(story: Callable[[], Awaitable[None]]) -> None:
 
 
 async def stepped(rig: Rig, g_per_kwh: float) -> Configuration:
-    """What runs a dwell time (and a look) after the intensity went to `g_per_kwh`."""
+    """What runs six seconds after the intensity went to `g_per_kwh`."""
     rig.chain.g_per_kwh = g_per_kwh
-    await rig.look(1.0, looks=round(rig.controller.context.config.min_dwell_s) + 1)
+    await rig.look(1.0, looks=6)
     rig.consistent()
     return rig.family.deployed.configuration
 
@@ -215,7 +215,7 @@ def test_a_flat_day_where_two_configurations_break_even(name: str, seed: int) ->
             assert await day(rig, box.arrives, seed) <= MOST
             planned = [d["count"] for d in rig.controller.decisions(10_000) if d["plan"] is not None]
             assert sum(planned) > HALF_A_DAY / 8  # it did look for something better, again and again
-        # What really changes is followed within the dwell time.
+        # What really changes is followed within seconds.
         rig = box.rig("paper", found[0])
         await day(rig, box.arrives, seed, readings=12)
         if name == "two A100s":  # on many slices routing follows the intensity nearly alone, but not the load
@@ -242,7 +242,7 @@ def test_a_flat_day_at_the_limit_of_the_slo(form: str, seed: int) -> None:
         assert at_mean != at_more
         rig = box.rig(form, 300.0)
         assert await day(rig, box.arrives, seed) <= MOST
-        # A load that really rises is followed within the dwell time.
+        # A load that really rises is followed within seconds.
         rig = box.rig(form, 300.0)
         await day(rig, box.arrives, seed, readings=12, scatter=0.0)
         assert rig.family.deployed.configuration == at_mean
@@ -365,27 +365,25 @@ def prediction(energy_j: float, accuracy: float) -> Prediction:
 
 
 def test_a_change_has_to_be_worth_it_within_the_noise_of_the_intensity() -> None:
-    base, part = profile().base, 0.02
+    base, part = profile().base, MARGIN
     dear, cheap = prediction(base.energy_j_per_row, 92.0), prediction(0.25 * base.energy_j_per_row, 89.0)
 
     def at(g_per_kwh: float, form: str = "paper") -> Any:
         return objective_of(state(g_per_kwh=g_per_kwh, config=objective(form, lam=0.04)))
 
-    cost_j = part * base.energy_j_per_row
-
     even = 250.0 * (0.96 * 3.0 / 92.0) / (0.04 * 0.75)
     up = even / (1.0 - part / 0.75) / (1.0 - NOISE)
     down = even / (1.0 + part / 0.75) / (1.0 + NOISE)
-    assert not at(0.999 * up).worth_leaving(dear, cheap, cost_j)
-    assert at(1.001 * up).worth_leaving(dear, cheap, cost_j)
-    assert not at(1.001 * down).worth_leaving(cheap, dear, cost_j)
-    assert at(0.999 * down).worth_leaving(cheap, dear, cost_j)
+    assert not at(0.999 * up).worth_leaving(dear, cheap)
+    assert at(1.001 * up).worth_leaving(dear, cheap)
+    assert not at(1.001 * down).worth_leaving(cheap, dear)
+    assert at(0.999 * down).worth_leaving(cheap, dear)
     # No two readings within the noise of one mean lead there and back.
     assert up / down > (1.0 + NOISE) / (1.0 - NOISE)
     # Where the intensity changes nothing, its noise does not either.
     little = prediction((1.0 - 1.01 * part) * base.energy_j_per_row, 92.0)
-    assert at(250.0, "floor").worth_leaving(dear, little, cost_j)
-    assert not at(250.0, "floor").worth_leaving(little, dear, cost_j)
+    assert at(250.0, "floor").worth_leaving(dear, little)
+    assert not at(250.0, "floor").worth_leaving(little, dear)
 
 
 def test_a_policy_of_ones_own_decides_for_itself_when_a_change_is_worth_it() -> None:

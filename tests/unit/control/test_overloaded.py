@@ -1,14 +1,11 @@
-"""What the controller gives up when it cannot have everything: capacity for a moment, or a margin against chance."""
+"""What the controller gives up when it cannot have everything: capacity for a moment, and no margin that was given."""
 
 from __future__ import annotations
 
 import asyncio
 
 import msgspec
-import pytest
 
-from clover.control.triggers import Triggers
-from clover.types import Reading
 from tests.support.control_fixture import Rig, cpu
 
 
@@ -54,35 +51,6 @@ def test_an_operator_can_forbid_that() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.parametrize(
-    ("rate", "margin", "without", "feasible"),
-    [
-        (500.0, 0.51, "", True),
-        (900.0, 0.0, "without the margin for what chance does to accuracy,", True),
-        (1100.0, 0.0, "without the margins for what chance does to accuracy and rate,", True),
-        (1300.0, 0.51, "", False),
-    ],
-)
-def test_a_margin_gives_way_to_the_slo_and_only_to_that(
-    rate: float, margin: float, without: str, feasible: bool
-) -> None:
-    """That of the accuracy goes first: what it costs evens out over hours."""
-
-    async def story() -> None:
-        rig = Rig(family={"accuracy_floor": 90.5, "accuracy_margin": None}, max_utilisation=0.95)
-        await rig.settled()
-        rig.fleet.figures["arrival_rate"] = rate
-        await rig.look(10.0)
-        plan = rig.last["plan"]
-        assert plan["feasible"] is feasible
-        assert plan["prediction"]["accuracy"] >= 90.5 + margin - 0.005
-        assert without in plan["reason"]
-        assert ("without the margin" in plan["reason"]) is bool(without)
-        assert (rig.last["inputs"]["arrival_rate"] == rate) is ("and rate" in without), "as it was counted"
-
-    asyncio.run(story())
-
-
 def test_a_margin_that_the_operator_gave_stays() -> None:
     async def story() -> None:
         rig = Rig(family={"accuracy_floor": 90.5, "accuracy_margin": 0.5}, max_utilisation=0.95)
@@ -93,14 +61,3 @@ def test_a_margin_that_the_operator_gave_stays() -> None:
         assert rig.last["plan"]["prediction"]["accuracy"] >= 91.0 - 0.005
 
     asyncio.run(story())
-
-
-def test_a_rate_that_was_too_much_is_not_held_on_to() -> None:
-    triggers, reading = Triggers(), Reading(g_per_kwh=100.0, at_s=0.0, provider="test")
-    triggers.planned(reading, 100.0)
-    assert triggers.held(95.0, 0.1) == 100.0  # a fall that is no reason to plan
-    assert triggers.held(95.0, 0.1, chance=2.0) == 100.0
-    assert triggers.held(95.0, 0.1, chance=1.0) == 95.0, "more was counted since, so that less room is needed"
-    assert triggers.held(101.0, 0.1, chance=1.0) == 101.0
-    triggers.planned(reading, 100.0, feasible=False)
-    assert triggers.held(95.0, 0.1) == 95.0

@@ -9,12 +9,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from clover.control.gate import parks
 from clover.control.parked import ParkedGpus, parking_words
-from clover.control.request import PlanRequest
 from clover.control.sleep import MOST_ROOM, REST_S, Gusts
 from clover.planning.search.power_states import ROOM
-from clover.types import configuration_of
 from tests.support.control_fixture import FakeDevice, FakeGpu, Rig
 from tests.support.mig_fixture import a100, mig_profile, slice_worker
 
@@ -90,11 +87,10 @@ def test_a_family_with_one_gpu_never_parks_it() -> None:
     asyncio.run(run())
 
 
-def test_a_load_that_rises_wakes_gpus_at_once_whatever_the_dwell_time_and_they_rest() -> None:
+def test_a_load_that_rises_wakes_gpus_at_once_and_they_rest() -> None:
     async def run() -> None:
-        one = rig(min_dwell_s=120.0)
+        one = rig()
         await parked(one)
-        one.family.dwell_until_s = one.clock.now_s + 120.0
         one.fleet.figures["arrival_rate"] = 1.2 * capacity(one)
         await one.look(1.0, looks=2)
         more = awake(one)
@@ -106,31 +102,6 @@ def test_a_load_that_rises_wakes_gpus_at_once_whatever_the_dwell_time_and_they_r
         await one.look(10.0, looks=20)
         assert awake(one) == 1
         one.consistent()
-
-    asyncio.run(run())
-
-
-def test_what_runs_without_some_gpus_is_tried_as_far_as_the_rest_has_room() -> None:
-    async def run() -> None:
-        one = rig()
-        await one.settled()
-        (state, _) = await one.controller._planner.propose(one.family, PlanRequest(trigger="a test"))
-        state = msgspec.structs.replace(
-            state, objective=msgspec.structs.replace(state.objective, least_awake=1, sleep_room=1.5)
-        )
-        running = configuration_of(one.family.desired)
-        each = sum(group.count for group in running) // 3
-
-        def sizes(part: float) -> list[int]:
-            rate = part * state.objective.max_utilisation * capacity(one)
-            asked = msgspec.structs.replace(state, arrival_rate=rate)
-            return sorted({sum(group.count for group in found) for found in parks(one.family, asked, 1.0)})
-
-        assert sizes(0.1) == [each, 2 * each]
-        assert sizes(0.4) == [2 * each]
-        assert sizes(0.5) == []
-        awake_always = msgspec.structs.replace(state.objective, spared_w=None)
-        assert not list(parks(one.family, msgspec.structs.replace(state, objective=awake_always), 1.0))
 
     asyncio.run(run())
 

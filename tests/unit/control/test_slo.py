@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from clover.control.decisions import DecisionEntry, Decisions
 from clover.control.slo import EVERY_S, SloLog
-from clover.control.triggers import LONGEST_SPACING_S, RISK, Observation, Triggers
 from clover.errors import PlanError
 from tests.support.control_fixture import Rig
-from tests.support.profiles_fixture import profile, reading
+from tests.support.profiles_fixture import profile
 
 
 def drive(story: Callable[[], Awaitable[None]]) -> None:
@@ -155,40 +154,6 @@ def test_whatever_the_p95_does_there_is_a_line_a_minute_at_most(looks: list[floa
 # --- how often it is planned for ------------------------------------------------------------------------------------
 
 
-def test_equal_plans_for_an_slo_at_risk_are_spaced_out_and_folded() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        rig.fleet.figures.update(arrival_rate=3000.0)
-        await rig.look(10.0, looks=3)
-        before, orders = sum(rig.controller.context.decisions.counts.values()), len(rig.solver.orders)
-        rig.fleet.figures.update(p95_ms=45.0)
-        await rig.look(looks=300)
-        made = sum(rig.controller.context.decisions.counts.values()) - before
-        assert 2 <= made <= 4, "not a hundred"
-        assert len(rig.solver.orders) - orders == made
-        record = rig.last
-        assert (record["action"], record["count"]) == ("kept", made)
-        assert record["trigger"].startswith(f"{RISK}: p95 45.00 ms exceeds 30.00 ms")
-        assert record["at"] < record["last_at"]
-        assert rig.controller.context.decisions.counts["kept"] >= made  # the counter counts every one
-        ids = [item["id"] for item in rig.controller.decisions(1000)]
-        assert ids == list(range(len(ids), 0, -1))
-        state = rig.controller.state()["models"]["toy"]["last_decision"]
-        assert (state["id"], state["count"], state["last_at"]) == (record["id"], made, record["last_at"])
-        json.dumps(rig.controller.decisions(10), allow_nan=False)
-        # What changes is followed at once, however long the pause had become.
-        rig.fleet.figures.update(arrival_rate=300.0)
-        await rig.look()
-        assert rig.last["trigger"].startswith("rate moved")
-        orders = len(rig.solver.orders)
-        await rig.look(looks=3)
-        assert rig.last["trigger"].startswith(RISK)
-        assert len(rig.solver.orders) > orders
-
-    drive(story)
-
-
 def test_a_plan_that_fails_again_and_again_is_spaced_out_too() -> None:
     async def story() -> None:
         rig = Rig()
@@ -202,31 +167,6 @@ def test_a_plan_that_fails_again_and_again_is_spaced_out_too() -> None:
         )  # it is also tried again ten seconds after a failure
 
     drive(story)
-
-
-def risk(now_s: float, p95_ms: float = 45.0, rate: float = 50.0) -> Observation:
-    return Observation(now_s=now_s, g_per_kwh=100.0, rate=rate, p95_ms=p95_ms, queue_rows=0.0, missing=0)
-
-
-def test_the_pause_grows_to_a_quarter_of_an_hour_and_ends_when_the_slo_is_met() -> None:
-    triggers = Triggers()
-    triggers.planned(reading(100.0), 50.0)
-
-    def fires(seconds: range, p95_ms: float = 45.0) -> list[int]:
-        found = []
-        for now_s in seconds:
-            trigger = triggers.check(risk(now_s, p95_ms), slo_ms=30.0, intensity_change=0.1, rate_change=0.2)
-            if trigger:
-                triggers.planned(reading(100.0), 50.0)
-                triggers.decided(trigger, "kept", now_s)
-                found.append(now_s)
-        return found
-
-    gaps = [later - earlier for earlier, later in itertools.pairwise(fires(range(1000, 5000)))]
-    assert gaps[:4] == [15, 60, 240, 900]
-    assert set(gaps[3:]) == {LONGEST_SPACING_S}
-    assert fires(range(5000, 5012), p95_ms=12.0) == []
-    assert fires(range(5012, 5016)) == [5014]
 
 
 # --- folding --------------------------------------------------------------------------------------------------------

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
-import math
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from clover.cli.ctl.answers import show
-from clover.control.ledger import THRESHOLDS_S, Ledger
+from clover.control.ledger import Ledger
 from clover.policies import SPENDING
 from clover.types import CascadeProfile, Reading
 from tests.support.chain_points import POINTS
@@ -32,7 +31,6 @@ def rig(policy: str = "budget") -> Rig:
         cascade=True,
         measured=measured,
         family={"accuracy_floor": 88.5, "accuracy_budget": 1.0},
-        min_dwell_s=0.0,
         verify_s=0.0,
     )
     made.clock.now_s = 1000 * HOUR
@@ -89,15 +87,12 @@ def test_the_operator_is_told_of_both() -> None:
     assert "thresholds 7 times" in console.export_text()
 
 
-def test_without_cascades_an_hour_is_a_step_with_them_five_minutes() -> None:
+def test_a_new_hour_is_a_reason_to_plan() -> None:
     ledger = Ledger()
     assert ledger.due(10.0), "nothing was planned yet"
     ledger.planned_s = 10.0 * HOUR + 10.0
-    assert not ledger.due(10.0 * HOUR + THRESHOLDS_S)
-    assert ledger.due(10.0 * HOUR + THRESHOLDS_S, THRESHOLDS_S)
-    assert not ledger.due(10.0 * HOUR + THRESHOLDS_S - 1.0, THRESHOLDS_S)
+    assert not ledger.due(11.0 * HOUR - 1.0)
     assert ledger.due(11.0 * HOUR)
-    assert math.isclose(THRESHOLDS_S, 300.0)
 
 
 @pytest.mark.parametrize("policy", sorted(SPENDING))

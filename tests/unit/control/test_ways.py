@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from clover.control import gate
-from clover.control.family import DeployedPlan
 from clover.control.request import PlanRequest
 from clover.control.ways import Way, WayFinder
 from clover.errors import PlanError
@@ -16,7 +14,7 @@ from clover.planning.transition.stages import StepSeconds, served
 from clover.planning.transition.steps import plan_transition
 from clover.planning.transition.ways import Ways
 from clover.types import Assignment, Configuration, Routing, State, Transition
-from tests.support.control_fixture import FakeGpu, LocalSolver, Rig
+from tests.support.control_fixture import FakeGpu, Rig
 from tests.support.geometry_fixture import a100, runs
 from tests.support.mig_fixture import mig_profile
 
@@ -32,7 +30,7 @@ CUT = tuple(
 
 
 def rig() -> Rig:
-    return Rig(devices={shape.device: FakeGpu(shape) for shape in TWO}, measured=PROFILE, min_dwell_s=0.0)
+    return Rig(devices={shape.device: FakeGpu(shape) for shape in TWO}, measured=PROFILE)
 
 
 class Strict:
@@ -81,8 +79,7 @@ async def found(of: Rig, solver: Strict, running: Deployment, target: Deployment
     context, family = of.controller.context, of.family
     request = PlanRequest(trigger="test", rate=100.0)
     state = family.state(await context.conditions(family), context.config, request)
-    bare, _ = family.without_margins(state, context.config)
-    return await WayFinder(solver, ways, PROFILE, state, bare).best(target)
+    return await WayFinder(solver, ways, PROFILE, state, family.without_margin(state)).best(target)
 
 
 def rows(of: Rig, *workers: Assignment) -> float:
@@ -161,53 +158,5 @@ def test_the_margin_above_the_floor_is_no_reason_to_stay() -> None:
         )
         assert of.family.margin(of.family.targets) > 0.0
         assert (await found(of, Strict(of, 0.0, bare=True), WHOLE, CUT)).good
-
-    asyncio.run(story())
-
-
-def test_a_late_way_keeps_what_runs_if_that_meets_the_targets() -> None:
-    async def story() -> None:
-        of = rig()
-        await of.deploy()
-        deployed = of.family.deployed
-        assert isinstance(deployed, DeployedPlan)
-        here = deployed.plan
-        assert here.feasible
-        assert gate.late_on_the_way(here, 0.0, here, False) is None
-        assert gate.late_on_the_way(here, 5.0, None, False) is None
-        assert gate.late_on_the_way(here, 5.0, here, True) is None, "the operator allows it"
-        stay = gate.late_on_the_way(here, 5.0, here, False)
-        assert stay is not None
-        assert "missed for about 5.0 s on the way" in stay.reason
-
-    asyncio.run(story())
-
-
-class NoWay(LocalSolver):
-    """A solver to whom nothing keeps the targets on the way."""
-
-    async def routing(self, state: State, configuration: Configuration) -> Routing | None:
-        return None
-
-
-@pytest.mark.parametrize("allowed", [False, True])
-def test_a_plan_without_a_good_way_waits_unless_the_operator_allows_it(allowed: bool) -> None:
-    async def story() -> None:
-        of = Rig(
-            devices={shape.device: FakeGpu(shape) for shape in TWO},
-            measured=PROFILE,
-            solver=NoWay(),
-            min_dwell_s=0.0,
-            allow_capacity_loss=allowed,
-        )
-        of.fleet.figures["arrival_rate"] = 2000.0
-        await of.settled()
-        before = of.family.desired
-        of.chain.g_per_kwh = 700.0
-        await of.look(10.0)
-        assert (of.family.desired != before) is allowed
-        assert (of.last["action"] == "applied") is allowed
-        assert ("could only be reached with the targets missed" in of.last["detail"]) is not allowed
-        of.consistent()
 
     asyncio.run(story())

@@ -331,21 +331,6 @@ def test_the_production_controller_decides(tmp_path: Path, monkeypatch: pytest.M
     assert reasons[1].startswith(turns[1])
 
 
-def test_the_dwell_time_holds_changes_back(tmp_path: Path) -> None:
-    path = trace_file(tmp_path, (400.0, 60.0, 400.0, 60.0))
-
-    def played(dwell_s: float) -> Run:
-        rules = Rules(noise=False, dwell_s=dwell_s, lam=0.1, accuracy_floor=0.0, capacity_loss=True)
-        return replay.play(a_case(path, policy="oracle", rules=rules, hours=4.0))
-
-    free, dwelling = played(5.0), played(5400.0)
-    assert free.held["dwell"] == 0
-    assert dwelling.held["dwell"] > 0
-    assert 0 < dwelling.sums.changes < free.sums.changes
-    changed = [step.at_s for step in dwelling.steps if step.changes]
-    assert all(later - sooner >= 5400.0 for sooner, later in itertools.pairwise(changed))
-
-
 def test_a_change_without_capacity_is_refused(tmp_path: Path) -> None:
     """One GPU cannot be cut anew under load: the transition's capacity floor, not a rule of the simulation."""
     rules = Rules(noise=False, lam=0.2, accuracy_floor=0.0, slo_ms=560.0, reference_g_per_kwh=250.0, waits=False)

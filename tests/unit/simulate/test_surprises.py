@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import pytest
 
 from bench.week import SITUATIONS, Judge, Options, case_of, parsed
 from clover.cli.simulate import main
-from clover.control import gate
-from clover.control.ways import WayFinder
 from clover.errors import ConfigError
 from clover.planning.model.problem import services_of
 from clover.simulate import families, loads, replay, surprises, world
 from clover.simulate.records import Run
 from clover.simulate.surprises import LostDevice, Surprises
 from clover.simulate.world import Case, Rules, World
-from clover.types import Assignment, GroupCount, Placement, Routing, configuration_of
+from clover.types import GroupCount, Routing
 
 HOUR_S = 3600.0
 
@@ -73,20 +69,6 @@ def test_a_lost_gpu_serves_nothing_and_comes_back() -> None:
     assert not [item for item in judge.found if item.kind in ("worse", "late")]
 
 
-@pytest.mark.slow
-def test_a_way_out_is_found_on_the_instances_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three whole GPUs, and a load that they cannot serve in time: to split one would take a third of the capacity
-    away, and so would every other good plan, if none helps out.  To load another variant on one loses nothing."""
-    monkeypatch.setattr(gate, "alternatives", lambda *args: iter(()))
-    monkeypatch.setattr(WayFinder, "_helpers", lambda *args: [])
-    rules = Rules(noise=False, look_s=60.0, load_s=10.0, reference_g_per_kwh=250.0)
-    run, judge = judged(case(rules, gpus=3, load="surges:0.35", hours=3.0))
-    assert run.steps[119].deployment == "3 x efficientnet-b7@7g.40gb"
-    assert run.steps[-1].deployment == "1 x efficientnet-b5@7g.40gb + 2 x efficientnet-b7@7g.40gb"
-    assert run.steps[-1].p95_ms < run.slo_ms
-    assert not judge.found
-
-
 def test_a_change_keeps_the_slo_on_the_way(tmp_path: Path) -> None:
     """All workers but one GPU's would be missing for ten seconds if all that changes were exchanged at once."""
     trace = tmp_path / "falls.csv"
@@ -100,29 +82,6 @@ def test_a_change_keeps_the_slo_on_the_way(tmp_path: Path) -> None:
     assert run.sums.changes == 1
     assert not judge.found
     assert any("helps out on the way" in step.reason for step in run.steps)
-
-
-def test_swaps_keep_the_instances() -> None:
-    items = tuple(
-        Assignment(
-            placement=Placement(device="gpu0", profile="1g.5gb", start=start, size=1),
-            family="efficientnet",
-            variant="efficientnet-b7",
-            backend="eager",
-        )
-        for start in range(3)
-    )
-    profile = families.load("efficientnet", world.gpus(1).shapes).profile
-    deployed = SimpleNamespace(configuration=configuration_of(items))
-    family: Any = SimpleNamespace(
-        profile=profile, corrected=profile, deployed=deployed, backed_off=lambda configuration, now_s: False
-    )
-    found = list(gate.swaps(family, 0.0))
-    assert len(found) == len(set(found)) > 3
-    assert all(sum(group.count for group in each) == 3 for each in found)
-    assert all(group.profile == "1g.5gb" for each in found for group in each)
-    counts = [sum(group.count for group in each if group.variant != "efficientnet-b7") for each in found]
-    assert counts == sorted(counts)
 
 
 def test_surges_are_every_third_hour() -> None:

@@ -22,7 +22,7 @@ JOULES = tuple(
 BUDGET = 0.5
 TARGET = 93.0 - BUDGET
 PARTS = 12
-"""Decisions an hour: thresholds are looked at every five minutes."""
+"""Decisions an hour."""
 Trace = Callable[[float, random.Random], float]
 
 

@@ -14,12 +14,11 @@ from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.steering import steer, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.cascade.chains import best_chains, evaluate
-from clover.planning.cascade.permitted import best_at, drawn_at, joint, moving_j, nearest, permitted, points_on
+from clover.planning.cascade.permitted import best_at, drawn_at, joint, nearest, permitted, points_on
 from clover.planning.model.frontier import FrontierPoint, hull
 from clover.planning.model.objective import objective_of
 from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import problem_of
-from clover.planning.packing.formulation import SWITCH_S
 from clover.planning.search.annealed import every
 from clover.policies import build
 from clover.policies.plans import plan_fixed
@@ -173,14 +172,6 @@ def test_the_price_chooses_and_the_nearest_point_is_taken() -> None:
     assert nearest(found, 0.1 * low + 0.9 * high, 0.0) is found[1]
     assert nearest(found, low, high) is found[1], "what must be reached now cannot wait"
     assert nearest(found, 99.0, 99.0) is found[-1]
-
-
-def test_a_change_costs_what_has_to_be_started() -> None:
-    problem = problem_of(cascading())
-    here, there = on("small", "large"), on("medium", "large")
-    assert moving_j(problem, here, here) == 0.0
-    service = problem.services["medium", "1c"]
-    assert moving_j(problem, here, there) == pytest.approx(SWITCH_S * service.least_energy_j * service.capacity())
 
 
 @pytest.mark.slow

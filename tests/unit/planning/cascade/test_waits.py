@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,10 +15,8 @@ from numpy.typing import NDArray
 
 from bench.stages import draw
 from clover.planning.cascade import chains
-from clover.planning.cascade import verify as chain_verify
 from clover.planning.cascade.chains import Stages, best_chains, evaluate, played_ms, routing_of, wait_of
 from clover.planning.cascade.permitted import drawn_at, joint, on_hull, points_on
-from clover.planning.cascade.verify import CascadeVerdict, verified
 from clover.planning.cascade.waits import energy_j, worth
 from clover.planning.model.objective import Objective, objective_of
 from clover.planning.model.problem import Problem, problem_of
@@ -60,7 +57,6 @@ def test_rows_wait_at_the_stage_where_a_batch_is_a_call() -> None:
     assert plain.prediction.p95_ms < found.prediction.p95_ms <= aim.slo_ms
     gathered = 1.0 + 200.0 * found.routing.wait_ms["small"] / 1e3
     assert found.prediction.energy_j_per_row == pytest.approx(CALL.energy_j(gathered) + 0.2 * 0.04)
-    assert verified(replace(problem, points=(point(),)), aim, [found])[0].feasible
 
 
 def test_without_room_nobody_waits() -> None:
@@ -84,23 +80,6 @@ def test_where_the_longest_wait_is_late_a_shorter_one_is_taken(monkeypatch: pyte
     assert 0.0 < found.routing.wait_ms["small"] < longest_ms
     assert found.score < hoped.score
     assert evaluate(problem, aim, both(problem), point(), play=False) == hoped
-
-
-def test_what_is_rejected_with_its_wait_is_tried_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, aim = posed()
-    problem = replace(problem, points=(point(),))
-    waiting = evaluate(problem, aim, both(problem), point())
-    judge = chain_verify.verify
-
-    def never(*of: Any, p95_ms: float, slo_ms: float) -> CascadeVerdict:
-        return judge(*of, p95_ms=p95_ms, slo_ms=1e-3 if of[3] else slo_ms)
-
-    monkeypatch.setattr(chain_verify, "verify", never)
-    rejected, plain = verified(problem, aim, [waiting])
-    assert not rejected.feasible
-    assert plain.feasible
-    assert not plain.routing.wait_ms
-    assert plain == evaluate(*posed(waits=False), both(problem), point())
 
 
 def test_on_cores_a_wait_brings_another_row_or_there_is_none() -> None:

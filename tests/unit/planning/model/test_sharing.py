@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from clover.planning.cascade.chains import play_once, played_ms
-from clover.planning.cascade.verify import verify
 from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import Service, capacity, energy_j_per_row, latencies_ms
 from clover.planning.model.sharing import ProcessKind, SharedPool, may_share, pool_of, variants_of
@@ -79,7 +78,7 @@ def long_p95_ms(own: Drawn) -> float:
 
 
 @pytest.mark.slow
-def test_p95_of_a_hundred_random_ones_is_near_long_plays_or_rejected() -> None:
+def test_p95_of_a_hundred_random_ones_is_near_long_plays() -> None:
     apart = {}
     for seed in range(100):
         own = drawn(seed)
@@ -87,9 +86,6 @@ def test_p95_of_a_hundred_random_ones_is_near_long_plays_or_rejected() -> None:
         if abs(error) > APART:
             apart[seed] = error
     assert len(apart) <= 5, apart
-    for seed in apart:
-        own = drawn(seed)
-        assert not verify(own.pool, own.rate, own.reach, p95_ms=own.planned_ms, slo_ms=math.inf).accepted, seed
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Plans whose workers share their time: found if they are better, verified, laid out, kept, and below their bound."""
+"""Plans whose workers share their time: found if they are better, laid out, kept, and below their bound."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import msgspec
 import pytest
 
 from clover.errors import PlanError
-from clover.planning.budget.keeping import keeping
-from clover.planning.cascade import verify
-from clover.planning.cascade.chains import workers_of
-from clover.planning.cascade.permitted import moving_j, permitted
+from clover.planning.cascade.permitted import permitted
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.objective import objective_of
-from clover.planning.model.planning_input import PlanningInput
 from clover.planning.model.problem import problem_of
 from clover.planning.model.sharing import is_shared
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
@@ -117,17 +113,6 @@ def test_the_limit_of_utilisation_holds_for_all_variants_together() -> None:
     assert expected.p95_ms == UNBOUNDED_MS
 
 
-def test_what_verification_rejects_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = resident(floor_state(devices=(one_place(),)))
-    judged = verify.verify(
-        workers_of(problem_of(floor_state()), (BOTH,), point()), 10.0, (1.0, 0.2), p95_ms=1e3, slo_ms=40.0
-    )
-    assert not judged.accepted
-    monkeypatch.setattr(verify, "verify", lambda *_, **__: replace(judged, why="for no reason"))
-    assert not any(item.feasible for item in best_shared(problem_of(given), objective_of(given)))
-    assert [group.variants for group in proposed(given).configuration] == [("large",)]
-
-
 @pytest.mark.parametrize("rate", [5.0, 40.0, 110.0])
 @pytest.mark.parametrize("floor", [88.5, 90.0, 91.7])
 @pytest.mark.parametrize("lam", [0.1, 0.9])
@@ -154,18 +139,16 @@ def running(given: State, plan: Plan) -> State:
 
 
 @pytest.mark.parametrize("chained", [False, True])
-def test_keeping_a_shared_plan_is_predicted_as_it_was_planned(chained: bool) -> None:
+def test_a_shared_plan_that_runs_is_predicted_as_it_was_planned(chained: bool) -> None:
     given = (
         cascading([point(91.5)], rate=60.0, devices=(one_place(),)) if chained else floor_state(devices=(one_place(),))
     )
     given = resident(given)
     plan = proposed(given)
-    kept = keeping(PlanningInput.of(running(given, plan)))
-    assert kept is not None
-    assert kept.feasible
-    assert kept.configuration == plan.configuration
-    assert kept.prediction.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.02)
-    assert kept.prediction.energy_j_per_row == pytest.approx(plan.prediction.energy_j_per_row, rel=0.01)
+    found = predicted(problem_of(given), plan.configuration, plan.routing)
+    assert found is not None
+    assert found.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.02)
+    assert found.energy_j_per_row == pytest.approx(plan.prediction.energy_j_per_row, rel=0.01)
     again = proposed(running(given, plan))
     assert again.deployment == plan.deployment
 
@@ -180,15 +163,6 @@ def test_what_runs_shared_stays_where_it_is() -> None:
     swapped = plan_fixed(running(given, fixed), (GroupCount(variant="small", profile="1c", count=2), BOTH))
     here = {item.placement for item in fixed.deployment if item.variant == "small"}
     assert here == {item.placement for item in swapped.deployment if item.variant == "large"}
-
-
-def test_a_worker_that_holds_the_variants_of_another_becomes_it_at_no_cost() -> None:
-    problem = problem_of(resident(floor_state()))
-    alone = (GroupCount(variant="large", profile="1c", count=2),)
-    assert moving_j(problem, (BOTH,), alone) == 0.0
-    assert moving_j(problem, alone, (BOTH,)) == 0.0
-    assert moving_j(replace(problem, resident=1), alone, (GroupCount(variant="small", profile="1c", count=2),)) > 0.0
-    assert moving_j(problem, alone, (GroupCount(variant="large", profile="2c", count=1),)) > 0.0
 
 
 def test_a_shared_configuration_permits_every_chain_of_its_variants() -> None:

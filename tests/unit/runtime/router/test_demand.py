@@ -101,11 +101,11 @@ def test_at_its_deadline_a_row_is_late(house: House) -> None:
 def test_at_its_deadline_a_row_whose_worker_was_held_back_may_come_again(house: House) -> None:
     planner = Planner(house)
     house.ask(min_accuracy=88.0, timeout_ns=100 * MS)
-    planner.say({"large": Declined(why="it waits for the dwell time", retry_after_s=1.0, waits=True)})
+    planner.say({"large": Declined(why="it waits for the capacity floor", retry_after_s=1.0, waits=True)})
     assert house.done == []
     house.loop.advance(200 * MS)
     ticket = house.done[0]
-    assert (ticket.status, ticket.retry_after_s, ticket.error) == (503, 1.0, "it waits for the dwell time")
+    assert (ticket.status, ticket.retry_after_s, ticket.error) == (503, 1.0, "it waits for the capacity floor")
     assert house.router.demand.report(house.loop.now_ns)["large"].refused == 1
 
 
