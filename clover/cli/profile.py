@@ -137,7 +137,7 @@ def _on(
             sandbox=sandboxes.order_of(config.workers, gpu=on_gpus(config.workers.device)),
             rows_sandbox=sandboxes.order_of(config.workers, gpu=False),
         )
-        # The server's event loop, because BASE is measured over HTTP.
+        # The server's event loop, which the front end is measured on.
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             profile = runner.run(_measure(spec, device, config, measuring))
     return profile, str(store.put(profile))
