@@ -9,10 +9,10 @@ from pathlib import Path
 
 from clover.cli import CommandParser
 from clover.hints import program
-from clover.scaffold import folder
-from clover.scaffold.draft import DraftError
-from clover.scaffold.triton_models import OpenBounds
-from clover.scaffold.triton_repository import ImportedModel, models_of
+from clover.importing import folder
+from clover.importing.draft import DraftError
+from clover.importing.triton_models import OpenBounds
+from clover.importing.triton_repository import ImportedModel, models_of
 from clover.terminal import Column, listing, plain
 
 _WIDTH = 80

@@ -16,9 +16,9 @@ from clover.datatypes import DATATYPES
 from clover.errors import CloverError
 from clover.families.declaration import NAME
 from clover.hints import did_you_mean, program
-from clover.scaffold import folder, onnx_source, torch_source, triton_models
-from clover.scaffold.draft import DraftError, FamilyDraft
-from clover.scaffold.evaluation_rows import with_rows
+from clover.importing import folder, onnx_source, torch_source, triton_models
+from clover.importing.draft import DraftError, FamilyDraft
+from clover.importing.evaluation_rows import with_rows
 from clover.terminal import line_width, listing, wrapped
 from clover.types import TensorSpec
 

@@ -18,8 +18,8 @@ from clover import terminal
 from clover.cli import CommandParser
 from clover.errors import ConfigError
 from clover.hints import program
-from clover.problem.file import ProblemFile, parse
-from clover.problem.solve import Infeasible, Solution, solve
+from clover.research.problem.file import ProblemFile, parse
+from clover.research.problem.solve import Infeasible, Solution, solve
 
 DONE, USAGE, INFEASIBLE = 0, 2, 3
 _WIDTH = 120

@@ -17,7 +17,7 @@ from tests.support.syntax_trees import nodes
 ROOT = Path(__file__).resolve().parents[2]
 
 # Imports point down only, and units of one floor do not know each other.  A unit is a module or package of `clover`; in
-# the packages of ROOMS, a module or package of these.
+# the packages of ROOMS, and where FLOORS name one, a module or package of these.
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
@@ -44,13 +44,13 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"client", "confidence", "planning", "planning.model", "planning.transition"}),
-    frozenset({"planning.packing", "problem"}),
+    frozenset({"planning.packing", "research", "research.problem"}),
     frozenset({"planning.cascade"}),
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
-    frozenset({"planning.cluster"}),
+    frozenset({"cluster.planning"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "scaffold"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "importing"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
@@ -59,7 +59,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"profiling", "dashboard", "grpc"}),
     frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
-    frozenset({"simulate"}),
+    frozenset({"research.simulate"}),
     frozenset({"cluster"}),
     frozenset({"serve", "__main__", "cli"}),
 )
@@ -73,12 +73,12 @@ PACKAGE = ""
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
 PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process", "clover.report.apart"} | {
-    "clover.scaffold.probe"
+    "clover.importing.probe"
 }
 # Where torch may be named at all.
 TORCH = (
     "clover.backends",
-    "clover.scaffold.probe",
+    "clover.importing.probe",
     "clover.worker.main",
     "clover.worker.residents",
     "clover.worker.memory",
@@ -119,8 +119,9 @@ def imports(module: str) -> tuple[tuple[str, int], ...]:
 def unit(module: str) -> str:
     """Return the unit of `clover` that a module belongs to."""
     parts = module.split(".")
-    if len(parts) > 2 and parts[1] in ROOMS:
-        return ".".join(parts[1:3])
+    inner = ".".join(parts[1:3])
+    if len(parts) > 2 and (parts[1] in ROOMS or inner in FLOOR_OF):
+        return inner
     return parts[1] if len(parts) > 1 else PACKAGE
 
 

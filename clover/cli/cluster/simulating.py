@@ -15,10 +15,10 @@ from clover.cli import CommandParser
 from clover.cli.cluster.showing import wrapped
 from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
+from clover.cluster.planning.planner import plan_cluster
 from clover.cluster.simulated import ClusterRun, ClusterScenario, play_fixed, simulate
 from clover.cluster.simulated_file import SimulationRequest, scenario_of
 from clover.errors import ConfigError
-from clover.planning.cluster.planner import plan_cluster
 from clover.terminal import Column
 
 DONE, REFUSED = 0, 1

@@ -18,16 +18,16 @@ from rich.progress import Progress
 from clover import terminal
 from clover.cli.simulate.arguments import HOURS, MIXES, POLICIES, SCENARIO_G_PER_KWH, parser
 from clover.errors import CloverError, ConfigError
-from clover.simulate import day, families, forecasts, loads, minutes, parametric, world
-from clover.simulate.day import Day
-from clover.simulate.families import Known
-from clover.simulate.page import page
-from clover.simulate.paper import SEEDS, Paper, PaperOptions
-from clover.simulate.records import Results, Run, RunInput
-from clover.simulate.surprises import Surprises, parse_lost
-from clover.simulate.tables import show, show_minutes
-from clover.simulate.work import execute, results
-from clover.simulate.world import Case, Rules, SimulatedMachine, Trace, World
+from clover.research.simulate import day, families, forecasts, loads, minutes, parametric, world
+from clover.research.simulate.day import Day
+from clover.research.simulate.families import Known
+from clover.research.simulate.page import page
+from clover.research.simulate.paper import SEEDS, Paper, PaperOptions
+from clover.research.simulate.records import Results, Run, RunInput
+from clover.research.simulate.surprises import Surprises, parse_lost
+from clover.research.simulate.tables import show, show_minutes
+from clover.research.simulate.work import execute, results
+from clover.research.simulate.world import Case, Rules, SimulatedMachine, Trace, World
 
 DONE, USAGE, FAILED = 0, 2, 3
 _WIDTH = 205
@@ -318,7 +318,7 @@ def _write(found: Results, folder: Path, *, png: bool) -> list[Path]:
         report.write_text(page(found), encoding="utf-8")
         paths = [data, report]
         if png:
-            from clover.simulate import pngs  # matplotlib is an extra, and slow to import
+            from clover.research.simulate import pngs  # matplotlib is an extra, and slow to import
 
             paths += pngs.write(found, folder)
     except OSError as error:

@@ -6,8 +6,8 @@ import argparse
 
 from clover.cli import CommandParser
 from clover.hints import program
-from clover.simulate import families, minutes
-from clover.simulate.paper import SEEDS
+from clover.research.simulate import families, minutes
+from clover.research.simulate.paper import SEEDS
 
 HOURS = 24.0
 POLICIES = ("base", "co2opt", "clover", "oracle", "objective", "budget")

@@ -26,9 +26,9 @@ from clover.cluster.controller_records import (
     ClusterStatus,
     ClusterTotals,
 )
+from clover.cluster.planning.records import ClusterPlan, NodeTarget, RegionFlow
 from clover.cluster.ray_support import use_token
 from clover.errors import ClusterError
-from clover.planning.cluster.records import ClusterPlan, NodeTarget, RegionFlow
 
 TEXT = """
 [cluster]

@@ -18,8 +18,8 @@ from clover import families
 from clover.__main__ import main
 from clover.backends import child_environment
 from clover.cli.new_family import tensor_of
-from clover.scaffold import folder, torch_source
-from clover.scaffold.draft import DraftError
+from clover.importing import folder, torch_source
+from clover.importing.draft import DraftError
 from clover.types import FamilySpec, TensorSpec
 from tests.support.family_folder import model_of
 from tests.support.forks import Forks
@@ -70,14 +70,14 @@ PROBE = """\
 import os, sys
 os.chdir({folder!r})
 sys.path[0] = {folder!r}
-from clover.scaffold.probe import main
+from clover.importing.probe import main
 sys.exit(main())
 """
 
 
 @pytest.fixture(scope="module")
 def probes() -> Iterator[Forks]:
-    found = Forks("torch", "clover.scaffold.probe", environ={**os.environ, **child_environment()})
+    found = Forks("torch", "clover.importing.probe", environ={**os.environ, **child_environment()})
     yield found
     found.close()
 
@@ -87,7 +87,7 @@ def forked_probes(probes: Forks, monkeypatch: pytest.MonkeyPatch, request: pytes
     """Fork the process that builds modules from one that has torch, unless a test uses `own_probe`."""
 
     def run(command: list[str], *, input: bytes, env: dict[str, str], **_: Any) -> SimpleNamespace:
-        assert command == [sys.executable, "-m", "clover.scaffold.probe"]
+        assert command == [sys.executable, "-m", "clover.importing.probe"]
         done = probes.run(PROBE.format(folder=os.getcwd()), command, env, input)
         sys.stderr.write(done.stderr)
         return SimpleNamespace(stdout=done.stdout.encode(), returncode=done.returncode)
@@ -156,7 +156,7 @@ def test_rows_on_another_file_system_are_copied(here: Path, monkeypatch: pytest.
     def elsewhere(*_: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr("clover.scaffold.folder.os.link", elsewhere)
+    monkeypatch.setattr("clover.importing.folder.os.link", elsewhere)
     (here / "row.npy").write_bytes(b"1")
     folder.link_or_copy(here / "row.npy", here / "copy.npy")
     assert (here / "copy.npy").read_bytes() == b"1"

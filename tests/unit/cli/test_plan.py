@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from clover.cli.plan import main
 from clover.errors import PlanError
-from clover.problem import exact
-from clover.problem import solve as solving
-from clover.problem.file import Counts, ProblemFile, parse
-from clover.problem.solve import Infeasible, forced, kernel_problem, solve
-from clover.problem.verify import SimulationVerdict, verify
+from clover.research.problem import exact
+from clover.research.problem import solve as solving
+from clover.research.problem.file import Counts, ProblemFile, parse
+from clover.research.problem.solve import Infeasible, forced, kernel_problem, solve
+from clover.research.problem.verify import SimulationVerdict, verify
 from tests.reference.problems import alike_gap, of_plain, plain_problem, random_counts, random_problem
 
 pytestmark = pytest.mark.slow

@@ -31,8 +31,8 @@ from clover.policies import build
 from clover.policies.demanded import with_met
 from clover.policies.keeping import beside_keeping
 from clover.policies.plans import plan_fixed
-from clover.simulate import families, parametric
-from clover.simulate.flow import FleetModel
+from clover.research.simulate import families, parametric
+from clover.research.simulate.flow import FleetModel
 from clover.types import (
     Assignment,
     Candidate,
