@@ -62,6 +62,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"research.simulate"}),
     frozenset({"cluster"}),
     frozenset({"serve", "__main__", "cli"}),
+    frozenset({"cluster.cli", "importing.cli", "report.cli", "research.cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.cli.simulate import main
+from clover.research.cli.simulate import main
 from clover.research.simulate.page import page
 from clover.research.simulate.records import ReplayStep, Results, Run, merged, summed
 from clover.types import CascadeProfile

@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.cli.simulate import main
 from clover.errors import ConfigError
 from clover.planning.model.queueing import Service
+from clover.research.cli.simulate import main
 from clover.research.simulate import families, loads, replay, world
 from clover.research.simulate.minutes import GUST_FROM_S, Minutes, back_s, gusty, play
 from clover.research.simulate.workers import SimulatedWorker, Slice

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from clover.cli.simulate import main
 from clover.errors import ConfigError
 from clover.planning.cascade.chains import evaluate as evaluate_chain
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import evaluate
+from clover.research.cli.simulate import main
 from clover.research.simulate import clock, families, loads, minutes, parametric, replay, world
 from clover.research.simulate.fleet import SimulatedFleet
 from clover.research.simulate.flow import FleetModel

@@ -19,8 +19,6 @@ import msgspec
 import pytest
 
 from clover.charts import plotly_script, sheet
-from clover.cli import simulate
-from clover.cli.simulate import main
 from clover.config import EnergyConfig
 from clover.control import triggers
 from clover.control.controller import Controller
@@ -32,6 +30,8 @@ from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import estimate
 from clover.profiles import default_slo_ms
+from clover.research.cli import simulate
+from clover.research.cli.simulate import main
 from clover.research.simulate import clock, families, forecasts, loads, page, paper, replay, work, world
 from clover.research.simulate.fleet import SimulatedDevice, SimulatedFleet
 from clover.research.simulate.flow import FleetModel

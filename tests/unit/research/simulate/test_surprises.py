@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from bench.week import SITUATIONS, Judge, Options, case_of, parsed
-from clover.cli.simulate import main
 from clover.control import gate
 from clover.control.ways import WayFinder
 from clover.errors import ConfigError
 from clover.planning.model.problem import services_of
+from clover.research.cli.simulate import main
 from clover.research.simulate import families, loads, replay, surprises, world
 from clover.research.simulate.records import Run
 from clover.research.simulate.surprises import LostDevice, Surprises

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clover.cli.cluster.command import main
+from clover.cluster.cli.command import main
 from clover.cluster.cluster_file import parse
 from clover.cluster.simulated_file import SimulationRequest, scenario_of
 from clover.errors import ConfigError

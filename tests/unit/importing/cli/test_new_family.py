@@ -17,8 +17,8 @@ import pytest
 from clover import families
 from clover.__main__ import main
 from clover.backends import child_environment
-from clover.cli.new_family import tensor_of
 from clover.importing import folder, torch_source
+from clover.importing.cli.new_family import tensor_of
 from clover.importing.draft import DraftError
 from clover.types import FamilySpec, TensorSpec
 from tests.support.family_folder import model_of

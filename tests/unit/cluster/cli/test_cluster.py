@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from clover.__main__ import main as dispatch
-from clover.cli.cluster import command
-from clover.cli.cluster.command import main
-from clover.cli.cluster.showing import show_plan, show_status
+from clover.cluster.cli import command
+from clover.cluster.cli.command import main
+from clover.cluster.cli.showing import show_plan, show_status
 from clover.cluster.cluster_file import parse
 from clover.cluster.controller_records import (
     ChangeStep,

@@ -13,9 +13,9 @@ import msgspec
 
 from clover import terminal
 from clover.cli import CommandParser
-from clover.cli.cluster import simulating
-from clover.cli.cluster.showing import show_plan, show_status
 from clover.cluster import cluster_file
+from clover.cluster.cli import simulating
+from clover.cluster.cli.showing import show_plan, show_status
 from clover.cluster.controller_records import ClusterLook, ClusterStatus
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.errors import ClusterError, ConfigError

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.cli.plan import main
 from clover.errors import PlanError
+from clover.research.cli.plan import main
 from clover.research.problem import exact
 from clover.research.problem import solve as solving
 from clover.research.problem.file import Counts, ProblemFile, parse
@@ -28,7 +28,7 @@ from tests.reference.problems import alike_gap, of_plain, plain_problem, random_
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SAMPLES = sorted((ROOT.parent / "shared" / "problems").glob("*.json"))
 FIELDS = {"config", "f", "p95_ms", "accuracy", "energy_j_per_request", "bound", "solver", "evaluations", "seconds"}
 VERIFIED = {

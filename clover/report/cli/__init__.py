@@ -15,8 +15,14 @@ import msgspec
 from clover import terminal
 from clover.cache import state_folder
 from clover.cli import CommandParser
-from clover.cli.report import audit, cluster
-from clover.cli.report.options import (
+from clover.errors import CloverError, ConfigError, LedgerError
+from clover.hints import program
+from clover.report.breakdowns import BY
+from clover.report.build import ReportOptions
+from clover.report.calendar import moment, time_words, zone_of
+from clover.report.checking import UnreadableReport, read_text, report_in, verify
+from clover.report.cli import audit, cluster
+from clover.report.cli.options import (
     FORMATS,
     WIDTH,
     configured,
@@ -26,12 +32,6 @@ from clover.cli.report.options import (
     usual_time,
     write,
 )
-from clover.errors import CloverError, ConfigError, LedgerError
-from clover.hints import program
-from clover.report.breakdowns import BY
-from clover.report.build import ReportOptions
-from clover.report.calendar import moment, time_words, zone_of
-from clover.report.checking import UnreadableReport, read_text, report_in, verify
 from clover.report.cluster import CLUSTER_BY
 from clover.report.cluster_checking import cluster_data, verify_cluster
 from clover.report.making import application_of, newer_words, nothing_of, report_from, settled_end, written_until

@@ -12,8 +12,8 @@ from typing import Any
 from clover import terminal
 from clover.carbon import format_time
 from clover.cli import CommandParser
-from clover.cli.cluster.showing import wrapped
 from clover.cluster import cluster_file
+from clover.cluster.cli.showing import wrapped
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.planning.planner import plan_cluster
 from clover.cluster.simulated import ClusterRun, ClusterScenario, play_fixed, simulate

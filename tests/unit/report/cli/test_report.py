@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from clover.cli.report import main
+from clover.report.cli import main
 from clover.telemetry.ledger import LedgerWriter
 from tests.support.ledgers import LedgerScene, write_ledger
 from tests.support.reports import SCENE, ledger_file, made_report

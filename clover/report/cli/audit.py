@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from clover.cli.report.options import suffix_format, write
 from clover.errors import ConfigError, LedgerError
 from clover.report.calendar import moment, time_words, zone_of
+from clover.report.cli.options import suffix_format, write
 from clover.telemetry.ledger import LedgerReader
 
 MOST_CALLS = 10_000

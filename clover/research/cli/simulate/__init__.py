@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from clover import terminal
-from clover.cli.simulate.arguments import HOURS, MIXES, POLICIES, SCENARIO_G_PER_KWH, parser
 from clover.errors import CloverError, ConfigError
+from clover.research.cli.simulate.arguments import HOURS, MIXES, POLICIES, SCENARIO_G_PER_KWH, parser
 from clover.research.simulate import day, families, forecasts, loads, minutes, parametric, world
 from clover.research.simulate.day import Day
 from clover.research.simulate.families import Known

@@ -12,7 +12,10 @@ from datetime import tzinfo
 from pathlib import Path
 
 from clover import terminal
-from clover.cli.report.options import (
+from clover.errors import ConfigError, LedgerError
+from clover.report.build import ReportOptions
+from clover.report.calendar import moment, time_words, zone_of
+from clover.report.cli.options import (
     WIDTH,
     StatedSettings,
     configured,
@@ -22,9 +25,6 @@ from clover.cli.report.options import (
     usual_time,
     write,
 )
-from clover.errors import ConfigError, LedgerError
-from clover.report.build import ReportOptions
-from clover.report.calendar import moment, time_words, zone_of
 from clover.report.cluster import ClusterOptions, NodeLedger, cluster_report_of
 from clover.report.cluster_records import ClusterBy, ClusterReport
 from clover.report.making import NothingRecorded, application_of, report_from, settled_end, written_until

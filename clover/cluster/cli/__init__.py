@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from clover.cli.cluster.command import main
+from clover.cluster.cli.command import main
 
 __all__ = ["main"]
