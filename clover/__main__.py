@@ -12,6 +12,7 @@ from clover.bounded_exit import bound_exit
 from clover.errors import not_installed
 from clover.hints import did_you_mean, importing, program, until_closed
 
+# Those outside `clover.cli` and `clover.serve` are of wings: folders that an installation may lack.
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of variants here"),
@@ -61,6 +62,9 @@ def _run(argv: Sequence[str] | None) -> int:
         with importing():
             command = importlib.import_module(known[0])
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{known[0]}.".startswith(f"{error.name}."):
+            print(f"clover: this installation is without {error.name}, which has `{words[0]}`", file=sys.stderr)
+            return 2
         if not (line := not_installed(error)):
             raise
         print(f"clover: {line}", file=sys.stderr)
