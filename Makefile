@@ -38,7 +38,7 @@ test-quick: $(VENV)/.test
 # Generated examples by the hundreds or thousands, not the same ones each time, of tests that plan, simulate and read
 # clusters: a quarter of an hour or more.  With ARGS, of others: make test-deep ARGS=tests/unit/http
 test-deep: $(VENV)/.test
-	$(PY) -m pytest --hypothesis-profile deep --timeout 3600 $(or $(ARGS),$(PARALLEL) tests/unit/planning/cluster tests/unit/cluster)
+	$(PY) -m pytest --hypothesis-profile deep --timeout 3600 $(or $(ARGS),$(PARALLEL) tests/unit/cluster/planning tests/unit/cluster)
 
 # A whole cluster on this machine: Ray's processes, HAProxy (Debian: haproxy) and three servers, which takes minutes.
 test-cluster: $(VENV)/.cluster

@@ -24,11 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench.common import show, write_json
-from clover.simulate import families, forecasts, loads
-from clover.simulate.paper import PARKED_W, TRACES, Paper, PaperOptions
-from clover.simulate.records import Run
-from clover.simulate.replay import play
-from clover.simulate.world import Case, Rules, Scheme, Trace, World
+from clover.research.simulate import families, forecasts, loads
+from clover.research.simulate.paper import PARKED_W, TRACES, Paper, PaperOptions
+from clover.research.simulate.records import Run
+from clover.research.simulate.replay import play
+from clover.research.simulate.world import Case, Rules, Scheme, Trace, World
 
 LAMBDAS = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3, 0.5, 0.9)
 ERROR = "error:15"

@@ -8,8 +8,9 @@ held-out images; a row is late where its answer comes later than the SLO after i
 calm rate is planned for (`--design-rate`), and printed as a part of what the deployment serves within the SLO by its
 profile (in batches that take half of the SLO at most).
 
-`simulated` is the same minute of the same deployment, row by row through the same router (`clover.simulate.minutes`).
-Server, workers and load share the cores of this machine; on an emulated device paces are a table's.
+`simulated` is the same minute of the same deployment, row by row through the same router
+(`clover.research.simulate.minutes`).  Server, workers and load share the cores of this machine; on an emulated device
+paces are a table's.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import uvloop
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, open_loop
+from clover.research.simulate import families, loads, minutes, world
+from clover.research.simulate.minutes import GUST_FROM_S, GUST_S, back_s, gusty
+from clover.research.simulate.world import Case, Rules, SimulatedMachine, World
 from clover.runtime.workers.standby import StandbyPolicy
-from clover.simulate import families, loads, minutes, world
-from clover.simulate.minutes import GUST_FROM_S, GUST_S, back_s, gusty
-from clover.simulate.world import Case, Rules, SimulatedMachine, World
 from clover.types import Assignment, Placement
 
 SECONDS = 60.0

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import msgspec
 
 from clover.cluster.controller_problem import Plan
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem, NodeTarget
 from clover.cluster.simulated import ClusterRun, ClusterScenario, simulate
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget
 
 LEVERS = ("shift", "release", "accuracy")
 

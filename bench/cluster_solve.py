@@ -25,9 +25,9 @@ from functools import cache
 import numpy as np
 
 from bench.common import provenance, show, write_json
-from clover.planning.cluster.frontiers import device_frontier
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import (
+from clover.cluster.planning.frontiers import device_frontier
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import (
     ClusterNode,
     ClusterProblem,
     DeviceFrontier,
@@ -35,7 +35,7 @@ from clover.planning.cluster.records import (
     RegionDemand,
     RegionGrid,
 )
-from clover.simulate import families
+from clover.research.simulate import families
 from clover.types import ObjectiveConfig
 
 NODES = (10, 30, 100, 300, 1000)

@@ -39,8 +39,8 @@ import uvloop
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Body, Check, Result, Sample, open_loop, quantile
 from bench.oracle import expected, scorer
-from clover.simulate import day, families, loads, world
-from clover.simulate.work import summaries
+from clover.research.simulate import day, families, loads, world
+from clover.research.simulate.work import summaries
 
 HOURS = 24
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from bench.common import show, write_json
 from clover._native import des, queueing
-from clover.problem.verify import verify
+from clover.research.problem.verify import verify
 from tests.reference.problems import random_counts, random_problem
 
 P95 = 0.05

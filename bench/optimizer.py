@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 from bench.common import show, write_json
-from clover.problem import exact
-from clover.problem.bound import bound
-from clover.problem.file import ProblemFile, parse
-from clover.problem.solve import forced, kernel_problem, solve
+from clover.research.problem import exact
+from clover.research.problem.bound import bound
+from clover.research.problem.file import ProblemFile, parse
+from clover.research.problem.solve import forced, kernel_problem, solve
 from tests.reference.problems import alike_gap, of_plain, plain_problem, random_problem
 
 SIZES = ((10, 0.050, 0.002, 6), (100, 0.100, 0.005, 1), (1000, 0.300, 0.010, 1))

@@ -46,13 +46,13 @@ from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerCo
 from clover.devices import tables
 from clover.errors import CloverError
 from clover.planning.model.problem import services_of
+from clover.research.simulate.families import Known
+from clover.research.simulate.flow import FleetModel
+from clover.research.simulate.loads import Load
+from clover.research.simulate.records import RunInput
+from clover.research.simulate.replay import play
+from clover.research.simulate.world import Case, Rules, Scheme, SimulatedMachine, Trace, World
 from clover.server.server import Server
-from clover.simulate.families import Known
-from clover.simulate.flow import FleetModel
-from clover.simulate.loads import Load
-from clover.simulate.records import RunInput
-from clover.simulate.replay import play
-from clover.simulate.world import Case, Rules, Scheme, SimulatedMachine, Trace, World
 from clover.types import Configuration, DeviceShape, FamilyProfile, Placement, Routing, configuration_of
 
 TOY = str(ROOT / "tests" / "families" / "toy")

@@ -4,10 +4,10 @@
                          [--json FILE]
 
 A server under open-loop load (Poisson, one row a request) at a constant intensity, and the same plan row by row through
-the same router before simulated workers (`clover.simulate.minutes`).  Compared are the mix of variants with the plan's,
-the p95 from the arrival of a request in the server to its answer (as the server observes it over ten seconds: the
-median; the client's stands beside it), and joules a row above idle.  Server, workers and load share the cores of this
-machine; on an emulated device paces and watts are a table's, on cores joules are modelled from CPU time.
+the same router before simulated workers (`clover.research.simulate.minutes`).  Compared are the mix of variants with
+the plan's, the p95 from the arrival of a request in the server to its answer (as the server observes it over ten
+seconds: the median; the client's stands beside it), and joules a row above idle.  Server, workers and load share the
+cores of this machine; on an emulated device paces and watts are a table's, on cores joules are modelled from CPU time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import uvloop
 from bench.burst import world_of
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import open_loop
-from clover.simulate import loads, minutes, world
-from clover.simulate.world import Case, Scheme
+from clover.research.simulate import loads, minutes, world
+from clover.research.simulate.world import Case, Scheme
 
 INTENSITY = "static:300"
 

@@ -3,8 +3,8 @@
     python -m bench.week [--family efficientnet] [--gpus 2] [--days 7] [--look-s 60] [--seeds 1] [--trace FILE]
                          [--only load+device ...]
 
-The controller, its planner and its gate run in virtual time (`clover.simulate.replay`) on simulated GPUs, under every
-combination of
+The controller, its planner and its gate run in virtual time (`clover.research.simulate.replay`) on simulated GPUs,
+under every combination of
 
     profile    times and joules of each variant differ from the profile by up to 50 %, drawn by the seed
     forecast   each hour of the intensity is foretold with a normal error of 50 %
@@ -41,12 +41,12 @@ from clover.config import FamilyConfig
 from clover.control.family import default_targets
 from clover.planning.model.objective import HYSTERESIS
 from clover.policies.objective import ObjectivePolicy
-from clover.simulate import families, forecasts, loads, replay, world
-from clover.simulate.fleet import Serving
-from clover.simulate.flow import Flow
-from clover.simulate.records import ReplayStep, Run
-from clover.simulate.surprises import LostDevice, Surprises
-from clover.simulate.world import Case, Rules, World
+from clover.research.simulate import families, forecasts, loads, replay, world
+from clover.research.simulate.fleet import Serving
+from clover.research.simulate.flow import Flow
+from clover.research.simulate.records import ReplayStep, Run
+from clover.research.simulate.surprises import LostDevice, Surprises
+from clover.research.simulate.world import Case, Rules, World
 from clover.types import ObjectiveConfig, Reading, State
 
 SLACK = HYSTERESIS
@@ -72,7 +72,8 @@ class Finding:
 
 @dataclass
 class Judge:
-    """Implements `clover.simulate.replay.Judge`: knows how workers really serve, and minds what is worse or late."""
+    """Implements `clover.research.simulate.replay.Judge`: knows how workers really serve, and minds what is worse or
+    late."""
 
     case: Case
     found: list[Finding] = field(default_factory=list)

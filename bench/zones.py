@@ -4,8 +4,8 @@
                           [--forecasts perfect seasonal] [--jobs 1] [--json FILE]
 
 A trace is a CSV of hourly intensities, as `--carbon trace:FILE` reads it.  Through each of them the production
-controller plays its default policy at a constant load, on all cores of this machine (`clover.simulate`; run it under
-`taskset -c 0,1` for two of them).  Beside it, at the same rows and the same hours:
+controller plays its default policy at a constant load, on all cores of this machine (`clover.research.simulate`;
+run it under `taskset -c 0,1` for two of them).  Beside it, at the same rows and the same hours:
 
 `BASE`      the best variant on whole devices
 `mix`       the most frugal fixed mix of at least the accuracy that the default served over the year
@@ -42,10 +42,10 @@ from clover.carbon.trace import TraceSource
 from clover.config import ControllerConfig, ServerConfig
 from clover.planning.budget.forecast import DAY, HOUR_S
 from clover.planning.model.problem import accuracies
-from clover.simulate import families, forecasts, loads, world
-from clover.simulate.records import JOULES_PER_KWH, Run
-from clover.simulate.replay import play
-from clover.simulate.world import Case, Rules, Scheme, Trace, World
+from clover.research.simulate import families, forecasts, loads, world
+from clover.research.simulate.records import JOULES_PER_KWH, Run
+from clover.research.simulate.replay import play
+from clover.research.simulate.world import Case, Rules, Scheme, Trace, World
 
 FORMULAS = {
     "clean-formula": (35.0, 0.35, 0.25),

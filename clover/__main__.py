@@ -12,21 +12,22 @@ from clover.bounded_exit import bound_exit
 from clover.errors import not_installed
 from clover.hints import did_you_mean, importing, program, until_closed
 
+# Those outside `clover.cli` and `clover.serve` are of wings: folders that an installation may lack.
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of variants here"),
-    "new-family": ("clover.cli.new_family", "Write a family for a model that you have, and measure it"),
-    "import-triton": ("clover.cli.import_triton", "Write families for the models of a Triton repository"),
+    "new-family": ("clover.importing.cli.new_family", "Write a family for a model that you have, and measure it"),
+    "import-triton": ("clover.importing.cli.import_triton", "Write families for the models of a Triton repository"),
     "families": ("clover.cli.families", "List the families that are installed, and what each needs"),
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets, pin variants"),
     "infer": ("clover.cli.infer", "Ask a model of a running server with files or text"),
-    "simulate": ("clover.cli.simulate", "Estimate savings on carbon data, without starting a server"),
-    "plan": ("clover.cli.plan", "Solve a problem file, and bound what any plan could reach"),
+    "simulate": ("clover.research.cli.simulate", "Estimate savings on carbon data, without starting a server"),
+    "plan": ("clover.research.cli.plan", "Solve a problem file, and bound what any plan could reach"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
-    "report": ("clover.cli.report", "Say what was emitted and saved over a time, from the ledger"),
+    "report": ("clover.report.cli", "Say what was emitted and saved over a time, from the ledger"),
     "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how"),
     "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
-    "cluster": ("clover.cli.cluster", "Run several nodes on Ray, steered by every grid"),
+    "cluster": ("clover.cluster.cli", "Run several nodes on Ray, steered by every grid"),
     "mig": ("clover.cli.mig", "List, plan and change MIG instances of GPUs; emulate GPUs"),
 }
 
@@ -61,6 +62,9 @@ def _run(argv: Sequence[str] | None) -> int:
         with importing():
             command = importlib.import_module(known[0])
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{known[0]}.".startswith(f"{error.name}."):
+            print(f"clover: this installation is without {error.name}, which has `{words[0]}`", file=sys.stderr)
+            return 2
         if not (line := not_installed(error)):
             raise
         print(f"clover: {line}", file=sys.stderr)

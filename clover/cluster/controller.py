@@ -48,10 +48,10 @@ from clover.cluster.controller_records import (
     Hold,
 )
 from clover.cluster.controller_status import status_of
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem
 from clover.cluster.ports import HealthIngress, Ingress, NodeReport, Nodes, RegionGrids, Store
 from clover.errors import ClusterError
 from clover.malformed import MALFORMED
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem
 
 log = logging.getLogger("clover.cluster")
 

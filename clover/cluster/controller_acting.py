@@ -18,8 +18,8 @@ from clover.cluster.controller_memory import ClusterMemory, words
 from clover.cluster.controller_orders import FAILURES, NodeOrder, NodeOrders, OrderEnd, attempt
 from clover.cluster.controller_records import ChangeStep, StepKind
 from clover.cluster.controller_weights import ClusterShares, Rates, Seat, share
+from clover.cluster.planning.records import NodeTarget
 from clover.cluster.ports import FamilyIngress, HealthIngress, Ingress, Nodes
-from clover.planning.cluster.records import NodeTarget
 
 RESEND_S = 60.0
 """Seconds after which shares are given to the ingress again, should it have lost them."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, FamilyTerms, OperatingPoint
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier, FamilyTerms, OperatingPoint
 
 Demands = Mapping[tuple[str, str], float]
 """Rows/s by family and origin."""

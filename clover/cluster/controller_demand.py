@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from clover.cluster.controller_records import SavedDemand
+from clover.cluster.planning.records import RegionDemand
 from clover.control.arrivals import ArrivalRate
 from clover.planning.budget.forecast import HOUR_S, History, load_forecast
-from clover.planning.cluster.records import RegionDemand
 
 STEP_S = 900.0
 """Seconds between two values of a forecast."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from clover.cluster.planning.records import NodeTarget
 from clover.cluster.ports import HealthIngress, Ingress, NodeReport, Nodes, Store
-from clover.planning.cluster.records import NodeTarget
 
 
 class DryNodes:

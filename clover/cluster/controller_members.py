@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from clover.cluster.controller_records import Hold, Phase, SavedMember
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
 from clover.cluster.ports import NodeReport
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
 
 BACK_OFF_S = 15.0
 BACK_OFF_MOST_S = 3600.0

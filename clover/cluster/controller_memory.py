@@ -22,8 +22,8 @@ from clover.cluster.controller_records import (
     SavedPlanned,
 )
 from clover.cluster.controller_weights import Rates
+from clover.cluster.planning.records import ClusterPlan, DeviceFrontier, NodeTarget
 from clover.cluster.ports import NodeReport
-from clover.planning.cluster.records import ClusterPlan, DeviceFrontier, NodeTarget
 from clover.types import Reading
 
 KEPT = 200

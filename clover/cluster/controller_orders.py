@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 
 from clover.cluster.controller_records import StepKind
+from clover.cluster.planning.records import NodeTarget
 from clover.errors import CloverError
-from clover.planning.cluster.records import NodeTarget
 
 log = logging.getLogger("clover.cluster")
 

@@ -9,7 +9,7 @@ import msgspec
 from clover.cluster.controller_capacity import Reach
 from clover.cluster.controller_demand import STEP_S
 from clover.cluster.controller_memory import ClusterMemory, PlannedFor, words
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget, RegionDemand, RegionGrid
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem, NodeTarget, RegionDemand, RegionGrid
 
 Plan = Callable[[ClusterProblem], ClusterPlan]
 

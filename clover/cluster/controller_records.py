@@ -1,6 +1,6 @@
 """What a cluster's controller is configured with, what it says about the cluster, and what it keeps over a restart.
 
-Units as in `clover.planning.cluster.records`: rows/s, watts, gCO2/kWh, points of 100, seconds.  Grams are modelled
+Units as in `clover.cluster.planning.records`: rows/s, watts, gCO2/kWh, points of 100, seconds.  Grams are modelled
 unless the name says `reported`: those are sums of what the nodes' own accounts say.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clover.planning.budget.forecast import SavedHistory
-from clover.planning.cluster.records import (
+from clover.cluster.planning.records import (
     ClusterNode,
     ClusterPlan,
     DeviceFrontier,
@@ -17,6 +16,7 @@ from clover.planning.cluster.records import (
     NodeTarget,
     RegionFlow,
 )
+from clover.planning.budget.forecast import SavedHistory
 from clover.types import Reading, Record
 
 FORMAT = 1

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clover.cluster.controller_capacity import Reach
-from clover.planning.cluster.records import RegionFlow
+from clover.cluster.planning.records import RegionFlow
 
 _LEAST = 1e-9
 Rates = dict[str, float]

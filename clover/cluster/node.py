@@ -28,10 +28,10 @@ import msgspec
 from clover.cluster.cluster_file import render_carbon
 from clover.cluster.cluster_records import ClusterFile, NodeSection
 from clover.cluster.control_client import ControlClient, ControlRefused
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
 from clover.cluster.ports import FamilyReport, NodeReport
 from clover.cluster.server_process import ServerProcess
 from clover.errors import ClusterError
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
 from clover.types import DeviceShape, Record
 
 log = logging.getLogger("clover.cluster")

@@ -18,10 +18,10 @@ import msgspec
 from clover._version import __version__
 from clover.cache import replace_file
 from clover.cluster.node import kind_of
+from clover.cluster.planning.frontiers import device_frontier
+from clover.cluster.planning.records import DeviceFrontier
 from clover.errors import CloverError
 from clover.malformed import MALFORMED
-from clover.planning.cluster.frontiers import device_frontier
-from clover.planning.cluster.records import DeviceFrontier
 from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig
 
 log = logging.getLogger("clover.cluster")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, NodeTarget
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier, NodeTarget
 from clover.types import Reading, Record
 
 

@@ -27,6 +27,8 @@ from clover.cluster.controller_records import ClusterTerms
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
 from clover.cluster.no_ingress import NoIngress
 from clover.cluster.origins import OriginShares
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem, FamilyTerms
 from clover.cluster.ports import Ingress, NodeReport
 from clover.cluster.ray_node import RayNodes, declared
 from clover.cluster.ray_support import was_restarted
@@ -34,8 +36,6 @@ from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.state_store import FileStore
 from clover.errors import CloverError, ClusterError
 from clover.malformed import MALFORMED
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, FamilyTerms
 from clover.types import Record
 
 log = logging.getLogger("clover.cluster")

@@ -19,11 +19,11 @@ import msgspec
 from clover.cluster.cluster_records import ClusterFile, NodeSection
 from clover.cluster.node import NodeAgent, NodeSetup
 from clover.cluster.node_frontiers import kept_frontiers
+from clover.cluster.planning.records import ClusterNode, NodeTarget
 from clover.cluster.ports import NodeReport
 from clover.cluster.ray_support import require_ray
 from clover.errors import CloverError, ClusterError
 from clover.malformed import MALFORMED
-from clover.planning.cluster.records import ClusterNode, NodeTarget
 
 log = logging.getLogger("clover.cluster")
 

@@ -21,6 +21,7 @@ from typing import Literal
 from clover.cluster.controller import ClusterController
 from clover.cluster.controller_problem import Plan
 from clover.cluster.controller_records import ClusterDecision, ClusterStatus, ClusterTerms
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem, NodeTarget
 from clover.cluster.simulated_world import (
     ClusterFault,
     ClusterSums,
@@ -33,7 +34,6 @@ from clover.cluster.simulated_world import (
     WorldRules,
 )
 from clover.errors import ConfigError
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget
 
 START_S = 1_640_995_200.0
 """2022-01-01T00:00Z, a Saturday."""

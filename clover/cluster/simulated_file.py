@@ -19,13 +19,13 @@ from clover.carbon.layouts import parse_time
 from clover.carbon.trace import TraceSource
 from clover.cluster.cluster_records import ClusterFile, RegionSection
 from clover.cluster.controller_records import ClusterTerms, SavedCluster
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier
 from clover.cluster.ray_controller import folder_of, terms_of
 from clover.cluster.simulated import START_S, ClusterScenario
 from clover.cluster.simulated_world import SimulatedRegion
 from clover.errors import CarbonError, ConfigError
 from clover.interfaces import CarbonSource
 from clover.malformed import MALFORMED
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier
 from clover.types import Record
 
 _GRID_S = 300.0

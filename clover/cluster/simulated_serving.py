@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.cluster.controller_capacity import most_rows
-from clover.planning.cluster.records import DeviceFrontier, OperatingPoint
+from clover.cluster.planning.records import DeviceFrontier, OperatingPoint
 
 _RATE_STEPS = 256
 _FLOOR_STEPS = 50.0

@@ -15,10 +15,10 @@ from typing import Literal
 
 import msgspec
 
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier, FamilyTerms, NodeTarget
 from clover.cluster.ports import FamilyReport, NodeReport
 from clover.cluster.simulated_serving import ServingModel
 from clover.errors import ClusterError
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, FamilyTerms, NodeTarget
 from clover.types import Reading, Record
 
 _G_PER_WS = 1.0 / 3.6e6

@@ -23,12 +23,16 @@ NO_REPORT = (
     "There is no report here: this server keeps no ledger to make one of. `python -m clover ctl state` prints what it "
     "counted since its start."
 )
+NOT_INSTALLED = (
+    "There is no report here: this installation of Clover is without clover.report. Where it is installed, "
+    "`python -m clover report LEDGER` makes one of a copy of the ledger."
+)
 _TEXT = b"text/plain; charset=utf-8"
 _HTML = b"text/html; charset=utf-8"
 
 
-def dashboard_paths(streams: EventStreams, report: ReportMaker | None = None) -> Mounted:
-    """Return the dashboard's paths, for a front end to serve.  `report`: None without a ledger."""
+def dashboard_paths(streams: EventStreams, report: ReportMaker | str = NO_REPORT) -> Mounted:
+    """Return the dashboard's paths, for a front end to serve.  `report`: who makes it, or why there is none."""
     plotly, tasks = PlotlyFile(), _Tasks()
     page, files = page_files(plotly, __version__)
     paths: dict[str, Methods] = {
@@ -39,7 +43,7 @@ def dashboard_paths(streams: EventStreams, report: ReportMaker | None = None) ->
     }
     if plotly.address:
         paths[plotly.address] = {"GET": lambda exchange, body, name: tasks.start(_send_plotly(plotly, exchange))}
-    return Mounted(paths, streams, report.close if report is not None else None)
+    return Mounted(paths, streams, None if isinstance(report, str) else report.close)
 
 
 class _Tasks:
@@ -69,12 +73,12 @@ async def _send_plotly(plotly: PlotlyFile, exchange: Exchange) -> None:
         _send(file, exchange, b"", "")
 
 
-def _send_report(report: ReportMaker | None, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:
+def _send_report(report: ReportMaker | str, tasks: _Tasks, exchange: Exchange, body: Body, name: str) -> None:
     if exchange.head.cross_site:
         # Its answer is hidden from the other page, but making it costs this machine some seconds.
         exchange.fail(403, "the report is not made for a page of another site: open it from the dashboard")
-    elif report is None:
-        exchange.finish(404, [NO_REPORT.encode()], headers(REPORT_POLICY, False), _TEXT)
+    elif isinstance(report, str):
+        exchange.finish(404, [report.encode()], headers(REPORT_POLICY, False), _TEXT)
     elif exchange.head.method == "HEAD":
         exchange.finish(200, [], headers(REPORT_POLICY, False), _HTML)
     else:

@@ -16,7 +16,7 @@ import msgspec
 
 from clover.backends import child_environment
 from clover.errors import LedgerError, Unavailable
-from clover.report.making import MOST_S, REFUSED, ReportOrder
+from clover.telemetry.ledger.report_order import MOST_S, REFUSED, ReportOrder
 
 KEPT_S = 60.0
 COMMAND = (sys.executable, "-P", "-m", "clover.report.apart")

@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from clover.errors import CloverError
-from clover.report.making import MOST_S, REFUSED, ReportOrder, latest_page
+from clover.report.making import latest_page
+from clover.telemetry.ledger.report_order import MOST_S, REFUSED, ReportOrder
 
 _LOWEST = 19
 

@@ -73,7 +73,7 @@ class ClusterReport(Record, frozen=True, kw_only=True):
     """The carbon report of several servers, from the reports of each, which it carries.
 
     `saved` adds up what each server saved against counterfactuals *on its own machine*; what sharing demand between
-    machines brings is not in it (`clover.planning.cluster`).
+    machines brings is not in it (`clover.cluster.planning`).
     """
 
     schema: str = CLUSTER_SCHEMA

@@ -6,8 +6,6 @@ from dataclasses import replace
 from datetime import tzinfo
 from pathlib import Path
 
-import msgspec
-
 from clover.config import ReportConfig
 from clover.errors import LedgerError
 from clover.report.build import ReportOptions, report_of
@@ -21,17 +19,6 @@ _SETTLED_S = 30.0
 """Seconds after which a running server has written a minute."""
 LATEST_S = 31 * 86_400.0
 """How far back the report of a server's page goes; `clover report` makes one of any time."""
-MOST_S = 120
-"""Seconds that the report of a server's page may take."""
-REFUSED = 3
-"""Exit status of `clover.report.apart` if there is nothing to report."""
-
-
-class ReportOrder(msgspec.Struct, frozen=True):
-    """What `clover.report.apart` is asked for: the report of this ledger, with what the settings `[report]` say."""
-
-    ledger: str
-    stated: ReportConfig
 
 
 def application_of(stated: ReportConfig) -> ReportedApplication:

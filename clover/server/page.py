@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from clover._native.histogram import Histogram
 from clover.dashboard import Feed, FeedSources, ReportMaker, dashboard_paths
+from clover.dashboard.paths import NO_REPORT, NOT_INSTALLED
 from clover.dashboard.today import read_today
-from clover.report.making import ReportOrder
 from clover.server.tasks import cancelled
+from clover.telemetry.ledger.report_order import ReportOrder
 from clover.telemetry.metrics import Metrics
 from clover.telemetry.metrics.server import pages
 
@@ -35,6 +37,12 @@ class DashboardPage:
         def order() -> ReportOrder:
             return ReportOrder(str(ledger), engine.config.report)
 
+        report: ReportMaker | str = ReportMaker(order)
+        if ledger is None:
+            report = NO_REPORT
+        elif importlib.util.find_spec("clover.report") is None:
+            report = NOT_INSTALLED
+
         self.feed = Feed(
             FeedSources(
                 state=engine.controller.state,
@@ -48,7 +56,7 @@ class DashboardPage:
                 today=today if ledger is not None else None,
             )
         )
-        self.mounted = dashboard_paths(self.feed.streams, ReportMaker(order) if ledger is not None else None)
+        self.mounted = dashboard_paths(self.feed.streams, report)
         metrics.further.append(lambda: pages(self.feed.streams))
 
     def start(self, stack: AsyncExitStack) -> None:

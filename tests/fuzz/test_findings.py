@@ -30,12 +30,12 @@ from clover import families
 from clover.carbon.layouts import parse_table
 from clover.control.solver.protocol import unpacked
 from clover.errors import BadRequest, ConfigError, LedgerError, ProfileError, WorkerError
-from clover.problem.file import parse
 from clover.profiles import ProfileStore
 from clover.report.checking import UnreadableReport, _decoded
+from clover.research.problem.file import parse
+from clover.research.simulate.families import _of_file
 from clover.server.loading import Loading
 from clover.settings import load
-from clover.simulate.families import _of_file
 from clover.telemetry.ledger import files
 from clover.telemetry.ledger.store import LedgerBatch, LedgerReader, LedgerWriter, RunStart
 from clover.telemetry.ledger.writing import LedgerThread

@@ -19,7 +19,7 @@ from clover.cluster.controller_members import ClusterMember
 from clover.cluster.controller_memory import ClusterMemory, PlannedFor
 from clover.cluster.controller_orders import NodeOrder
 from clover.cluster.controller_records import ClusterTerms
-from clover.planning.cluster.records import (
+from clover.cluster.planning.records import (
     ClusterPlan,
     ClusterProblem,
     DeviceFrontier,

@@ -21,9 +21,7 @@ from clover.cluster.controller_records import ClusterTotals, SavedCluster, Saved
 from clover.cluster.haproxy import HAProxyIngress
 from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
 from clover.cluster.ingress import whole_weights
-from clover.cluster.ports import NodeReport
-from clover.errors import ClusterError
-from clover.planning.cluster.records import (
+from clover.cluster.planning.records import (
     ClusterNode,
     ClusterPlan,
     NodeState,
@@ -31,6 +29,8 @@ from clover.planning.cluster.records import (
     RegionDemand,
     RegionFlow,
 )
+from clover.cluster.ports import NodeReport
+from clover.errors import ClusterError
 from clover.types import Reading
 from tests.reference.cluster_world import (
     DEMAND,

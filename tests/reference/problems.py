@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from clover.problem import exact
-from clover.problem.file import ProblemFile, parse
+from clover.research.problem import exact
+from clover.research.problem.file import ProblemFile, parse
 
 SLICES = ("1g", "2g", "3g", "4g", "7g")
 PARTITIONS = (

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clover.cluster.controller_records import ClusterTerms
+from clover.cluster.planning.records import ClusterNode, DeviceFrontier, FamilyTerms, OperatingPoint
 from clover.cluster.simulated import START_S, ClusterScenario
 from clover.cluster.simulated_world import ClusterFault, SimulatedRegion
-from clover.planning.cluster.records import ClusterNode, DeviceFrontier, FamilyTerms, OperatingPoint
 
 FAMILY = "digits"
 REGIONS = ("north", "south", "west")

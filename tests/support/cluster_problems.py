@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from clover.planning.cluster.records import (
+from clover.cluster.planning.records import (
     ClusterNode,
     ClusterPlan,
     ClusterProblem,

@@ -8,6 +8,8 @@ from typing import Any
 
 from clover.cluster.controller import ClusterController
 from clover.cluster.controller_records import ClusterLook, ClusterTerms
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import ClusterNode, ClusterPlan, ClusterProblem
 from clover.cluster.simulated_world import (
     ClusterFault,
     SimulatedGrids,
@@ -17,8 +19,6 @@ from clover.cluster.simulated_world import (
     SimulatedWorld,
     WorldRules,
 )
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterNode, ClusterPlan, ClusterProblem
 from tests.support.cluster_fixture import frontier, node, region, terms
 
 NODES = [node("n1", "north"), node("n2", "north"), node("s1", "south"), node("s2", "south")]

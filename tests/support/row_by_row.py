@@ -1,8 +1,8 @@
 """A cascade row by row: the server's router before simulated workers, without a fleet or a controller.
 
-While `clover.simulate.minutes` plays the whole server, this plays one given configuration: rows that arrive, the
-production router with its batcher and its escalation, and workers that only take time.  So a model of waiting times can
-be checked against what the router does, many thousand rows for each of many configurations.
+While `clover.research.simulate.minutes` plays the whole server, this plays one given configuration: rows that arrive,
+the production router with its batcher and its escalation, and workers that only take time.  So a model of waiting times
+can be checked against what the router does, many thousand rows for each of many configurations.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from clover.accounting import Account, WorkerMeter
 from clover.config import FamilyConfig
 from clover.planning.model.queueing import Service
+from clover.research.simulate.workers import SimulatedWorker, Slice
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
-from clover.simulate.workers import SimulatedWorker, Slice
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec
 
 Floats = NDArray[np.float64]

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.syntax_trees import nodes
+from tests.support.wings import WINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Imports point down only, and units of one floor do not know each other.  A unit is a module or package of `clover`; in
-# the packages of ROOMS, a module or package of these.
+# the packages of ROOMS, and where FLOORS name one, a module or package of these.
 ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
@@ -44,13 +45,13 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"client", "confidence", "planning", "planning.model", "planning.transition"}),
-    frozenset({"planning.packing", "problem"}),
+    frozenset({"planning.packing", "research", "research.problem"}),
     frozenset({"planning.cascade"}),
     frozenset({"planning.search"}),
     frozenset({"planning.budget"}),
-    frozenset({"planning.cluster"}),
+    frozenset({"cluster.planning"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "scaffold"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "importing"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
@@ -59,9 +60,10 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"profiling", "dashboard", "grpc"}),
     frozenset({"telemetry.metrics", "telemetry.otel"}),
     frozenset({"server"}),
-    frozenset({"simulate"}),
+    frozenset({"research.simulate"}),
     frozenset({"cluster"}),
     frozenset({"serve", "__main__", "cli"}),
+    frozenset({"cluster.cli", "importing.cli", "report.cli", "research.cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
@@ -73,12 +75,12 @@ PACKAGE = ""
 
 # What starts by module path, in a process of its own, and must not be pulled into the server.
 PROCESSES = {"clover.worker.main", "clover.worker.zygote", "clover.control.solver.process", "clover.report.apart"} | {
-    "clover.scaffold.probe"
+    "clover.importing.probe"
 }
 # Where torch may be named at all.
 TORCH = (
     "clover.backends",
-    "clover.scaffold.probe",
+    "clover.importing.probe",
     "clover.worker.main",
     "clover.worker.residents",
     "clover.worker.memory",
@@ -119,8 +121,9 @@ def imports(module: str) -> tuple[tuple[str, int], ...]:
 def unit(module: str) -> str:
     """Return the unit of `clover` that a module belongs to."""
     parts = module.split(".")
-    if len(parts) > 2 and parts[1] in ROOMS:
-        return ".".join(parts[1:3])
+    inner = ".".join(parts[1:3])
+    if len(parts) > 2 and (parts[1] in ROOMS or inner in FLOOR_OF):
+        return inner
     return parts[1] if len(parts) > 1 else PACKAGE
 
 
@@ -154,6 +157,26 @@ def test_imports_point_down_and_siblings_do_not_meet() -> None:
                 direction = "its sibling" if FLOOR_OF[there] == FLOOR_OF[here] else "up to"
                 faults.append(f"{place(module, line)}: {here} imports {direction} {name}")
     assert not faults, "\n".join(faults)
+
+
+# Who names a module of a wing: as a command, as a process, or to see whether it is there.
+NAMES_A_WING = {"clover.__main__", "clover.dashboard.report", "clover.server.page"}
+_of_wing = re.compile(rf"clover\.({'|'.join(WINGS)})(\.\w+)*").fullmatch
+
+
+def test_the_core_imports_no_wing() -> None:
+    assert {unit(module).split(".")[0] for module in SOURCES} >= set(WINGS)
+    core = [module for module in SOURCES if not _of_wing(module)]
+    faults = [f"{place(module, line)}: {name}" for module in core for name, line in imports(module) if _of_wing(name)]
+    faults += [where for module in core for name, where in dependencies(module).items() if _of_wing(name)]
+    assert not faults, "\n".join(faults)
+    naming = {
+        module
+        for module in core
+        for node in nodes(SOURCES[module])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _of_wing(node.value)
+    }
+    assert naming == NAMES_A_WING
 
 
 # An import that closes a circle of files, and must, says why on its own line: `# circle: why`.

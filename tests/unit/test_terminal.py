@@ -12,8 +12,8 @@ from rich.console import Console
 
 from clover import terminal
 from clover.cli.ctl.answers import show as show_answer
-from clover.simulate.records import SCHEMA, Results, RunManifest, Summary
-from clover.simulate.tables import HEADS, cells, show
+from clover.research.simulate.records import SCHEMA, Results, RunManifest, Summary
+from clover.research.simulate.tables import HEADS, cells, show
 from clover.terminal import Column, milliseconds, wrapped
 
 

@@ -2,6 +2,7 @@
 
 schema      tables, versions and migrations          rows       what readers get
 store       `LedgerWriter` and `LedgerReader`        latency    histograms as text
+report_order   what the process that makes a page's report is asked
 """
 
 from __future__ import annotations

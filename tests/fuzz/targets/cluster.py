@@ -23,9 +23,9 @@ from clover import errors
 from clover.malformed import MALFORMED
 from clover.types import Record
 
-INSTRUMENTED = ("clover.cluster", "clover.planning.cluster.records")
+INSTRUMENTED = ("clover.cluster", "clover.cluster.planning.records")
 _MODULES = (
-    "clover.planning.cluster.records",
+    "clover.cluster.planning.records",
     "clover.cluster.ports",
     "clover.cluster.cluster_records",
     "clover.cluster.controller_records",

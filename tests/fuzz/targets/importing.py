@@ -13,17 +13,17 @@ import shutil
 import stat
 from pathlib import Path
 
-from clover.scaffold import folder
-from clover.scaffold.draft import DraftError, FamilyDraft
-from clover.scaffold.triton_config import parse
-from clover.scaffold.triton_models import CONFIG, OpenBounds, draft_of
+from clover.importing import folder
+from clover.importing.draft import DraftError, FamilyDraft
+from clover.importing.triton_config import parse
+from clover.importing.triton_models import CONFIG, OpenBounds, draft_of
 from tests.fuzz import engine
 
 INSTRUMENTED = (
-    "clover.scaffold.triton_config",
-    "clover.scaffold.triton_models",
-    "clover.scaffold.draft",
-    "clover.scaffold.folder",
+    "clover.importing.triton_config",
+    "clover.importing.triton_models",
+    "clover.importing.draft",
+    "clover.importing.folder",
 )
 _FOLDER = engine.scratch("importing")
 _ROOT = Path(_FOLDER.name)

@@ -7,9 +7,9 @@ import json
 import numpy as np
 
 from clover.errors import ConfigError
-from clover.problem.file import ProblemFile, parse
+from clover.research.problem.file import ProblemFile, parse
 
-INSTRUMENTED = ("clover.problem",)
+INSTRUMENTED = ("clover.research.problem",)
 
 DICTIONARY = (
     *(b'"schema":', b'"clover-problem/1"', b'"n_gpus":', b'"groups":', b'"partitions":', b'"partition_slices":',

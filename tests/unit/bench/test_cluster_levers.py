@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.cluster_levers import LEVERS, all_awake, shapley, with_levers
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem
 from clover.cluster.simulated import simulate
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem
 from tests.support.cluster_fixture import REGIONS, scenario
 
 

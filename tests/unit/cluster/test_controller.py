@@ -11,6 +11,8 @@ import pytest
 
 from clover.cluster.controller import ClusterController, in_thread
 from clover.cluster.no_ingress import NoIngress
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem, NodeTarget, RegionFlow
 from clover.cluster.ports import NodeReport
 from clover.cluster.simulated_world import (
     SimulatedGrids,
@@ -21,8 +23,6 @@ from clover.cluster.simulated_world import (
     WorldRules,
 )
 from clover.errors import ClusterError
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, NodeTarget, RegionFlow
 from tests.support.cluster_fixture import FAMILY, frontier, node, region
 from tests.support.cluster_scene import NODES, Scene, play
 

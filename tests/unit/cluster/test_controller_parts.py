@@ -14,8 +14,8 @@ from clover.cluster.controller_capacity import Capacity, Cover, Reach, fastest_m
 from clover.cluster.controller_demand import ClusterDemand
 from clover.cluster.controller_members import LEAST_PACE, Membership
 from clover.cluster.controller_memory import ClusterMemory
+from clover.cluster.planning.records import ClusterNode, FamilyTerms, NodeTarget, OperatingPoint
 from clover.cluster.ports import FamilyReport, NodeReport
-from clover.planning.cluster.records import ClusterNode, FamilyTerms, NodeTarget, OperatingPoint
 from tests.support.cluster_fixture import FAMILY, frontier, node, terms
 
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.cluster.controller import ClusterController
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem
 from clover.cluster.ports import NodeReport
 from clover.cluster.simulated_world import SimulatedWorld
 from clover.errors import ClusterError
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem
 from clover.types import Reading
 from tests.support.cluster_fixture import node
 from tests.support.cluster_scene import NODES, Scene, play

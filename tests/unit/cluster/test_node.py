@@ -12,9 +12,9 @@ import pytest
 from clover.cluster.cluster_file import parse
 from clover.cluster.control_client import ControlRefused
 from clover.cluster.node import LONGEST_WAIT_S, NodeAgent, NodeSetup
+from clover.cluster.planning.records import DeviceFrontier, NodeTarget
 from clover.cluster.server_process import ServerRecord
 from clover.errors import ClusterError
-from clover.planning.cluster.records import DeviceFrontier, NodeTarget
 
 TEXT = """
 [cluster]

@@ -19,6 +19,8 @@ from clover.cluster.cluster_file import parse
 from clover.cluster.no_ingress import NoIngress
 from clover.cluster.node_frontiers import frontiers, kept_frontiers
 from clover.cluster.origins import OriginShares
+from clover.cluster.planning.frontiers import device_frontier
+from clover.cluster.planning.records import ClusterNode
 from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
 from clover.cluster.ray_controller import ControllerActor, RunningCluster, folder_of, recall, remember, terms_of
 from clover.cluster.ray_node import declared, placed_by
@@ -27,8 +29,6 @@ from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.running import ClusterHandle, bring_up
 from clover.cluster.state_store import FileStore
 from clover.errors import ClusterError
-from clover.planning.cluster.frontiers import device_frontier
-from clover.planning.cluster.records import ClusterNode
 from clover.types import ObjectiveConfig
 from tests.support.profiles_fixture import cpu, profile
 

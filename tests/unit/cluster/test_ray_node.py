@@ -14,10 +14,10 @@ import pytest
 from clover.cluster import ray_node
 from clover.cluster.cluster_file import parse
 from clover.cluster.node import NodeSetup
+from clover.cluster.planning.records import ClusterNode, NodeTarget
 from clover.cluster.ports import NodeReport, Nodes
 from clover.cluster.ray_node import NodeActor, RayNodes
 from clover.errors import ClusterError
-from clover.planning.cluster.records import ClusterNode, NodeTarget
 
 TEXT = """
 [cluster]

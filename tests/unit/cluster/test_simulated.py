@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.cluster.controller import ClusterController
+from clover.cluster.planning.planner import plan_cluster
+from clover.cluster.planning.records import ClusterPlan, ClusterProblem, DeviceFrontier, OperatingPoint
 from clover.cluster.simulated import ClusterScenario, play_fixed, simulate
 from clover.cluster.simulated_serving import ServingModel
 from clover.cluster.simulated_world import (
@@ -25,8 +27,6 @@ from clover.cluster.simulated_world import (
     SimulatedWorld,
 )
 from clover.errors import ConfigError
-from clover.planning.cluster.planner import plan_cluster
-from clover.planning.cluster.records import ClusterPlan, ClusterProblem, DeviceFrontier, OperatingPoint
 from tests.support.cluster_fixture import FAMILY, REGIONS, frontier, node, region, scenario, terms, wave
 
 # --- serving ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clover.cluster.controller_capacity import Reach
 from clover.cluster.controller_weights import ClusterShares, Seat, share
-from clover.planning.cluster.records import FamilyTerms, RegionFlow
+from clover.cluster.planning.records import FamilyTerms, RegionFlow
 from tests.support.cluster_fixture import FAMILY
 
 ORIGINS = ("north", "south")

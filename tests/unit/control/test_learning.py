@@ -19,7 +19,7 @@ from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.correction import corrected
 from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
-from clover.simulate.flow import FleetModel
+from clover.research.simulate.flow import FleetModel
 from clover.types import EnergySample, MeteredWindow, Reading, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import cpu, profile

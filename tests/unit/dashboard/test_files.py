@@ -119,6 +119,10 @@ def test_the_report_says_why_there_is_none(driver: Driver) -> None:
     answer = driver.get("/dashboard/report")
     assert answer.status == 404
     assert answer.body.decode() == paths.NO_REPORT
+    without = dashboard_paths(EventStreams(lambda: b""), paths.NOT_INSTALLED).paths
+    answer = Driver(FakeView(), mounted=without).get("/dashboard/report")
+    assert answer.status == 404
+    assert "this installation of Clover is without clover.report" in answer.body.decode()
 
 
 async def broken() -> bytes:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clover.cli.report import main
 from clover.config import ReportConfig
 from clover.dashboard.report import COMMAND, ReportMaker
 from clover.errors import CloverError, LedgerError, Unavailable
-from clover.report.making import ReportOrder, latest_page
+from clover.report.cli import main
+from clover.report.making import latest_page
+from clover.telemetry.ledger.report_order import ReportOrder
 from tests.support.ledgers import LedgerScene, write_ledger
 
 STATED = ReportConfig(application="Shop", organisation="Example & Co")

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clover.cli.report import main
-from clover.cli.report.cluster import named_ledgers
 from clover.errors import ConfigError, LedgerError
 from clover.report.build import LedgerRows, ReportOptions, report_of
+from clover.report.cli import main
+from clover.report.cli.cluster import named_ledgers
 from clover.report.cluster import CLUSTER_BY, ClusterOptions, NodeLedger, cluster_report_of, whole_parts
 from clover.report.cluster_records import ClusterLine, ClusterReport
 from clover.report.records import Report

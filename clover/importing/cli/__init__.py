@@ -1,0 +1,1 @@
+"""`clover new-family` and `clover import-triton`: arguments and printing only."""

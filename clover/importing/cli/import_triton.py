@@ -1,0 +1,90 @@
+"""`clover import-triton REPOSITORY`: families for the models of a Triton repository, and why not for the others."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clover.cli import CommandParser
+from clover.hints import program
+from clover.importing import folder
+from clover.importing.draft import DraftError
+from clover.importing.triton_models import OpenBounds
+from clover.importing.triton_repository import ImportedModel, models_of
+from clover.terminal import Column, listing, plain
+
+_WIDTH = 80
+_COLUMNS = (
+    Column("model", right=False),
+    Column("backend", right=False),
+    Column("result", right=False),
+    Column("takes", right=False, spare=2),
+    Column("gives", right=False, spare=1),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code."""
+    parser = CommandParser(
+        prog=f"{program()} import-triton",
+        description="Write a family for each model of a Triton repository that Clover can serve (ONNX, TorchScript, "
+        "the Python backend), and say of the others why not.  Nothing in the repository is changed, no code of it is "
+        "run, and no file from outside of a model's folder is copied.",
+        epilog="exit codes: 0 all models imported; 1 some were refused; 2 wrong command line; 3 nothing was imported",
+    )
+    parser.add_argument("repository", metavar="REPOSITORY", help="the folder that tritonserver --model-repository has")
+    parser.add_argument("--into", default=".", metavar="FOLDER", help="where a folder is written for each family [.]")
+    parser.add_argument("--axis", type=int, default=512, metavar="N", help="the longest that axes of -1 may be [512]")
+    parser.add_argument("--text-bytes", type=int, default=65_536, metavar="N", help="bytes of a text, at most [65536]")
+    try:
+        given = parser.parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    into = Path(given.into)
+    try:
+        if given.axis < 1 or given.text_bytes < 1:
+            raise DraftError("--axis and --text-bytes are at least 1")
+        into.mkdir(parents=True, exist_ok=True)
+        found = [
+            _written(one, into) for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
+        ]
+    except (DraftError, OSError) as error:
+        print(f"clover import-triton: {error}", file=sys.stderr)
+        return 3
+    lines, _ = plain(_COLUMNS, [_cells(one) for one in found], _WIDTH)
+    print("\n".join(lines))
+    done = [one for one in found if one.draft is not None]
+    for title, rows in (
+        ("refused", [(one.name, one.reason) for one in found if one.draft is None]),
+        ("notes", [(one.name, note) for one in done if one.draft is not None for note in one.draft.notes]),
+    ):
+        if rows:
+            print(f"\n{title}:\n{listing(rows, _WIDTH)}")
+    print(f"\n{len(done)} of {len(found)} models were imported into {into}")
+    if done:
+        places = " ".join(shlex.quote(str(into / one.name)) for one in done)
+        print(f"serve them with `{program()} serve {places}`")
+        print(f"cheaper variants, by which Clover saves: `{program()} new-family`, docs/families.md")
+    return 3 if not done else 1 if len(done) < len(found) else 0
+
+
+def _written(one: ImportedModel, into: Path) -> ImportedModel:
+    """Return a model with its family written, or with the reason why it cannot be."""
+    if one.draft is None:
+        return one
+    try:
+        folder.write(one.draft, into / one.name)
+    except DraftError as error:
+        return one._replace(draft=None, reason=str(error))
+    return one
+
+
+def _cells(one: ImportedModel) -> tuple[str, ...]:
+    if one.draft is None:
+        return (one.name, one.backend or "?", "refused", "", "")
+    takes, gives = (
+        ", ".join(f"{t.datatype}{list(t.shape)}" for t in tensors) for tensors in (one.draft.sent, one.draft.outputs)
+    )
+    return (one.name, one.backend, "imported", takes, gives)

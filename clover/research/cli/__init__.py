@@ -1,0 +1,1 @@
+"""`clover simulate` and `clover plan`: arguments and printing only."""
