@@ -22,8 +22,8 @@ from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.policies.plans import plan_fixed
-from clover.simulate import families, parametric
-from clover.simulate.flow import FleetModel
+from clover.research.simulate import families, parametric
+from clover.research.simulate.flow import FleetModel
 from clover.types import Assignment, Configuration, FamilyProfile, Plan, Routing, State, configuration_of
 from tests.support.control_fixture import FakeDevice, FakeGpu, LocalSolver, Rig
 from tests.support.mig_fixture import a100, mig_profile

@@ -9,7 +9,7 @@ from clover.planning.cascade.routed import predicted, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.policies import build
-from clover.simulate import families, parametric
+from clover.research.simulate import families, parametric
 from clover.types import Plan, Prediction, State
 from tests.support.profiles_fixture import objective, state
 
