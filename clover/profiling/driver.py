@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
-from clover.profiling.options import Effort
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import Rights, answers, as_array
 from clover.runtime.memory.rows import read_rows
@@ -38,13 +37,6 @@ class Ring(Protocol):
 
     def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int: ...
     def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
-
-
-class Feeding(Protocol):
-    """Other workers that are to be at work meanwhile (`clover.profiling.neighbours`)."""
-
-    def feed(self, submit: Callable[[DrivenWorker, NDArray[np.uint32]], int]) -> None: ...
-    def idle(self) -> bool: ...
 
 
 class DrivenWorker(Protocol):
@@ -123,7 +115,6 @@ class Driver:
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
-        self._feeding: Feeding | None = None
 
     def stop(self) -> None:
         """End the loop that runs in another thread: it raises ProfileError within a moment."""
@@ -151,19 +142,6 @@ class Driver:
             self._add(found, timing)
             found.wall_s = time.monotonic() - began
         return found
-
-    def beside(
-        self, worker: DrivenWorker, batch: int, others: Sequence[DrivenWorker], feeding: Feeding, effort: Effort
-    ) -> Cell:
-        """Return what `cell` does while `others`, which `feeding` keeps at work, are busy; they are idle afterwards."""
-        self._feeding = feeding
-        try:
-            return self.cell(worker, batch, samples=effort.samples, least_s=effort.least_s, most_s=effort.most_s)
-        finally:
-            self._feeding = None
-            until = time.monotonic() + self._silent_s
-            while not self._stopped and not feeding.idle():
-                self._wait((worker, *others), _LOOK_S, until)
 
     def score(
         self,
@@ -229,12 +207,10 @@ class Driver:
         places = self._slots(batch) if slots is None else slots
         (self._rows if rows is None else rows).fill(self._slab, places, self._next_row)
         self._next_row += batch
-        self._feed()
         self._submit(worker, np.array(places, np.uint32))
         until = time.monotonic() + self._silent_s
         while (done := worker.ring.reap()) is None:
             self._wait((worker,), _LOOK_S, until)
-            self._feed()
         _, status, _, start_ns, end_ns, cpu_ns = done
         self._check(status, places)
         return end_ns - start_ns, cpu_ns
@@ -282,11 +258,6 @@ class Driver:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _feed(self) -> None:
-        """Give the other workers what to do."""
-        if self._feeding is not None:
-            self._feeding.feed(self._submit)
-
     def _submit(self, worker: DrivenWorker, slots: NDArray[np.uint32]) -> int:
         if self._stopped:
             raise ProfileError("the measurement was stopped")
@@ -315,10 +286,5 @@ class Driver:
         """Raise ProfileError if a batch failed, or a row of it was refused."""
         if status == ROWS_REFUSED and (refused := self._slab.refusals(slots)):
             raise ProfileError(f"a row that the family is measured with is refused: {next(iter(refused.values()))}")
-        check_status(status)
-
-
-def check_status(status: int) -> None:
-    """Raise ProfileError if a batch failed."""
-    if status != 0:
-        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
+        if status != 0:
+            raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
