@@ -29,9 +29,9 @@ from clover.control.controller import Controller
 from clover.errors import ConfigError, RequestError
 from clover.planning.model.problem import services_of
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.lane_pace import pace_by
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
-from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.simulate import clock
