@@ -86,6 +86,12 @@ _NAMES = {code: name for name, code in ERRORS.items() if name} | {
 LOSSES = ("GPU_IS_LOST", "RESET_REQUIRED", "GPU_NOT_FOUND", "UNKNOWN")
 """What a lost board may answer."""
 
+COMPUTE_MODES = {"default": 0, "prohibited": 2, "exclusive": 3}
+"""Compute modes by the names that commands have for them; "exclusive" is EXCLUSIVE_PROCESS."""
+
+NO_INSTANCE = 0xFFFFFFFF
+"""NVML's number of a GPU or compute instance if there is none."""
+
 
 class Fault(Record, frozen=True, kw_only=True):
     """A fault of the box.
@@ -450,6 +456,24 @@ def set_privileged(path: Path, privileged: bool) -> None:
 def advance(path: Path, seconds: float) -> None:
     """Move the clock of the box ahead: power drawn now counts for so much longer.  For tests that do not wait."""
     _act(path, "advance the clock", "advance", round(seconds * 1e9))
+
+
+def set_compute_mode(path: Path, gpu: int, mode: str) -> None:
+    """Set the compute mode of a board: "default", "prohibited" or "exclusive".  With MIG on it has no effect, as on
+    real ones; a reboot resets it."""
+    if mode not in COMPUTE_MODES:
+        raise DeviceError(f"there is no compute mode {mode!r}; known: {', '.join(COMPUTE_MODES)}")
+    _act(path, f"set the compute mode of gpu {gpu}", "set_compute_mode", gpu, COMPUTE_MODES[mode])
+
+
+def set_driver(path: Path, version: str, cuda: tuple[int, int]) -> None:
+    """Set which driver the box has, and the CUDA version that it supports."""
+    _act(path, f"set the driver {version}", "set_driver", version.encode(), cuda[0] * 1000 + cuda[1] * 10)
+
+
+def report_xid(path: Path, gpu: int, xid: int, *, gi: int = NO_INSTANCE, ci: int = NO_INSTANCE) -> None:
+    """Report a critical error of a board, or of one of its instances, to whoever waits for NVML's events."""
+    _act(path, f"report Xid {xid} of gpu {gpu}", "xid", gpu, xid, gi, ci)
 
 
 # --- processes on slices ----------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 
 import clover.server
 from clover import devices
-from clover.devices import disturb, emulated
+from clover.devices import emulated
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from tests.support import mig_server
@@ -77,7 +77,7 @@ async def mig(cache: Path) -> None:
             await lost(running, load, error)
             emulated.restore(state, 1)
             await settled(running, BASE)
-        disturb.report_xid(state, 1, 95)  # and it still answers
+        emulated.report_xid(state, 1, 95)  # and it still answers
         await lost(running, load, "Xid 95")
         emulated.lose(state, 1)
         await until(lambda: not gpu(running, "gpu1")._reports.condemned)
@@ -99,7 +99,7 @@ async def lost(running: clover.Server, load: Load, how: str) -> None:
 async def exclusive(cache: Path) -> None:
     state = devices.box_path(devices.parse(f"emulated:{PLAIN}:1"), cache)
     emulated.create_box(state, PLAIN, 1)
-    disturb.set_compute_mode(state, 0, "exclusive")
+    emulated.set_compute_mode(state, 0, "exclusive")
     settings: dict[str, Any] = {
         "device": f"emulated:{PLAIN}:1",
         "policy": policy_name(BestOnAGpu),
@@ -118,7 +118,7 @@ async def exclusive(cache: Path) -> None:
         standbys = [item.variant for item, member in spawned.items() if member.standby]
         say(event="exclusive", outcomes=outcomes, one_process=shape.one_process, standbys=standbys)
         say(event="end", asked=load.asked, failed=load.failed, reasons=sorted(set(load.reasons)))
-    disturb.set_compute_mode(state, 0, "prohibited")
+    emulated.set_compute_mode(state, 0, "prohibited")
     try:
         async with mig_server.server(cache, **settings):
             say(event="prohibited", refused="")

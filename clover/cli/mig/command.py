@@ -26,7 +26,7 @@ from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
-from clover.devices import boxes, disturb, emulated, tables
+from clover.devices import boxes, emulated, tables
 from clover.errors import ConfigError, DeviceError, PlanError
 from clover.hints import program
 
@@ -187,7 +187,7 @@ def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="GPU:MODE",
-        help=f"set the compute mode of a GPU without MIG: {', '.join(disturb.COMPUTE_MODES)}",
+        help=f"set the compute mode of a GPU without MIG: {', '.join(emulated.COMPUTE_MODES)}",
     )
     emulating.add_argument(
         "--xid", action="append", default=[], metavar="GPU:XID[:INSTANCE]", help="report a critical error of a GPU"
@@ -436,12 +436,12 @@ def _act(given: argparse.Namespace, state: Path, faults: Sequence[emulated.Fault
     for loss in given.lose:
         emulated.lose(state, *emulate.parse_loss(loss))
     for mode in given.compute_mode:
-        disturb.set_compute_mode(state, *emulate.parse_mode(mode))
+        emulated.set_compute_mode(state, *emulate.parse_mode(mode))
     if given.cuda:
-        disturb.set_driver(state, "", emulate.parse_cuda(given.cuda))
+        emulated.set_driver(state, "", emulate.parse_cuda(given.cuda))
     for error in given.xid:
         gpu, xid, gi = emulate.parse_xid(error)
-        disturb.report_xid(state, gpu, xid, gi=gi)
+        emulated.report_xid(state, gpu, xid, gi=gi)
     if faults:
         emulated.inject(state, *faults)
     if given.monitor:

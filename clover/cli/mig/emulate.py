@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from clover.devices import clients, disturb, emulated
+from clover.devices import clients, emulated
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 
@@ -75,9 +75,9 @@ def parse_loss(text: str) -> tuple[int, str]:
 def parse_mode(text: str) -> tuple[int, str]:
     """Return GPU and compute mode of GPU:MODE; ConfigError if `text` is not of this form."""
     gpu, _, mode = text.partition(":")
-    if not gpu.isdecimal() or mode not in disturb.COMPUTE_MODES:
+    if not gpu.isdecimal() or mode not in emulated.COMPUTE_MODES:
         raise ConfigError(
-            f"{text!r} must read GPU:MODE, MODE one of {', '.join(disturb.COMPUTE_MODES)}, as 0:exclusive"
+            f"{text!r} must read GPU:MODE, MODE one of {', '.join(emulated.COMPUTE_MODES)}, as 0:exclusive"
         )
     return int(gpu), mode
 
@@ -87,7 +87,7 @@ def parse_xid(text: str) -> tuple[int, int, int]:
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"{text!r} must read GPU:XID[:INSTANCE], as 0:79, or 0:94:2 for the GPU instance of id 2")
-    gpu, xid, gi = map(int, [*parts, str(disturb.NO_INSTANCE)][:3])
+    gpu, xid, gi = map(int, [*parts, str(emulated.NO_INSTANCE)][:3])
     return gpu, xid, gi
 
 

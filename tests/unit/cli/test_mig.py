@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clover.cli.mig import emulate
-from clover.devices import disturb, emulated, tables
+from clover.devices import emulated, tables
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 from tests.support.forks import Forks
@@ -259,7 +259,7 @@ def test_a_gpu_whose_handle_is_unknown_is_lost_too(box: Driver) -> None:
         assert "lost: it does not answer" in box.good("list")
     finally:
         emulated.restore(box.state, 1)
-        disturb.set_driver(box.state, "", (0, 0))
+        emulated.set_driver(box.state, "", (0, 0))
 
 
 # --- assert and export ----------------------------------------------------------------------------------------------
@@ -940,7 +940,7 @@ def test_disturbances_in_words() -> None:
     assert emulate.parse_loss("1") == (1, "GPU_IS_LOST")
     assert emulate.parse_loss("0:UNKNOWN") == (0, "UNKNOWN")
     assert emulate.parse_mode("2:exclusive") == (2, "exclusive")
-    assert emulate.parse_xid("0:79") == (0, 79, disturb.NO_INSTANCE)
+    assert emulate.parse_xid("0:79") == (0, 79, emulated.NO_INSTANCE)
     assert emulate.parse_xid("1:94:2") == (1, 94, 2)
     assert [emulate.parse_cuda(text) for text in ("12.4", "13")] == [(12, 4), (13, 0)]
     for parse, texts in (

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clover.devices import clients, disturb, emulated, tables
+from clover.devices import clients, emulated, tables
 from clover.errors import DeviceError
 from tests.support.nvml_child import ROOT, Child
 
@@ -105,7 +105,7 @@ def test_a_killed_monitor_holds_nothing_and_is_found_by_its_name_before(box: Pat
 
 def test_an_exclusive_board_takes_one_process(tmp_path: Path, plain: Child) -> None:
     box = tmp_path / "plain.nvml"
-    disturb.set_compute_mode(box, 0, "exclusive")
+    emulated.set_compute_mode(box, 0, "exclusive")
     assert plain("n.nvmlDeviceGetComputeMode(gpu(0))") == 3
     plain.run("first, again = attach(n.nvmlDeviceGetUUID(gpu(0))), attach(n.nvmlDeviceGetUUID(gpu(0)))")
     with Child(box) as other:
@@ -125,11 +125,11 @@ def test_a_prohibited_board_takes_none_and_a_reboot_forgets_it(tmp_path: Path, p
     emulated.reboot(box)
     plain.run("attach(n.nvmlDeviceGetUUID(gpu(0)))")
     with pytest.raises(DeviceError, match="exclusive"):
-        disturb.set_compute_mode(box, 0, "thread")
+        emulated.set_compute_mode(box, 0, "thread")
 
 
 def test_a_board_in_mig_mode_is_in_the_default_compute_mode(box: Path, child: Child) -> None:
-    disturb.set_compute_mode(box, 0, "prohibited")
+    emulated.set_compute_mode(box, 0, "prohibited")
     assert child("n.nvmlDeviceGetComputeMode(gpu(0))") == 0
     assert child.refused("n.nvmlDeviceSetComputeMode(gpu(0), 3)") == "NOT_SUPPORTED"
 
@@ -149,9 +149,9 @@ def test_placements_are_answered_with_mig_off_too(process: Child, tmp_path: Path
 
 def test_the_driver_says_which_cuda_it_supports(box: Path, child: Child) -> None:
     assert child("n.nvmlSystemGetCudaDriverVersion_v2()") == 13000
-    disturb.set_driver(box, "535.216.01", (12, 2))
+    emulated.set_driver(box, "535.216.01", (12, 2))
     assert child("[n.nvmlSystemGetDriverVersion(), n.nvmlSystemGetCudaDriverVersion_v2()]") == ["535.216.01", 12020]
-    disturb.set_driver(box, "", (0, 0))
+    emulated.set_driver(box, "", (0, 0))
     assert child("[n.nvmlSystemGetDriverVersion(), n.nvmlSystemGetCudaDriverVersion_v2()]") == ["580.emul", 13000]
 
 
@@ -224,7 +224,7 @@ def test_a_board_that_may_sleep_does_so_unused_and_the_next_use_waits_for_it(pro
 
 
 def test_errors_reach_those_who_wait_for_them(box: Path, child: Child) -> None:
-    disturb.report_xid(box, 0, 31)  # before anybody waited
+    emulated.report_xid(box, 0, 31)  # before anybody waited
     child.run("events = n.nvmlEventSetCreate()")
     assert child("n.nvmlDeviceGetSupportedEventTypes(gpu(0))") == 8
     child.run("[n.nvmlDeviceRegisterEvents(gpu(i), n.nvmlEventTypeXidCriticalError, events) for i in (0, 1)]")
@@ -235,14 +235,14 @@ def test_errors_reach_those_who_wait_for_them(box: Path, child: Child) -> None:
         "    return [n.nvmlDeviceGetIndex(e.device), e.eventType, e.eventData, e.gpuInstanceId, e.computeInstanceId]"
     )
     child.tell("wait()")
-    disturb.report_xid(box, 1, 79)
-    nothing = disturb.NO_INSTANCE
+    emulated.report_xid(box, 1, 79)
+    nothing = emulated.NO_INSTANCE
     assert child.answer() == ("value", [1, 8, 79, nothing, nothing])
-    disturb.report_xid(box, 0, 94, gi=2, ci=0)
-    disturb.report_xid(box, 0, 48)
+    emulated.report_xid(box, 0, 94, gi=2, ci=0)
+    emulated.report_xid(box, 0, 48)
     assert [child("wait()"), child("wait()")] == [[0, 8, 94, 2, 0], [0, 8, 48, nothing, nothing]]
     for number in range(40):
-        disturb.report_xid(box, 0, number)
+        emulated.report_xid(box, 0, number)
     assert child("wait()")[2] == 8  # the oldest that is kept
     child.run("n.nvmlEventSetFree(events)")
     assert child.refused("n.nvmlEventSetWait(events, 0)") == "INVALID_ARGUMENT"
@@ -251,7 +251,7 @@ def test_errors_reach_those_who_wait_for_them(box: Path, child: Child) -> None:
 def test_waiting_for_a_lost_board_fails_at_once(box: Path, child: Child) -> None:
     child.run("events = n.nvmlEventSetCreate()")
     child.run("n.nvmlDeviceRegisterEvents(gpu(1), n.nvmlEventTypeXidCriticalError, events)")
-    disturb.report_xid(box, 1, 79)
+    emulated.report_xid(box, 1, 79)
     emulated.lose(box, 1)
     assert child("n.nvmlEventSetWait(events, 60000).eventData") == 79
     assert child.refused("n.nvmlEventSetWait(events, 60000)") == "GPU_IS_LOST"
