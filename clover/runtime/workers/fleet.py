@@ -30,7 +30,8 @@ from clover.runtime.router.router import Router
 from clover.runtime.workers.deaths import Silence
 from clover.runtime.workers.member import FleetWorker, Member, held_bytes, holds, learn
 from clover.runtime.workers.members import Members
-from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
+from clover.runtime.workers.standby import StandbyPolicy
+from clover.runtime.workers.standby_crew import StandbyCrew
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
@@ -86,7 +87,7 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
-        standby: StandbyChooser | None = None,
+        standby: StandbyPolicy | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -270,9 +271,9 @@ class FamilyFleet:
             for here in taken
         )
 
-    def _workers_at(self, placement: Placement) -> list[object]:
+    def _workers_at(self, placement: Placement) -> list[FleetWorker]:
         """Return the processes at a placement, each once."""
-        found: dict[int, object] = {
+        found: dict[int, FleetWorker] = {
             id(member.worker): member.worker
             for member in self.members.all()
             if member.worker is not None and member.assignment.placement == placement
