@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WINGS = ("cluster", "simulate", "problem", "report", "scaffold", "policies.paper", "charts")
+WINGS = "cluster simulate problem report scaffold policies.paper charts research importing emulation".split()
 SMALL = 100
 RECORDER = """
 import os, sys
