@@ -18,7 +18,7 @@ INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
 .PHONY: serve test test-quick test-deep test-cluster test-gpu test-checked test-wheel sanitize fuzz lint bench \
-	bench-peers bench-kernels build docs sbom audit reproducible train-fashion soak clean
+	bench-peers bench-kernels build docs sbom audit reproducible train-fashion soak house clean
 
 serve: $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
@@ -124,6 +124,10 @@ train-fashion: $(VENV)/.serve
 # Load with every fault there is, a quarter of an hour or as long as ARGS="--minutes 240" says; build/soak gets the figures.
 soak: $(VENV)/.test
 	$(PY) -m bench.soak $(ARGS)
+
+# How large Clover is, in lines, modules, settings and pages; it fails nothing.
+house: $(VENV)/.serve
+	$(PY) packaging/house.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,9 +18,8 @@ except ModuleNotFoundError as error:
 
 from clover.client.calls import ModelInfo, Result
 from clover.client.clients import AsyncClient, Client, Options
-from clover.client.errors import ServerUnreachable
+from clover.client.messages import Retries, ServerUnreachable
 from clover.client.receipts import CallReceipt
-from clover.client.retries import Retries
 from clover.client.tallies import ModelUse, Tally, tally
 from clover.client.tensors import TensorInfo
 

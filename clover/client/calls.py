@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.client import tallies
-from clover.client.errors import error_of
-from clover.client.messages import Call, Reply, Send, Wait
+from clover.client.messages import Call, Reply, Retries, Send, Wait, error_of
 from clover.client.receipts import CallReceipt, receipt_of
-from clover.client.retries import Retries
 from clover.client.tensors import TensorInfo, WireTensor, arrays_of, unpack
 from clover.errors import BadRequest, DeadlineMissed, ModelFailed
 

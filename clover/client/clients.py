@@ -19,8 +19,7 @@ import httpx
 from numpy.typing import NDArray
 
 from clover.client.calls import Asking, Calls, ModelInfo, Result
-from clover.client.messages import Call, Reply, Send, Wait
-from clover.client.retries import Retries
+from clover.client.messages import Call, Reply, Retries, Send, Wait
 from clover.errors import ConfigError, no_certificate, untrusted
 
 T = TypeVar("T")

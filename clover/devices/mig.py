@@ -27,12 +27,11 @@ from typing import Any, TypeVar
 
 from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
-from clover.devices.driver_work import DriverWork
 from clover.devices.fixed import FixedInstances, instances_of, seen
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.instances import OwnedInstances
-from clover.devices.nvml import Nvml, NvmlError
-from clover.devices.reports import GpuReports
+from clover.devices.nvml import DriverWork, Nvml, NvmlError
+from clover.devices.xids import GpuReports
 from clover.errors import DeviceError, DeviceLost
 from clover.hints import program
 from clover.planning.packing.geometry import SliceProfile

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ProfileError
 from clover.profiling.duty import NO_PAUSES, Pauses
-from clover.profiling.options import Effort
 from clover.profiling.rows import SampleRows
 from clover.profiling.score import Rights, answers, as_array
 from clover.runtime.memory.rows import read_rows
 from clover.runtime.memory.slab import ROWS_REFUSED, Slab
 from clover.runtime.workers.completions import Completions
+from clover.runtime.workers.handle import WorkerProcess
 
 CREDITS = 2
 """Batches that a worker may hold at a time, in the open loop."""
@@ -31,30 +30,6 @@ PATIENCE = 10
 """How many times as long as on a quiet machine a pass over the rows may take on one that has no core left for it."""
 _LOOK_S = 0.1
 """Seconds between checks that a worker still lives."""
-
-
-class Ring(Protocol):
-    """The server's side of a worker's ring."""
-
-    def submit(self, batch_id: int, slots: NDArray[np.uint32], n: int) -> int: ...
-    def reap(self) -> tuple[int, int, int, int, int, int] | None: ...
-
-
-class Feeding(Protocol):
-    """Other workers that are to be at work meanwhile (`clover.profiling.neighbours`)."""
-
-    def feed(self, submit: Callable[[DrivenWorker, NDArray[np.uint32]], int]) -> None: ...
-    def idle(self) -> bool: ...
-
-
-class DrivenWorker(Protocol):
-    """What the driver needs of a worker of the pool."""
-
-    @property
-    def ring(self) -> Ring: ...
-    @property
-    def state(self) -> str: ...
-    def bell(self) -> None: ...
 
 
 class SilentWorker(ProfileError):
@@ -123,7 +98,6 @@ class Driver:
         self._next_id = 0
         self._next_row = 0
         self._stopped = False
-        self._feeding: Feeding | None = None
 
     def stop(self) -> None:
         """End the loop that runs in another thread: it raises ProfileError within a moment."""
@@ -132,7 +106,7 @@ class Driver:
     # --- closed loop --------------------------------------------------------------------------------------------
 
     def cell(
-        self, worker: DrivenWorker, batch: int, *, samples: int, least_s: float, most_s: float,
+        self, worker: WorkerProcess, batch: int, *, samples: int, least_s: float, most_s: float,
         pauses: Pauses = NO_PAUSES,
     ) -> Cell:  # fmt: skip
         """Run batches of `batch` rows one at a time, at least `samples` and for `least_s`, at most for `most_s`.
@@ -152,22 +126,9 @@ class Driver:
             found.wall_s = time.monotonic() - began
         return found
 
-    def beside(
-        self, worker: DrivenWorker, batch: int, others: Sequence[DrivenWorker], feeding: Feeding, effort: Effort
-    ) -> Cell:
-        """Return what `cell` does while `others`, which `feeding` keeps at work, are busy; they are idle afterwards."""
-        self._feeding = feeding
-        try:
-            return self.cell(worker, batch, samples=effort.samples, least_s=effort.least_s, most_s=effort.most_s)
-        finally:
-            self._feeding = None
-            until = time.monotonic() + self._silent_s
-            while not self._stopped and not feeding.idle():
-                self._wait((worker, *others), _LOOK_S, until)
-
     def score(
         self,
-        worker: DrivenWorker,
+        worker: WorkerProcess,
         batch: int,
         *,
         most_s: float,
@@ -222,26 +183,24 @@ class Driver:
         return places
 
     def _one(
-        self, worker: DrivenWorker, batch: int, rows: SampleRows | None = None, slots: list[int] | None = None
+        self, worker: WorkerProcess, batch: int, rows: SampleRows | None = None, slots: list[int] | None = None
     ) -> tuple[int, int]:
         """Serve the next `batch` of `rows` (by default the driver's), in `slots` if they are given; return service and
         CPU nanoseconds."""
         places = self._slots(batch) if slots is None else slots
         (self._rows if rows is None else rows).fill(self._slab, places, self._next_row)
         self._next_row += batch
-        self._feed()
         self._submit(worker, np.array(places, np.uint32))
         until = time.monotonic() + self._silent_s
         while (done := worker.ring.reap()) is None:
             self._wait((worker,), _LOOK_S, until)
-            self._feed()
         _, status, _, start_ns, end_ns, cpu_ns = done
         self._check(status, places)
         return end_ns - start_ns, cpu_ns
 
     # --- open loop ----------------------------------------------------------------------------------------------
 
-    def open_loop(self, workers: Sequence[DrivenWorker], max_batch: int, rate: float, seconds: float) -> OpenLoop:
+    def open_loop(self, workers: Sequence[WorkerProcess], max_batch: int, rate: float, seconds: float) -> OpenLoop:
         """Serve Poisson arrivals of single rows at `rate` rows a second for `seconds`, first come first served.
 
         A batch takes all rows that wait, up to `max_batch`; a worker holds up to two batches.  The slab has a group of
@@ -252,7 +211,7 @@ class Driver:
         places = np.array(self._slots(CREDITS * len(workers) * max_batch), np.uint32)
         self._rows.fill(self._slab, places.tolist(), 0)
         credits = [(w, i * CREDITS + c) for c in range(CREDITS) for i, w in enumerate(workers)]
-        flying: dict[int, tuple[DrivenWorker, int, int, int]] = {}
+        flying: dict[int, tuple[WorkerProcess, int, int, int]] = {}
         head, cpu_ns, batches = 0, 0, 0
         began_ns = time.monotonic_ns()
         arrivals = began_ns + np.cumsum(generator.exponential(1e9 / rate, count)).astype(np.int64)
@@ -282,12 +241,7 @@ class Driver:
 
     # --- both ---------------------------------------------------------------------------------------------------
 
-    def _feed(self) -> None:
-        """Give the other workers what to do."""
-        if self._feeding is not None:
-            self._feeding.feed(self._submit)
-
-    def _submit(self, worker: DrivenWorker, slots: NDArray[np.uint32]) -> int:
+    def _submit(self, worker: WorkerProcess, slots: NDArray[np.uint32]) -> int:
         if self._stopped:
             raise ProfileError("the measurement was stopped")
         self._next_id += 1
@@ -298,7 +252,7 @@ class Driver:
             worker.bell()
         return self._next_id
 
-    def _wait(self, workers: Sequence[DrivenWorker], timeout_s: float, until: float) -> None:
+    def _wait(self, workers: Sequence[WorkerProcess], timeout_s: float, until: float) -> None:
         """Sleep until completions arrive or `timeout_s` passes.  Raises ProfileError if none can come any more."""
         ready, _, _ = select.select([self._completions.fd], [], [], timeout_s)
         if self._stopped:
@@ -315,10 +269,5 @@ class Driver:
         """Raise ProfileError if a batch failed, or a row of it was refused."""
         if status == ROWS_REFUSED and (refused := self._slab.refusals(slots)):
             raise ProfileError(f"a row that the family is measured with is refused: {next(iter(refused.values()))}")
-        check_status(status)
-
-
-def check_status(status: int) -> None:
-    """Raise ProfileError if a batch failed."""
-    if status != 0:
-        raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")
+        if status != 0:
+            raise ProfileError("the model failed on the rows it is measured with: see the worker's message in the log")

@@ -5,8 +5,7 @@ instance has no memory for starts with the next larger one.
 
 The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
 profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
-profiles; measure everything again in rounds, and parts that share a GPU's memory beside busy neighbours; choose
-cascades from the answers; measure BASE, and the front end.
+profiles; measure everything again in rounds; choose cascades from the answers; measure BASE, and the front end.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, busy_share, others_on
 from clover.profiling.light_load import LIGHT_PART, LightLoad, with_light_load
-from clover.profiling.neighbours import BesideNeighbours
 from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
@@ -249,7 +247,6 @@ class _Measurement:
                     await self._on_larger(variant, backend[variant.name], place)
             if not rig.on_cores:
                 await GpuRounds(rig, found, place, GPU_CELL_S).run()
-                await BesideNeighbours(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places, backend)
         if families.by_agreement(spec):

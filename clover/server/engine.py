@@ -358,7 +358,7 @@ class Engine:
 
     async def _watch_workers(self) -> None:
         """Check the workers.  Nothing slow is awaited before the next look, which would take that for a pause of the
-        server's (`clover.runtime.workers.silence`)."""
+        server's (`clover.runtime.workers.deaths`)."""
         for served in self.served.values():
             served.fleet.watch()
         self._follow_targets()

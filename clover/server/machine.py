@@ -26,9 +26,8 @@ from clover.ancestry import descends_from
 from clover.config import ServerConfig, WorkersConfig
 from clover.devices.core_idle import CoreIdle
 from clover.devices.cpu import CpuDevice, available_cores
-from clover.devices.guard import GpuGuard
+from clover.devices.guard import GpuGuard, GpuPolls
 from clover.devices.mig import MigDevice
-from clover.devices.polls import GpuPolls
 from clover.energy.cpu_time import ProcessTree
 from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles

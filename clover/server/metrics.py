@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from clover.control.baselines.saved import compared
-from clover.telemetry.metrics import Metrics, cluster, rollouts
-from clover.telemetry.metrics.server import control_calls, sandbox
+from clover.telemetry.metrics import Metrics
+from clover.telemetry.metrics.guard import rollouts
+from clover.telemetry.metrics.server import cluster, control_calls, sandbox
 
 if TYPE_CHECKING:
     from clover.server.engine import Engine  # circle: types only; the engine makes its own metrics
@@ -32,7 +33,7 @@ def metrics_of(engine: Engine) -> Metrics:
     found.further += [
         lambda: sandbox(engine.machine.sandbox()),
         lambda: control_calls(engine.operators.audit),
-        lambda: rollouts.rollouts(engine.rollouts.report(), engine.rollouts.counts),
-        lambda: cluster.cluster(engine.cluster.report()),
+        lambda: rollouts(engine.rollouts.report(), engine.rollouts.counts),
+        lambda: cluster(engine.cluster.report()),
     ]
     return found

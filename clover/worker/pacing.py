@@ -29,11 +29,14 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from clover.errors import DeviceError, WorkerError, says_out_of_memory
 from clover.types import FamilyProfile, Record
 from clover.worker.frames import EmulatedSlice, Resident
+
+if TYPE_CHECKING:
+    from clover.devices.emulated import Attachment  # imported by emulated workers alone
 
 _log = logging.getLogger("clover.worker")
 
@@ -163,15 +166,6 @@ class Pacer:
 # --- the slice as its worker holds it ---------------------------------------------------------------------------------
 
 
-class PacingBoard(Protocol):
-    """What a worker needs of `clover.devices.emulated.Attachment`."""
-
-    def enter(self) -> None: ...
-    def leave(self) -> None: ...
-    def draw(self, watts: float) -> None: ...
-    def close(self) -> None: ...
-
-
 class HeldSlice:
     """An emulated slice that this process is attached to, from before it loads until it exits.  `also` are the variants
     that it holds beside the first, each with its pace and its watts.
@@ -180,7 +174,7 @@ class HeldSlice:
     slice as well (during a swap, or a standby worker), batches take turns.
     """
 
-    def __init__(self, order: EmulatedSlice, board: PacingBoard, pacer: Pacer, also: Sequence[Resident] = ()) -> None:
+    def __init__(self, order: EmulatedSlice, board: Attachment, pacer: Pacer, also: Sequence[Resident] = ()) -> None:
         self._lanes_watts = [order.watts, *(resident.watts for resident in also)]
         self._watts = order.watts
         self._board = board

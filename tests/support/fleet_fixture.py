@@ -13,6 +13,7 @@ from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.types import Assignment, FamilySpec, Placement, TensorSpec, VariantSpec
+from clover.worker.frames import HeldMemory
 
 SECOND = 1_000_000_000
 SPEC = FamilySpec(
@@ -41,6 +42,8 @@ class Worker:
         self.sandbox = ""
         self.cores = 1
         self.resident: dict[str, int] = {}
+        self.held: tuple[HeldMemory, ...] = ()
+        self.context_bytes = 0
         self.backends: dict[str, str] = {}
         self.sent: list[int] = []
         self.lanes: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -30,7 +31,8 @@ class StandbyChooser:
 
 async def with_relief(house: House, *places: int) -> list[Assignment]:
     """Large workers at `places`, and who stands by beside them."""
-    house.fleet.standby_crew.chooser = StandbyChooser()
+    chooser: Any = StandbyChooser()
+    house.fleet.standby_crew.chooser = chooser
     items = [at(place, "large") for place in places]
     for item in items:
         await house.fleet.spawn(item)

@@ -11,8 +11,8 @@ from pathlib import Path
 from clover.cli.doctor.findings import Finding
 from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, ranges
-from clover.devices.memory import meminfo, memory_limit
 from clover.errors import CloverError
+from clover.runtime.memory.free import meminfo, memory_limit
 from clover.runtime.workers import sandboxes
 from clover.settings import parse_cores
 from clover.settings.check import on_gpus

@@ -36,9 +36,9 @@ from clover.research.simulate.solver import LocalSolver
 from clover.research.simulate.workers import SimulatedWorker, Slice
 from clover.research.simulate.world import Case
 from clover.runtime.memory.slab import Layout, Slab
+from clover.runtime.router.lane_pace import pace_by
 from clover.runtime.router.router import Router
 from clover.runtime.router.tickets import RouterTicket
-from clover.runtime.workers.expected import pace_by
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Assignment, FamilyProfile, FamilySpec, Record

@@ -48,6 +48,8 @@ class SimulatedWorker:
     sandbox = ""
     cores = 1
     resident: ClassVar[dict[str, int]] = {}
+    held = ()
+    context_bytes = 0
 
     def __init__(
         self,

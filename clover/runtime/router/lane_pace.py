@@ -22,12 +22,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clover.planning.model.queueing import Service
+
 _LEAST_BATCHES = 4
 """A pace is known from so many batches on."""
 _BATCHES = 32
 _WINDOW_NS = 1_000_000_000
 """Beyond so many batches and so long, what was counted weighs half."""
 _OLD_NS = 10_000_000_000
+_NEARLY = 0.9
+"""A batch is useful if it serves so much of the rows a second that the best one serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,16 @@ class ProfiledPace:
             max(self.batch_s, other.batch_s),
             max(self.useful_rows, other.useful_rows),
         )
+
+
+def pace_by(service: Service | None) -> ProfiledPace:
+    """Return the pace of a worker that serves like `service`, by its profile; None: nothing is known."""
+    if service is None:
+        return ProfiledPace()
+    enough = _NEARLY * service.capacity()
+    sizes = range(1, service.max_batch + 1)
+    useful = next((rows for rows in sizes if rows / service.seconds(rows) >= enough), service.max_batch)
+    return ProfiledPace(service.capacity(), service.seconds(service.max_batch), useful)
 
 
 class LanePace:

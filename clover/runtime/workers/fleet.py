@@ -3,7 +3,7 @@
 A member is an assignment that was spawned, until it is drained; `clover.runtime.workers.members` starts its worker,
 restarts it after a death, and ends it.  While a routed member is restarted for the first few times, rows wait for it
 rather than being refused.  A worker that completes nothing for `silent_s` while it holds a batch
-(`clover.runtime.workers.silence`), or that breaks the protocol of its ring, is killed and restarted alike.
+(`clover.runtime.workers.deaths.Silence`), or that breaks the protocol of its ring, is killed and restarted alike.
 
 If the family has relief, a cheaper standby worker waits at every placement that is routed to
 (`clover.runtime.workers.standby_crew`).  It is a member too, but neither in `ready_assignments` nor seen by a
@@ -24,14 +24,14 @@ from typing import Any
 from clover.accounting import Account, ProfiledEnergy
 from clover.errors import CloverError, PlanError, WorkerError, says_out_of_memory
 from clover.planning.transition.memory import SliceMemory
+from clover.planning.transition.stages import start_key
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.router import Router
-from clover.runtime.workers.holdings import held_bytes, learn
-from clover.runtime.workers.member import FleetWorker, Member, holds
+from clover.runtime.workers.deaths import Silence
+from clover.runtime.workers.member import FleetWorker, Member, held_bytes, holds, learn
 from clover.runtime.workers.members import Members
-from clover.runtime.workers.silence import Silence
-from clover.runtime.workers.standby_crew import StandbyChooser, StandbyCrew
-from clover.runtime.workers.step_times import StepTimes
+from clover.runtime.workers.standby import StandbyPolicy
+from clover.runtime.workers.standby_crew import StandbyCrew
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
@@ -41,6 +41,32 @@ NO_ROOM_NS = 600 * _SECOND_NS
 
 GIVEN_UP_S = 5.0
 """The longest that a start waits for killed workers to be dead: in a driver that hangs they never are."""
+
+_WEIGHT = 0.3  # of the newest start in a running mean
+
+
+class StepTimes:
+    """How long workers took so far to start, from the order to ready, and to end once they were drained.
+
+    Running means: `starts` by variant, backend and profile of the slice, and `drain` of all (s; None before the first).
+    """
+
+    def __init__(self) -> None:
+        self.starts: dict[tuple[str, str, str], float] = {}
+        self.drain: float | None = None
+
+    def started(self, item: Assignment, seconds: float) -> None:
+        """Take note of a worker that was ready after `seconds`; nothing if no time passed."""
+        if seconds > 0.0:
+            key = start_key(item)
+            known = self.starts.get(key, seconds)
+            self.starts[key] = known + _WEIGHT * (seconds - known)
+
+    def drained(self, seconds: float) -> None:
+        """Take note of a worker that was gone `seconds` after it got no more rows; nothing if no time passed."""
+        if seconds > 0.0:
+            known = self.drain if self.drain is not None else seconds
+            self.drain = known + _WEIGHT * (seconds - known)
 
 
 class FamilyFleet:
@@ -61,7 +87,7 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
-        standby: StandbyChooser | None = None,
+        standby: StandbyPolicy | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -245,9 +271,9 @@ class FamilyFleet:
             for here in taken
         )
 
-    def _workers_at(self, placement: Placement) -> list[object]:
+    def _workers_at(self, placement: Placement) -> list[FleetWorker]:
         """Return the processes at a placement, each once."""
-        found: dict[int, object] = {
+        found: dict[int, FleetWorker] = {
             id(member.worker): member.worker
             for member in self.members.all()
             if member.worker is not None and member.assignment.placement == placement

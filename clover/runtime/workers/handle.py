@@ -17,7 +17,7 @@ from clover._native.ring import Ring
 from clover._native.wakeups import ring_bell
 from clover.errors import WorkerError, WorkerLostInStart
 from clover.hints import printable
-from clover.runtime.workers.oom_kills import OomKills
+from clover.runtime.workers.deaths import OomKills
 from clover.runtime.workers.output import WorkerOutput
 from clover.worker import frames
 

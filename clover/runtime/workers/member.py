@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from clover.accounting import WorkerMeter
 from clover.errors import WorkerError
+from clover.planning.transition.memory import MemoryNeeds
 from clover.runtime.router.links import RingLike
 from clover.types import Assignment
+from clover.worker.frames import HeldMemory
 
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 10.0
@@ -37,6 +39,10 @@ class FleetWorker(Protocol):
     def cores(self) -> int: ...
     @property
     def resident(self) -> Mapping[str, int]: ...
+    @property
+    def held(self) -> tuple[HeldMemory, ...]: ...
+    @property
+    def context_bytes(self) -> int: ...
     def backend_of(self, variant: str) -> str: ...
     def bell(self) -> None: ...
     def kill(self) -> None: ...
@@ -50,6 +56,23 @@ class DrainedInStart(WorkerError):
 def holds(worker: FleetWorker, assignment: Assignment) -> bool:
     """Return whether `worker` holds the variant of `assignment`, by its backend."""
     return worker.backend_of(assignment.variant) == assignment.backend
+
+
+def learn(needs: MemoryNeeds, item: Assignment, worker: FleetWorker) -> None:
+    """Let `needs` know what a worker that was started for `item` holds, if it said so."""
+    for one in worker.held:
+        cell = (one.variant, item.placement.profile, worker.backend_of(one.variant))
+        needs.learn(cell, one.weights_bytes + one.peak_bytes, worker.context_bytes)
+
+
+def held_bytes(workers: Iterable[FleetWorker]) -> int:
+    """Return the bytes that `workers` hold together; 0 if one of them did not say."""
+    total = 0
+    for worker in workers:
+        if not worker.held:
+            return 0
+        total += worker.context_bytes + sum(one.weights_bytes + one.peak_bytes for one in worker.held)
+    return total
 
 
 class Member:

@@ -31,7 +31,7 @@ from clover.errors import CloverError, WorkerError
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.router import Router
-from clover.runtime.workers.launch_failures import LaunchFailures
+from clover.runtime.workers.deaths import LaunchFailures
 from clover.runtime.workers.member import DrainedInStart, FleetWorker, Member, holds
 from clover.types import Assignment, Placement
 

@@ -28,8 +28,8 @@ from clover.errors import CloverError, StartError, WorkerError
 from clover.hints import named_wait
 from clover.runtime.memory.slab import Slab, map_shared, shared_memory
 from clover.runtime.workers.completions import Completions
+from clover.runtime.workers.deaths import OomKills
 from clover.runtime.workers.handle import WorkerChannel, WorkerProcess
-from clover.runtime.workers.oom_kills import OomKills
 from clover.runtime.workers.output import LeftOut, WorkerOutput
 from clover.runtime.workers.zygote_link import ZygoteLink
 from clover.worker import frames

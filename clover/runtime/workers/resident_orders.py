@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from clover.config import FamilyConfig
-from clover.devices.memory import machine_memory
 from clover.interfaces import Device
 from clover.planning.model.problem import backends_of, services_of
+from clover.runtime.memory.free import machine_memory
 from clover.types import FamilyProfile, Placement
 from clover.worker.frames import Recording
 

@@ -20,8 +20,7 @@ class StandbyPolicy:
     gets a standby worker if the variant was measured on its shape, a more expensive one works there, and both fit into
     its memory.  If rows are routed to it there already, in the process of the more expensive one, that is who relieves:
     nothing is started, only the shares change.  `slo_ms` returns the present p95 target, 0 for none; `fits` says
-    whether a standby worker may be beside a worker (always, if it is left out).  Implements
-    `clover.runtime.workers.standby_crew.StandbyChooser`.
+    whether a standby worker may be beside a worker (always, if it is left out).
     """
 
     def __init__(
@@ -46,7 +45,8 @@ class StandbyPolicy:
         self._fastest.clear()
 
     def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """See `StandbyChooser.beside`."""
+        """Return the standby workers for the placements of `routed`: at most one each, all of one variant.  One that is
+        in `routed` itself takes all rows of relief without more than that."""
         fastest: dict[str, float] = {}
         for item in routed:  # one process a placement, which serves most if it does nothing but its fastest variant
             place = item.placement.id
@@ -79,7 +79,8 @@ class StandbyPolicy:
         return tuple(found.values())
 
     def rows_per_s(self, assignment: Assignment) -> float:
-        """See `StandbyChooser.rows_per_s`: in batches so short that a row has time to wait within the SLO."""
+        """Return the rows a second that a worker serves in batches so short that a row has time to wait within the SLO;
+        0 if that is not known."""
         service = self._services.get((assignment.variant, assignment.placement.profile))
         if service is None:
             return 0.0
@@ -91,5 +92,5 @@ class StandbyPolicy:
         return self._fastest[key]
 
     def wait_ms(self) -> float:
-        """See `StandbyChooser.wait_ms`."""
+        """Return the milliseconds that a row may wait before standby workers take rows; 0 for never."""
         return WAIT_OF_SLO * self._slo_ms()

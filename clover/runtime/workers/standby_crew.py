@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -22,6 +20,7 @@ from clover.runtime.router.relief import StandbyWorkers
 from clover.runtime.router.router import Router
 from clover.runtime.workers.member import Member
 from clover.runtime.workers.members import Members
+from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Assignment, Placement
 
 log = logging.getLogger("clover.fleet")
@@ -29,24 +28,10 @@ log = logging.getLogger("clover.fleet")
 _STARTED_AT_ONCE = 4  # nothing waits for standby workers, so few start at a time
 
 
-class StandbyChooser(Protocol):
-    """Chooses standby workers, as `clover.runtime.workers.standby.StandbyPolicy` does."""
-
-    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
-        """Return the standby workers for the placements of `routed`: at most one each, all of one variant.  One that is
-        in `routed` itself takes all rows of relief without more than that."""
-
-    def rows_per_s(self, assignment: Assignment) -> float:
-        """Return the rows a second that a worker serves within the SLO; 0 if that is not known."""
-
-    def wait_ms(self) -> float:
-        """Return the milliseconds that a row may wait before standby workers take rows; 0 for never."""
-
-
 class StandbyCrew:
     """Keeps the standby workers that `chooser` chooses (none without a chooser), and those that answer audits."""
 
-    def __init__(self, router: Router, members: Members, chooser: StandbyChooser | None) -> None:
+    def __init__(self, router: Router, members: Members, chooser: StandbyPolicy | None) -> None:
         self.chooser = chooser
         self._router = router
         self._members = members

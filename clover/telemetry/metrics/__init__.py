@@ -4,13 +4,10 @@ Nothing on the hot path touches prometheus_client.  Each metric is a line of a t
 text, kind, labels and how it is read.  To add one, add a line to the table of what it is read from:
 
     models.py   traffic and workers of a model; rows that ask for an accuracy
-    guard.py    tests, audits, and labels that clients send
+    guard.py    tests, audits, and labels that clients send; new versions that are tried
     tenants.py  what tenants sent, and what that used
-    energy.py   joules and grams; what was saved
-    sci.py      embodied carbon; grams a row
-    ledger.py   what is kept over restarts, and how writing it does
-    rollouts.py new versions that are tried
-    server.py   version, carbon readings, decisions, the front end
+    energy.py   joules and grams; what was saved; embodied carbon, grams a row
+    server.py   version, carbon readings, decisions, the ledger, the front end, the cluster
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from clover.control.parked import ParkedTime
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
 from clover.telemetry.ledger.writing import LedgerStatus
-from clover.telemetry.metrics import energy, guard, ledger, models, sci, server, tenants
+from clover.telemetry.metrics import energy, guard, models, server, tenants
 
 
 class Metrics:
@@ -89,11 +86,11 @@ class Metrics:
         yield from energy.energy(self._account)
         yield from energy.savings(self._compared())
         if self._sci is not None:
-            yield from sci.sci(self._sci())
+            yield from energy.sci(self._sci())
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
         yield from server.parked(self.parked)
-        yield from ledger.ledger(self.ledger())
+        yield from server.ledger(self.ledger())
         yield from server.otel(self.spans())
         http = self._http()
         if http is not None:

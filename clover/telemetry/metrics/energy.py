@@ -1,4 +1,7 @@
-"""Metrics of joules and grams: by model and variant, by device and place, and against BASE and the best fixed mix."""
+"""Metrics of joules and grams: by model and variant, by device and place, and against BASE and the best fixed mix.
+
+Of the Software Carbon Intensity (ISO/IEC 21031) too: embodied carbon, and the grams a row.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from prometheus_client.core import Metric
 from clover.accounting.account import Account
 from clover.accounting.devices import Line, Share
 from clover.accounting.labels import DeviceLines, grams_method
+from clover.accounting.sci import SciReport, SciScore
 from clover.control.baselines.saved import Compared
 from clover.telemetry.metrics.table import COUNTER, GAUGE, MetricSpec, Sample, collect, single
 from clover.types import Method
@@ -347,3 +351,76 @@ def energy(account: Account) -> Iterator[Metric]:
 def savings(compared: Iterable[Compared]) -> Iterator[Metric]:
     """Yield the metrics of what was emitted, and of what BASE and fixed mixes would have emitted for the same rows."""
     return collect(COMPARED, (((), item) for item in compared))
+
+
+def _score_per_row(score: SciScore, *labels: str) -> Iterator[Sample]:
+    if score.per_row_g is not None:
+        yield labels, score.per_row_g
+
+
+_SCI_METHODS = ("energy", "intensity", "grams_method", "embodied")
+
+
+def _methods_of(report: SciReport) -> tuple[str, ...]:
+    methods = report.methods
+    return methods.energy, methods.intensity, methods.grams, methods.embodied
+
+
+def _embodied_of_devices(report: SciReport) -> Iterator[Sample]:
+    for item in report.hardware:
+        grams = report.embodied.get(item.device)
+        if grams is not None:
+            yield (item.device, item.known), grams.grams
+
+
+def _embodied_of_models(report: SciReport) -> Iterator[Sample]:
+    for model, score in report.models.items():
+        if score.embodied is not None:
+            yield (model, report.methods.embodied), score.embodied.grams
+
+
+SCI: tuple[MetricSpec[SciReport], ...] = (
+    MetricSpec(
+        "clover_embodied_carbon_grams",
+        "Grams of CO2e of making the hardware, for the time it is reserved; in no gram of operation; absent if unknown",
+        COUNTER,
+        ("device", "method"),
+        _embodied_of_devices,
+    ),
+    MetricSpec(
+        "clover_model_embodied_carbon_grams",
+        "Grams of CO2e of making the hardware that the workers of a model hold; absent if unknown",
+        COUNTER,
+        ("model", "method"),
+        _embodied_of_models,
+    ),
+    MetricSpec(
+        "clover_sci_grams_per_row",
+        "Software Carbon Intensity since the start: grams of CO2e a row answered, operation and embodied; absent if a "
+        "part is unknown",
+        GAUGE,
+        ("boundary", *_SCI_METHODS),
+        lambda report: (
+            sample
+            for name, score in report.boundaries.items()
+            for sample in _score_per_row(score, name, *_methods_of(report))
+        ),
+    ),
+    MetricSpec(
+        "clover_sci_model_grams_per_row",
+        "Software Carbon Intensity of a model since the start: grams of CO2e a row answered, operation and embodied, "
+        "without cores and slices that no worker holds",
+        GAUGE,
+        ("model", "boundary", *_SCI_METHODS),
+        lambda report: (
+            sample
+            for model, score in report.models.items()
+            for sample in _score_per_row(score, model, report.model_boundary, *_methods_of(report))
+        ),
+    ),
+)
+
+
+def sci(report: SciReport) -> Iterator[Metric]:
+    """Yield the metrics of `report`."""
+    return collect(SCI, [((), report)])

@@ -1,7 +1,6 @@
-"""Metrics of how answers are checked: the guard's tests and measures, audits, and labels that clients send later.
-
-All are read from what `Served.guard_report` reports of a model.
-"""
+"""Metrics of how answers are checked: the guard's tests and measures, audits, and labels that clients send later, all
+read from what `Served.guard_report` reports of a model; and new versions of models that are being rolled out, read from
+a roll-out as the state shows it."""
 
 from __future__ import annotations
 
@@ -178,3 +177,66 @@ def guard(reports: Mapping[str, Report]) -> Iterator[Metric]:
     audits = {name: report["audits"] for name, report in reports.items()}
     yield from collect(AUDITS, (((name,), found) for name, found in audits.items() if found["on"]))
     yield from collect(FEEDBACK, (((name,), report["feedback"]) for name, report in reports.items()))
+
+
+def _by_version(report: Report, key: str) -> Iterator[Sample]:
+    """Yield a count of the new version and one of the stable one."""
+    found = report.get(key)
+    if found and report["phase"] in _PHASES:
+        yield (report["version"],), found["new"]
+        yield (report["stable"],), found["stable"]
+
+
+_PHASES = ("trial", "promoting", "rolling back")
+
+ROLLOUTS: tuple[MetricSpec[Report], ...] = (
+    MetricSpec(
+        "clover_rollout_percent",
+        "Percent of the requests that a new version of the model answers while it is tried; 0 without a roll-out",
+        GAUGE,
+        ("model", "version"),
+        lambda report: [((report["version"],), report["percent"] if report["phase"] == "trial" else 0.0)],
+    ),
+    MetricSpec(
+        "clover_rollout_requests",
+        "Requests of clients that each version was to answer since the roll-out began",
+        GAUGE,
+        ("model", "version"),
+        lambda report: _by_version(report, "requests"),
+    ),
+    MetricSpec(
+        "clover_rollout_failed_requests",
+        "Of these, those that the version refused or failed; clients have the stable version's answer instead",
+        GAUGE,
+        ("model", "version"),
+        lambda report: _by_version(report, "failed"),
+    ),
+    MetricSpec(
+        "clover_rollout_evidence",
+        "Evidence of each test that the new version is worse, or fine, as a part of what decides",
+        GAUGE,
+        ("model", "version", "test", "that"),
+        lambda report: (
+            ((report["version"], name, that), test[that])
+            for name, test in (report.get("tests") or {}).items()
+            for that in ("worse", "fine")
+            if report["phase"] in _PHASES
+        ),
+    ),
+)
+
+OUTCOMES: tuple[MetricSpec[Mapping[str, int]], ...] = (
+    MetricSpec(
+        "clover_rollouts",
+        "Roll-outs of new versions that ended, by outcome: promoted, rolled back or failed",
+        COUNTER,
+        ("outcome",),
+        lambda counts: (((outcome,), count) for outcome, count in counts.items()),
+    ),
+)
+
+
+def rollouts(reports: Mapping[str, Report], counts: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield the metrics of roll-outs, from their reports by model and the number of each outcome."""
+    yield from collect(ROLLOUTS, [((name,), report) for name, report in reports.items()])
+    yield from collect(OUTCOMES, [((), counts)])

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from prometheus_client.core import Metric
 
+from clover.runtime.memory.answer_cache import AnswerCache
 from clover.runtime.served import Served
 from clover.telemetry.metrics.table import (
     COUNTER,
@@ -27,15 +28,6 @@ from clover.types import Asked
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the buckets of latency histograms."""
 
-class CacheFigures(Protocol):
-    """What a cache of answers counts."""
-
-    hits: int
-    misses: int
-    evicted: int
-    bytes: int
-
-
 _MODEL = ("model",)
 _VARIANT = ("model", "variant")
 
@@ -48,7 +40,7 @@ class ModelReading:
     live: Mapping[str, float]
 
     @property
-    def cache(self) -> CacheFigures | None:
+    def cache(self) -> AnswerCache | None:
         """The figures of the cache of answers; None without one."""
         cached = self.served.cached
         return cached.cache if cached is not None else None

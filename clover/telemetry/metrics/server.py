@@ -1,9 +1,12 @@
-"""Metrics of the server as a whole: its version, carbon readings, decisions of the controller, and the front end."""
+"""Metrics of the server as a whole: its version, carbon readings, decisions of the controller, the front end, whether
+the ledger is written, and its cluster if it is a node of one."""
 
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client.core import Metric
 
@@ -15,6 +18,7 @@ from clover.http.audit import AuditLog
 from clover.http.stats import HttpStats
 from clover.http.streams import EventStreams
 from clover.telemetry import logs
+from clover.telemetry.ledger.writing import LedgerStatus
 from clover.telemetry.logs import LogWriter
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
 from clover.types import Reading
@@ -330,3 +334,135 @@ def grpc_calls(stats: GrpcStats) -> Iterator[Metric]:
 def pages(streams: EventStreams) -> Iterator[Metric]:
     """Yield the metrics of open dashboards."""
     return collect(PAGES, [((), streams)])
+
+
+LEDGER: tuple[MetricSpec[LedgerStatus], ...] = (
+    MetricSpec(
+        "clover_ledger_up",
+        "1 if the last attempt to write the ledger succeeded, else 0; absent if none is kept",
+        GAUGE,
+        (),
+        lambda status: single(float(status.state == "writing")),
+    ),
+    MetricSpec(
+        "clover_ledger_written_rows",
+        "Rows and events that were added to the ledger",
+        COUNTER,
+        (),
+        lambda status: single(status.written_rows),
+    ),
+    MetricSpec(
+        "clover_ledger_dropped_rows",
+        "Rows and events that are lost, as the ledger could not be written for too long",
+        COUNTER,
+        (),
+        lambda status: single(status.dropped_rows),
+    ),
+    MetricSpec(
+        "clover_ledger_waiting_rows",
+        "Rows and events that wait until the ledger can be written",
+        GAUGE,
+        (),
+        lambda status: single(status.waiting_rows),
+    ),
+    MetricSpec(
+        "clover_ledger_failures",
+        "Attempts to write the ledger that failed, by reason",
+        COUNTER,
+        ("reason",),
+        lambda status: by_label(status.failures),
+    ),
+    MetricSpec(
+        "clover_ledger_age_seconds",
+        "Seconds since the ledger was last added to; absent before the first time",
+        GAUGE,
+        (),
+        lambda status: single(time.monotonic() - status.written_s) if status.written_s else (),
+    ),
+    MetricSpec(
+        "clover_ledger_bytes",
+        "Size of the ledger on the disk, its journal included, in bytes",
+        GAUGE,
+        (),
+        lambda status: single(status.bytes),
+    ),
+    MetricSpec(
+        "clover_ledger_carbon_grams",
+        "Grams of CO2e in the ledger, of all runs of this server and all lines of its devices, PUE included",
+        GAUGE,
+        (),
+        lambda status: single(status.grams),
+    ),
+    MetricSpec(
+        "clover_ledger_joules",
+        "Joules in the ledger, of all runs of this server and all lines of its devices",
+        GAUGE,
+        (),
+        lambda status: single(status.joules),
+    ),
+    MetricSpec(
+        "clover_ledger_saved_carbon_grams",
+        "Grams of CO2e saved over all runs in the ledger, within the boundary server (modelled); negative if more was "
+        "emitted",
+        GAUGE,
+        ("model", "against"),
+        lambda status: list(status.saved_g.items()),
+    ),
+)
+
+
+def ledger(status: LedgerStatus | None) -> Iterator[Metric]:
+    """Yield the metrics of the ledger, without samples if none is kept."""
+    return collect(LEDGER, [((), status)] if status is not None else ())
+
+
+Report = Mapping[str, Any]
+"""How the server stands to its cluster, as the state shows it."""
+
+CLUSTER: tuple[MetricSpec[Report], ...] = (
+    MetricSpec(
+        "clover_cluster_following",
+        "1 while the server follows its cluster's controller, 0 while it follows its own policy",
+        GAUGE,
+        (),
+        lambda report: single(float(report["following"])),
+    ),
+    MetricSpec(
+        "clover_cluster_epoch",
+        "Epoch of the newest order of the cluster's controller that was taken; 0 before the first",
+        GAUGE,
+        (),
+        lambda report: single(report["epoch"]),
+    ),
+    MetricSpec(
+        "clover_cluster_lost",
+        "Times that nothing was heard of the cluster's controller for too long",
+        COUNTER,
+        (),
+        lambda report: single(report["lost"]),
+    ),
+)
+
+ORDERS: tuple[MetricSpec[Report], ...] = (
+    MetricSpec(
+        "clover_cluster_ordered_rows_per_second",
+        "Rows a second that the cluster's controller has the model be ready for",
+        GAUGE,
+        ("model",),
+        lambda order: single(order["rate"]),
+    ),
+    MetricSpec(
+        "clover_cluster_ordered_accuracy_percent",
+        "Least mean accuracy that the cluster's controller asks of the model",
+        GAUGE,
+        ("model",),
+        lambda order: single(order["accuracy"]),
+    ),
+)
+
+
+def cluster(report: Report) -> Iterator[Metric]:
+    """Yield the metrics of a node of a cluster."""
+    yield from collect(CLUSTER, [((), report)])
+    ordered = [((name,), model["order"]) for name, model in report["models"].items() if model["order"] is not None]
+    yield from collect(ORDERS, ordered)

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 pytest.importorskip("httpx", reason="the client needs the extra `client`")
 
 from clover.client.calls import Asking, Calls, Result
-from clover.client.errors import ServerUnreachable, error_of
-from clover.client.messages import Call, Reply, Send, Wait
+from clover.client.messages import Call, Reply, Retries, Send, ServerUnreachable, Wait, error_of
 from clover.client.receipts import members_of, receipt_of
-from clover.client.retries import Retries
 from clover.client.tensors import DTYPES, TensorInfo, pack, unpack
 from clover.errors import (
     BadRequest,

@@ -12,8 +12,7 @@ import pytest
 pytest.importorskip("httpx", reason="the client needs the extra `client`")
 
 from clover.client.calls import Asking, Calls
-from clover.client.messages import Reply
-from clover.client.retries import Retries
+from clover.client.messages import Reply, Retries
 from clover.errors import BadRequest, ConfigError
 from clover.http.api.metadata import model_metadata
 from clover.steps import with_steps

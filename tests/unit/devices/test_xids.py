@@ -11,8 +11,7 @@ import pynvml
 import pytest
 
 from clover.devices import xids
-from clover.devices.reports import GpuReports
-from clover.devices.xids import XidWatch
+from clover.devices.xids import GpuReports, XidWatch
 
 
 class Library:

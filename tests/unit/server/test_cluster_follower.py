@@ -16,7 +16,7 @@ from prometheus_client.exposition import generate_latest
 
 from clover.errors import BadRequest, Conflict
 from clover.server.cluster_follower import ClusterFollower
-from clover.telemetry.metrics.cluster import cluster
+from clover.telemetry.metrics.server import cluster
 from tests.support.control_fixture import Rig
 
 OTHER_POLICY = "static"

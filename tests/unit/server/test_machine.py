@@ -17,9 +17,9 @@ import pytest
 from clover import energy
 from clover.accounting import Account
 from clover.config import ServerConfig, WorkersConfig
+from clover.devices.guard import GpuPolls
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
-from clover.devices.polls import GpuPolls
 from clover.energy import NvmlMeter
 from clover.energy.board_idle import BoardIdle
 from clover.errors import DeviceError

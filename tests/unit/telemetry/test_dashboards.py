@@ -15,14 +15,14 @@ import pytest
 from clover.__main__ import main
 from clover.accounting.boundaries import WITHIN
 from clover.telemetry import dashboards
-from clover.telemetry.metrics import energy, guard, ledger, models, sci, server
+from clover.telemetry.metrics import energy, guard, models, server
 from clover.telemetry.metrics.table import COUNTER, HISTOGRAM, INFO, MetricSpec
 from tests.support.dashboards import ALERTS, DASHBOARD, FILES, PANEL_QUERIES, RECORDINGS, queries
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLES: tuple[tuple[tuple[MetricSpec[Any], ...], ...], ...] = tuple(
     tuple(value for value in vars(module).values() if isinstance(value, tuple) and value)
-    for module in (models, guard, energy, sci, ledger, server)
+    for module in (models, guard, energy, server)
 )
 OF_SCRAPES = {"instance", "job"}
 """Labels that Prometheus adds."""

@@ -1,10 +1,10 @@
-"""How much memory is free, from files as a kernel shows them."""
+"""How much memory there is and how much of it is free, from files as a kernel shows them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from clover.runtime.memory.free import free_bytes
+from clover.runtime.memory.free import free_bytes, machine_memory
 
 MIB = 1 << 20
 
@@ -39,3 +39,18 @@ def test_the_limit_of_a_cgroup_counts_without_files_that_nothing_uses(tmp_path: 
 
 def test_this_machine_says_something() -> None:
     assert free_bytes() > MIB
+
+
+def test_the_cgroup_may_have_less_than_the_machine(tmp_path: Path) -> None:
+    assert machine_memory(tmp_path) == 0, "nothing says"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       2048 kB\nMemAvailable:  1024 kB\n")
+    assert machine_memory(tmp_path) == 2048 << 10
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    for folder, limit in (("a", "1048576\n"), ("a/b", "max\n")):
+        (tmp_path / "sys/fs/cgroup" / folder).mkdir(parents=True)
+        (tmp_path / "sys/fs/cgroup" / folder / "memory.max").write_text(limit)
+    assert machine_memory(tmp_path) == 1 << 20
+    (tmp_path / "sys/fs/cgroup/a/memory.max").write_text("9999999999\n")
+    assert machine_memory(tmp_path) == 2048 << 10
+    assert machine_memory() > 1 << 20

@@ -11,8 +11,8 @@ import pytest
 
 from clover.errors import WorkerError
 from clover.planning.transition.memory import MemoryAware
-from clover.runtime.workers.holdings import HoldingWorker, held_bytes
-from clover.runtime.workers.step_times import StepTimes
+from clover.runtime.workers.fleet import StepTimes
+from clover.runtime.workers.member import held_bytes
 from clover.types import Assignment, Placement
 from clover.worker.frames import HeldMemory
 from tests.support.fleet_fixture import SECOND, House, Worker, at
@@ -24,7 +24,6 @@ def holding(*variants: str) -> Any:
 
 
 def test_what_processes_hold_is_known_if_each_of_them_said_it() -> None:
-    assert isinstance(holding("small"), HoldingWorker)
     assert held_bytes([holding("small", "medium")]) == 227
     assert held_bytes([holding("small"), holding("large")]) == 234
     assert held_bytes([holding("small"), Worker(1)]) == 0

@@ -1,4 +1,6 @@
-"""A worker is taken for stuck after a time in which the server itself ran, and rows wait for the one in its place."""
+"""Why workers end: a SIGKILL by the kernel for want of memory is told from those of others by its counts, the first
+launch failure of CUDA in a minute is held against no row, and a worker is taken for stuck after a time in which the
+server itself ran, and rows wait for the one in its place."""
 
 from __future__ import annotations
 
@@ -9,14 +11,85 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.runtime.workers.silence import MOST_BETWEEN_NS, Silence
+from clover.errors import says_launch_failed
+from clover.runtime.workers.deaths import FORGIVEN_NS, MOST_BETWEEN_NS, LaunchFailures, OomKills, Silence
 from clover.types import Routing
 from tests.support.examples import examples
 from tests.support.fleet_fixture import House, at, in_a_house
 from tests.support.router_fixture import SECOND
 from tests.support.router_fixture import House as RouterHouse
 
+REASON = "the GPU failed, and this worker with it: CUDA error 719: unspecified launch failure"
+
 LIMIT_NS = 30 * SECOND
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_the_count_of_the_own_control_group_is_watched(tmp_path: Path) -> None:
+    write(tmp_path, "proc/self/cgroup", "0::/pod/server\n")
+    write(tmp_path, "sys/fs/cgroup/pod/server/memory.events", "low 0\nhigh 3\noom 1\noom_kill 2\n")
+    write(tmp_path, "proc/vmstat", "nr_free_pages 7\noom_kill 9\n")
+    kills = OomKills(tmp_path)
+    assert not kills.risen()
+    write(tmp_path, "proc/vmstat", "oom_kill 10\n")  # another group's
+    assert not kills.risen()
+    write(tmp_path, "sys/fs/cgroup/pod/server/memory.events", "oom_kill 3\n")
+    assert kills.risen()
+    assert not kills.risen()
+
+
+@pytest.mark.parametrize("groups", [None, "0::/\n", "4:memory:/pod\n"])
+def test_without_a_count_of_its_own_the_machine_s_is_watched(tmp_path: Path, groups: str | None) -> None:
+    if groups is not None:
+        write(tmp_path, "proc/self/cgroup", groups)
+    assert not OomKills(tmp_path).risen()  # there is no count at all
+    write(tmp_path, "proc/vmstat", "oom_kill 4\n")
+    kills = OomKills(tmp_path)
+    write(tmp_path, "proc/vmstat", "oom_kill 5\n")
+    assert kills.risen()
+
+
+def test_only_launch_failures_are_forgiven_and_only_the_first() -> None:
+    assert says_launch_failed(REASON)
+    failures = LaunchFailures()
+    assert not failures.forgives("CUDA error 700: an illegal memory access was encountered", 0)
+    assert failures.forgives(REASON, 0)
+    assert not failures.forgives(REASON, FORGIVEN_NS - 1)  # and the minute begins anew
+    assert not failures.forgives(REASON, FORGIVEN_NS + 1)
+    assert failures.forgives(REASON, 3 * FORGIVEN_NS)
+
+
+@pytest.mark.parametrize(("reason", "deaths"), [(REASON, 1), ("CUDA error 700: illegal address", 2)])
+def test_a_row_that_met_two_slices_of_a_failing_gpu_is_served_by_a_third(reason: str, deaths: int) -> None:
+    @in_a_house
+    async def test(house: House) -> None:
+        fleet, router = house.fleet, house.router
+        everywhere = (at(0), at(1), at(2))
+        for item in everywhere:
+            await fleet.spawn(item)
+        fleet.route(everywhere, Routing(shares={"small": 1.0}))
+        ticket = router.open(1)
+        router.submit(ticket, lambda ticket: None)
+        await house.settle()
+        house.may_start.clear()
+        for _ in range(2):
+            next(worker for worker in house.started if worker.state == "ready" and worker.sent).die(reason)
+            await house.settle()
+        assert ticket.deaths == deaths
+        assert (ticket.status == 503) == (deaths == 2)
+        if deaths == 1:
+            worker = next(worker for worker in house.started if worker.state == "ready" and worker.sent)
+            worker.done.append((worker.sent[-1], 0, 1, house.now_ns, house.now_ns, 0))
+            router.reap()
+            assert ticket.status == 200
+        house.may_start.set()
+        await fleet.stop()
+
+    test()
 
 
 async def routed(house: House, workers: int = 1) -> Any:
