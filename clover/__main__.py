@@ -12,6 +12,7 @@ from clover.bounded_exit import bound_exit
 from clover.errors import not_installed
 from clover.hints import did_you_mean, importing, program, until_closed
 
+# Those outside `clover.cli` and `clover.serve` are of wings: folders that an installation may lack.
 COMMANDS = {
     "serve": ("clover.serve", "Start the inference server for one or more model families"),
     "profile": ("clover.cli.profile", "Measure accuracy, latency and energy of variants here"),
@@ -47,20 +48,23 @@ def _run(argv: Sequence[str] | None) -> int:
     if words[0] == "--version":
         print(f"clover {__version__}")
         return 0
+    known = COMMANDS.get(words[0])
+    if known is None:
+        hint = did_you_mean(words[0], COMMANDS)
+        print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
+        return 2
+    if words[0] == "cluster":
+        # Plans are made of small matrices, which more threads only slow down, and others have the cores to serve.
+        # BLAS starts its threads when NumPy is imported; Ray sets the same for its actors.
+        for name in _ONE_THREAD:
+            os.environ.setdefault(name, "1")
     try:
-        known = COMMANDS.get(words[0])
-        if known is None:
-            hint = did_you_mean(words[0], COMMANDS)
-            print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
-            return 2
-        if words[0] == "cluster":
-            # Plans are made of small matrices, which more threads only slow down, and others have the cores to serve.
-            # BLAS starts its threads when NumPy is imported; Ray sets the same for its actors.
-            for name in _ONE_THREAD:
-                os.environ.setdefault(name, "1")
         with importing():
             command = importlib.import_module(known[0])
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{known[0]}.".startswith(f"{error.name}."):
+            print(f"clover: this installation is without {error.name}, which has `{words[0]}`", file=sys.stderr)
+            return 2
         if not (line := not_installed(error)):
             raise
         print(f"clover: {line}", file=sys.stderr)

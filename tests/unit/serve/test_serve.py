@@ -422,6 +422,14 @@ def test_the_console_script_is_the_dispatcher_and_lists_every_command(
     assert max(map(len, lines)) <= 80
 
 
+def test_a_command_of_a_wing_that_is_not_installed_says_so_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(COMMANDS, "fly", ("clover.wing.cli.fly", "Fly somewhere, of no use where nothing flies"))
+    assert dispatch(["fly", "--help"]) == 2
+    assert capsys.readouterr().err == "clover: this installation is without clover.wing, which has `fly`\n"
+
+
 def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
     """Yield the lines of the help of a command, and of each of its verbs if it has any."""
     with contextlib.suppress(SystemExit):
