@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.syntax_trees import nodes
+from tests.support.wings import WINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,6 +157,26 @@ def test_imports_point_down_and_siblings_do_not_meet() -> None:
                 direction = "its sibling" if FLOOR_OF[there] == FLOOR_OF[here] else "up to"
                 faults.append(f"{place(module, line)}: {here} imports {direction} {name}")
     assert not faults, "\n".join(faults)
+
+
+# Who names a module of a wing: as a command, as a process, or to see whether it is there.
+NAMES_A_WING = {"clover.__main__", "clover.dashboard.report", "clover.server.page"}
+_of_wing = re.compile(rf"clover\.({'|'.join(WINGS)})(\.\w+)*").fullmatch
+
+
+def test_the_core_imports_no_wing() -> None:
+    assert {unit(module).split(".")[0] for module in SOURCES} >= set(WINGS)
+    core = [module for module in SOURCES if not _of_wing(module)]
+    faults = [f"{place(module, line)}: {name}" for module in core for name, line in imports(module) if _of_wing(name)]
+    faults += [where for module in core for name, where in dependencies(module).items() if _of_wing(name)]
+    assert not faults, "\n".join(faults)
+    naming = {
+        module
+        for module in core
+        for node in nodes(SOURCES[module])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _of_wing(node.value)
+    }
+    assert naming == NAMES_A_WING
 
 
 # An import that closes a circle of files, and must, says why on its own line: `# circle: why`.

@@ -1,0 +1,3 @@
+"""The folders of `clover/` that a server does without."""
+
+WINGS = ("cluster", "importing", "report", "research")
