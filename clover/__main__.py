@@ -48,17 +48,17 @@ def _run(argv: Sequence[str] | None) -> int:
     if words[0] == "--version":
         print(f"clover {__version__}")
         return 0
+    known = COMMANDS.get(words[0])
+    if known is None:
+        hint = did_you_mean(words[0], COMMANDS)
+        print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
+        return 2
+    if words[0] == "cluster":
+        # Plans are made of small matrices, which more threads only slow down, and others have the cores to serve.
+        # BLAS starts its threads when NumPy is imported; Ray sets the same for its actors.
+        for name in _ONE_THREAD:
+            os.environ.setdefault(name, "1")
     try:
-        known = COMMANDS.get(words[0])
-        if known is None:
-            hint = did_you_mean(words[0], COMMANDS)
-            print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
-            return 2
-        if words[0] == "cluster":
-            # Plans are made of small matrices, which more threads only slow down, and others have the cores to serve.
-            # BLAS starts its threads when NumPy is imported; Ray sets the same for its actors.
-            for name in _ONE_THREAD:
-                os.environ.setdefault(name, "1")
         with importing():
             command = importlib.import_module(known[0])
     except ImportError as error:
