@@ -36,6 +36,9 @@ class Phases(NamedTuple):
     rows: int
 
 
+_SAMPLED_CONTEXT = SpanContext(1, 1, is_remote=False, trace_flags=SAMPLED)
+
+
 class RequestNote(NamedTuple):
     """What the loop notes of a sampled inference, as it is answered at `answered_ns` (monotonic).
 
@@ -55,8 +58,10 @@ class RequestNote(NamedTuple):
     phases: Phases | None
     receipt: Receipt | None
 
-    context = SpanContext(1, 1, is_remote=False, trace_flags=SAMPLED)
-    """By which the SDK's batch processor knows a sampled span."""
+    @property
+    def context(self) -> SpanContext:
+        """By which the SDK's batch processor knows a sampled span."""
+        return _SAMPLED_CONTEXT
 
 
 def span_of(note: RequestNote, resource: Resource, epoch_ns: int) -> ReadableSpan:
