@@ -12,7 +12,7 @@ request of one row, without the kernel's part of a socket.  Each way is asked in
     parent, unsampled  each request brings a traceparent of its own, which is not sampled
     parent, sampled    the same, sampled
 
-`loop` is CPU of the loop's thread by request (median of rounds).  `thread` is what the exporting thread uses for
+`loop` is CPU of the loop's thread by request (median of rounds).  `thread` is what the thread `clover-otel` uses for
 each span, beside it: making it, encoding it, and sending it to a collector on the loopback that takes all.  `new head`
 is off with a head of its own for each request (an x-request-id), which is filled in from the one before, as one with a
 traceparent is.
@@ -210,7 +210,7 @@ def wait_until_sent(built: otel.OpenTelemetry, spans: int) -> None:
 
 def exporting_ns() -> int:
     """Return the CPU time of the exporting thread so far."""
-    (thread,) = [one.ident for one in threading.enumerate() if one.name == "OtelBatchSpanRecordProcessor"]
+    (thread,) = [one.ident for one in threading.enumerate() if one.name == "clover-otel"]
     assert thread is not None
     return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
 

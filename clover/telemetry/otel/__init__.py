@@ -3,7 +3,7 @@
     tracer.py     on the event loop: the trace context of a request, and whether it is sampled
     spans.py      what is noted of a request, and the span that the thread makes of it
     collector.py  where spans are sent, and what may be said of it: no credentials
-    exporter.py   gives notes to the SDK's batch processor, in whose thread spans are made and sent
+    exporter.py   the thread `clover-otel`: takes spans from a bounded queue and sends them in batches
     energy.py     `hw.energy` and `clover.carbon`, read once per export
     setup.py      all of it from the configuration; the packages of the extra `otel` are imported here at the earliest
 

@@ -1,4 +1,4 @@
-"""The SDK's batch processor is given notes; in its thread, spans are made of them and sent.
+"""A bounded queue of notes, and the thread that makes spans of them and sends these in batches.
 
 The event loop puts and never waits for a collector.  The thread makes and encodes spans in Python, though, and holds
 the interpreter's lock meanwhile: a loop that wakes up then waits for it for Python's switch interval, which is 5 ms.
@@ -11,12 +11,13 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from clover.telemetry.otel.collector import OtelCollector
 from clover.telemetry.otel.spans import RequestNote, span_of
@@ -55,51 +56,56 @@ class SpanExporter:
         self._resource = resource
         self._collector = collector
         self._reason = reason
-        self._queued = self._taken = 0
+        self._queue: deque[RequestNote] = deque()
+        self._wake = threading.Event()
         self._switch_s = sys.getswitchinterval()
-        self._ended = False
+        self._closing = False
         self._failing = False
         self._unmade = False
-        # Its types say spans: of a note it reads `context` alone, and `export` takes notes.
-        self._processor: Any = BatchSpanProcessor(cast("Any", self), QUEUE_SPANS, FLUSH_S * 1e3, BATCH_SPANS)
+        self._thread = threading.Thread(target=self._run, name="clover-otel", daemon=True)
 
     def start(self) -> None:
-        """Let the event loop take the interpreter's lock back sooner from now on."""
+        """Start the thread."""
         sys.setswitchinterval(min(self._switch_s, SWITCH_S))
+        self._thread.start()
 
     def put(self, note: RequestNote) -> None:
         """Queue the span of `note` and return at once; count it if there is no room for it."""
-        if self._ended or self._queued - self._taken >= QUEUE_SPANS:
+        waiting = len(self._queue)
+        if waiting >= QUEUE_SPANS:
             self.dropped += 1
             return
-        self._queued += 1
-        self._processor.on_end(note)
+        self._queue.append(note)
+        if waiting + 1 == BATCH_SPANS:
+            self._wake.set()
 
     def close(self, within_s: float) -> None:
         """Send what is queued, for at most `within_s` seconds, and count the rest as dropped.  Blocks."""
-        ending = threading.Timer(within_s, self.shutdown)
-        ending.start()
-        self._processor.shutdown()
-        ending.cancel()
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(within_s)
+        self._sender.shutdown()  # ends a request to the collector that is under way
         sys.setswitchinterval(self._switch_s)
-
-    def shutdown(self) -> None:
-        """End a request to the collector that is under way, and send no more; the processor calls it."""
-        if not self._ended:
-            self._ended = True
-            self._sender.shutdown()
+        left = len(self._queue)
+        self._queue.clear()
+        self.dropped += left
 
     def counts(self) -> dict[str, int]:
         """Return spans by outcome: sent, failed, dropped."""
         return {"sent": self.sent, "failed": self.failed, "dropped": self.dropped}
 
-    def export(self, notes: Sequence[RequestNote]) -> None:
-        """Send one batch, in the processor's thread; whatever goes wrong is counted, and logged once until batches are
-        taken again."""
-        self._taken += len(notes)
-        if self._ended:
-            self.dropped += len(notes)
-            return
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(FLUSH_S)
+            self._wake.clear()
+            while self._queue:
+                self._send([self._queue.popleft() for _ in range(min(len(self._queue), BATCH_SPANS))])
+            if self._closing:
+                return
+
+    def _send(self, notes: list[RequestNote]) -> None:
+        """Send one batch; whatever goes wrong is counted, and logged once until batches are taken again."""
         epoch_ns = time.time_ns() - time.monotonic_ns()
         spans = [span for note in notes if (span := self._made(note, epoch_ns)) is not None]
         if not spans:

@@ -36,9 +36,6 @@ class Phases(NamedTuple):
     rows: int
 
 
-_SAMPLED_CONTEXT = SpanContext(1, 1, is_remote=False, trace_flags=SAMPLED)
-
-
 class RequestNote(NamedTuple):
     """What the loop notes of a sampled inference, as it is answered at `answered_ns` (monotonic).
 
@@ -57,11 +54,6 @@ class RequestNote(NamedTuple):
     answered_ns: int
     phases: Phases | None
     receipt: Receipt | None
-
-    @property
-    def context(self) -> SpanContext:
-        """By which the SDK's batch processor knows a sampled span."""
-        return _SAMPLED_CONTEXT
 
 
 def span_of(note: RequestNote, resource: Resource, epoch_ns: int) -> ReadableSpan:
