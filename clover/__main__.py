@@ -28,7 +28,7 @@ COMMANDS = {
     "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how"),
     "dashboards": ("clover.cli.dashboards", "Write a Grafana dashboard and Prometheus rules as files"),
     "cluster": ("clover.cluster.cli", "Run several nodes on Ray, steered by every grid"),
-    "mig": ("clover.cli.mig", "List, plan and change MIG instances of GPUs; emulate GPUs"),
+    "mig": ("clover.cli.mig", "List and change MIG instances of GPUs; emulate GPUs"),
 }
 
 

@@ -512,7 +512,7 @@ class Incoming(Outgoing):
 
     @property
     def unanswered(self) -> int:
-        """Requests that came whole and are not answered, and the one that is held unread."""
+        """Requests whose head came and that are not answered, the one that is held unread among them."""
         return len(self.exchanges) + (self._held is not None)
 
     def abort(self) -> None:

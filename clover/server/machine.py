@@ -298,7 +298,11 @@ class Machine:
                 except ValueError as error:
                     log.warning("%s: its energy is counted from now on: %s", name, error)
             if sample is None:
-                sample = meter.sample(now_ns)
+                try:
+                    sample = meter.sample(now_ns)
+                except DeviceError as error:
+                    log.warning("%s: its energy cannot be read and is not counted until it can: %s", name, error)
+                    continue
             if sample.method == "measured" and name == self._account.host_device:
                 self._host.close()  # what was used until now is in the other server's account
             self._samples[name] = sample

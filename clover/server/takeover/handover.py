@@ -42,6 +42,7 @@ DOOR, CALL = "take-over socket", "take-over"
 """How a take-over is named in the audit log."""
 _INITS = ("docker-init", "tini", "dumb-init", "catatonit")
 """What containers have as process 1 with `--init` (Docker, Podman), or in their image."""
+_ACCEPT_AGAIN_S = 1.0
 _PAUSE = "pause"
 """Process 1 of a pod of Kubernetes whose containers share their processes."""
 
@@ -79,14 +80,17 @@ class TakeOvers:
             log.warning("no server can take over from this one: %s", why)
             return
         with contextlib.closing(file):
-            while not await self._serve(engine, (await engine.loop.sock_accept(file.socket))[0]):
+            while not await self._serve(engine, await _accepted(engine, file.socket)):
                 pass
         log.info("another server has taken over: this one answers what it received, then ends")
         engine.handing = asyncio.Event()
         end()
+        assert self._heir is not None
+        engine.operators.audit.note(f"process {self._heir.pid}", DOOR, CALL)
 
     async def _serve(self, engine: Engine, sock: socket.socket) -> bool:
-        """Hand over to the other end of `sock`; return whether that accepts connections now."""
+        """Hand over to the other end of `sock`; return whether that accepts connections now.  Whatever fails, this
+        server serves on, and another one may ask."""
         channel = None
         try:
             channel = Channel(sock)
@@ -97,18 +101,24 @@ class TakeOvers:
                 engine.operators.audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
                 return False
             await self._hand_over(engine, channel)
-            engine.operators.audit.note(f"process {channel.pid}", DOOR, CALL)
             return True
         except TakeOverError as error:
             log.warning("no take-over, this server serves on: %s", error)
-            self._heir = None
-            if channel is not None:
-                with contextlib.suppress(TakeOverError):
-                    channel.send(TakeOverRefused(reason=str(error)))
+            self._refuse(channel, str(error))
+            return False
+        except Exception:
+            log.exception("no take-over, this server serves on: it failed in an unforeseen way")
+            self._refuse(channel, "it failed in an unforeseen way: the log of the running server says how")
             return False
         finally:
             if channel is not None and channel is not self._heir:
                 channel.close()
+
+    def _refuse(self, channel: Channel | None, reason: str) -> None:
+        self._heir = None
+        if channel is not None:
+            with contextlib.suppress(TakeOverError):
+                channel.send(TakeOverRefused(reason=reason))
 
     async def _hand_over(self, engine: Engine, channel: Channel) -> None:
         """Return once the successor accepts connections; TakeOverError if it does not come to that."""
@@ -173,6 +183,16 @@ class TakeOvers:
         except OSError as error:
             log.warning("where the meters stand cannot be left to the next server: %s", error.strerror)
         self._heir.close()
+
+
+async def _accepted(engine: Engine, listening: socket.socket) -> socket.socket:
+    """Return the next connection; one that cannot be accepted now, as without a free descriptor, waits."""
+    while True:
+        try:
+            return (await engine.loop.sock_accept(listening))[0]
+        except OSError as error:
+            log.warning("a server that would take over waits, as its connection cannot be accepted: %s", error.strerror)
+            await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 
 def refusal(engine: Engine, request: TakeOverRequest) -> str:

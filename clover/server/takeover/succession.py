@@ -78,9 +78,10 @@ class Succession:
 
     @classmethod
     async def ask(cls, config: ServerConfig, priority: LowPriority) -> Succession | None:
-        """Ask the server that runs with this configuration for its sockets; None if it ends before it offers them, so
-        that this one starts as any other.  Raises TakeOverError if there is none, if it refuses, or if there is no room
-        for two.  `priority` is this server's until it takes over."""
+        """Ask the server that runs with this configuration for its sockets; None if it has ended before it offered
+        them, so that this one starts as any other.  Raises TakeOverError if there is none, if it refuses, if it is
+        ending and does not get there, or if there is no room for two.  `priority` is this server's until it takes over.
+        """
         if on_gpus(config.workers.device):
             raise TakeOverError(
                 f"a server on {config.workers.device} cannot be taken over: instances of a GPU belong to the server "
@@ -98,8 +99,12 @@ class Succession:
         except BaseException:
             channel.close()
             raise
+        with contextlib.closing(channel), named_wait("the running server, which offers no sockets, to end", log.info):
+            limits = config.limits
+            gone = await _gone(channel.pid, limits.drain_delay_s + 2.0 * limits.drain_s + STEP_S)
+        if not gone:
+            raise TakeOverError("the running server is ending and offers no sockets: start again once it has ended")
         log.warning("the server that ran here has ended before it offered its sockets: this one serves alone")
-        channel.close()
         priority.restore()
         return None
 
@@ -153,9 +158,17 @@ class Succession:
         """Wait until the server that ran here has ended, and go on from its files."""
         if not await self._channel.ended(2.0 * engine.config.limits.drain_s + STEP_S):
             log.warning("the server that ran here has not ended in time: what it counts is counted twice")
-        closed, reading = self._closed_meters(), await engine.grid.priced()
+        try:
+            await self._go_on(engine)
+        except Exception:
+            log.exception("not all that the server that ran here has left could be gone on with: restart this server")
+
+    async def _go_on(self, engine: Engine) -> None:
+        """Go on from the files of the server that ran here, which has ended."""
+        reading = await engine.grid.priced()
+        closed = self._closed_meters()
         if closed is None:
-            await self._gone()
+            await _gone(self._channel.pid, GONE_S)  # one that is being killed has closed its files then
         self._channel.close()
         engine.machine.take_over(closed, reading)
         at_ns = closed.at_ns if closed is not None else time.monotonic_ns()
@@ -178,15 +191,6 @@ class Succession:
             log.warning("the server that ran here did not end in order, and meters are read from now on: %s", error)
             return None
 
-    async def _gone(self) -> None:
-        """Wait until a process that is being killed has closed all its files."""
-        with contextlib.suppress(OSError):
-            process = os.pidfd_open(self._channel.pid)
-            try:
-                await asyncio.to_thread(select.select, [process], [], [], GONE_S)
-            finally:
-                os.close(process)
-
     @property
     def waiting(self) -> bool:
         """Whether the server that ran here has not ended."""
@@ -202,6 +206,18 @@ class Succession:
         self._priority.restore()
         self._channel.close()
         self.inherited.close()
+
+
+async def _gone(pid: int, within_s: float) -> bool:
+    """Wait at most `within_s` for the end of a process; return whether it has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool((await asyncio.to_thread(select.select, [process], [], [], within_s))[0])
+    finally:
+        os.close(process)
 
 
 def listening(config: ServerConfig) -> dict[str, str]:

@@ -155,6 +155,9 @@ class Scene:
     alone: bool = False
     """Whether the new server starts as any other."""
 
+    async def old_gone(self, pid: int, within_s: float) -> bool:
+        return self.old.dead
+
     @property
     def old_serves(self) -> bool:
         return not self.old.dead and self.engine.handing is None
@@ -180,7 +183,7 @@ async def play(
     with pytest.MonkeyPatch.context() as patch, socket.socket() as listening:
         patch.setattr(handover, "Channel", scene.old.channel)
         patch.setattr(succession, "Channel", scene.new.channel)
-        patch.setattr(succession, "GONE_S", 0.0)
+        patch.setattr(succession, "_gone", scene.old_gone)
         scene.engine = running_engine(config, [listening])
         ended = asyncio.Event()
         take_overs.start(scene.engine, ended.set)
@@ -355,3 +358,94 @@ def test_a_running_server_that_is_asked_to_end_leaves_the_successor_serving(fini
     assert found.successor.accepts
     assert found.said == ""
     assert found.successor.left == [LEFT, 7]
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_running_server_that_ends_without_an_offer_is_waited_for(
+    gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def ended(pid: int, within_s: float) -> bool:
+        waits.append(within_s)
+        return gone
+
+    async def story() -> None:
+        limits = LimitsConfig(drain_s=5.0, drain_delay_s=3.0)
+        config = ServerConfig(state_dir=str(tmp_path), listen=ListenConfig(port=9000), limits=limits)
+        path = socket_file.place(config)
+        assert path is not None
+        with contextlib.closing(socket_file.ListeningFile(path)) as file:
+            asking = asyncio.create_task(Succession.ask(config, LowPriority()))
+            sock, _ = await asyncio.get_running_loop().sock_accept(file.socket)
+            sock.close()
+            if gone:
+                assert await asking is None
+            else:
+                with pytest.raises(TakeOverError, match="is ending and offers no sockets"):
+                    await asking
+
+    monkeypatch.setattr(succession, "_gone", ended)
+    asyncio.run(story())
+    assert waits == [3.0 + 2 * 5.0 + succession.STEP_S]
+
+
+def test_the_end_of_a_process_is_seen() -> None:
+    async def story() -> None:
+        process = await asyncio.create_subprocess_exec("sleep", "60")
+        assert not await succession._gone(process.pid, 0.0)
+        process.kill()
+        assert await succession._gone(process.pid, 20.0)
+        await process.wait()
+        assert await succession._gone(process.pid, 0.0)
+
+    asyncio.run(story())
+
+
+def test_a_take_over_that_fails_in_an_unforeseen_way_is_logged_and_another_one_may_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        config = ServerConfig(state_dir=str(tmp_path), listen=ListenConfig(port=9000))
+        take_overs = TakeOvers(config)
+        faults = [RuntimeError("a bug"), None]
+
+        async def finish(families: Any) -> None:
+            if (fault := faults.pop(0)) is not None:
+                raise fault
+
+        with socket.socket() as listening:
+            engine = running_engine(config, [listening])
+            engine.controller.learner.finish = finish
+            take_overs.start(engine, lambda: None)
+            path = socket_file.place(config)
+            assert path is not None
+            while not path.exists():
+                await asyncio.sleep(0)
+            with pytest.raises(TakeOverError, match="unforeseen way: the log of the running server"):
+                await Succession.ask(config, LowPriority())
+            found = await Succession.ask(config, LowPriority())
+            assert found is not None
+            found.close()
+            assert take_overs._listening is not None
+            assert not take_overs._listening.done()
+            await take_overs.close()
+            take_overs.finish()
+
+    asyncio.run(story())
+    assert "a bug" in caplog.text
+
+
+def test_a_connection_that_cannot_be_accepted_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "_ACCEPT_AGAIN_S", 0.0)
+    with socket.socket() as sock:
+        answers: list[Any] = [OSError(24, "Too many open files"), (sock, "")]
+
+        async def accept(listening: Any) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        engine: Any = SimpleNamespace(loop=SimpleNamespace(sock_accept=accept))
+        assert asyncio.run(handover._accepted(engine, sock)) is sock
