@@ -20,7 +20,7 @@ when its `Retry-After` says, also after no new ones come.  Four things are measu
 and workers share core 0; the generator of `bench.wire` has core 1, asks on `CONNECTIONS` connections and heeds no
 `Retry-After`; `--neighbour` has a busy process on core 0 as well.  Of each ten seconds: the 200s for a CPU second of
 the whole server, over those of a server beside it that refuses none for its SLO (`--max-wait-slo 0`), which is asked in
-turn, and over those in a closed loop of 64 clients; the part of all answers that were refusals; and how long the health
+turn, and over those in a closed loop of 64 clients just before; the part of all answers that were refusals; and how long the health
 of the server took meanwhile, at the most.
 """
 
@@ -268,7 +268,7 @@ def overload_front(options: argparse.Namespace) -> None:
     show(
         f"a front end overloaded for {options.minutes:g} minutes (measured)",
         (
-            *("bodies", "deadline s", "load", "200s/CPU-s: median", "least", "of 64 clients'", "refused: median"),
+            *("bodies", "deadline s", "load", "200s/CPU-s: median", "least", "of 64 clients': median", "least", "refused: median"),
             *("most", "other", "p95 ms", "health ms at most", "recovery s"),
         ),
         table,
@@ -295,12 +295,13 @@ def _front_lines(work: Workload, deadline_s: float, folder: Path, options: argpa
         front_window(bench, requests, port, pid, 64, 0.0, 3.0)
         capacity = front_window(bench, requests, port, pid, 64, 0.0, WINDOW_S)
         for times in options.times:
-            rate, windows, rates = times * capacity["per_s"], [], []
+            rate, windows, rates, of_closed = times * capacity["per_s"], [], [], []
             for _ in range(max(1, round(60.0 * options.minutes / WINDOW_S))):
+                closed = front_window(bench, requests, port, pid, 64, 0.0, WINDOW_S / 2)
                 windows.append(front_window(bench, requests, port, pid, CONNECTIONS, rate, WINDOW_S))
+                of_closed.append(windows[-1]["per_cpu_s"] / closed["per_cpu_s"])
                 beside = front_window(bench, requests, other[1], other[0], CONNECTIONS, rate, WINDOW_S)
                 rates.append(windows[-1]["per_cpu_s"] / beside["per_cpu_s"])
-            of_capacity = [window["per_cpu_s"] / capacity["per_cpu_s"] for window in windows]
             refused = [window["refused"] for window in windows]
             after = [front_window(bench, requests, port, pid, 8, PROBE * capacity["per_s"], 1.0) for _ in range(3)]
             calm_ms = after[-1]["p95_ms"]
@@ -308,7 +309,7 @@ def _front_lines(work: Workload, deadline_s: float, folder: Path, options: argpa
             lines.append(
                 [
                     *(work.name, deadline_s, f"{times:g} x", statistics.median(rates), min(rates)),
-                    *(statistics.median(of_capacity), statistics.median(refused), max(refused)),
+                    *(statistics.median(of_closed), min(of_closed), statistics.median(refused), max(refused)),
                     *(sum(window["other"] for window in windows), max(window["p95_ms"] for window in windows)),
                     *(max(window["health_ms"] for window in windows), back_s),
                 ]

@@ -214,7 +214,7 @@ class Model:
     ) -> tuple[Ticket, memoryview] | None:
         """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
         written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
-        that input vary, or too few slots are free to lend any to a client that may take its time."""
+        that input vary, or too few slots are free."""
         raise NotImplementedError
 
     def arrived(self, ticket: Ticket) -> None:

@@ -49,6 +49,8 @@ cdef class Incoming(Outgoing):
     cdef _complete_body(self)
     @cython.locals(exchange=Exchange, direct=DirectReceive)
     cdef bint _dispatch_current(self, object body) except -1
+    @cython.locals(direct=DirectReceive, filled=Py_ssize_t, begin=Py_ssize_t, need=Py_ssize_t)
+    cdef _vacate(self)
     cdef _came(self)
     cpdef bint let_go(self, int64_t waited_ns, bint late) except -1
     @cython.locals(direct=DirectReceive)

@@ -7,7 +7,7 @@ States of the reading side:
 
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
 are due, while the client does not read and while its next request is held (`clover.http.held`), and a declared body is
-read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`).  What it can make us do in
+read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`) as long as it comes quickly.  What it can make us do in
 one turn of the loop is bounded too: what is more than `TURN_BYTES` of bodies, from all connections, waits for one of
 the next turns, and its connection with it.
 
@@ -380,6 +380,20 @@ class Incoming(Outgoing):
             return False
         return self._dispatch(exchange, body)
 
+    def _vacate(self) -> None:
+        """Give the slots back whose rows come slowly, and receive the rest of the body into a buffer."""
+        direct, view, filled = self._direct, self._view, self._filled
+        assert direct is not None and view is not None
+        self._direct = None
+        begin = len(direct.text)
+        need = begin + len(view)
+        self._body = self.state.take_buffer(need)
+        self._view = memoryview(self._body)[:need]  # type: ignore[arg-type]
+        self._view[:begin] = direct.text
+        self._view[begin : begin + filled] = view[:filled]
+        self._filled = begin + filled
+        direct.cancel()
+
     def _came(self) -> None:
         """Say that a body is not coming any more, where that is counted."""
         coming, self._coming = self._coming, None
@@ -454,6 +468,8 @@ class Incoming(Outgoing):
             return False
         self._waited_s += elapsed_s
         waited = self._waited_s - SWEEP_S
+        if self._direct is not None and waited >= 2 * SWEEP_S:
+            self._vacate()
         if phase == IDLE:
             if waited >= limits.idle_s and not unread(transport):
                 transport.close()

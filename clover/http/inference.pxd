@@ -53,6 +53,7 @@ cdef class DirectReceive:
     cdef InferEndpoint _endpoint
     cdef Exchange _exchange
     cdef InferRequest _request
+    cdef readonly bytes text
     cdef public object view
 
     @cython.locals(endpoint=InferEndpoint, exchange=Exchange, ticket=Ticket)

@@ -183,7 +183,7 @@ class InferEndpoint:
             return None
         exchange.model = self.model
         exchange.ticket, view = found
-        return DirectReceive(self, exchange, request, view)
+        return DirectReceive(self, exchange, request, text, view)
 
     def answering(self, ticket: Ticket) -> InferEndpoint:
         """Return the endpoint whose signature an answer is encoded by."""
@@ -238,15 +238,18 @@ class DirectReceive:
     """A request whose tensor is read from the socket into the slots of its rows.
 
     Write the bytes to `view`, in order; then call `complete`, or `cancel` if they will not all come.  After either,
-    `view` must not be written to: the slots are the worker's, or another request's.
+    `view` must not be written to: the slots are the worker's, or another request's.  `text` is the JSON before them.
     """
 
-    __slots__ = ("_endpoint", "_exchange", "_request", "view")
+    __slots__ = ("_endpoint", "_exchange", "_request", "text", "view")
 
-    def __init__(self, endpoint: InferEndpoint, exchange: Exchange, request: InferRequest, view: memoryview) -> None:
+    def __init__(
+        self, endpoint: InferEndpoint, exchange: Exchange, request: InferRequest, text: bytes, view: memoryview
+    ) -> None:
         self._endpoint = endpoint
         self._exchange = exchange
         self._request = request
+        self.text = text
         self.view = view
 
     def complete(self) -> None:

@@ -246,11 +246,10 @@ class Admission:
         """Return a ticket for `rows` rows that a flow is still sending, and the memory of their `fixed` input to
         receive them into; None if that cannot be.
 
-        Slow clients never hold more than an eighth of the slots, and get none while fewer than half are free."""
+        At most half of the slots are lent.  Those of a client that sends slowly are taken back (`Incoming._vacate`)."""
         if fixed is None or rows < 1 or closed or not (self._lanes.live or self._state.coming):
             return None
-        free = self._table.free
-        if 8 * (self.lent + rows) > free.slots or 2 * (free.free - rows) < free.slots:
+        if 2 * (self.lent + rows) > self._table.free.slots:
             return None
         if self._batcher.depth() + rows > self._queue_rows:
             return None
