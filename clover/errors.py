@@ -52,6 +52,19 @@ def says_out_of_memory(text: str) -> bool:
     return any(words in lowered for words in _OUT_OF_MEMORY)
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Return whether `error`, or a cause of it, says that memory ran out."""
+    seen = 0
+    while error is not None and seen < 8:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if says_out_of_memory(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+        seen += 1
+    return False
+
+
 _LAUNCH_FAILED = ("cuda error 719", "unspecified launch failure")
 
 

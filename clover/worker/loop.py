@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clover._native import wakeups
 from clover._native.ring import Ring
 from clover.confidence import Writer, writer
-from clover.errors import DeviceError, WorkerError
+from clover.errors import DeviceError, WorkerError, out_of_memory
 from clover.runtime.memory.slab import NO_MEMORY, Slab
 from clover.worker import frames, pacing
 from clover.worker.batches import Batches
@@ -52,7 +52,7 @@ class ResidentLane:
 def status_of(error: Exception) -> int:
     """Return the status of a batch that `error` ended: the model's failure, unless it is this machine's, for want of
     memory."""
-    return NO_MEMORY if pacing.out_of_memory(error) else MODEL_FAILED
+    return NO_MEMORY if out_of_memory(error) else MODEL_FAILED
 
 
 def _no_run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from clover._native.ring import RING_BYTES, Ring
-from clover.errors import DeviceError, WorkerError
+from clover.errors import DeviceError, WorkerError, out_of_memory
 from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, pacing, pinned, sandbox
 from clover.worker.batches import Batches
@@ -192,6 +192,6 @@ def _within_its_memory(order: frames.WorkerOrder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if pacing.out_of_memory(error):
+        if out_of_memory(error):
             raise pacing.misfit(order.variant, order.place, order.emulated.memory_bytes) from error
         raise

@@ -22,7 +22,6 @@ too, which makes it a little tighter than the slice.
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import math
 import resource
@@ -31,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clover.errors import DeviceError, WorkerError, says_out_of_memory
+from clover.errors import DeviceError, WorkerError
 from clover.types import FamilyProfile, Record
 from clover.worker.frames import EmulatedSlice, Resident
 
@@ -223,19 +222,6 @@ def limit_memory(memory_bytes: int, statm: Path = Path("/proc/self/statm")) -> i
     limit = held + memory_bytes if hard == resource.RLIM_INFINITY else min(held + memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return limit
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Return whether `error`, or a cause of it, says that memory ran out."""
-    seen = 0
-    while error is not None and seen < 8:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-            return True
-        if says_out_of_memory(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-        seen += 1
-    return False
 
 
 def misfit(variant: str, place: str, memory_bytes: int) -> DeviceError:

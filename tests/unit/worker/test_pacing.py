@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.errors import DeviceError, DeviceLost, WorkerError
+from clover.errors import DeviceError, DeviceLost, WorkerError, out_of_memory
 from clover.worker.frames import EmulatedSlice, Resident
 from clover.worker.pacing import (
     FIRST_REPORT_NS,
@@ -19,7 +19,6 @@ from clover.worker.pacing import (
     Pace,
     Pacer,
     misfit,
-    out_of_memory,
     pace_of,
 )
 from tests.support import profiles_fixture
