@@ -11,7 +11,6 @@ cdef class WorkerLoop:
     cdef object _steps
     cdef object _doorbell
     cdef object _completions
-    cdef object _held
     cdef object _scores
     cdef readonly object _slots
     cdef int64_t _logged_ns

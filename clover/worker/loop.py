@@ -23,7 +23,7 @@ from clover._native.ring import Ring
 from clover.confidence import Writer, writer
 from clover.errors import DeviceError, WorkerError, out_of_memory
 from clover.runtime.memory.slab import NO_MEMORY, Slab
-from clover.worker import frames, pacing
+from clover.worker import frames
 from clover.worker.batches import Batches
 from clover.worker.steps import LaneSteps
 
@@ -108,10 +108,7 @@ class ServerChannel:
 
 class WorkerLoop:
     """Serves batches until the server says EXIT, each with the variant of its lane; `lanes` has None for a variant that
-    was left out, which the server does not ask.
-
-    `held` is the emulated slice that the worker plays, None on other devices; `scores` is None if the family has no
-    confidence function."""
+    was left out, which the server does not ask.  `scores` is None if the family has no confidence function."""
 
     def __init__(
         self,
@@ -119,7 +116,6 @@ class WorkerLoop:
         batches: Batches,
         lanes: Sequence[ResidentLane | None],
         max_batch: int,
-        held: pacing.HeldSlice | None,
         scores: Scores | None,
     ) -> None:
         self._control = channel.control
@@ -131,7 +127,6 @@ class WorkerLoop:
         self._steps: LaneSteps | None = None
         self._doorbell = channel.doorbell
         self._completions = channel.completions
-        self._held = held
         self._scores = scores
         self._slots = np.zeros(max_batch, np.uint32)
         self._logged_ns = 0
@@ -176,8 +171,6 @@ class WorkerLoop:
         self._lane, self._run, self._steps = lane, entered.run, entered.steps
         if entered.enter is not None:
             entered.enter()
-        if self._held is not None:
-            self._held.turn_to(lane)
 
     def _serve(self, batch: int, count: int, lane: int = 0) -> None:
         """Compute one batch of `count` rows with the variant of `lane` and complete it; a model that fails, fails only
@@ -188,8 +181,6 @@ class WorkerLoop:
         cpu_ns = time.process_time_ns()
         start_ns = time.monotonic_ns()
         status = 0
-        if self._held is not None:
-            start_ns = self._held.begin(count)
         try:
             if self._steps is not None:
                 status = self._steps.serve(slots, self._run)
@@ -203,21 +194,13 @@ class WorkerLoop:
         except Exception as error:
             status = status_of(error)
             self._log_failure()
-        # An emulated slice is busy until its batch is due; the CPU time is the real one all the same.
-        end_ns = time.monotonic_ns() if self._held is None else self._held.end(start_ns, count)
+        end_ns = time.monotonic_ns()
         used_ns = time.process_time_ns() - cpu_ns
         # Two credits a worker keep at most two batches here, and the ring holds sixteen: it is full only if the
         # server broke its own rule, or stopped reaping.
         if not self._ring.complete(batch, status, count, start_ns, end_ns, used_ns):
             raise RuntimeError("the completion ring is full")
         wakeups.signal(self._completions)
-        if self._held is not None and (late := self._held.pacer.report()):
-            self._report_overruns(late, self._held.pacer)
-
-    def _report_overruns(self, late: str, pacer: pacing.Pacer) -> None:
-        """Log that batches took longer than the slice would, and send the server the counts."""
-        _log.warning("%s", late)
-        send_state(self._control, frames.WorkerState(state="ready", batches=pacer.batches, overruns=pacer.overruns))
 
     def _log_failure(self) -> None:
         """Log a failed batch with its traceback, at most once a second: a client may provoke them at will."""

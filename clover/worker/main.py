@@ -30,6 +30,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 
 from clover._native.ring import RING_BYTES, Ring
@@ -63,7 +64,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             _harden(order)
             held = None
             if order.emulated is not None:
-                held = pacing.HeldSlice.attach(order.emulated, order.max_batch, order.also)
+                held = pacing.HeldSlice.attach(order, partial(_report_overruns, control))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
@@ -94,11 +95,11 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
         send_state(control, residents.state())
         try:
             channel = ServerChannel(control, ring, doorbell, completions)
-            lanes = residents.lanes
+            lanes = residents.lanes if held is None else held.paced(residents.lanes)
             if any(lane is not None and lane.overlap is not None for lane in lanes):
                 PipelinedLoop(channel, (batches, *also), lanes, order.max_batch, scores).run()
             else:
-                WorkerLoop(channel, batches, lanes, order.max_batch, held, scores).run()
+                WorkerLoop(channel, batches, lanes, order.max_batch, scores).run()
         except DeviceError as error:
             text = f"{order.place or 'its slice'} is gone: {error}"
             _log.error("%s on %s", order.variant, text)
@@ -180,6 +181,11 @@ def _harden(order: frames.WorkerOrder) -> None:
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
         name.write(f"clover:{order.family.name if order.also else order.variant}"[:15])
     faulthandler.enable()
+
+
+def _report_overruns(control: socket.socket, batches: int, overruns: int) -> None:
+    """Tell the server that of the `batches` on an emulated slice so far, `overruns` took longer than its pace."""
+    send_state(control, frames.WorkerState(state="ready", batches=batches, overruns=overruns))
 
 
 @contextlib.contextmanager

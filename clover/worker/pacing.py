@@ -1,14 +1,14 @@
 """Time, power and memory of an emulated slice, kept by the worker that plays it.
 
-The answers of an emulated slice are real, computed on the CPU; its latency is the pace's, not this machine's.  A batch
-of b rows that the worker takes from its ring at t is completed at t + pace(b), an absolute deadline, so that neither
-computing nor scheduling delays add up.  Meanwhile the worker sets the power that the emulated board draws, and resets
-it when the batch is done.  The board may lose its GPU as a real one would; the worker then ends without completing its
-batch.
+The answers of an emulated slice are real, computed on the CPU; its latency is the pace's, not this machine's.  Each
+lane's `run` is wrapped (`PacedRun`): of b rows that it is called with at t it gives the answers at t + pace(b), an
+absolute deadline, so that neither computing nor scheduling delays add up.  Meanwhile it sets the power that the
+emulated board draws, and resets it when the batch is done.  The board may lose its GPU as a real one would; the worker
+then ends without completing its batch.
 
-A CPU may be slower than the slice that it emulates, and a crowded one may wake a worker late.  Such a batch is
-completed late and is an *overrun*: counted, logged and reported to the server, because figures taken meanwhile are
-those of this machine and not of the slice.
+A CPU may be slower than the slice that it emulates, and a crowded one may wake a worker late.  Such a batch is answered
+late and is an *overrun*: counted, logged and reported to the server, because figures taken meanwhile are those of this
+machine and not of the slice.
 
 **Pace.**  A table gives milliseconds and watts at some batch sizes.  Between them, time and energy of a batch are
 linear in its rows, as in the planner; below the smallest size a batch costs what the smallest costs; beyond the
@@ -27,15 +27,19 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from clover.errors import DeviceError, WorkerError
 from clover.types import FamilyProfile, Record
-from clover.worker.frames import EmulatedSlice, Resident
+from clover.worker.frames import WorkerOrder
 
 if TYPE_CHECKING:
     from clover.devices.emulated import Attachment  # imported by emulated workers alone
+    from clover.worker.loop import ResidentLane, Run
 
 _log = logging.getLogger("clover.worker")
 
@@ -83,6 +87,9 @@ def _at(batches: tuple[int, ...], values: tuple[float, ...], rows: int) -> float
 Paces = Mapping[tuple[str, str], Pace]
 """By variant and profile of the slice."""
 
+LanePace = tuple[tuple[float, ...], tuple[float, ...]]
+"""Milliseconds and watts of batches of 1 .. `max_batch` rows, as `Pace.table` gives them."""
+
 
 def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> Pace | None:
     """Return the pace that `profile` expects of this worker; None if it was not measured."""
@@ -103,22 +110,14 @@ def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: st
 
 
 class Pacer:
-    """Holds batches until they are due, and counts those that were late already.  `also` has the paces of the worker's
-    further lanes; those of lane 0 hold at first."""
+    """Holds batches until they are due, and counts those that were late already."""
 
     def __init__(
         self,
-        pace_ms: tuple[float, ...],
         *,
-        also: Sequence[tuple[float, ...]] = (),
         now_ns: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        for pace in (pace_ms, *also):
-            if not pace or not all(math.isfinite(ms) and ms > 0 for ms in pace):
-                raise WorkerError("a pace needs milliseconds above zero for every batch size")
-        self._lanes_ns = [[round(ms * 1e6) for ms in pace] for pace in (pace_ms, *also)]
-        self._pace_ns = self._lanes_ns[0]
         self.now_ns = now_ns
         self._sleep = sleep
         self.batches = 0
@@ -128,23 +127,18 @@ class Pacer:
         self._reported_ns = now_ns() + FIRST_REPORT_NS - REPORT_EVERY_NS
         self._reported = (0, 0)
 
-    def turn_to(self, lane: int) -> None:
-        """Hold the batches that follow by the pace of `lane`."""
-        self._pace_ns = self._lanes_ns[lane]
-
-    def hold(self, start_ns: int, rows: int) -> int:
-        """Sleep until a batch of `rows` that began at `start_ns` is due; return the time then."""
-        due_ns = start_ns + self._pace_ns[rows - 1]
+    def hold(self, start_ns: int, pace_ns: int) -> None:
+        """Sleep until a batch that began at `start_ns` and takes `pace_ns` is due."""
+        due_ns = start_ns + pace_ns
         now_ns = self.now_ns()
         while now_ns < due_ns:
             self._sleep((due_ns - now_ns) / 1e9)
             now_ns = self.now_ns()
         self.batches += 1
         late_ns = now_ns - due_ns
-        if late_ns > TOLERANCE_MS * 1e6 and late_ns > TOLERANCE * (due_ns - start_ns):
+        if late_ns > TOLERANCE_MS * 1e6 and late_ns > TOLERANCE * pace_ns:
             self.overruns += 1
             self.worst_ms = max(self.worst_ms, late_ns / 1e6)
-        return now_ns
 
     def report(self) -> str:
         """Return a text about new overruns, after FIRST_REPORT_NS and once every REPORT_EVERY_NS; "" if there is
@@ -166,50 +160,83 @@ class Pacer:
 
 
 class HeldSlice:
-    """An emulated slice that this process is attached to, from before it loads until it exits.  `also` are the variants
-    that it holds beside the first, each with its pace and its watts.
+    """An emulated slice that this process is attached to, from before it loads until it exits.  `lanes` are the
+    milliseconds and the watts of each of its variants, by batch size from 1.  `report` is called now and then with the
+    counts of batches and overruns so far, if there are new overruns.
 
     `begin` and `end` enclose a batch; both raise DeviceError once the GPU is lost.  If another process works on the
-    slice as well (during a swap, or a standby worker), batches take turns.
+    slice as well (during a swap, or a standby worker), batches take turns, and waiting for a turn counts to its
+    batch, as on a GPU.
     """
 
-    def __init__(self, order: EmulatedSlice, board: Attachment, pacer: Pacer, also: Sequence[Resident] = ()) -> None:
-        self._lanes_watts = [order.watts, *(resident.watts for resident in also)]
-        self._watts = order.watts
+    def __init__(
+        self, board: Attachment, pacer: Pacer, lanes: Sequence[LanePace], report: Callable[[int, int], None]
+    ) -> None:
+        for pace_ms, _ in lanes:
+            if not pace_ms or not all(math.isfinite(ms) and ms > 0 for ms in pace_ms):
+                raise WorkerError("a pace needs milliseconds above zero for every batch size")
+        self._lanes = lanes
         self._board = board
-        self.pacer = pacer
+        self._pacer = pacer
+        self._report = report
 
     @classmethod
-    def attach(cls, order: EmulatedSlice, max_batch: int, also: Sequence[Resident] = ()) -> HeldSlice:
-        """Attach this process to its slice.  Raises DeviceError if there is no such slice, WorkerError if the order
-        does not pace every batch size of every variant."""
-        for pace_ms, watts in ((order.pace_ms, order.watts), *((one.pace_ms, one.watts) for one in also)):
-            if not len(pace_ms) == len(watts) == max_batch:
-                raise WorkerError(f"the pace has {len(pace_ms)} batch sizes, the worker takes {max_batch}")
+    def attach(cls, order: WorkerOrder, report: Callable[[int, int], None]) -> HeldSlice:
+        """Attach this process to the slice of `order`.  Raises DeviceError if there is no such slice, WorkerError if
+        the order does not pace every batch size of every variant."""
         from clover.devices.emulated import Attachment
 
-        pacer = Pacer(order.pace_ms, also=[resident.pace_ms for resident in also])
-        board = Attachment(order.library, order.state, order.uuid)
+        ordered = order.emulated
+        assert ordered is not None
+        lanes = [(ordered.pace_ms, ordered.watts), *((one.pace_ms, one.watts) for one in order.also)]
+        for pace_ms, watts in lanes:
+            if not len(pace_ms) == len(watts) == order.max_batch:
+                raise WorkerError(f"the pace has {len(pace_ms)} batch sizes, the worker takes {order.max_batch}")
+        held = cls(Attachment(ordered.library, ordered.state, ordered.uuid), Pacer(), lanes, report)
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
-        return cls(order, board, pacer, also)
+        return held
 
-    def turn_to(self, lane: int) -> None:
-        """Run the batches that follow at the pace and the power of `lane`."""
-        self._watts = self._lanes_watts[lane]
-        self.pacer.turn_to(lane)
+    def paced(self, lanes: Sequence[ResidentLane | None]) -> list[ResidentLane | None]:
+        """Return the worker's lanes, each at its own pace and power."""
+        return [
+            None if lane is None else replace(lane, run=PacedRun(lane.run, self, *pace))
+            for lane, pace in zip(lanes, self._lanes, strict=True)
+        ]
 
-    def begin(self, rows: int) -> int:
-        """Wait until no other batch runs on the slice, begin one of `rows` rows, and return the time then."""
+    def begin(self, watts: float) -> int:
+        """Wait until no other batch runs on the slice, begin one that draws `watts`, and return the time then."""
         self._board.enter()
-        self._board.draw(self._watts[rows - 1])
-        return self.pacer.now_ns()
+        self._board.draw(watts)
+        return self._pacer.now_ns()
 
-    def end(self, start_ns: int, rows: int) -> int:
-        """Wait until a computed batch is due, end it, and return the time then."""
-        end_ns = self.pacer.hold(start_ns, rows)
+    def end(self, start_ns: int, pace_ns: int) -> None:
+        """Wait until a computed batch is due, `pace_ns` after `start_ns`, and end it."""
+        self._pacer.hold(start_ns, pace_ns)
         self._board.draw(0.0)
         self._board.leave()
-        return end_ns
+        if late := self._pacer.report():
+            _log.warning("%s", late)
+            self._report(self._pacer.batches, self._pacer.overruns)
+
+
+class PacedRun:
+    """The `run` of a lane, which takes as long and draws as much as on the slice, by batch size from 1: `pace_ms` and
+    `watts`.  A batch that fails does so when it is due."""
+
+    def __init__(self, run: Run, held: HeldSlice, pace_ms: Sequence[float], watts: Sequence[float]) -> None:
+        self._run = run
+        self._held = held
+        self._pace_ns = [round(ms * 1e6) for ms in pace_ms]
+        self._watts = watts
+
+    def __call__(self, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """Return the answers of the lane; raises what it raises, and DeviceError once the GPU is lost."""
+        rows = len(inputs[0])
+        start_ns = self._held.begin(self._watts[rows - 1])
+        try:
+            return self._run(inputs)
+        finally:
+            self._held.end(start_ns, self._pace_ns[rows - 1])
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class PipelinedLoop(WorkerLoop):
         max_batch: int,
         scores: Scores | None,
     ) -> None:
-        super().__init__(channel, sides[0], lanes, max_batch, None, scores)
+        super().__init__(channel, sides[0], lanes, max_batch, scores)
         self._sides = list(sides)
         self._side = 0
         self._older: BegunBatch | None = None

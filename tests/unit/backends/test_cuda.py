@@ -436,7 +436,7 @@ def test_a_worker_whose_gpu_failed_ends_and_one_whose_model_failed_goes_on():
             raise error
 
         ring, lanes = Ring(), [ResidentLane(run)]
-        return ring, WorkerLoop(ServerChannel(None, ring, -1, completions), Batches(), lanes, 4, None, None)
+        return ring, WorkerLoop(ServerChannel(None, ring, -1, completions), Batches(), lanes, 4, None)
 
     completions = os.eventfd(0)
     try:

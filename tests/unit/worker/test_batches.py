@@ -155,7 +155,7 @@ def test_a_worker_whose_score_fails_leaves_its_slots_alone(slab: Slab) -> None:
     try:
         scores = Scores(write, slab.score)
         channel = ServerChannel(None, Ring(), -1, completions)
-        loop = WorkerLoop(channel, Batches(slab), [ResidentLane(lambda inputs: good(2))], 4, None, scores)
+        loop = WorkerLoop(channel, Batches(slab), [ResidentLane(lambda inputs: good(2))], 4, scores)
         loop._slots[:2] = 0, 1
         slab.output(0)[:] = 5.0
         loop._serve(3, 2)
@@ -214,7 +214,7 @@ def test_a_batch_is_computed_by_the_variant_of_its_lane(slab: Slab) -> None:
     ]
     completions = os.eventfd(0)
     try:
-        loop = WorkerLoop(ServerChannel(None, Ring(), -1, completions), Batches(slab), lanes, 4, None, None)
+        loop = WorkerLoop(ServerChannel(None, Ring(), -1, completions), Batches(slab), lanes, 4, None)
         loop._slots[:2] = 0, 1
         seen = []
         for lane in (2, 2, 0, 3, 0):

@@ -5,23 +5,29 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from clover.errors import DeviceError, DeviceLost, WorkerError, out_of_memory
-from clover.worker.frames import EmulatedSlice, Resident
+from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
+from clover.worker.loop import ResidentLane
 from clover.worker.pacing import (
     FIRST_REPORT_NS,
     REPORT_EVERY_NS,
     HeldSlice,
     Pace,
+    PacedRun,
     Pacer,
     misfit,
     pace_of,
 )
 from tests.support import profiles_fixture
+from tests.support.router_fixture import family
 
 MS = 1_000_000
 
@@ -42,79 +48,83 @@ class Clock:
         self.ns += round(seconds * 1e9) + self.late_ns
 
 
-def pacer(clock: Clock, *pace_ms: float) -> Pacer:
-    return Pacer(pace_ms, now_ns=clock.now_ns, sleep=clock.sleep)
+def pacer(clock: Clock) -> Pacer:
+    return Pacer(now_ns=clock.now_ns, sleep=clock.sleep)
 
 
 def test_a_batch_is_held_until_its_pace_from_its_start() -> None:
     clock = Clock()
-    paced = pacer(clock, 10.0, 16.0)
+    paced = pacer(clock)
     start_ns = clock.ns
     clock.ns += 3 * MS  # computing
-    assert paced.hold(start_ns, 2) == start_ns + 16 * MS == clock.ns
+    paced.hold(start_ns, 16 * MS)
+    assert clock.ns == start_ns + 16 * MS
     assert clock.sleeps == [pytest.approx(0.013)]
     start_ns = clock.ns
-    assert paced.hold(start_ns, 1) == start_ns + 10 * MS
+    paced.hold(start_ns, 10 * MS)
+    assert clock.ns == start_ns + 10 * MS
     assert (paced.batches, paced.overruns) == (2, 0)
 
 
 def test_waking_too_early_sleeps_again() -> None:
     clock = Clock()
-    paced = Pacer((10.0,), now_ns=clock.now_ns, sleep=lambda seconds: clock.sleep(seconds / 2 + 1e-9))
+    paced = Pacer(now_ns=clock.now_ns, sleep=lambda seconds: clock.sleep(seconds / 2 + 1e-9))
     start_ns = clock.ns
-    assert paced.hold(start_ns, 1) >= start_ns + 10 * MS
+    paced.hold(start_ns, 10 * MS)
+    assert clock.ns >= start_ns + 10 * MS
     assert len(clock.sleeps) > 3
     assert paced.overruns == 0
 
 
 def test_a_slow_cpu_is_counted_and_never_hidden() -> None:
     clock = Clock()
-    paced = pacer(clock, 10.0)
+    paced = pacer(clock)
     start_ns = clock.ns
     clock.ns += 25 * MS
-    assert paced.hold(start_ns, 1) == start_ns + 25 * MS, "the real end, not the wanted one"
+    paced.hold(start_ns, 10 * MS)
+    assert clock.ns == start_ns + 25 * MS, "the real end, not the wanted one"
     assert clock.sleeps == []
     assert (paced.batches, paced.overruns, paced.worst_ms) == (1, 1, 15.0)
 
 
 def test_late_wake_ups_count_beyond_the_tolerance() -> None:
     late = Clock(late_ns=1 * MS)
-    paced = pacer(late, 10.0, 100.0)
-    paced.hold(late.ns, 1)
+    paced = pacer(late)
+    paced.hold(late.ns, 10 * MS)
     assert paced.overruns == 1, "1 ms of 10 ms is too late"
-    paced.hold(late.ns, 2)
+    paced.hold(late.ns, 100 * MS)
     assert paced.overruns == 1, "1 ms of 100 ms is not"
     hair = Clock(late_ns=MS // 10)
-    paced = pacer(hair, 1.0)
-    paced.hold(hair.ns, 1)
+    paced = pacer(hair)
+    paced.hold(hair.ns, 1 * MS)
     assert paced.overruns == 0, "0.1 ms never is"
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 40 * MS), st.integers(0, MS)), min_size=1, max_size=40))
 def test_no_batch_is_early_and_late_ones_are_all_counted(batches: list[tuple[int, int, int]]) -> None:
     clock = Clock()
-    paced = pacer(clock, 5.0, 9.0, 13.0, 17.0)
+    paced = pacer(clock)
     expected = 0
     for rows, computing_ns, late_ns in batches:
         clock.late_ns = late_ns
         start_ns = clock.ns
-        due_ns = start_ns + (1 + 4 * rows) * MS
+        pace_ns = (1 + 4 * rows) * MS
         clock.ns += computing_ns
-        end_ns = paced.hold(start_ns, rows)
-        assert end_ns == clock.ns >= max(due_ns, start_ns + computing_ns)
-        over_ns = end_ns - due_ns
-        expected += over_ns > 0.5 * MS and over_ns > 0.02 * (due_ns - start_ns)
+        paced.hold(start_ns, pace_ns)
+        assert clock.ns >= start_ns + max(pace_ns, computing_ns)
+        over_ns = clock.ns - start_ns - pace_ns
+        expected += over_ns > 0.5 * MS and over_ns > 0.02 * pace_ns
     assert (paced.batches, paced.overruns) == (len(batches), expected)
 
 
 def test_overruns_are_reported_now_and_then() -> None:
     clock = Clock()
-    paced = pacer(clock, 10.0)
+    paced = pacer(clock)
 
     def batch(ms: int) -> None:
         start_ns = clock.ns
         clock.ns += ms * MS
-        paced.hold(start_ns, 1)
+        paced.hold(start_ns, 10 * MS)
 
     batch(30)
     assert paced.report() == "", "too early"
@@ -136,8 +146,9 @@ def test_overruns_are_reported_now_and_then() -> None:
 
 @pytest.mark.parametrize("pace_ms", [(), (0.0,), (1.0, -1.0), (float("nan"),), (float("inf"),)])
 def test_a_pace_that_is_none_is_refused(pace_ms: tuple[float, ...]) -> None:
-    with pytest.raises(WorkerError, match="milliseconds above zero"):
-        Pacer(pace_ms)
+    for lanes in ([(pace_ms, ())], [((10.0,), (1.0,)), (pace_ms, ())]):
+        with pytest.raises(WorkerError, match="milliseconds above zero"):
+            HeldSlice(Board(), pacer(Clock()), lanes, unreported)
 
 
 # --- the board --------------------------------------------------------------------------------------------------------
@@ -163,50 +174,115 @@ class Board:
     def close(self) -> None: ...
 
 
-def order(pace_ms: tuple[float, ...] = (10.0, 16.0), watts: tuple[float, ...] = (20.0, 30.0)) -> EmulatedSlice:
-    return EmulatedSlice(library="l", state="s", uuid="MIG-1", pace_ms=pace_ms, watts=watts, memory_bytes=1 << 30)
+FIRST = ((10.0, 16.0), (20.0, 30.0))
+SECOND = ((40.0, 50.0), (5.0, 6.0))
+
+
+def unreported(batches: int, overruns: int) -> None:
+    raise AssertionError("no batch was late")
+
+
+def rows(count: int) -> list[NDArray[Any]]:
+    return [np.zeros((count, 4), np.float32)]
 
 
 def test_a_batch_draws_while_it_runs_and_no_longer() -> None:
     clock, board = Clock(), Board()
-    held = HeldSlice(order(), board, pacer(clock, 10.0, 16.0))
-    start_ns = clock.ns
-    assert held.begin(2) == start_ns
-    assert (board.drawn, board.turns) == ([30.0], ["enter"])
-    assert held.end(start_ns, 2) == start_ns + 16 * MS
+
+    def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        assert (board.drawn, board.turns) == ([30.0], ["enter"])
+        clock.ns += 3 * MS
+        return inputs
+
+    (lane,) = HeldSlice(board, pacer(clock), [FIRST], unreported).paced([ResidentLane(run)])
+    assert lane is not None
+    start_ns, inputs = clock.ns, rows(2)
+    assert lane.run(inputs) is inputs
+    assert clock.ns == start_ns + 16 * MS
     assert (board.drawn, board.turns) == ([30.0, 0.0], ["enter", "leave"])
 
 
 def test_each_lane_has_its_own_pace_and_power() -> None:
     clock, board = Clock(), Board()
-    other = Resident(variant="b", backend="eager", pace_ms=(40.0, 50.0), watts=(5.0, 6.0))
-    paced = Pacer((10.0, 16.0), also=[other.pace_ms], now_ns=clock.now_ns, sleep=clock.sleep)
-    held = HeldSlice(order(), board, paced, [other])
-    for lane, ms, watts in ((1, 50, 6.0), (0, 16, 30.0), (1, 50, 6.0)):
-        held.turn_to(lane)
-        start_ns = held.begin(2)
-        assert held.end(start_ns, 2) == start_ns + ms * MS
+    paced = pacer(clock)
+    lanes = HeldSlice(board, paced, [FIRST, SECOND, SECOND], unreported).paced(
+        [ResidentLane(lambda inputs: ["first"]), None, ResidentLane(lambda inputs: ["second"])]
+    )
+    assert lanes[1] is None, "it was left out"
+    for lane, answer, ms, watts in ((2, "second", 50, 6.0), (0, "first", 16, 30.0), (2, "second", 50, 6.0)):
+        start_ns, entered = clock.ns, lanes[lane]
+        assert entered is not None
+        assert entered.run(rows(2)) == [answer]
+        assert clock.ns == start_ns + ms * MS
         assert board.drawn[-2:] == [watts, 0.0]
     assert (paced.batches, paced.overruns) == (3, 0)
-    with pytest.raises(WorkerError, match="milliseconds above zero"):
-        Pacer((10.0,), also=[()])
+
+
+def test_a_batch_that_fails_does_so_when_it_is_due() -> None:
+    clock, board = Clock(), Board()
+    run = PacedRun(fail, HeldSlice(board, pacer(clock), [FIRST], unreported), *FIRST)
+    start_ns = clock.ns
+    with pytest.raises(ValueError, match="no such row"):
+        run(rows(1))
+    assert clock.ns == start_ns + 10 * MS
+    assert (board.drawn, board.turns) == ([20.0, 0.0], ["enter", "leave"])
+
+
+def fail(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    raise ValueError("no such row")
+
+
+def test_new_overruns_are_reported_with_the_counts_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    clock, told = Clock(), []
+    held = HeldSlice(Board(), pacer(clock), [FIRST], lambda batches, overruns: told.append((batches, overruns)))
+
+    def late(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        clock.ns += 30 * MS
+        return inputs
+
+    run = PacedRun(late, held, *FIRST)
+    run(rows(1))
+    assert told == [], "too early"
+    clock.ns += FIRST_REPORT_NS
+    run(rows(1))
+    run(rows(1))
+    assert told == [(2, 2)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_a_lost_gpu_ends_the_batch_at_either_end() -> None:
     clock = Clock()
+    ran = []
+
+    def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        ran.append(len(inputs[0]))
+        return inputs
+
     with pytest.raises(DeviceLost):
-        HeldSlice(order(), Board(lost_after=0), pacer(clock, 10.0, 16.0)).begin(1)
-    held = HeldSlice(order(), Board(lost_after=1), pacer(clock, 10.0, 16.0))
-    held.begin(1)
+        PacedRun(run, HeldSlice(Board(lost_after=0), pacer(clock), [FIRST], unreported), *FIRST)(rows(1))
+    assert ran == []
     with pytest.raises(DeviceLost):
-        held.end(clock.ns, 1)
+        PacedRun(run, HeldSlice(Board(lost_after=1), pacer(clock), [FIRST], unreported), *FIRST)(rows(1))
+    assert ran == [1]
+    with pytest.raises(DeviceLost):
+        PacedRun(fail, HeldSlice(Board(lost_after=1), pacer(clock), [FIRST], unreported), *FIRST)(rows(1))
+
+
+def order(max_batch: int, *also: Resident) -> WorkerOrder:
+    emulated = EmulatedSlice(
+        library="l", state="s", uuid="MIG-1", pace_ms=FIRST[0], watts=FIRST[1], memory_bytes=1 << 30
+    )
+    return WorkerOrder(
+        family=family(), variant="full", backend="eager", cores=(0,), max_batch=max_batch, emulated=emulated, also=also
+    )
 
 
 def test_an_order_must_pace_every_batch_size() -> None:
     with pytest.raises(WorkerError, match="2 batch sizes, the worker takes 4"):
-        HeldSlice.attach(order(), 4)
+        HeldSlice.attach(order(4), unreported)
+    further = Resident(variant="b", backend="eager", pace_ms=(1.0,), watts=(1.0,))
     with pytest.raises(WorkerError, match="1 batch sizes, the worker takes 2"):
-        HeldSlice.attach(order(), 2, [Resident(variant="b", backend="eager", pace_ms=(1.0,), watts=(1.0,))])
+        HeldSlice.attach(order(2, further), unreported)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
