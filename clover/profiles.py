@@ -19,7 +19,7 @@ import importlib.metadata
 import logging
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,7 @@ from clover.errors import ProfileError
 from clover.hints import program
 from clover.malformed import MALFORMED
 from clover.quantities import percent
-from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement
+from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, LatencyMeasurement, Record
 
 log = logging.getLogger("clover.profiling")
 
@@ -246,3 +246,53 @@ def cut_short_by_variant(profile: FamilyProfile) -> str:
     """Return the same of all variants as they are served: "large by 900 of 5,000 rows"; "" if none was cut short."""
     served = [score for score in profile.accuracy if profile.backend.get(score.variant) == score.backend]
     return ", ".join(f"{score.variant} by {rows}" for score in served if (rows := cut_short(score)))
+
+
+# --- paces --------------------------------------------------------------------------------------------------------
+
+
+class Pace(Record, frozen=True, kw_only=True):
+    """How a variant runs on a slice: milliseconds and watts (above idle) of a batch at each of `batches`, ascending.
+
+    Between them, time and energy of a batch are linear in its rows, as in the planner; below the smallest size a batch
+    costs what the smallest costs; beyond the largest, both grow in proportion."""
+
+    batches: tuple[int, ...]
+    ms: tuple[float, ...]
+    watts: tuple[float, ...]
+
+    def table(self, max_batch: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return milliseconds and watts of batches of 1 .. `max_batch` rows."""
+        joules = tuple(ms * watts for ms, watts in zip(self.ms, self.watts, strict=True))
+        ms_of = [_at(self.batches, self.ms, rows) for rows in range(1, max_batch + 1)]
+        joules_of = [_at(self.batches, joules, rows) for rows in range(1, max_batch + 1)]
+        return tuple(ms_of), tuple(joule / ms for joule, ms in zip(joules_of, ms_of, strict=True))
+
+
+def _at(batches: tuple[int, ...], values: tuple[float, ...], rows: int) -> float:
+    if rows <= batches[0]:
+        return values[0]
+    if rows >= batches[-1]:
+        return values[-1] * rows / batches[-1]
+    above = next(index for index, batch in enumerate(batches) if batch >= rows)
+    part = (rows - batches[above - 1]) / (batches[above] - batches[above - 1])
+    return values[above - 1] + part * (values[above] - values[above - 1])
+
+
+Paces = Mapping[tuple[str, str], Pace]
+"""By variant and profile of the slice."""
+
+
+def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> Pace | None:
+    """Return the pace that `profile` expects of this worker; None if it was not measured."""
+    if profile is None:
+        return None
+    rows = {m.batch: m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)}
+    if not rows:
+        return None
+    found = [rows[batch] for batch in sorted(rows)]
+    return Pace(
+        batches=tuple(m.batch for m in found),
+        ms=tuple(m.mean_ms for m in found),
+        watts=tuple(m.energy_j_per_row * m.batch / (m.mean_ms / 1e3) for m in found),
+    )

@@ -23,8 +23,8 @@ import msgspec
 from clover.cache import expanded
 from clover.errors import ConfigError
 from clover.malformed import MALFORMED
+from clover.profiles import Pace
 from clover.types import FamilySpec, Method, Record
-from clover.worker.pacing import Pace
 
 SHIPPED = "a100_paces.json"
 

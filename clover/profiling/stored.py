@@ -15,6 +15,7 @@ from clover.config import ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError
 from clover.hints import program
+from clover.profiles import Paces
 from clover.profiling import analytical, pace, row_store
 from clover.profiling.candidates import log_unavailable
 from clover.profiling.measurement import measure
@@ -25,7 +26,6 @@ from clover.profiling.progress import expected, progress_or_bar
 from clover.runtime.workers import sandboxes
 from clover.runtime.workers.pool import Pool
 from clover.types import DeviceShape, FamilyProfile, FamilySpec
-from clover.worker.pacing import Paces
 
 log = logging.getLogger("clover.profiling")
 

@@ -29,6 +29,7 @@ from clover.interfaces import Device
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory
+from clover.profiles import Paces, pace_of
 from clover.runtime.memory import numa
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
@@ -45,7 +46,6 @@ from clover.runtime.workers.resident_orders import beside, part_of_machine, reco
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
-from clover.worker.pacing import Paces, pace_of
 
 _log = logging.getLogger("clover.fleet")
 

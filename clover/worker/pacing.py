@@ -10,10 +10,6 @@ A CPU may be slower than the slice that it emulates, and a crowded one may wake 
 late and is an *overrun*: counted, logged and reported to the server, because figures taken meanwhile are those of this
 machine and not of the slice.
 
-**Pace.**  A table gives milliseconds and watts at some batch sizes.  Between them, time and energy of a batch are
-linear in its rows, as in the planner; below the smallest size a batch costs what the smallest costs; beyond the
-largest, both grow in proportion.
-
 **Memory.**  A slice has its own memory and this process stands for it, so its address space may grow by that much and
 no further.  The limit is set once everything the process only shares is mapped; stacks and allocator reserves count
 too, which makes it a little tighter than the slice.
@@ -26,7 +22,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from clover.errors import DeviceError, WorkerError
-from clover.types import FamilyProfile, Record
 from clover.worker.frames import WorkerOrder
 
 if TYPE_CHECKING:
@@ -56,54 +51,8 @@ _SLACK_NS = 1_000
 """By default the kernel may wake a sleeper 50 us late, to save wake-ups; a short pace would be off by percents."""
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-class Pace(Record, frozen=True, kw_only=True):
-    """How a variant runs on a slice: milliseconds and watts (above idle) of a batch at each of `batches`, ascending."""
-
-    batches: tuple[int, ...]
-    ms: tuple[float, ...]
-    watts: tuple[float, ...]
-
-    def table(self, max_batch: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return milliseconds and watts of batches of 1 .. `max_batch` rows."""
-        joules = tuple(ms * watts for ms, watts in zip(self.ms, self.watts, strict=True))
-        ms_of = [_at(self.batches, self.ms, rows) for rows in range(1, max_batch + 1)]
-        joules_of = [_at(self.batches, joules, rows) for rows in range(1, max_batch + 1)]
-        return tuple(ms_of), tuple(joule / ms for joule, ms in zip(joules_of, ms_of, strict=True))
-
-
-def _at(batches: tuple[int, ...], values: tuple[float, ...], rows: int) -> float:
-    if rows <= batches[0]:
-        return values[0]
-    if rows >= batches[-1]:
-        return values[-1] * rows / batches[-1]
-    above = next(index for index, batch in enumerate(batches) if batch >= rows)
-    part = (rows - batches[above - 1]) / (batches[above] - batches[above - 1])
-    return values[above - 1] + part * (values[above] - values[above - 1])
-
-
-Paces = Mapping[tuple[str, str], Pace]
-"""By variant and profile of the slice."""
-
 LanePace = tuple[tuple[float, ...], tuple[float, ...]]
-"""Milliseconds and watts of batches of 1 .. `max_batch` rows, as `Pace.table` gives them."""
-
-
-def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> Pace | None:
-    """Return the pace that `profile` expects of this worker; None if it was not measured."""
-    if profile is None:
-        return None
-    rows = {m.batch: m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)}
-    if not rows:
-        return None
-    found = [rows[batch] for batch in sorted(rows)]
-    return Pace(
-        batches=tuple(m.batch for m in found),
-        ms=tuple(m.mean_ms for m in found),
-        watts=tuple(m.energy_j_per_row * m.batch / (m.mean_ms / 1e3) for m in found),
-    )
+"""Milliseconds and watts of batches of 1 .. `max_batch` rows, as `clover.profiles.Pace.table` gives them."""
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clover import profiles
 from clover.errors import ProfileError
-from clover.profiles import ProfileStore, profile_key
+from clover.profiles import Pace, ProfileStore, pace_of, profile_key
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -235,3 +237,40 @@ def test_the_default_slo_is_at_least_some_milliseconds() -> None:
     echo = with_base(p95_ms=0.14, front_ms=0.76)
     assert profiles.default_slo_ms(echo) == profiles.LEAST_SLO_MS
     assert profiles.default_slo_source(echo).startswith("the least default of 5 ms: ")
+
+
+# --- paces ------------------------------------------------------------------------------------------------------------
+
+
+def test_between_the_rows_of_a_table_time_and_energy_are_linear() -> None:
+    ms, watts = Pace(batches=(2, 4), ms=(10.0, 20.0), watts=(100.0, 50.0)).table(8)
+    assert ms == pytest.approx((10, 10, 15, 20, 25, 30, 35, 40))
+    joules = [time * power / 1e3 for time, power in zip(ms, watts, strict=True)]
+    assert joules == pytest.approx((1, 1, 1, 1, 1.25, 1.5, 1.75, 2))
+    assert Pace(batches=(8,), ms=(21.0,), watts=(17.0,)).table(8) == ((21.0,) * 8, pytest.approx((17.0,) * 8))
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0, 400)), min_size=1, max_size=6))
+def test_a_table_holds_its_own_rows(max_batch: int, values: list[tuple[float, float]]) -> None:
+    batches = tuple(1 << power for power in range(len(values)))
+    pace = Pace(batches=batches, ms=tuple(ms for ms, _ in values), watts=tuple(watts for _, watts in values))
+    ms, watts = pace.table(max_batch)
+    assert len(ms) == len(watts) == max_batch
+    assert min(ms) > 0
+    for batch, (own_ms, own_watts) in zip(batches, values, strict=True):
+        if batch <= max_batch:
+            assert ms[batch - 1] == pytest.approx(own_ms)
+            assert watts[batch - 1] == pytest.approx(own_watts)
+
+
+def test_a_profile_gives_its_own_pace_back() -> None:
+    profile = profiles_fixture.profile()
+    pace = pace_of(profile, "small", "1c", "eager")
+    assert pace is not None
+    rows = sorted((m for m in profile.latency if (m.variant, m.profile) == ("small", "1c")), key=lambda m: m.batch)
+    assert pace.batches == tuple(m.batch for m in rows)
+    assert pace.ms == tuple(m.mean_ms for m in rows)
+    for watts, m in zip(pace.watts, rows, strict=True):
+        assert watts * m.mean_ms / 1e3 / m.batch == pytest.approx(m.energy_j_per_row)
+    assert pace_of(profile, "small", "1c", "aoti") is None
+    assert pace_of(None, "small", "1c", "eager") is None

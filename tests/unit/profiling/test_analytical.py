@@ -18,6 +18,7 @@ from clover.errors import ConfigError, ProfileError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import capacity, estimate
 from clover.planning.packing import geometry
+from clover.profiles import pace_of
 from clover.profiling import analytical, pace, report, stored
 from clover.types import (
     DeviceShape,
@@ -29,7 +30,6 @@ from clover.types import (
     TensorSpec,
     VariantSpec,
 )
-from clover.worker.pacing import pace_of
 from tests.support import profiles_fixture
 
 SPEC = FamilySpec(

@@ -21,6 +21,7 @@ from clover.devices import emulated
 from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device
+from clover.profiles import Pace
 from clover.runtime.memory import numa
 from clover.runtime.served import Served
 from clover.runtime.workers import resident_orders
@@ -35,7 +36,6 @@ from clover.types import (
     RecordedLaunches,
 )
 from clover.worker import frames
-from clover.worker.pacing import Pace
 from tests.support import profiles_fixture
 
 TOY = load_family(str(Path(__file__).resolve().parents[2] / "families" / "toy"))

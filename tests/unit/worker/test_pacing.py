@@ -20,13 +20,10 @@ from clover.worker.pacing import (
     FIRST_REPORT_NS,
     REPORT_EVERY_NS,
     HeldSlice,
-    Pace,
     PacedRun,
     Pacer,
     misfit,
-    pace_of,
 )
-from tests.support import profiles_fixture
 from tests.support.router_fixture import family
 
 MS = 1_000_000
@@ -283,43 +280,6 @@ def test_an_order_must_pace_every_batch_size() -> None:
     further = Resident(variant="b", backend="eager", pace_ms=(1.0,), watts=(1.0,))
     with pytest.raises(WorkerError, match="1 batch sizes, the worker takes 2"):
         HeldSlice.attach(order(2, further), unreported)
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def test_between_the_rows_of_a_table_time_and_energy_are_linear() -> None:
-    ms, watts = Pace(batches=(2, 4), ms=(10.0, 20.0), watts=(100.0, 50.0)).table(8)
-    assert ms == pytest.approx((10, 10, 15, 20, 25, 30, 35, 40))
-    joules = [time * power / 1e3 for time, power in zip(ms, watts, strict=True)]
-    assert joules == pytest.approx((1, 1, 1, 1, 1.25, 1.5, 1.75, 2))
-    assert Pace(batches=(8,), ms=(21.0,), watts=(17.0,)).table(8) == ((21.0,) * 8, pytest.approx((17.0,) * 8))
-
-
-@given(st.integers(1, 40), st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0, 400)), min_size=1, max_size=6))
-def test_a_table_holds_its_own_rows(max_batch: int, values: list[tuple[float, float]]) -> None:
-    batches = tuple(1 << power for power in range(len(values)))
-    pace = Pace(batches=batches, ms=tuple(ms for ms, _ in values), watts=tuple(watts for _, watts in values))
-    ms, watts = pace.table(max_batch)
-    assert len(ms) == len(watts) == max_batch
-    assert min(ms) > 0
-    for batch, (own_ms, own_watts) in zip(batches, values, strict=True):
-        if batch <= max_batch:
-            assert ms[batch - 1] == pytest.approx(own_ms)
-            assert watts[batch - 1] == pytest.approx(own_watts)
-
-
-def test_a_profile_gives_its_own_pace_back() -> None:
-    profile = profiles_fixture.profile()
-    pace = pace_of(profile, "small", "1c", "eager")
-    assert pace is not None
-    rows = sorted((m for m in profile.latency if (m.variant, m.profile) == ("small", "1c")), key=lambda m: m.batch)
-    assert pace.batches == tuple(m.batch for m in rows)
-    assert pace.ms == tuple(m.mean_ms for m in rows)
-    for watts, m in zip(pace.watts, rows, strict=True):
-        assert watts * m.mean_ms / 1e3 / m.batch == pytest.approx(m.energy_j_per_row)
-    assert pace_of(profile, "small", "1c", "aoti") is None
-    assert pace_of(None, "small", "1c", "eager") is None
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
