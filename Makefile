@@ -67,7 +67,7 @@ sanitize: $(VENV)/.dev
 		CLOVER_COMPILED=$(SANITIZED) CLOVER_NATIVE=$(SANITIZED)/clover/_native \
 		$(PY) -m pytest -p no:faulthandler --hypothesis-profile quick -m "not alone" $(or $(ARGS),$(SANITIZE_TESTS))
 	CLOVER_TSAN_BATCHES=50000 $(PY) -m pytest -s tests/tsan
-SANITIZE_TESTS := tests/native $(wildcard tests/unit/devices/test_nvml_emulator*.py) tests/unit/http tests/unit/runtime \
+SANITIZE_TESTS := tests/native $(wildcard tests/unit/emulation/test_nvml_emulator*.py) tests/unit/http tests/unit/runtime \
 	tests/unit/worker tests/unit/accounting tests/conformance tests/fuzz/test_targets.py
 
 # Each target for so long, guided by branches: make fuzz ARGS="front_end oip --seconds 1800"

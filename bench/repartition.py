@@ -33,7 +33,8 @@ from bench.load import Body, Check, closed_loop, open_loop, quantile
 from bench.oracle import EXACT, expected, scorer
 from bench.swap import AFTER_S, Change, changes, split
 from clover.cache import cache_folder
-from clover.devices import box_path, emulated, parse
+from clover.devices import box_path, parse
+from clover.emulation import emulated
 from clover.planning.model.problem import services_of
 from clover.types import FamilyProfile
 

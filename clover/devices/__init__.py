@@ -27,7 +27,7 @@ DEVICES = {
     "cpu": "clover.devices.cpu",
     "nvidia": "clover.devices.nvidia",
     "mig": "clover.devices.nvidia",
-    "emulated": "clover.devices.boxes",
+    "emulated": "clover.emulation.boxes",
 }
 """The module of each kind of device, which has what `DeviceKind` says; imported when it is asked for."""
 

@@ -72,7 +72,7 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 def _slice(first: Resident, device: Device, placement: Placement) -> EmulatedSlice:
     """Return the emulated slice at `placement` for a worker whose first variant is `first`."""
-    from clover.devices import emulated
+    from clover.emulation import emulated
 
     return EmulatedSlice(
         library=str(emulated.library()),

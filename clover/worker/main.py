@@ -4,8 +4,9 @@ Life: pin to cores, harden, confine itself (`worker.sandbox`), report "loading",
 "warming", run batches of several sizes, load and warm the others that fit (`worker.residents`), report "ready" and what
 is held, then serve batches (`worker.loop`).  When the server says EXIT, the worker first answers what is in its ring.
 
-On an emulated slice (`clover.worker.pacing`) it attaches to the slice before it reports anything, so that the instance
-cannot be destroyed meanwhile, and completes batches at the slice's pace.  If its GPU is lost, it reports that and ends.
+On an emulated slice (`clover.emulation.pacing`) it attaches to the slice before it reports anything, so that the
+instance cannot be destroyed meanwhile, and completes batches at the slice's pace.  If its GPU is lost, it reports that
+and ends.
 
 It dies with the server in any state, mid-batch included: its lifeline is a pipe that only the server holds open, and
 the kernel is asked to send SIGKILL when that pipe hangs up.  (PR_SET_PDEATHSIG would follow the zygote's life instead,
@@ -34,9 +35,10 @@ from functools import partial
 from types import FrameType
 
 from clover._native.ring import RING_BYTES, Ring
+from clover.emulation import pacing
 from clover.errors import DeviceError, WorkerError, out_of_memory
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, pacing, pinned, sandbox
+from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, pinned, sandbox
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop

@@ -1,7 +1,7 @@
 /* An NVML without a GPU: one state file stands for the driver and its boards.
  *
  * Every process that maps the file sees one machine.  The file has two parts.  `config` is written once by
- * clover/devices/emulated.py: which board, how many, and the profile table as data.  `live` belongs to this library:
+ * clover/emulation/emulated.py: which board, how many, and the profile table as data.  `live` belongs to this library:
  * MIG modes, instances, attached processes, power, energy and injected faults, behind one mutex.
  *
  * Three rules keep it truthful.
@@ -48,7 +48,7 @@ enum {
 enum { BOX_PRIVILEGED = 1, BOX_MIG = 2, BOX_NO_ENERGY = 4, BOX_NO_POWER = 8, BOX_NO_LIMIT = 16 };
 enum { KIND_MEDIA = 1, KIND_ALL_MEDIA = 2, KIND_NO_MEDIA = 4, KIND_GRAPHICS = 8 };
 
-/* --- config: written by Python (clover/devices/emulated.py declares the same two structures) ---------------------- */
+/* --- config: written by Python (clover/emulation/emulated.py declares the same two structures) ---------------------- */
 
 struct profile {
     char name[32];

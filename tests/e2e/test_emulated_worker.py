@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clover.devices import emulated
+from clover.emulation import emulated
 from clover.errors import DeviceError
 from tests.support.emulated_worker import PACE_MS
 from tests.support.forks import Forks

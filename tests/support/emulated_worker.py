@@ -23,8 +23,8 @@ import numpy as np
 from clover import devices, families, profiling
 from clover.accounting import Account
 from clover.config import FamilyConfig, ServerConfig, WorkersConfig
-from clover.devices import emulated
 from clover.devices.mig import MigDevice
+from clover.emulation import emulated
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool, WorkerProcess

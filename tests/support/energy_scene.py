@@ -36,7 +36,7 @@ import msgspec
 from clover import devices, energy
 from clover.accounting import Account, ProfiledEnergy, WorkerMeter
 from clover.config import EnergyConfig, WorkersConfig
-from clover.devices import emulated
+from clover.emulation import emulated
 from clover.errors import DeviceError
 from clover.types import Placement, Reading
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerConfig, WorkersConfig
-from clover.devices import emulated
 from clover.devices.mig import MigDevice
+from clover.emulation import emulated
 from clover.errors import CloverError
 from clover.server.server import Server
 from tests.support.mig_server import TOY, Load, answers, until

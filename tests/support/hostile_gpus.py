@@ -21,8 +21,8 @@ from typing import Any
 
 import clover.server
 from clover import devices
-from clover.devices import emulated
 from clover.devices.mig import MigDevice
+from clover.emulation import emulated
 from clover.errors import CloverError
 from tests.support import disturb, mig_server
 from tests.support.mig_server import BASE, BOX, MIXED, Load, gpu, say, settled, standing, until

@@ -26,8 +26,8 @@ import numpy as np
 import clover.server
 from clover.backends.artifacts import package_version
 from clover.control.apply import Applier
-from clover.devices import emulated
 from clover.devices.mig import MigDevice
+from clover.emulation import emulated
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.types import Placement, Routing, Step

@@ -94,7 +94,7 @@ def serve(box: str) -> None:
 
     import pynvml as n
 
-    from clover.devices import emulated
+    from clover.emulation import emulated
     from clover.errors import DeviceError
 
     if box:

@@ -16,8 +16,8 @@ from clover.cli.doctor.software import torch_cuda
 from clover.cli.mig.box import GpuBox
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.config import ServerConfig
-from clover.devices import boxes, emulated
 from clover.devices.nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, Nvml, NvmlError
+from clover.emulation import boxes, emulated
 from clover.errors import CloverError
 from clover.settings.check import on_gpus
 

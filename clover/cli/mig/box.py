@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from clover.cli.mig.state import GpuState, Instance
-from clover.devices import emulated, nvml
+from clover.devices import nvml
 from clover.devices.fixed import seen
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.instances import is_ours
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, boot_of
+from clover.emulation import emulated
 from clover.errors import ConfigError
 from clover.hints import program
 from clover.types import Placement

@@ -19,13 +19,15 @@ from rich.console import Console
 from clover import devices, terminal
 from clover.cache import cache_folder
 from clover.cli import CommandParser, CommandRefused
-from clover.cli.mig import applying, emulate, files, listing
+from clover.cli.mig import applying, files, listing
 from clover.cli.mig.box import GpuBox, opened
 from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
-from clover.devices import boxes, emulated, tables
+from clover.devices import tables
+from clover.emulation import boxes, emulated
+from clover.emulation.cli import emulate
 from clover.errors import ConfigError, DeviceError
 from clover.hints import program
 

@@ -19,8 +19,8 @@ from clover.cli.doctor import calibration, command, gpu, machine, main, service,
 from clover.cli.doctor.findings import Finding
 from clover.cli.mig.state import GpuState
 from clover.config import CarbonConfig, EnergyConfig, OtelConfig, ServerConfig, WorkersConfig
-from clover.devices import emulated
 from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
+from clover.emulation import emulated
 from clover.energy.calibrate import Calibration, CalibrationStep
 from clover.types import Reading
 from clover.worker import landlock, seccomp

@@ -24,8 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clover.cli.mig import emulate
-from clover.devices import emulated, tables
+from clover.devices import tables
+from clover.emulation import emulated
+from clover.emulation.cli import emulate
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 from tests.support.forks import Forks
@@ -214,7 +215,7 @@ class Attached:
 
     def __init__(self, forks: Forks, state: Path, uuid: str) -> None:
         program = (
-            "import sys; from clover.devices.emulated import Attachment; "
+            "import sys; from clover.emulation.emulated import Attachment; "
             f"held = Attachment({str(emulated.library())!r}, {str(state)!r}, {uuid!r}); "
             "print('on', flush=True); sys.stdin.read()"
         )

@@ -22,8 +22,9 @@ import asyncio, logging, os, subprocess, sys, time
 from pathlib import Path
 from clover import devices
 from clover.config import WorkersConfig
-from clover.devices import emulated, tables
-from clover.devices.emulated import Fault
+from clover.devices import tables
+from clover.emulation import emulated
+from clover.emulation.emulated import Fault
 from clover.errors import DeviceError, DeviceLost
 from clover.planning.packing import geometry
 from clover.types import Placement
@@ -49,7 +50,7 @@ def refused(work, *words, error=DeviceError):
 def holder(device, placement):
     program = (
         "import sys\\n"
-        "from clover.devices.emulated import Attachment\\n"
+        "from clover.emulation.emulated import Attachment\\n"
         "held = Attachment(*sys.argv[1:])\\n"
         "print('held', flush=True)\\n"
         "sys.stdin.read()\\n"

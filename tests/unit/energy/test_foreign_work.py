@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clover.ancestry import descends_from
-from clover.devices import emulated
+from clover.emulation import emulated
 from clover.energy.foreign_work import process_name
 from tests.support.nvml_child import Child
 

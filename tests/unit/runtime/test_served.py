@@ -17,7 +17,7 @@ from clover.accounting import Account
 from clover.accounting.devices import Line
 from clover.accounting.usage import Usage, UsageKey
 from clover.config import FamilyConfig, WorkersConfig
-from clover.devices import emulated
+from clover.emulation import emulated
 from clover.errors import DeviceError, WorkerError, WorkerLostInStart
 from clover.families import load_family
 from clover.interfaces import Device

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from clover.devices import emulated
-from clover.devices.emulated import Fault
+from clover.emulation import emulated
+from clover.emulation.emulated import Fault
 from clover.errors import DeviceError
 from tests.support.nvml_child import ROOT, Child
 
@@ -234,7 +234,7 @@ def test_a_box_takes_so_many_faults(box: Path) -> None:
 
 HOLD = """
 import ctypes, sys
-from clover.devices import emulated
+from clover.emulation import emulated
 library = ctypes.CDLL(str(emulated.library()))
 library.clover_nvml_hold(sys.argv[1].encode(), 0, 1)
 """

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.devices import emulated, tables
+from clover.devices import tables
 from clover.devices.tables import GpuTable, ProfileRow
+from clover.emulation import emulated
 from clover.planning.packing.geometry import layouts
 from tests.support.nvml_child import Child
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.devices import emulated, tables
-from clover.devices.emulated import EXACT, BoardPower, Fault
+from clover.devices import tables
+from clover.emulation import emulated
+from clover.emulation.emulated import EXACT, BoardPower, Fault
 from tests.support.nvml_child import Child
 
 A100 = tables.table("a100-40gb")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clover.devices import emulated, tables
+from clover.devices import tables
+from clover.emulation import emulated
 from tests.support.nvml_child import Child
 
 A100 = "a100-40gb"

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from clover.devices import emulated
+from clover.emulation import emulated
 from clover.errors import ConfigError
 
 _SUPERVISE = Path(__file__).with_name("supervise.py")

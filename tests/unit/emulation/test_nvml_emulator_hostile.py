@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clover.devices import clients, emulated, tables
+from clover.devices import clients, tables
+from clover.emulation import emulated
 from clover.errors import DeviceError
 from tests.support import disturb
 from tests.support.nvml_child import ROOT, Child

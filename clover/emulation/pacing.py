@@ -33,7 +33,7 @@ from clover.errors import DeviceError, WorkerError
 from clover.worker.frames import WorkerOrder
 
 if TYPE_CHECKING:
-    from clover.devices.emulated import Attachment  # imported by emulated workers alone
+    from clover.emulation.emulated import Attachment  # imported by emulated workers alone
     from clover.worker.loop import ResidentLane, Run
 
 _log = logging.getLogger("clover.worker")
@@ -133,7 +133,7 @@ class HeldSlice:
     def attach(cls, order: WorkerOrder, report: Callable[[int, int], None]) -> HeldSlice:
         """Attach this process to the slice of `order`.  Raises DeviceError if there is no such slice, WorkerError if
         the order does not pace every batch size of every variant."""
-        from clover.devices.emulated import Attachment
+        from clover.emulation.emulated import Attachment
 
         ordered = order.emulated
         assert ordered is not None

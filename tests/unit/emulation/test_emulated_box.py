@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clover.devices import emulated, tables
-from clover.devices.emulated import Fault
+from clover.devices import tables
+from clover.emulation import emulated
+from clover.emulation.emulated import Fault
 from clover.errors import DeviceError
 from tests.support.nvml_child import ROOT, Child
 
@@ -135,7 +136,7 @@ def test_acting_on_a_box_leaves_no_library_behind(tmp_path: Path) -> None:
     box = tmp_path / "box.nvml"
     done = python(
         "import sys, pathlib\n"
-        "from clover.devices import emulated\n"
+        "from clover.emulation import emulated\n"
         "box = pathlib.Path(sys.argv[1])\n"
         "emulated.create_box(box, 'a100-40gb', 1)\n"
         "emulated.inject(box, emulated.Fault(symbol='nvmlDeviceGetName', error='UNKNOWN'))\n"
@@ -161,7 +162,7 @@ def test_an_act_on_no_such_board_says_so(tmp_path: Path) -> None:
 
 USE = """
 import sys, os, pathlib
-from clover.devices import emulated
+from clover.emulation import emulated
 from clover.errors import DeviceError
 one, two = map(pathlib.Path, sys.argv[1:3])
 emulated.create_box(one, "a100-40gb", 1)

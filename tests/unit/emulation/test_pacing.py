@@ -13,10 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clover.errors import DeviceError, DeviceLost, WorkerError, out_of_memory
-from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
-from clover.worker.loop import ResidentLane
-from clover.worker.pacing import (
+from clover.emulation.pacing import (
     FIRST_REPORT_NS,
     REPORT_EVERY_NS,
     HeldSlice,
@@ -24,6 +21,9 @@ from clover.worker.pacing import (
     Pacer,
     misfit,
 )
+from clover.errors import DeviceError, DeviceLost, WorkerError, out_of_memory
+from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
+from clover.worker.loop import ResidentLane
 from tests.support.router_fixture import family
 
 MS = 1_000_000
@@ -301,7 +301,7 @@ def test_memory_running_out_is_known_by_its_words() -> None:
 
 def test_a_limited_process_gets_its_share_and_no_more() -> None:
     program = (
-        "from clover.worker.pacing import limit_memory\n"
+        "from clover.emulation.pacing import limit_memory\n"
         "import mmap\n"
         "limit_memory(256 << 20)\n"
         "held = mmap.mmap(-1, 128 << 20)\n"

@@ -4,7 +4,7 @@
     emulated:NAME:COUNT:NUMBERS    of a box of so many GPUs those with these numbers, as 0-3: servers share the box
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
-From opening on they are GPUs like any other, behind an NVML library of our own (`clover.devices.emulated`).  A pod's
+From opening on they are GPUs like any other, behind an NVML library of our own (`clover.emulation.emulated`).  A pod's
 instances are made as an administrator would; then the box takes all privileges away.  The GPU is the first of the
 tables that has the profile as a plain one: an A100 with 80 GB for 1g.10gb.
 """
@@ -16,13 +16,14 @@ import zlib
 from pathlib import Path
 
 from clover.config import WorkersConfig
-from clover.devices import DeviceChoice, box_path, emulated, numbers, tables
+from clover.devices import DeviceChoice, box_path, numbers, tables
 from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
 from clover.devices.fixed import NOT_PERMITTED, FixedGpu
 from clover.devices.gpu import MigGpu
 from clover.devices.nvidia import open_gpus
 from clover.devices.nvml import Nvml
+from clover.emulation import emulated
 from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.interfaces import Device
 from clover.settings.check import parse_cores

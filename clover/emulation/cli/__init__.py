@@ -1,0 +1,1 @@
+"""`clover mig emulate`: any NVML program on emulated GPUs."""
