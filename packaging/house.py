@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WINGS = ["cluster", "research", "report", "importing", "charts", "policies.paper"]
+WINGS = ["cluster", "research", "report", "importing", "emulation", "charts", "policies.paper"]
 SMALL = 100
 RECORDER = """
 import os, sys

@@ -4,7 +4,7 @@
 machine, split by MIG if that is on), `mig:MIG-...` (MIG instances by their UUIDs, as they are), `emulated:a100-40gb:2`
 (GPUs that are not there, behind the same driver calls).
 `DEVICES` maps the first part of the word to the module that knows the rest: a kind joins by adding a line there and a
-line in `DEVICE_FORMS` of `clover/settings/check.py`.
+line in `DEVICE_FORMS` of `clover/settings/check.py`.  Emulated GPUs are a wing, which an installation may lack.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from clover.config import WorkersConfig
 from clover.devices.mig import MigDevice
@@ -31,6 +31,8 @@ DEVICES = {
 }
 """The module of each kind of device, which has what `DeviceKind` says; imported when it is asked for."""
 
+EMULATED_STATE = "CLOVER_NVML_STATE"
+"""The environment variable that names the state file of emulated GPUs to their NVML."""
 
 _NUMBERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
@@ -122,5 +124,19 @@ def box_path(choice: DeviceChoice, cache: Path) -> Path:
     return cache / "emulated" / f"{choice.box}.nvml"
 
 
+def emulation(name: str) -> Any:
+    """Return the module `name` of the wing that emulates GPUs; ConfigError where this installation is without it."""
+    return _imported(f"{DEVICES['emulated'].rpartition('.')[0]}.{name}")
+
+
 def _module(kind: str) -> DeviceKind:
-    return cast("DeviceKind", importlib.import_module(DEVICES[kind]))
+    return cast("DeviceKind", _imported(DEVICES[kind]))
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(f"this installation is without {error.name}, which has emulated GPUs") from None

@@ -115,8 +115,3 @@ def _unit(process: Path, name: str) -> str:
         return ""  # its unit may run more than it: cron, a shell's session, a scheduler of jobs
     service = _SERVICE.search(_line(process / "cgroup"))
     return service.group(1) if service is not None else _UNITS.get(name, "")
-
-
-def nodes_of(state: Path) -> str:
-    """Return the folder that stands for /dev/nvidia-caps of an emulated box."""
-    return f"{os.path.realpath(state)}.caps/"

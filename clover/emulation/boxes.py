@@ -11,13 +11,13 @@ tables that has the profile as a plain one: an A100 with 80 GB for 1g.10gb.
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from pathlib import Path
 
 from clover.config import WorkersConfig
 from clover.devices import DeviceChoice, box_path, numbers, tables
-from clover.devices.clients import nodes_of
 from clover.devices.cpu import CpuDevice
 from clover.devices.fixed import NOT_PERMITTED, FixedGpu
 from clover.devices.gpu import MigGpu
@@ -27,6 +27,8 @@ from clover.emulation import emulated
 from clover.errors import ConfigError, DeviceError, DeviceLost
 from clover.interfaces import Device
 from clover.settings.check import parse_cores
+from clover.types import Placement
+from clover.worker.frames import EmulatedSlice, Resident
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 _POD = "pod-"
@@ -80,12 +82,24 @@ def build(
             _hand_over(opened, choice, path)
         opened_gpus = open_gpus(opened, choice.indices, cache / "mig", exclusive=exclusive, cores=cores, emulated=True)
         for gpu in opened_gpus.values():
-            gpu.nodes = (nodes_of(path),)
+            gpu.nodes = (emulated.nodes_of(path),)
         return dict(opened_gpus)
     except BaseException:
         if session is None:
             opened.close()
         raise
+
+
+def slice_of(first: Resident, device: Device, placement: Placement) -> EmulatedSlice:
+    """Return the emulated slice at `placement` for a worker whose first variant is `first`."""
+    return EmulatedSlice(
+        library=str(emulated.library()),
+        state=os.environ[emulated.STATE],
+        uuid=device.visible(placement),
+        pace_ms=first.pace_ms,
+        watts=first.watts,
+        memory_bytes=device.memory_bytes(placement),
+    )
 
 
 def is_pod(name: str) -> bool:

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from clover.cache import make_private
+from clover.devices import EMULATED_STATE
 from clover.devices.tables import GpuTable, board
 from clover.errors import DeviceError
 from clover.types import Record
 
-STATE = "CLOVER_NVML_STATE"
+STATE = EMULATED_STATE
 """The environment variable that names the state file to the library."""
 
 LATENCY = "CLOVER_NVML_LATENCY"
@@ -455,6 +456,11 @@ def set_driver(path: Path, version: str, cuda: tuple[int, int]) -> None:
 def advance(path: Path, seconds: float) -> None:
     """Move the clock of the box ahead: power drawn now counts for so much longer.  For tests that do not wait."""
     _act(path, "advance the clock", "advance", round(seconds * 1e9))
+
+
+def nodes_of(state: Path) -> str:
+    """Return the folder that stands for /dev/nvidia-caps of an emulated box."""
+    return f"{os.path.realpath(state)}.caps/"
 
 
 # --- processes on slices ----------------------------------------------------------------------------------------------

@@ -17,23 +17,24 @@ too, which makes it a little tighter than the slice.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from clover.errors import DeviceError, WorkerError
+from clover.emulation.emulated import Attachment
+from clover.errors import DeviceError, WorkerError, out_of_memory
 from clover.worker.frames import WorkerOrder
 
 if TYPE_CHECKING:
-    from clover.emulation.emulated import Attachment  # imported by emulated workers alone
     from clover.worker.loop import ResidentLane, Run
 
 _log = logging.getLogger("clover.worker")
@@ -133,8 +134,6 @@ class HeldSlice:
     def attach(cls, order: WorkerOrder, report: Callable[[int, int], None]) -> HeldSlice:
         """Attach this process to the slice of `order`.  Raises DeviceError if there is no such slice, WorkerError if
         the order does not pace every batch size of every variant."""
-        from clover.emulation.emulated import Attachment
-
         ordered = order.emulated
         assert ordered is not None
         lanes = [(ordered.pace_ms, ordered.watts), *((one.pace_ms, one.watts) for one in order.also)]
@@ -198,6 +197,19 @@ def limit_memory(memory_bytes: int, statm: Path = Path("/proc/self/statm")) -> i
     limit = held + memory_bytes if hard == resource.RLIM_INFINITY else min(held + memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     return limit
+
+
+@contextlib.contextmanager
+def within_its_memory(order: WorkerOrder) -> Iterator[None]:
+    """Bound this process by the memory of its emulated slice; raises DeviceError if the model does not fit."""
+    assert order.emulated is not None
+    limit_memory(order.emulated.memory_bytes)
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise misfit(order.variant, order.place, order.emulated.memory_bytes) from error
+        raise
 
 
 def misfit(variant: str, place: str, memory_bytes: int) -> DeviceError:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from clover.accounting import Account, ProfiledEnergy, profiled_energy
 from clover.accounting.devices import Line
 from clover.accounting.labels import grams_method, joined
 from clover.config import FamilyConfig, WorkersConfig
+from clover.devices import emulation
 from clover.errors import DeviceError, WorkerLostInStart
 from clover.interfaces import Device
 from clover.planning.model.problem import services_of
@@ -45,7 +45,7 @@ from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.runtime.workers.resident_orders import beside, part_of_machine, recording, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
-from clover.worker.frames import EmulatedSlice, Resident, WorkerOrder
+from clover.worker.frames import Resident, WorkerOrder
 
 _log = logging.getLogger("clover.fleet")
 
@@ -68,20 +68,6 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
         m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
     ]
     return max(found, key=lambda m: m.batch).threads if found else None
-
-
-def _slice(first: Resident, device: Device, placement: Placement) -> EmulatedSlice:
-    """Return the emulated slice at `placement` for a worker whose first variant is `first`."""
-    from clover.emulation import emulated
-
-    return EmulatedSlice(
-        library=str(emulated.library()),
-        state=os.environ[emulated.STATE],
-        uuid=device.visible(placement),
-        pace_ms=first.pace_ms,
-        watts=first.watts,
-        memory_bytes=device.memory_bytes(placement),
-    )
 
 
 class Served:
@@ -210,7 +196,7 @@ class Served:
             # What runs for an emulated slice runs on the CPU, whatever GPUs this machine has.
             visible_devices="" if emulated else device.visible(placement),
             place=placement.id,
-            emulated=_slice(first, device, placement) if emulated else None,
+            emulated=emulation("boxes").slice_of(first, device, placement) if emulated else None,
             sandbox=sandboxes.order_of(self._workers, gpu=not emulated and bool(device.visible(placement))),
         )
         return self._with_others(order, assignment, device)

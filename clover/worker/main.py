@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import importlib
 import io
 import logging
 import os
@@ -30,13 +31,11 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 
 from clover._native.ring import RING_BYTES, Ring
-from clover.emulation import pacing
-from clover.errors import DeviceError, WorkerError, out_of_memory
+from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
 from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, pinned, sandbox
 from clover.worker.batches import Batches
@@ -45,6 +44,9 @@ from clover.worker.pipelined import PipelinedLoop
 from clover.worker.residents import ResidentSet, checked_files, ms_since, reason_of
 
 _log = logging.getLogger("clover.worker")
+
+PACING = "clover.emulation.pacing"
+"""What plays an emulated slice, of a wing; imported by workers on one alone."""
 
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -64,9 +66,8 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             os.sched_setaffinity(0, order.cores)
             _yield(order)
             _harden(order)
-            held = None
-            if order.emulated is not None:
-                held = pacing.HeldSlice.attach(order, partial(_report_overruns, control))
+            pacing = None if order.emulated is None else importlib.import_module(PACING)
+            held = None if pacing is None else pacing.HeldSlice.attach(order, partial(_report_overruns, control))
             slab = Slab.attach(slab_fd, Layout(order.family, spawn.slots))
             batches = Batches(slab)
             also = () if _on_cores(order) or held is not None else (Batches(slab),)  # of a second batch in flight
@@ -77,7 +78,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             send_state(control, frames.WorkerState(state="loading", fork_ms=ms_since(spawn.begun_ns), sandbox=confined))
             files = checked_files(order)
             residents = ResidentSet(order, slab)
-            with _within_its_memory(order):
+            with contextlib.nullcontext() if pacing is None else pacing.within_its_memory(order):
                 load_ms = residents.load_first()
                 pinned.pin((batches, *also), order.max_batch)
                 scores = Scores.of(order, slab)
@@ -169,7 +170,7 @@ def _harden(order: frames.WorkerOrder) -> None:
 
     What the model forks stays below this process until it ends, and is ended by the zygote then."""
     os.environ["CUDA_VISIBLE_DEVICES"] = order.visible_devices
-    if order.visible_devices and order.emulated is None and (reason := cuda_driver.start()):
+    if order.visible_devices and (reason := cuda_driver.start()):
         _log.warning("CUDA does not start on %s: %s", order.visible_devices, reason)  # torch says it as an error
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
@@ -188,18 +189,3 @@ def _harden(order: frames.WorkerOrder) -> None:
 def _report_overruns(control: socket.socket, batches: int, overruns: int) -> None:
     """Tell the server that of the `batches` on an emulated slice so far, `overruns` took longer than its pace."""
     send_state(control, frames.WorkerState(state="ready", batches=batches, overruns=overruns))
-
-
-@contextlib.contextmanager
-def _within_its_memory(order: frames.WorkerOrder) -> Iterator[None]:
-    """Bound this process by the memory of its emulated slice; raises DeviceError if the model does not fit."""
-    if order.emulated is None:
-        yield
-        return
-    pacing.limit_memory(order.emulated.memory_bytes)
-    try:
-        yield
-    except Exception as error:
-        if out_of_memory(error):
-            raise pacing.misfit(order.variant, order.place, order.emulated.memory_bytes) from error
-        raise

@@ -116,7 +116,7 @@ def give_up_privileges() -> None:
 
 
 def _on_a_real_gpu(order: WorkerOrder) -> bool:
-    return bool(order.visible_devices) and order.emulated is None
+    return bool(order.visible_devices)
 
 
 def _settle_temporary_files(wanted: SandboxOrder) -> None:

@@ -88,9 +88,12 @@ def test_the_core_serves_and_its_page_says_that_there_is_no_report(core: Path, t
 
 
 @pytest.mark.slow
-def test_the_core_serves_on_an_emulated_mig_slice(core: Path, toy_cache: Path) -> None:
+def test_the_core_serves_on_a_mig_slice_of_the_emulator_beside_it(core: Path, toy_cache: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(core, both)
+    shutil.copytree(PACKAGE / "emulation", both / "clover" / "emulation")
     words = ("--device", "emulated:pod-1g.10gb", "--cache-dir", str(toy_cache))
-    with serving(core, toy_cache, TOY, *words) as url:
+    with serving(both, toy_cache, TOY, *words) as url:
         assert infer(url, "toy", "INPUT0", [1, 4], [1.0, 2.0, 3.0, 4.0]) == 200
     assert "on 1g.10gb" in (toy_cache / "out").read_text(encoding="utf-8")
 
@@ -107,3 +110,21 @@ def test_a_command_of_a_wing_says_in_a_line_that_it_is_not_installed(
     done = subprocess.run(words, cwd=core, env=environment(core, tmp_path), capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert done.stderr == f"clover: this installation is without clover.{wing}, which has `{command}`\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (("serve", "fashion", "--device", "emulated:a100-40gb:1"), "clover"),
+        (("mig", "emulate", "a100-40gb:2", "--state", "box.nvml"), "clover mig emulate"),
+        (("mig", "list", "--box", __file__), "clover mig list"),
+    ],
+)
+def test_emulated_gpus_are_refused_in_a_line_where_their_wing_is_missing(
+    core: Path, tmp_path: Path, words: tuple[str, ...], command: str
+) -> None:
+    line = [sys.executable, "-m", "clover", *words]
+    done = subprocess.run(line, cwd=core, env=environment(core, tmp_path), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stderr == f"{command}: this installation is without clover.emulation, which has emulated GPUs\n"

@@ -16,8 +16,7 @@ import struct
 import sys
 from pathlib import Path
 
-from clover.devices.clients import nodes_of
-from clover.emulation.emulated import GPUS_MAX, _act
+from clover.emulation.emulated import GPUS_MAX, _act, nodes_of
 from clover.errors import DeviceError
 
 COMPUTE_MODES = {"default": 0, "prohibited": 2, "exclusive": 3}

@@ -1,3 +1,3 @@
 """The folders of `clover/` that a server does without."""
 
-WINGS = ("cluster", "importing", "report", "research")
+WINGS = ("cluster", "emulation", "importing", "report", "research")

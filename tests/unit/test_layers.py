@@ -53,7 +53,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
     frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "importing"}),
     frozenset({"runtime.guard", "worker"}),
-    frozenset({"runtime.router"}),
+    frozenset({"runtime.router", "emulation"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
     frozenset({"runtime.served", "runtime.embedded", "runtime.split"}),
     frozenset({"http", "control"}),
@@ -63,7 +63,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"research.simulate"}),
     frozenset({"cluster"}),
     frozenset({"serve", "__main__", "cli"}),
-    frozenset({"cluster.cli", "importing.cli", "report.cli", "research.cli"}),
+    frozenset({"cluster.cli", "emulation.cli", "importing.cli", "report.cli", "research.cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 
@@ -159,8 +159,11 @@ def test_imports_point_down_and_siblings_do_not_meet() -> None:
     assert not faults, "\n".join(faults)
 
 
-# Who names a module of a wing: as a command, as a process, or to see whether it is there.
-NAMES_A_WING = {"clover.__main__", "clover.dashboard.report", "clover.server.page"}
+# Who names a module of a wing: as a command, a process, a kind of device, what plays it, or to see whether it is there.
+NAMES_A_WING = {"clover.__main__", "clover.dashboard.report", "clover.server.page"} | {
+    "clover.devices",
+    "clover.worker.main",
+}
 _of_wing = re.compile(rf"clover\.({'|'.join(WINGS)})(\.\w+)*").fullmatch
 
 

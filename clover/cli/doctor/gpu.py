@@ -17,7 +17,6 @@ from clover.cli.mig.box import GpuBox
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.config import ServerConfig
 from clover.devices.nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, Nvml, NvmlError
-from clover.emulation import boxes, emulated
 from clover.errors import CloverError
 from clover.settings.check import on_gpus
 
@@ -71,8 +70,8 @@ def _emulated(config: ServerConfig, folder: Path) -> Iterator[Finding]:
         if not path.exists():
             yield Finding(topic="gpu", state="works", text=f"{config.workers.device}: made when a server starts on it")
             return
-        emulated.use_box(path)
-        boxes.check(session, choice, path)
+        devices.emulation("emulated").use_box(path)
+        devices.emulation("boxes").check(session, choice, path)
         for gpu in GpuBox(session, folder, emulated=True).look():
             yield _gpu(gpu)
     except CloverError as error:

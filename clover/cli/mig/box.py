@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from clover import devices
 from clover.cli.mig.state import GpuState, Instance
 from clover.devices import nvml
 from clover.devices.fixed import seen
@@ -24,7 +25,6 @@ from clover.devices.instances import is_ours
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.devices.ownership import Ownership, boot_of
-from clover.emulation import emulated
 from clover.errors import ConfigError
 from clover.hints import program
 from clover.types import Placement
@@ -153,7 +153,7 @@ def opened(state: str, cache: Path) -> Iterator[GpuBox]:
             raise ConfigError(
                 f"there is no emulated box {state}: make one with `{program()} mig emulate a100-40gb:2 --state {state}`"
             )
-        emulated.use_box(Path(state))
+        devices.emulation("emulated").use_box(Path(state))
     session = Nvml()
     try:
         yield GpuBox(session, cache / "mig", emulated=bool(state))

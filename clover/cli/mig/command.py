@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
-import tempfile
 import textwrap
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,9 +21,6 @@ from clover.cli.mig.changes import Changes, compare
 from clover.cli.mig.drawing import strokes
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.cli.mig.words import Ask
-from clover.devices import tables
-from clover.emulation import boxes, emulated
-from clover.emulation.cli import emulate
 from clover.errors import ConfigError, DeviceError
 from clover.hints import program
 
@@ -35,6 +28,8 @@ DONE, DIFFERS, USAGE, UNREACHABLE = 0, 1, 2, 3
 _WIDTH = 140
 """Columns if standard output is no terminal."""
 _HELP_COLUMNS = 78
+
+EMULATE_ABOUT = "run a program on emulated GPUs, or make a box of them"
 
 _EXAMPLES = """\
 examples:
@@ -49,17 +44,18 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command and return its exit code."""
     environment = os.environ if environ is None else environ
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["emulate"]:
+        return _emulate(words[1:], environment)
     words, command = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, None)
     parser, verbs = _parser(environment)
     try:
         given, unknown = parser.parse_known_args(words)
         if unknown:
             verbs[given.verb].refuse(unknown)
-        if command is not None and given.verb != "emulate":
+        if command is not None:
             verbs[given.verb].error("only emulate takes a command after --")
     except SystemExit as stop:
         return int(stop.code or 0)
-    given.command, given.environ = command, environment
     handler: Callable[[argparse.Namespace], int] = given.handler
     try:
         return handler(given)
@@ -68,9 +64,19 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except CommandRefused as error:
         return _fail(given, error, DIFFERS)
     except DeviceError as error:
-        return _fail(given, error, DIFFERS if given.verb == "emulate" else UNREACHABLE)
+        return _fail(given, error, UNREACHABLE)
     except KeyboardInterrupt:
         return 130
+
+
+def _emulate(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run the verb of the wing that emulates GPUs, which an installation may lack."""
+    try:
+        wing = devices.emulation("cli")
+    except ConfigError as error:
+        print(f"clover mig emulate: {error}", file=sys.stderr)
+        return USAGE
+    return int(wing.main(words, environ))
 
 
 def _fail(given: argparse.Namespace, error: Exception, code: int) -> int:
@@ -95,8 +101,8 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
     box.add_argument(
         "--box",
         metavar="FILE",
-        default=environ.get(emulated.STATE, ""),
-        help=f"act on the emulated GPUs of this state file [{emulated.STATE}, or this machine]",
+        default=environ.get(devices.EMULATED_STATE, ""),
+        help=f"act on the emulated GPUs of this state file [{devices.EMULATED_STATE}, or this machine]",
     )
     box.add_argument(
         "--cache-dir",
@@ -127,25 +133,8 @@ def _parser(environ: Mapping[str, str]) -> tuple[CommandParser, dict[str, Comman
     apply.add_argument("--yes", action="store_true", help="do not ask before changing")
     apply.add_argument("--mode-changes", action="store_true", help="also turn MIG mode on or off")
     apply.add_argument("--force-foreign", action="store_true", help="also remove instances that Clover did not make")
-    _emulate_arguments(verb("emulate", "run a program on emulated GPUs, or make a box of them", _emulate))
+    verbs.add_parser("emulate", help=EMULATE_ABOUT)
     return parser, verbs.choices
-
-
-def _emulate_arguments(emulating: argparse.ArgumentParser) -> None:
-    own = f"{program()} mig emulate"
-    emulating.usage = (
-        f"{own} NAME[:COUNT] [options] -- COMMAND...\n"
-        f"       {own} NAME[:COUNT] [options] --state FILE\n"
-        f"       {own} --state FILE -- COMMAND..."
-    )
-    boards = ", ".join((*tables.names(), *tables.plain_names(), "or pod-PROFILE: instances as a pod is given them"))
-    emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=boards)
-    emulating.add_argument(
-        "--state", metavar="FILE", default="", help="keep the emulated GPUs in this file; one that exists is continued"
-    )
-    emulating.add_argument("--mig-off", action="store_true", help="create the GPUs with MIG mode off")
-    emulating.add_argument("--unprivileged", action="store_true", help="refuse changes, as for a user without root")
-    emulating.add_argument("--seed", type=int, metavar="N", help="seed of UUIDs [differs]")
 
 
 def _console() -> Console:
@@ -291,54 +280,3 @@ def _carry_out(given: argparse.Namespace, box: GpuBox, answer: dict[str, Any], c
     if not given.json:
         print(f"the box matches {answer['config']}")
     return DONE
-
-
-def _emulate(given: argparse.Namespace) -> int:
-    if given.command is not None and not given.command:
-        raise ConfigError("a command must follow --")
-    if given.command is None and not given.state:
-        raise ConfigError("give a command after --, or --state FILE to make a box that stays")
-    if not given.box and not given.state:
-        raise ConfigError("name a GPU, as a100-40gb:2, or give --state FILE of a box there is")
-    if given.command is None and not given.box:
-        raise ConfigError("say what to do with the box: name a GPU to make one, or give a command after --")
-    folder = Path(given.state).parent if given.state else Path(tempfile.mkdtemp(prefix="clover-box-"))
-    state = Path(given.state) if given.state else folder / "box.nvml"
-    temporary = [] if given.state else [folder]
-    try:
-        made = _box_at(given, state)
-        if given.command is not None:
-            emulate.run(given.command, state, given.environ, remove=temporary)
-    except BaseException:
-        for path in temporary:
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    print(f"{'made' if made else 'there is'} {state}: {given.box}; `--box {state}` acts on it")
-    return DONE
-
-
-def _box_at(given: argparse.Namespace, state: Path) -> bool:
-    """Make the emulated GPUs, or check that they exist; return whether they were made."""
-    if not given.box:
-        if given.mig_off or given.unprivileged or given.seed is not None:
-            raise ConfigError("--mig-off, --unprivileged and --seed are for a new box: name its GPU, as a100-40gb:2")
-        if not state.is_file():
-            raise ConfigError(f"there is no emulated box {state}: name a GPU to make one, as a100-40gb:2")
-        return False
-    missing = not state.exists()
-    # Boxes that stand beside each other must not share UUIDs: what is Clover's is recorded by them.
-    seed = zlib.crc32(os.fsencode(state.resolve())) if given.seed is None else given.seed
-    if boxes.is_pod(given.box.lower()):
-        if given.mig_off:
-            raise ConfigError(f"{given.box} is a pod with MIG instances: leave --mig-off out")
-        boxes.make_pod(devices.parse(f"emulated:{given.box.lower()}"), state, seed=seed)
-        return missing
-    name, count = emulate.parse_box(given.box)
-    try:
-        table = tables.board(name)
-    except DeviceError as error:
-        raise ConfigError(str(error)) from error
-    emulated.create_box(
-        state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
-    )
-    return missing

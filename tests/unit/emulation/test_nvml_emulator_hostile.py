@@ -93,9 +93,9 @@ def test_a_killed_monitor_holds_nothing_and_is_found_by_its_name_before(box: Pat
             assert monitor.stdout is not None
             assert "holds the instances" in monitor.stdout.readline()
             assert child.refused(f"destroy(0, {held[0]})") == "IN_USE"
-            assert clients.find((clients.nodes_of(box),)) == ()  # a descendant of this process
+            assert clients.find((emulated.nodes_of(box),)) == ()  # a descendant of this process
             child.run("from clover.devices import clients")
-            found = child(f"[client.text for client in clients.find(({clients.nodes_of(box)!r},))]")
+            found = child(f"[client.text for client in clients.find(({emulated.nodes_of(box)!r},))]")
             assert found == [f"nv-hostengine (process {monitor.pid})"]
         finally:
             monitor.kill()
