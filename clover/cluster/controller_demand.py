@@ -1,8 +1,8 @@
 """Rows/s by family and origin: what comes now, and what the hours of the days before let expect.
 
-The rate that is planned for is that of one machine's controller (`clover.control.arrivals`), over what all nodes count
-together.  What a node last said counts on for a while after it fell silent: its rows go elsewhere, and until they are
-counted there they have not gone away.
+The rate that is planned for is that of one machine's controller (`clover.control.state.arrivals`), over what all nodes
+count together.  What a node last said counts on for a while after it fell silent: its rows go elsewhere, and until they
+are counted there they have not gone away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from clover.cluster.controller_records import SavedDemand
 from clover.cluster.planning.records import RegionDemand
-from clover.control.arrivals import ArrivalRate
+from clover.control.state.arrivals import ArrivalRate
 from clover.planning.budget.forecast import HOUR_S, History, load_forecast
 
 STEP_S = 900.0
