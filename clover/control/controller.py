@@ -51,8 +51,8 @@ from clover.control.state.learner import Learner
 from clover.control.state.ledger_files import LedgerFiles
 from clover.control.state.request import PlanRequest
 from clover.control.state.sleep import spared_w
+from clover.control.state.slo.waits import WaitSight
 from clover.control.state.triggers import Observation
-from clover.control.state.wait_watch import WaitSight
 from clover.control.terms import terms
 from clover.control.watch.devices import DeviceWatch
 from clover.control.watch.slo import watch_slo

@@ -22,9 +22,9 @@ from clover.control.state.ledger import Ledger
 from clover.control.state.memory_troubles import MemoryTroubles
 from clover.control.state.request import ClusterOrder, Pin, PlanRequest, Targets
 from clover.control.state.sleep import SleepKeeper
-from clover.control.state.slo import SloKeeper
+from clover.control.state.slo.keeper import SloKeeper
+from clover.control.state.slo.waits import WaitWatch
 from clover.control.state.triggers import Triggers
-from clover.control.state.wait_watch import WaitWatch
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.objective import derive_lambda

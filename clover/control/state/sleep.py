@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import msgspec
 
 from clover.control.state.arrivals import deviation
-from clover.control.state.slo import SLO_LOOKS
+from clover.control.state.slo.keeper import SLO_LOOKS
 from clover.planning.model.cores import cores_under, sleeping_row
 from clover.planning.search.power_states import ROOM
 from clover.types import Assignment, DeviceShape, ObjectiveConfig

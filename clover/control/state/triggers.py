@@ -5,7 +5,7 @@ noise around a planned value never does.  A change of intensity or rate counts o
 rate also has to move by a row a second: a trickle doubles by chance).  A missing worker has to stay away `WORKER_LOOKS`
 looks: workers that die are restarted by the fleet.  After a trigger that count starts anew.
 
-A missed SLO is planned for by its pressure (`clover.control.state.slo_pressure`).
+A missed SLO is planned for by its pressure (`clover.control.state.slo.pressure`).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 from clover.control.plan.recording import words
 from clover.control.state.context import Context
 from clover.control.state.family import Family
-from clover.control.state.slo import late, waiting
-from clover.control.state.slo_pressure import SloSight
-from clover.control.state.slo_windows import HORIZON_S
+from clover.control.state.slo.keeper import late, waiting
+from clover.control.state.slo.pressure import SloSight
+from clover.control.state.slo.windows import HORIZON_S
 from clover.hints import duration, program
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS

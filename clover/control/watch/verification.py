@@ -13,7 +13,7 @@ from clover.config import ControllerConfig
 from clover.control.plan.executor import Executor
 from clover.control.state.arrivals import WINDOW_S
 from clover.control.state.family import DeployedPlan, Family, Watch
-from clover.control.state.slo_pressure import LEAST_QUEUE
+from clover.control.state.slo.pressure import LEAST_QUEUE
 
 WORSE = 1.5
 LEAST_ROWS = 20.0

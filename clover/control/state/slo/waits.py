@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clover.control.state.arrivals import WINDOW_S
-from clover.control.state.slo import SLO_LOOKS
+from clover.control.state.slo.keeper import SLO_LOOKS
 from clover.types import Routing
 
 FIRST_HOLD_S = 300.0

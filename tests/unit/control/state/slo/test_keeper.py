@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.control.state.decisions import DecisionEntry, Decisions
-from clover.control.state.slo import EVERY_S, SloLog
+from clover.control.state.slo.keeper import EVERY_S, SloLog
 from clover.errors import PlanError
 from tests.support.control_fixture import Rig
 from tests.support.profiles_fixture import profile

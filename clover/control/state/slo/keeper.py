@@ -4,7 +4,7 @@ The observed p95 trails by some seconds and touches the SLO now and then without
 once `SLO_LOOKS` looks in a row saw the p95 above it, and met again once none did for `MET_S`.  The p95 of few answers
 says little: it counts as above the SLO only if that is sure (`p95_least_ms`, where the fleet gives it).
 
-A miss is answered by pressure (`clover.control.state.slo_pressure`): the next plan has more room.  If it lasts for
+A miss is answered by pressure (`clover.control.state.slo.pressure`): the next plan has more room.  If it lasts for
 `ALARM_S` and nothing can be done, one alarm says so; it is withdrawn once the SLO was met for `WITHDRAWN_S`, or is
 another one.
 
@@ -18,8 +18,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 
-from clover.control.state.slo_pressure import SloPressure, SloSight
-from clover.control.state.slo_windows import SloWindows
+from clover.control.state.slo.pressure import SloPressure, SloSight
+from clover.control.state.slo.windows import SloWindows
 from clover.hints import duration
 from clover.types import Assignment, FamilyProfile
 

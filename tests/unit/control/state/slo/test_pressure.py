@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from clover.control.state.request import PlanRequest
-from clover.control.state.slo import ALARM_S
-from clover.control.state.slo_pressure import FIRST_HOLD_S, MOST, RISK, SloPressure, SloSight
-from clover.control.state.slo_windows import SloWindows
+from clover.control.state.slo.keeper import ALARM_S
+from clover.control.state.slo.pressure import FIRST_HOLD_S, MOST, RISK, SloPressure, SloSight
+from clover.control.state.slo.windows import SloWindows
 from clover.control.troubles import troubles
 from clover.errors import PolicyFault
 from clover.planning.cascade.routed import predicted

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clover.control.state.arrivals import WINDOW_S
-from clover.control.state.wait_watch import FIRST_HOLD_S, LONGEST_HOLD_S, ROOM, WELL_S, WaitSight, WaitWatch
+from clover.control.state.slo.waits import FIRST_HOLD_S, LONGEST_HOLD_S, ROOM, WELL_S, WaitSight, WaitWatch
 from clover.types import Routing
 from tests.support.control_fixture import Rig
 from tests.support.examples import examples

@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 
 from clover.control.state.arrivals import WINDOW_S
-from clover.control.state.slo_windows import SloWindows
+from clover.control.state.slo.windows import SloWindows
 from clover.types import Assignment, Plan, Routing
 
 RISK = "SLO at risk"
