@@ -17,10 +17,9 @@ from msgspec import structs
 from clover.control.plan.gate import below_floor, rerouted, same
 from clover.control.plan.recording import PlanResult, record
 from clover.control.plan.ways import Way
-from clover.control.state.apply import ApplyError
+from clover.control.state.apply import NOWHERE, ApplyError, interim
 from clover.control.state.context import Context
 from clover.control.state.family import DeployedPlan, Family, Watch
-from clover.control.state.interim import NOWHERE, interim
 from clover.control.state.parked import parking_words
 from clover.control.state.request import PlanRequest
 from clover.control.state.triggers import RETRY_S

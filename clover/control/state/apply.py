@@ -7,6 +7,9 @@ The steps of a stage run at once.  If one fails the others of its stage are fini
 Two failures do not end it: a worker that does not drain is gone all the same, and an old instance that cannot be
 unmade (its device leaves it out from then on) matters only if a new one was to stand in its place.  Both are noted.
 
+While a transition is under way, or after workers were lost, rows go as the solver found for the workers that are left,
+else by the shares of the plan (`interim`).
+
 The way back is a transition of its own, planned from what really stands and staggered like any other, so that what has
 been exchanged already serves while the rest goes back: what does not serve yet and is not wanted goes first, then the
 steps of the plan.  Nothing is given up for it that could not be replaced: if the old deployment cannot stand any
@@ -26,7 +29,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from clover.control.state.interim import NOWHERE, interim
 from clover.control.state.memory_troubles import FailedStart
 from clover.errors import CloverError, DeviceError, PlanError
 from clover.interfaces import Device, Fleet
@@ -48,8 +50,30 @@ from clover.types import (
 log = logging.getLogger("clover.control")
 
 _Failure = tuple[Step, CloverError]
+NOWHERE = Routing(shares={})
+"""The routing without any worker."""
 WayBack = Callable[[Sequence[Assignment], Sequence[Assignment], Sequence[DeviceShape]], Transition]
 """Plans a transition from the first to the second on devices, giving up as little capacity as possible."""
+
+
+def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
+    """Return the routing while only `routed` take rows: each variant's new share, else its old one, made to sum to 1;
+    equal shares if none has any.
+
+    Largest batches are those of before.  The chain is the new one if all its variants are there, else the old one, else
+    none.  No lane waits for a batch to fill: waits were sized for so many workers, and neither the new nor the old ones
+    need hold for the workers there are meanwhile."""
+    names = list(dict.fromkeys(item.variant for item in routed))
+    weights = {variant: routing.shares.get(variant, 0.0) or before.shares.get(variant, 0.0) for variant in names}
+    total = sum(weights.values())
+    chained = next((item for item in (routing, before) if item.chain and weights.keys() >= set(item.chain)), NOWHERE)
+    return Routing(
+        shares={variant: weights[variant] / total if total > 0.0 else 1.0 / len(names) for variant in names},
+        largest={variant: rows for variant, rows in before.largest.items() if variant in weights},
+        wait_ms=dict.fromkeys((variant for variant in before.wait_ms if variant in weights), 0.0),
+        chain=chained.chain,
+        thresholds=chained.thresholds,
+    )
 
 
 def straight_back(

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clover.control.plan.gate import checked, rerouted
-from clover.control.state.interim import interim
+from clover.control.state.apply import interim
 from clover.errors import PlanError
 from clover.planning.model.problem import problem_of
 from clover.policies import build
