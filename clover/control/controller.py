@@ -51,11 +51,10 @@ from clover.control.state.learner import Learner
 from clover.control.state.ledger_files import LedgerFiles
 from clover.control.state.request import PlanRequest
 from clover.control.state.sleep import spared_w
-from clover.control.state.slo.waits import WaitSight
 from clover.control.state.triggers import Observation
 from clover.control.terms import terms
 from clover.control.watch.devices import DeviceWatch
-from clover.control.watch.slo import watch_slo
+from clover.control.watch.slo import watch_slo, watch_waits
 from clover.control.watch.verification import verify
 from clover.control_time import control_task
 from clover.errors import CloverError, PolicyFault, StartError, Unavailable
@@ -376,15 +375,3 @@ class Controller:
     def _refuse_if_stopped(self) -> None:
         if self._stopped:
             raise Unavailable("the server is shutting down")
-
-
-def watch_waits(family: Family, now_s: float) -> str:
-    """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
-    sight = WaitSight(
-        now_s=now_s,
-        routing=family.deployed.routing if family.deployed is not None else None,
-        p95_ms=family.observed.get("p95_ms"),
-        slo_ms=family.targets.slo_ms,
-        late=family.slo.late,
-    )
-    return family.waiting.look(sight)

@@ -1,4 +1,4 @@
-"""Look at the SLO of a family, and say in words how it stands: for the log, the state, the banner and metrics."""
+"""Look at the SLO of a family and at its rows that wait, and say how the SLO stands: in log, state, banner, metrics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.state.slo.keeper import late, waiting
 from clover.control.state.slo.pressure import SloSight
+from clover.control.state.slo.waits import WaitSight
 from clover.control.state.slo.windows import HORIZON_S
 from clover.hints import duration, program
 from clover.planning.model.problem import accuracies, services_of
@@ -53,6 +54,18 @@ def _service_ms(context: Context, family: Family) -> float:
         times_ms = [service.mean_ms[0] for service in found if service is not None]
         known = family.slo.known = profile, running, sum(times_ms) / len(times_ms) if times_ms else 0.0
     return known[2]
+
+
+def watch_waits(family: Family, now_s: float) -> str:
+    """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
+    sight = WaitSight(
+        now_s=now_s,
+        routing=family.deployed.routing if family.deployed is not None else None,
+        p95_ms=family.observed.get("p95_ms"),
+        slo_ms=family.targets.slo_ms,
+        late=family.slo.late,
+    )
+    return family.waiting.look(sight)
 
 
 def doing(context: Context, family: Family) -> str:
