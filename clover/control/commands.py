@@ -35,15 +35,15 @@ from typing import Any, get_args
 import msgspec
 
 from clover.control.breaches import FORCE, breaches, stricter, tightened
-from clover.control.context import Context
-from clover.control.decisions import NOT_DONE, DecisionEntry
-from clover.control.device_watch import DeviceWatch
-from clover.control.executor import Executor
-from clover.control.family import Family, Mode
-from clover.control.planner import Planner
-from clover.control.recording import words
-from clover.control.request import Pin, PlanRequest, Targets
-from clover.control.sleep import spared_w
+from clover.control.plan.executor import Executor
+from clover.control.plan.planner import Planner
+from clover.control.plan.recording import words
+from clover.control.state.context import Context
+from clover.control.state.decisions import NOT_DONE, DecisionEntry
+from clover.control.state.family import Family, Mode
+from clover.control.state.request import Pin, PlanRequest, Targets
+from clover.control.state.sleep import spared_w
+from clover.control.watch.devices import DeviceWatch
 from clover.errors import BadRequest, CloverError, Conflict, PlanError, PolicyFault
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding

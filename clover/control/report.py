@@ -11,12 +11,12 @@ import msgspec
 from clover.carbon import describe
 from clover.control.baselines.saved import Devices, saved
 from clover.control.baselines.shadows import Shadows
-from clover.control.capacity import running_capacity
-from clover.control.context import Context
 from clover.control.core_need import CoreNeed
-from clover.control.family import Family
-from clover.control.slo_watch import slo_report
+from clover.control.state.capacity import running_capacity
+from clover.control.state.context import Context
+from clover.control.state.family import Family
 from clover.control.terms import accuracy_target, terms
+from clover.control.watch.slo import slo_report
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 from clover.profiles import cut_short_by_variant
@@ -148,7 +148,7 @@ def budget_gauges(context: Context, family: Family) -> dict[str, float]:
 
 def capacity_gauges(context: Context, family: Family) -> dict[str, float]:
     """Return for the metrics how many rows a second can be served within `max_utilisation`: by the workers that run
-    (`running`), and by the devices at the accuracy floor (`floor`); see `clover.control.capacity`."""
+    (`running`), and by the devices at the accuracy floor (`floor`); see `clover.control.state.capacity`."""
     share, most, deployed = context.share_of(family), context.config.max_utilisation, family.deployed
     running = 0.0
     if deployed is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clover.control.context import Context
-from clover.control.family import Family
+from clover.control.state.context import Context
+from clover.control.state.family import Family
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 

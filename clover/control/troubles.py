@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
-from clover.control.counted import counted_accuracy
+from clover.control.state.counted import counted_accuracy
 
 ROUNDED = 0.005
 """Percent points by which an accuracy may miss its floor before it is said: what is printed is rounded to that."""
@@ -157,8 +157,8 @@ def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> floa
 
 
 def judged_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
-    """Return the accuracy (percent) that the floor is held against (`clover.control.counted`); None before anything was
-    served."""
+    """Return the accuracy (percent) that the floor is held against (`clover.control.state.counted`); None before
+    anything was served."""
     found = counted_accuracy(model.get("observed") or {})
     return served_accuracy(model, totals) if found is None else found
 

@@ -14,8 +14,8 @@ from clover._version import __version__
 from clover.backends import shown
 from clover.carbon import caveat, describe
 from clover.config import CarbonConfig
-from clover.control.slo_watch import held_words
 from clover.control.terms import promise
+from clover.control.watch.slo import held_words
 from clover.errors import ProfileError
 from clover.families import published
 from clover.hints import program

@@ -105,7 +105,7 @@ def _of_nodes(path: Path) -> list[tuple[Path, str]]:
     """Return the ledgers of the nodes of a cluster's file, with their regions.  Raises ConfigError if that cannot be
     read, LedgerError if a node's are not on this machine: the sum would be too small."""
     from clover.cluster import cluster_file
-    from clover.cluster.ray_controller import folder_of
+    from clover.cluster.controller.actor import folder_of
 
     file = cluster_file.read(path)
     folder, found, missing = folder_of(file), [], []
