@@ -12,7 +12,7 @@ from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
 from clover.control.counted import why_apart
-from clover.control.troubles import judged_accuracy, pin_words, served_accuracy, troubles, verdict
+from clover.control.wording import judged_accuracy, pin_words, served_accuracy, troubles, verdict
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.cli.ctl import brief, rollouts, tenants
-from clover.control.troubles import pin_words
+from clover.control.wording import pin_words
 from clover.terminal import Column, filled, needed, sheet, wrapped
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"

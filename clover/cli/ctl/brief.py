@@ -16,7 +16,7 @@ from rich.text import Text
 from clover.carbon.labels import named
 from clover.cli.ctl import rollouts
 from clover.control.counted import why_apart
-from clover.control.troubles import (
+from clover.control.wording import (
     ROUNDED,
     few_rows,
     judged_accuracy,

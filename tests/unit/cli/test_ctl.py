@@ -19,7 +19,7 @@ import pytest
 
 from clover.cli import infer
 from clover.cli.ctl import main
-from clover.control.troubles import verdict
+from clover.control.wording import verdict
 from tests.support.http_fakes import make_certificate
 from tests.support.impatient import Impatient
 

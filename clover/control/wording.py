@@ -1,4 +1,4 @@
-"""What is wrong with a server, in words, found in its state (`GET /v2/clover/state`)."""
+"""The state of a server (`GET /v2/clover/state`) in words, for all that show it: what is wrong, and what is not."""
 
 from __future__ import annotations
 
