@@ -38,7 +38,6 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.context import Clocks, Context
@@ -53,7 +52,6 @@ from clover.control.report import report
 from clover.control.request import PlanRequest
 from clover.control.sleep import spared_w
 from clover.control.slo_watch import watch_slo
-from clover.control.terms import terms
 from clover.control.triggers import Observation
 from clover.control.verification import verify
 from clover.control.wait_watch import WaitSight
@@ -335,11 +333,6 @@ class Controller:
     def state(self) -> dict[str, Any]:
         """See `clover.interfaces.Control.state`."""
         return report(self.context, self.shadows, self.core_need, self.totals)
-
-    def terms(self, name: str) -> str:
-        """Return what the policy in force of a family may cost and what it saved so far, in words (`terms`)."""
-        family = self.context.families.get(name)
-        return terms(self.context, family, saved(self.shadows.of.get(name))) if family is not None else ""
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""

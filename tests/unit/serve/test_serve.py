@@ -330,7 +330,7 @@ def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytes
     engine = SimpleNamespace(
         config=settings.load([TOY, "--log-json"], {}).config,
         served={"toy": SimpleNamespace(spec=toy), "exact": SimpleNamespace(spec=random)},
-        controller=SimpleNamespace(terms={"toy": cost, "exact": ""}.get),
+        controller=SimpleNamespace(state=lambda: {"models": {"toy": {"terms": cost}, "exact": {"terms": ""}}}),
         grid=SimpleNamespace(reading=None),
         page=None,
     )
