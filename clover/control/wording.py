@@ -250,6 +250,11 @@ def comparisons(saved: Mapping[str, Any] | None) -> dict[str, Item]:
     return {kind: saved[kind] for kind in ("matched", "base") if saved and saved.get(kind)}
 
 
+def in_short(comparison: Mapping[str, Any]) -> str:
+    """Return what was saved against one baseline in a few words; in all of them if it has no few."""
+    return str(comparison.get("short", comparison["words"]))
+
+
 def span(seconds: float) -> str:
     """Return a horizon in words: "a day", "36 hours", "7 days"."""
     days = seconds / 86_400.0

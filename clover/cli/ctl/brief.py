@@ -24,6 +24,7 @@ from clover.control.wording import (
     demand_words,
     few_rows,
     grid_words,
+    in_short,
     judged_accuracy,
     pinned,
     served_accuracy,
@@ -143,8 +144,7 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
     if unkept := (model.get("budget") or {}).get("unkept"):
         yield "", f"a restart begins the budget anew: {unkept}"
     saved = model.get("saved") or {}
-    found = comparisons(saved).values()
-    lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
+    lines = list(dict.fromkeys(map(in_short, comparisons(saved).values())))  # all say alike if it is too early
     if lines and light:
         yield "compared", f"by `{program()} ctl state --all`, as there is too little load to save on"
     elif lines:
