@@ -29,7 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"low_priority"}),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
-    frozenset({"tenants", "steps"}),
+    frozenset({"tenants", "steps", "verbs"}),
     frozenset({"grants"}),
     frozenset({"interfaces"}),
     frozenset(
