@@ -428,6 +428,10 @@ def test_a_command_of_a_wing_that_is_not_installed_says_so_in_a_line(
     monkeypatch.setitem(COMMANDS, "fly", ("clover.wing.cli.fly", "Fly somewhere, of no use where nothing flies"))
     assert dispatch(["fly", "--help"]) == 2
     assert capsys.readouterr().err == "clover: this installation is without clover.wing, which has `fly`\n"
+    assert dispatch(["--help"]) == 0
+    assert "  fly" not in capsys.readouterr().out, "it is not listed"
+    assert dispatch(["flyy"]) == 2
+    assert "did you mean fly?" not in capsys.readouterr().err
 
 
 def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
