@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import ssl
 import sys
 import urllib.parse
@@ -21,6 +20,7 @@ from clover.cli.ctl.answers import show
 from clover.config import RolloutConfig
 from clover.errors import no_certificate, untrusted
 from clover.hints import did_you_mean, named_wait, program
+from clover.unix_http import UnixConnection
 from clover.verbs import INPUTS, TARGETS, VERBS, PlanCommand, SetCommand, arguments
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -322,19 +322,6 @@ def note_on(given: argparse.Namespace, answer: Any) -> str:
 # --- the call -----------------------------------------------------------------------------------------------------
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def call(
     url: str, method: str, path: str, body: dict[str, Any] | None, *, token: str = "", cacert: str = ""
 ) -> dict[str, Any] | list[Any]:
@@ -369,7 +356,7 @@ def call(
 
 def _connection(url: str, cacert: str) -> http.client.HTTPConnection:
     if url.startswith("unix:"):
-        return _UnixConnection(url.removeprefix("unix:").removeprefix("//"))
+        return UnixConnection(url.removeprefix("unix:").removeprefix("//"), _TIMEOUT_S)
     parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"--url {url!r} must read http://HOST:PORT, https://HOST:PORT or unix:PATH")
