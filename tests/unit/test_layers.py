@@ -23,7 +23,7 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit", "unix_http"}
+        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit", "proc_stat", "unix_http"}
     ),
     frozenset({"autogroup"}),
     frozenset({"low_priority"}),

@@ -27,13 +27,12 @@ def test_a_command_has_what_was_given_as_it_was_given() -> None:
         (
             "freeze",
             {"of": True},
-            "freeze has no argument 'of', known: on, model, dry_run (did you mean on?)",
+            "freeze has no argument 'of', known: on, model, dry_run",
         ),
         (
             "set",
             {"more": 1},
-            "set has no argument 'more', known: model, mode, accuracy_floor, slo_ms, lambda, objective, force, dry_run"
-            " (did you mean mode?)",
+            "set has no argument 'more', known: model, mode, accuracy_floor, slo_ms, lambda, objective, force, dry_run",
         ),
         ("set", {"mode": None}, "set changes one of accuracy_floor, slo_ms, lambda, objective, mode"),
         ("set", {"mode": "on"}, "mode is one of off, observe, active, not 'on'"),
@@ -48,7 +47,7 @@ def test_a_command_has_what_was_given_as_it_was_given() -> None:
 def test_what_makes_no_sense_is_said(verb: str, given: dict[str, Any], text: str) -> None:
     with pytest.raises(BadRequest) as raised:
         verbs.read(verb, given)
-    assert raised.value.message.startswith(text.partition(" (did")[0])
+    assert raised.value.message.startswith(text)
 
 
 def test_an_apply_chooses_if_it_says_what_to_plan_with() -> None:
