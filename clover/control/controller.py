@@ -38,7 +38,6 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.core_need import CoreNeed, FewestCores
@@ -52,7 +51,6 @@ from clover.control.state.ledger_files import LedgerFiles
 from clover.control.state.request import PlanRequest
 from clover.control.state.sleep import spared_w
 from clover.control.state.triggers import Observation
-from clover.control.terms import terms
 from clover.control.watch.devices import DeviceWatch
 from clover.control.watch.slo import watch_slo, watch_waits
 from clover.control.watch.verification import verify
@@ -334,11 +332,6 @@ class Controller:
     def state(self) -> dict[str, Any]:
         """See `clover.interfaces.Control.state`."""
         return report(self.context, self.shadows, self.core_need, self.totals)
-
-    def terms(self, name: str) -> str:
-        """Return what the policy in force of a family may cost and what it saved so far, in words (`terms`)."""
-        family = self.context.families.get(name)
-        return terms(self.context, family, saved(self.shadows.of.get(name))) if family is not None else ""
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""

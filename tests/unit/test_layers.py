@@ -23,13 +23,13 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit"}
+        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit", "proc_stat", "unix_http"}
     ),
     frozenset({"autogroup"}),
     frozenset({"low_priority"}),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
-    frozenset({"tenants", "steps"}),
+    frozenset({"tenants", "steps", "verbs"}),
     frozenset({"grants"}),
     frozenset({"interfaces"}),
     frozenset(

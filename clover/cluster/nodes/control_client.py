@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import socket
 from typing import Any
 
 from clover.errors import ClusterError
+from clover.unix_http import UnixConnection
 
 _ANSWER_BYTES = 64 << 20
 
@@ -37,7 +37,7 @@ class ControlClient:
         return await asyncio.to_thread(self._call, "POST", path, body)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
-        connection = _SocketConnection(self._path, self._timeout_s)
+        connection = UnixConnection(self._path, self._timeout_s)
         try:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
@@ -55,17 +55,3 @@ class ControlClient:
             why = answer.get("error", "") if isinstance(answer, dict) else ""
             raise ControlRefused(why or f"the server answered {response.status}", response.status)
         return answer
-
-
-class _SocketConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Open a connection to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -18,7 +18,7 @@ from clover.control.state.request import PlanRequest
 from clover.control.state.slo.keeper import ALARM_S
 from clover.control.state.slo.pressure import FIRST_HOLD_S, MOST, RISK, SloPressure, SloSight
 from clover.control.state.slo.windows import SloWindows
-from clover.control.troubles import troubles
+from clover.control.wording import troubles
 from clover.errors import PolicyFault
 from clover.planning.cascade.routed import predicted
 from clover.planning.model.problem import fitting, problem_of, services_of

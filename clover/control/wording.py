@@ -1,11 +1,12 @@
-"""What is wrong with a server, in words, found in its state (`GET /v2/clover/state`)."""
+"""The state of a server (`GET /v2/clover/state`) in words, for all that show it: what is wrong, and what is not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
+from clover.carbon.labels import named
 from clover.control.state.counted import counted_accuracy
 
 ROUNDED = 0.005
@@ -57,11 +58,9 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     state = totals.get("state", "READY")
     if state != "READY":
         yield f"is {state.lower()}"
-    workers: dict[str, list[Mapping[str, Any]]] = {}  # one that holds several variants is one
-    for number, item in enumerate(model.get("deployment") or []):
-        workers.setdefault(item.get("placement") or str(number), []).append(item)
-    lacking = [[item.get("variant", "") for item in here if not item.get("ready", True)] for here in workers.values()]
-    starting = sum(len(gone) == len(here) for gone, here in zip(lacking, workers.values(), strict=True))
+    workers = by_worker(model.get("deployment") or [])
+    lacking = [[item.get("variant", "") for item in here if not item.get("ready", True)] for here in workers]
+    starting = sum(len(gone) == len(here) for gone, here in zip(lacking, workers, strict=True))
     if not workers:
         yield "has no worker"
     elif starting:
@@ -163,11 +162,109 @@ def judged_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> floa
     return served_accuracy(model, totals) if found is None else found
 
 
+# --- parts of sentences -----------------------------------------------------------------------------------------------
+
+
+FROZEN = "frozen: nothing is planned"
+
+Item = dict[str, Any]
+
+
+def by_worker(assignments: Iterable[Item]) -> list[list[Item]]:
+    """Return assignments of the state, those of one placement together: one worker serves them."""
+    workers: dict[str, list[Item]] = {}
+    for number, item in enumerate(assignments):
+        workers.setdefault(item.get("placement") or str(number), []).append(item)
+    return list(workers.values())
+
+
+def configuration_words(groups: Iterable[Mapping[str, Any]]) -> str:
+    """Return the workers of a configuration: "2 x small@1c + 1 x large/small@2c"."""
+    named = [("/".join((group["variant"], *group.get("beside", ()))), group) for group in groups]
+    return " + ".join(f"{group['count']} x {variants}@{group['profile']}" for variants, group in named)
+
+
 def pin_words(pin: Any) -> str:
     """Return what a model of the state is pinned to, in words: a variant, BASE, or workers; "" if it is not."""
     if not pin:
         return ""
     if isinstance(pin, str):
         return "BASE" if pin == "base" else pin.removeprefix("static:")
-    groups = [("/".join((group["variant"], *group.get("beside", ()))), group) for group in pin]
-    return " + ".join(f"{group['count']} x {variants}@{group['profile']}" for variants, group in groups)
+    return configuration_words(pin)
+
+
+def pinned(model: Mapping[str, Any]) -> str:
+    """Return that a model is pinned, and to what; "" if it is not."""
+    if not model.get("pin"):
+        return ""
+    return f"pinned to {pin_words(model['pin'])}{' (forced)' if model.get('pin_forced') else ''}"
+
+
+def control_words(answer: Mapping[str, Any]) -> str:
+    """Return by what the server plans, and whether it does."""
+    return f"policy {answer.get('policy')}, mode {answer.get('mode')}{f', {FROZEN}' if answer.get('frozen') else ''}"
+
+
+def grid_words(reading: Mapping[str, Any] | None) -> str:
+    """Return the intensity of the grid, its source, how it is known and how old it is."""
+    if not reading:
+        return "no intensity was read yet"
+    age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
+    source, label, state = f"from {reading['provider']}", reading.get("label", ""), reading.get("state", "fresh")
+    return f"{named(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
+
+
+def targets_words(model: Mapping[str, Any]) -> str:
+    """Return the p95 and the accuracy that plans of a model keep: the mean that its budget asks for, and the floor."""
+    targets, budget = model["targets"], model.get("budget")
+    p95, floor = f"p95 <= {targets['slo_ms']:.3g} ms", f"{targets['accuracy_floor']:.2f} %"
+    if budget is None:
+        return f"{p95}, accuracy >= {floor}"
+    least = f"{budget['accuracy_target']:.2f} %"
+    if "horizon_s" in budget:
+        least += f" over {span(budget['horizon_s'])}".replace(" over a day", " a day")
+    return f"{p95}, accuracy on average at least {least}, no plan below {floor}"
+
+
+def slo_source(model: Mapping[str, Any]) -> str:
+    """Return where a p95 target that nobody gave comes from; "" if it was given."""
+    source = model["targets"].get("slo_source", "given")
+    return "" if source == "given" else f"that p95 target is {source}"
+
+
+def slower(model: Mapping[str, Any]) -> str:
+    """Return by how much plans take services to be slower than profiled; "" if they do not."""
+    factor = (model.get("slo") or {}).get("slower", 1.0)
+    if factor <= 1.0:
+        return ""
+    return f"plans take services to be {factor:.2f} x as slow as profiled, since the SLO was missed"
+
+
+def demand_words(item: Mapping[str, Any]) -> str:
+    """Return how many rows ask for an accuracy of their own."""
+    return f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
+
+
+def comparisons(saved: Mapping[str, Any] | None) -> dict[str, Item]:
+    """Return what was saved against each baseline, that at equal accuracy first; empty before anything was served."""
+    return {kind: saved[kind] for kind in ("matched", "base") if saved and saved.get(kind)}
+
+
+def in_short(comparison: Mapping[str, Any]) -> str:
+    """Return what was saved against one baseline in a few words; in all of them if it has no few."""
+    return str(comparison.get("short", comparison["words"]))
+
+
+def span(seconds: float) -> str:
+    """Return a horizon in words: "a day", "36 hours", "7 days"."""
+    days = seconds / 86_400.0
+    if days == 1.0:
+        return "a day"
+    return f"{days:g} days" if days.is_integer() else f"{seconds / 3600.0:.3g} hours"
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
