@@ -300,6 +300,12 @@ def verdict(identical: int, worst: Mapping[str, Figure]) -> str:
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
+def ranges(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the least and the most of each figure, for a table."""
+    each = zip(*(vars(outcome).values() for outcome in outcomes), strict=True)
+    return [f"{min(values):.5g} to {max(values):.5g}" for values in each]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Play every scenario with and without each mechanism, and print what each is for."""
     parser = argparse.ArgumentParser(prog="python -m bench.ablation", description=(__doc__ or "").partition("\n")[0])
@@ -338,32 +344,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         scenario.name: [slope_of(*pair) for pair in zip(*(played(scenario, "", b) for b in BUDGETS), strict=True)]
         for scenario in SCENARIOS
     }
-    rows = []
-    for scenario in SCENARIOS:
-        base = played(scenario)
-        ranges = [(min(values), max(values)) for values in zip(*(vars(item).values() for item in base), strict=True)]
-        rows.append(
-            (scenario.name, *(f"{low:.5g} to {high:.5g}" for low, high in ranges), 100.0 * mean(slopes[scenario.name]))
-        )
-    columns = (
-        "scenario",
-        "active ug a row",
-        "accuracy, %",
-        "worst 10 min, % late",
-        "above",
-        "minded",
-        "changes",
-        "a point, %",
-    )
-    show(f"with every mechanism, {given.seeds} seeds, simulated", columns, rows)
-    rows = []
+    with_all = [
+        (scenario.name, *ranges(played(scenario)), 100.0 * mean(slopes[scenario.name])) for scenario in SCENARIOS
+    ]
+    columns = ["scenario", "active ug a row", "accuracy, %", "worst 10 min, % late", "above", "minded", "changes"]
+    show(f"with every mechanism, {given.seeds} seeds, simulated", [*columns, "a point, %"], with_all)
+    without_one = []
     for name in given.only:
         pairs = [(scenario.name, played(scenario), played(scenario, name)) for scenario in SCENARIOS]
         same = sum(base == without for _, base, without in pairs)
         worst = worst_of([figures(where, base, without, slopes[where]) for where, base, without in pairs])
-        rows.append((name, same, *(worst[figure].words for figure in FIGURES), verdict(same, worst)))
-    columns = ("without", "identical", "grams, %", "worst 10 min, points", "above, steps", "minded", "verdict")
-    show(f"without one, where each figure is worst: {time.perf_counter() - began:.0f} s, simulated", columns, rows)
+        without_one.append((name, same, *(worst[figure].words for figure in FIGURES), verdict(same, worst)))
+    columns = ["without", "identical", "grams, %", "worst 10 min, points", "above, steps", "minded", "verdict"]
+    show(f"without one, where it is worst: {time.perf_counter() - began:.0f} s, simulated", columns, without_one)
     runs = [{**asdict(job), "scenario": job.scenario.name, **asdict(outcome)} for job, outcome in done.items()]
     write_json(given.json, {"runs": runs, "slopes": slopes})
     return 0

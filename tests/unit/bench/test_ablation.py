@@ -20,7 +20,8 @@ def steps(*late: float) -> list[Any]:
 
 def test_the_worst_ten_minutes_are_weighed_by_rows_and_found_wherever_they_lie() -> None:
     assert ablation.worst_late(steps(0.0, 0.1, 0.3, 0.0), 2) == pytest.approx(20.0)
-    assert ablation.worst_late([SimpleNamespace(rows=90.0, late=0.0), *steps(1.0)], 2) == pytest.approx(10.0)
+    uneven: list[Any] = [SimpleNamespace(rows=90.0, late=0.0), *steps(1.0)]
+    assert ablation.worst_late(uneven, 2) == pytest.approx(10.0)
     assert ablation.worst_late(steps(0.5), 10) == pytest.approx(50.0), "a run shorter than ten minutes is all of them"
 
 
