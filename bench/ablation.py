@@ -33,15 +33,15 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-
-from bench import week
-from bench.common import show, write_json
-from clover.control import arrivals, controller, executor, gate
 from clover.control.accuracy_sample import AccuracySample
 from clover.control.learning import Learning
 from clover.control.slo_pressure import SloPressure
 from clover.control.triggers import Triggers
 from clover.control.ways import Way, WayFinder
+
+from bench import week
+from bench.common import show, write_json
+from clover.control import arrivals, controller, executor, gate
 from clover.devices.cpu import CpuDevice
 from clover.planning.budget import forecast
 from clover.planning.packing import exhaustive

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from clover.control.state.family import Mode
 
 from clover import verbs
 from clover.config import ControllerConfig
+from clover.control.state.family import Mode
 from clover.errors import BadRequest
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+from msgspec import structs
+
 from clover.control.plan import gate
 from clover.control.plan.executor import Executor
 from clover.control.plan.recording import PlanResult, record
@@ -26,6 +28,13 @@ from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
 from clover.types import Configuration, Decision, Plan, Routing, State, Transition
+
+_RATE_FELL = 0.95
+"""How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
+_WITHOUT_MARGINS = (
+    "without the margin for what chance does to accuracy, with which no plan keeps the limits",
+    "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits",
+)
 
 
 class Solver(Protocol):
@@ -56,10 +65,15 @@ class Planner:
         self._context = context
         self._solver = solver
         self._executor = executor
+        self._infeasible: dict[str, State] = {}
+        """By family, the last state without any margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
         """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
-        if there is none."""
+        if there is none.
+
+        If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
+        better than the least bad one."""
         context = self._context
         context.look_at_memory(family)
         conditions = await context.conditions(family)
@@ -86,8 +100,39 @@ class Planner:
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
+        if not plan.feasible and request.rate is None:
+            state, plan = await self._bold(family, state, plan, policy, pin.configuration)
         gate.checked(plan, family, state.objective.slo_ms)
         return with_met(state, plan), plan
+
+    async def _bold(
+        self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
+    ) -> tuple[State, Plan]:
+        """Return the first feasible plan with fewer of the margins of `state`, and the state without them; these if
+        there is none."""
+        bare = family.without_margins(state, self._context.config)
+        if bare[-1] == state or self._in_vain(bare[-1]):
+            return state, plan
+        tried = [state]
+        for fewer, why in zip(bare, _WITHOUT_MARGINS, strict=True):
+            if fewer not in tried:
+                tried.append(fewer)
+                bold = await self._solver.propose(fewer, policy, configuration)
+                if bold.feasible:
+                    return fewer, structs.replace(bold, reason=f"{bold.reason}; {why}")
+        self._infeasible[family.name] = bare[-1]
+        return state, plan
+
+    def _in_vain(self, state: State) -> bool:
+        """Return whether no plan was feasible in a state that asked for no more than `state` does."""
+        before = self._infeasible.get(state.family)
+        return (
+            before is not None
+            and state.arrival_rate > _RATE_FELL * before.arrival_rate
+            and (state.profile, state.devices) == (before.profile, before.devices)
+            and (state.objective.slo_ms, state.objective.accuracy_floor)
+            == (before.objective.slo_ms, before.objective.accuracy_floor)
+        )
 
     async def plan_and_apply(self, family: Family, request: PlanRequest) -> Decision:
         """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; what happened to a plan
@@ -119,7 +164,7 @@ class Planner:
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
         detail, may_lose, way = "", False, None
-        bare = family.without_margin(state)
+        bare, _ = family.without_margins(state, context.config)
         finder = WayFinder(self._solver, partial(self._executor.ways, family), family.corrected, state, bare)
         avoided = family.backed_off(plan.configuration, context.monotonic())
         try:

@@ -79,6 +79,12 @@ class ArrivalRate:
         sure = most(sum(self._windows) * WINDOW_S, len(self._windows) * WINDOW_S, SURE)
         return max(sure, self._newest - deviation(self._newest, 1))
 
+    def counted(self) -> float:
+        """Return the rows a second as they were counted since the rate last changed, without a margin for chance."""
+        if not self._windows or self._exact:
+            return self._newest
+        return max(self._mean(), self._newest - deviation(self._newest, 1))
+
     def _mean(self) -> float:
         return sum(self._windows) / len(self._windows)
 

@@ -375,12 +375,16 @@ class Family:
         """Return the policy that it is planned by without a pin: its cluster's, or the configured one."""
         return self.order.policy if self.order is not None else config.policy
 
-    def without_margin(self, state: State) -> State:
-        """Return `state` without its margin above the accuracy floor, unless the operator wants one: a miss of the
-        floor by chance evens out over hours."""
-        if self.sample.configured is not None:
-            return state
-        return structs.replace(state, objective=structs.replace(state.objective, accuracy_margin=0.0))
+    def without_margins(self, state: State, config: ControllerConfig) -> tuple[State, State]:
+        """Return `state` without its margins against chance: first without the one above the accuracy floor, unless the
+        operator wants one, then also with the rate that was counted.  A miss of the floor by chance evens out over
+        hours, one of the SLO does not."""
+        objective = state.objective
+        if self.sample.configured is None:
+            objective = structs.replace(objective, accuracy_margin=0.0)
+        counted = max(self.arrivals.counted(), self._design_rate(config), LEAST_RATE)
+        first = structs.replace(state, objective=objective)
+        return first, structs.replace(first, arrival_rate=min(state.arrival_rate, counted))
 
     def capacity(self, share: float) -> Callable[[Assignment], float]:
         """Return a function from a worker to the rows a second it serves, by `corrected`; 0 for one that was never

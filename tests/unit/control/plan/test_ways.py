@@ -79,7 +79,8 @@ async def found(of: Rig, solver: Strict, running: Deployment, target: Deployment
     context, family = of.controller.context, of.family
     request = PlanRequest(trigger="test", rate=100.0)
     state = family.state(await context.conditions(family), context.config, request)
-    return await WayFinder(solver, ways, PROFILE, state, family.without_margin(state)).best(target)
+    bare, _ = family.without_margins(state, context.config)
+    return await WayFinder(solver, ways, PROFILE, state, bare).best(target)
 
 
 def rows(of: Rig, *workers: Assignment) -> float:
