@@ -33,15 +33,16 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from clover.control.accuracy_sample import AccuracySample
-from clover.control.learning import Learning
-from clover.control.slo_pressure import SloPressure
-from clover.control.triggers import Triggers
-from clover.control.ways import Way, WayFinder
 
 from bench import week
 from bench.common import show, write_json
 from clover.control import arrivals, controller, executor, gate
+from clover.control.plan import executor, gate
+from clover.control.plan.ways import Way, WayFinder
+from clover.control.state import arrivals
+from clover.control.state.accuracy_sample import AccuracySample
+from clover.control.state.learning import Learning
+from clover.control.state.slo.pressure import SloPressure
 from clover.devices.cpu import CpuDevice
 from clover.planning.budget import forecast
 from clover.planning.packing import exhaustive
