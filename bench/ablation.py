@@ -36,13 +36,14 @@ import numpy as np
 
 from bench import week
 from bench.common import show, write_json
-from clover.control import arrivals, controller, executor, gate
+from clover.control import controller
 from clover.control.plan import executor, gate
 from clover.control.plan.ways import Way, WayFinder
 from clover.control.state import arrivals
 from clover.control.state.accuracy_sample import AccuracySample
 from clover.control.state.learning import Learning
 from clover.control.state.slo.pressure import SloPressure
+from clover.control.state.triggers import Triggers
 from clover.devices.cpu import CpuDevice
 from clover.planning.budget import forecast
 from clover.planning.packing import exhaustive
