@@ -14,7 +14,7 @@ TICKS_PER_S = 100.0
 """USER_HZ, in which the kernel counts on every Linux."""
 
 
-class CpuTimes(NamedTuple):
+class CpuTicks(NamedTuple):
     """Ticks of one CPU, or of all, by what they went to.  Time of guests is counted in `user` and `nice` already."""
 
     user: int
@@ -37,13 +37,13 @@ class CpuTimes(NamedTuple):
         return sum(self)
 
 
-def cpu_times(text: str) -> dict[str, CpuTimes]:
+def cpu_times(text: str) -> dict[str, CpuTicks]:
     """Return what `/proc/stat` has of `cpu` (all of them) and of `cpu0`, `cpu1` and so on; raises ValueError."""
-    found, fields = {}, len(CpuTimes._fields)
+    found, fields = {}, len(CpuTicks._fields)
     for line in text.splitlines():
         if line.startswith("cpu"):
             name, *values = line.split()
             if len(values) < fields:
                 raise ValueError(f"{line!r} has less than {fields} counters")
-            found[name] = CpuTimes(*map(int, values[:fields]))
+            found[name] = CpuTicks(*map(int, values[:fields]))
     return found
