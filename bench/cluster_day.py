@@ -47,9 +47,9 @@ from bench.common import ROOT, busy_seconds, provenance, write_json
 from clover import families
 from clover.cluster import cluster_file
 from clover.cluster.cluster_records import ClusterFile
-from clover.cluster.controller_records import ClusterStatus
-from clover.cluster.node import NodeAgent, NodeSetup
-from clover.cluster.node_frontiers import kept_frontiers
+from clover.cluster.controller.records import ClusterStatus
+from clover.cluster.nodes.frontiers import kept_frontiers
+from clover.cluster.nodes.node import NodeAgent, NodeSetup
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.errors import ClusterError
 

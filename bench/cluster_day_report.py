@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from bench.cluster_kills import Kill
 from bench.cluster_load import Asked
 from clover.cluster.cluster_records import ClusterFile
-from clover.cluster.controller_records import ClusterStatus
+from clover.cluster.controller.records import ClusterStatus
 
 HOURS = 24
 """Parts of the day of which each has its row of the table."""

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import cpu_seconds, provenance, show, write_json
-from clover.cluster.haproxy import HAProxyIngress
-from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
+from clover.cluster.ingress.config import IngressOrigin, IngressSettings
+from clover.cluster.ingress.haproxy import HAProxyIngress
 from tests.support.ingress_nodes import FakeNode, IngressClient, free_ports
 
 _CONNECTIONS = 8

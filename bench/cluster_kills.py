@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from clover.cluster.cluster_records import ClusterFile, NodeSection
-from clover.cluster.controller_records import ClusterStatus
-from clover.cluster.ray_support import LocalRay
-from clover.cluster.server_process import ServerProcess
+from clover.cluster.controller.records import ClusterStatus
+from clover.cluster.nodes.ray_support import LocalRay
+from clover.cluster.nodes.server_process import ServerProcess
 
 Back = Callable[[ClusterStatus], bool]
 _VIEW_S = 10.0

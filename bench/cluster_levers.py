@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from clover.cluster.controller_problem import Plan
+from clover.cluster.controller.problem import Plan
 from clover.cluster.planning.records import ClusterPlan, ClusterProblem, NodeTarget
-from clover.cluster.simulated import ClusterRun, ClusterScenario, simulate
+from clover.cluster.simulate.scenario import ClusterRun, ClusterScenario, simulate
 
 LEVERS = ("shift", "release", "accuracy")
 

@@ -41,8 +41,8 @@ import uvloop
 from bench.common import ROOT, fashion_rows, free_port, json_bodies, provenance, show, tree, write_json
 from bench.load import Body, Result, Sample, closed_loop, open_loop
 from bench.wire import peers
-from clover.cluster.haproxy import HAProxyIngress
-from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
+from clover.cluster.ingress.config import IngressOrigin, IngressSettings
+from clover.cluster.ingress.haproxy import HAProxyIngress
 
 ORIGIN = "here"
 _START_S = 180.0

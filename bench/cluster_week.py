@@ -37,12 +37,12 @@ from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
 from clover.carbon.synthetic import duck_curve_g_per_kwh
 from clover.carbon.trace import TraceSource
-from clover.cluster.controller_capacity import most_rows
-from clover.cluster.controller_records import ClusterTerms
+from clover.cluster.controller.capacity import most_rows
+from clover.cluster.controller.records import ClusterTerms
 from clover.cluster.planning.planner import plan_cluster
 from clover.cluster.planning.records import ClusterNode, DeviceFrontier, FamilyTerms
-from clover.cluster.simulated import START_S, ClusterRun, ClusterScenario, play_fixed, simulate
-from clover.cluster.simulated_world import ClusterFault, SimulatedRegion
+from clover.cluster.simulate.scenario import START_S, ClusterRun, ClusterScenario, play_fixed, simulate
+from clover.cluster.simulate.world import ClusterFault, SimulatedRegion
 
 _DAY_S = 86_400.0
 _SWING = 0.4

@@ -20,8 +20,8 @@ when its `Retry-After` says, also after no new ones come.  Four things are measu
 and workers share core 0; the generator of `bench.wire` has core 1, asks on `CONNECTIONS` connections and heeds no
 `Retry-After`; `--neighbour` has a busy process on core 0 as well.  Of each ten seconds: the 200s for a CPU second of
 the whole server, over those of a server beside it that refuses none for its SLO (`--max-wait-slo 0`), which is asked in
-turn, and over those in a closed loop of 64 clients just before; the part of all answers that were refusals; and how long the health
-of the server took meanwhile, at the most.
+turn, and over those in a closed loop of 64 clients just before; the part of all answers that were refusals; and how
+long the health of the server took meanwhile, at the most.
 """
 
 from __future__ import annotations
@@ -268,8 +268,8 @@ def overload_front(options: argparse.Namespace) -> None:
     show(
         f"a front end overloaded for {options.minutes:g} minutes (measured)",
         (
-            *("bodies", "deadline s", "load", "200s/CPU-s: median", "least", "of 64 clients': median", "least", "refused: median"),
-            *("most", "other", "p95 ms", "health ms at most", "recovery s"),
+            *("bodies", "deadline s", "load", "200s/CPU-s: median", "least", "of 64 clients': median", "least"),
+            *("refused: median", "most", "other", "p95 ms", "health ms at most", "recovery s"),
         ),
         table,
     )

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 
 from bench.common import show, write_json
 from clover.config import FamilyConfig
-from clover.control.family import default_targets
+from clover.control.state.family import default_targets
 from clover.planning.model.objective import HYSTERESIS
 from clover.policies.objective import ObjectivePolicy
 from clover.research.simulate import families, forecasts, loads, replay, world

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     known = COMMANDS.get(words[0])
     if known is None:
-        hint = did_you_mean(words[0], COMMANDS)
+        hint = did_you_mean(words[0], _installed())
         print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
         return 2
     if words[0] == "cluster":
@@ -72,8 +73,18 @@ def _run(argv: Sequence[str] | None) -> int:
     return int(command.main(words[1:]))
 
 
+def _installed() -> dict[str, str]:
+    """Return what the commands of this installation are for: without those of wings that it lacks."""
+    return {name: about for name, (module, about) in COMMANDS.items() if _is_here(module)}
+
+
+def _is_here(module: str) -> bool:
+    wing = ".".join(module.split(".")[:2])  # to look for what is in it would import it
+    return importlib.util.find_spec(wing) is not None
+
+
 def _help() -> str:
-    lines = [f"  {name:<15}{about}" for name, (_, about) in COMMANDS.items()]
+    lines = [f"  {name:<15}{about}" for name, about in _installed().items()]
     called = program()
     return "\n".join(
         [

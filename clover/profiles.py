@@ -5,7 +5,7 @@ figures depend on: the family's files, the versions of the libraries that run it
 meter that measures its energy, and the version of the measuring procedure.  A changed key is a missing profile, never a
 wrong one.  Files are replaced atomically; a damaged one is reported with its path, and put aside where a new one is
 measured.  A profile may have the rows that its cascades were made from beside it, `*.rows.npz`, and what was learned of
-it while it served, `*.correction` (`clover.control.learning`); it can do without both.
+it while it served, `*.correction` (`clover.control.state.learning`); it can do without both.
 
 The questions below are pure functions.  Between measured batch sizes they interpolate linearly: the time of a batch
 is close to affine in its rows.

@@ -14,7 +14,7 @@ class FamilyReport(Record, frozen=True, kw_only=True):
 
     Counters (`rows`, `accuracy_rows`, `joules`, `grams`) only grow while `NodeReport.started_s` stays the same.
     `accuracy_rows` sums the accuracy, in points, expected of each row that was answered; of rows that do not count
-    (`clover.control.counted`), the mean of those that did at the time."""
+    (`clover.control.state.counted`), the mean of those that did at the time."""
 
     family: str
     rates: dict[str, float]

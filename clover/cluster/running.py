@@ -17,10 +17,7 @@ from typing import Any
 import msgspec
 
 from clover.cluster.cluster_records import ClusterFile
-from clover.cluster.controller_records import ClusterLook, ClusterStatus
-from clover.cluster.haproxy_process import find_program
-from clover.cluster.node import NodeAgent, NodeSetup
-from clover.cluster.ray_controller import (
+from clover.cluster.controller.actor import (
     CONTROLLER,
     ControllerActor,
     RunningCluster,
@@ -30,8 +27,11 @@ from clover.cluster.ray_controller import (
     recall,
     remember,
 )
-from clover.cluster.ray_node import placed_by
-from clover.cluster.ray_support import LocalRay, connect, require_ray, use_token
+from clover.cluster.controller.records import ClusterLook, ClusterStatus
+from clover.cluster.ingress.process import find_program
+from clover.cluster.nodes.actor import placed_by
+from clover.cluster.nodes.node import NodeAgent, NodeSetup
+from clover.cluster.nodes.ray_support import LocalRay, connect, require_ray, use_token
 from clover.errors import ClusterError
 from clover.hints import program
 

@@ -6,7 +6,7 @@ nor a floor that the guard has raised stops an operator.
 
 from __future__ import annotations
 
-from clover.control.request import Targets
+from clover.control.state.request import Targets
 from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.types import Plan
 

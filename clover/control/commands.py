@@ -1,17 +1,4 @@
-"""The commands of an operator.  Every argument is checked, and every command is recorded as a decision.
-
-    pin     {model, variant | configuration, force?}   serve one variant, or one configuration; {variant: null} lifts it
-    base    {model}                            pin BASE
-    freeze  {on, model?}                       hold everything as it is, or let go
-    plan    {model, configuration?, ...}       what would be done: the plan and the steps; changes nothing
-    apply   {model, configuration?, ..., force?}       plan and apply now, without waiting for a back-off
-    guard   {reset: true, model?}              watch answers anew, with the plan's own thresholds and cascade
-    set     {model?, accuracy_floor?, slo_ms?, lambda?, objective?, mode?, force?}   change targets, then plan
-
-`plan` and `apply` take the inputs of a plan in place of those that hold: intensity_g_per_kwh, arrival_rate, and the
-targets of `set`.  A configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}].  Without
-`model` a command means the only family there is (`freeze`, `guard` and `set`: all of them).  With `dry_run: true` any
-of them shows what it would do.
+"""Carries out the commands of an operator (`clover.verbs`); every one is recorded as a decision.
 
 An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
 configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
@@ -27,23 +14,23 @@ plan can be made for it yet: its `warnings` say why, and the controller goes on 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from clover.control.breaches import FORCE, breaches, stricter, tightened
-from clover.control.context import Context
-from clover.control.decisions import NOT_DONE, DecisionEntry
-from clover.control.device_watch import DeviceWatch
-from clover.control.executor import Executor
-from clover.control.family import Family, Mode
-from clover.control.planner import Planner
-from clover.control.recording import words
-from clover.control.request import Pin, PlanRequest, Targets
-from clover.control.sleep import spared_w
+from clover.control.plan.executor import Executor
+from clover.control.plan.planner import Planner
+from clover.control.plan.recording import words
+from clover.control.state.context import Context
+from clover.control.state.decisions import NOT_DONE, DecisionEntry
+from clover.control.state.family import Family, Mode
+from clover.control.state.request import Pin, PlanRequest, Targets
+from clover.control.state.sleep import spared_w
+from clover.control.watch.devices import DeviceWatch
 from clover.errors import BadRequest, CloverError, Conflict, PlanError, PolicyFault
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
@@ -51,23 +38,24 @@ from clover.planning.model.problem import accuracies, services_of
 from clover.planning.transition.shared_layout import lay_out_shared
 from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
+from clover.verbs import (
+    TARGETS,
+    ApplyCommand,
+    BaseCommand,
+    FreezeCommand,
+    GuardCommand,
+    PinCommand,
+    PlanCommand,
+    SetCommand,
+    given,
+    read,
+)
 
 log = logging.getLogger("clover.control")
 
-_TARGETS = ("accuracy_floor", "slo_ms", "lambda", "objective")
 _TARGET_NAMES = {"accuracy_floor": "accuracy_floor", "slo_ms": "slo_ms", "lam": "lambda", "form": "objective"}
-_INPUTS = ("intensity_g_per_kwh", "arrival_rate")
-_MOVING = ("freeze", "pin", "base", "apply")
+_MOVING = (FreezeCommand, PinCommand, BaseCommand, ApplyCommand)
 """Commands after which a family may run another plan, or keeps the one that it has."""
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "pin": ("model", "variant", "configuration", "force"),
-    "base": ("model",),
-    "freeze": ("on", "model"),
-    "guard": ("reset", "model"),
-    "plan": ("model", "configuration", *_TARGETS, *_INPUTS),
-    "apply": ("model", "configuration", *_TARGETS, *_INPUTS, "force"),
-    "set": ("model", "mode", *_TARGETS, "force"),
-}
 
 
 class Review:
@@ -111,39 +99,38 @@ class Commands:
     async def run(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Carry out the command `verb` and return its answer.  BadRequest if the arguments make no sense, PlanError if
         it cannot be done, Conflict if it would break the targets and is not forced."""
-        if verb not in _ARGUMENTS:
-            raise BadRequest(f"unknown command {verb!r}{did_you_mean(verb, _ARGUMENTS)}")
-        for key in arguments:
-            if key not in (*_ARGUMENTS[verb], "dry_run"):
-                known = (*_ARGUMENTS[verb], "dry_run")
-                raise BadRequest(f"{verb} has no argument {key!r}, known: {', '.join(known)}{did_you_mean(key, known)}")
-        dry_run = _boolean(arguments, "dry_run", False)
+        asked = read(verb, arguments)
         operator = operator or "operator"
         async with self._context.lock:
             await self._context.read_grid()
             await self._device_watch.look()
-            everything = verb == "freeze" and arguments.get("on") is True and "model" not in arguments
-            if verb in _MOVING and not dry_run and not everything:
-                self._check_trials(arguments)
-            if verb == "freeze":
-                return self._freeze(arguments, operator, dry_run)
-            if verb == "guard":
-                return self._guard(arguments, operator, dry_run)
-            if verb == "set":
-                return await self._set(arguments, operator, dry_run)
-            family = self._family(arguments)
-            if verb in ("pin", "base"):
-                return await self._pin(verb, family, arguments, operator, dry_run)
-            return await self._plan(verb, family, arguments, operator, dry_run or verb == "plan")
+            everything = isinstance(asked, FreezeCommand) and asked.on is True and asked.model is UNSET
+            if isinstance(asked, _MOVING) and not asked.dry_run and not everything:
+                self._check_trials(asked.model)
+            match asked:
+                case FreezeCommand():
+                    return self._freeze(asked, operator)
+                case GuardCommand():
+                    return self._guard(asked, operator)
+                case SetCommand():
+                    return await self._set(asked, operator)
+                case PinCommand():
+                    family = self._family(asked.model)
+                    pin = self._pin_of(family, asked)
+                    return await self._pin(verb, family, pin, operator, force=asked.force, dry_run=asked.dry_run)
+                case BaseCommand():
+                    family = self._family(asked.model)
+                    return await self._pin(verb, family, Pin(policy="base"), operator, dry_run=asked.dry_run)
+                case PlanCommand():
+                    return await self._plan(verb, asked, operator)
+            raise AssertionError(verb)
 
     # --- verbs --------------------------------------------------------------------------------------------------------
 
     async def _pin(
-        self, verb: str, family: Family, arguments: dict[str, Any], operator: str, dry_run: bool
+        self, verb: str, family: Family, pin: Pin | None, operator: str, *, force: bool = False, dry_run: bool
     ) -> dict[str, Any]:
-        pin = Pin(policy="base") if verb == "base" else self._pin_of(family, arguments)
         before = family.pin
-        force = _boolean(arguments, "force", False)
         review = None
         if pin is not None:
             review = Review(family.targets, force=force, dry_run=dry_run, harmless=verb == "base")
@@ -163,15 +150,16 @@ class Commands:
                 family.mode = None  # a family pinned by its configuration comes under control when the pin is lifted
         return self._answer(family, decision)
 
-    async def _plan(
-        self, verb: str, family: Family, arguments: dict[str, Any], operator: str, dry_run: bool
-    ) -> dict[str, Any]:
+    async def _plan(self, verb: str, asked: PlanCommand, operator: str) -> dict[str, Any]:
+        family = self._family(asked.model)
+        dry_run = asked.dry_run or not isinstance(asked, ApplyCommand)
         pin = review = None
-        if arguments.get("configuration") is not None:
-            pin = Pin(configuration=self._configuration(family, arguments["configuration"]))
-        targets, force = _targets(family, arguments), _boolean(arguments, "force", False)
-        if any(arguments.get(key) is not None for key in ("configuration", *_TARGETS, *_INPUTS)):
+        if asked.configuration not in (UNSET, None):
+            pin = Pin(configuration=self._configuration(family, asked.configuration))
+        targets = _targets(family, asked)
+        if asked.chooses:
             # What is given holds for one plan only, so that what is promised meanwhile counts too.
+            force = isinstance(asked, ApplyCommand) and asked.force
             review = Review(stricter(targets, family.targets), force=force, dry_run=dry_run)
         request = PlanRequest(
             trigger=f"operator: {verb}",
@@ -180,49 +168,42 @@ class Commands:
             dry_run=dry_run,
             pin=pin,
             targets=targets,
-            g_per_kwh=_number(arguments, "intensity_g_per_kwh", 0.0, 1e5),
-            rate=_number(arguments, "arrival_rate", 0.0, 1e9),
+            g_per_kwh=_number(asked.intensity_g_per_kwh),
+            rate=_number(asked.arrival_rate),
             review=review,
         )
         return self._answer(family, await self._request(family, request, review))
 
-    def _freeze(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
-        if "on" not in arguments:
-            raise BadRequest("freeze takes on: true or on: false")
-        on = _boolean(arguments, "on", True)
-        families = self._families(arguments)
-        if not dry_run:
-            if "model" not in arguments:
+    def _freeze(self, asked: FreezeCommand, operator: str) -> dict[str, Any]:
+        on, families = asked.on is True, self._families(asked.model)
+        if not asked.dry_run:
+            if asked.model is UNSET:
                 self._context.frozen = on
             for family in families:
-                if "model" in arguments or not on:
+                if asked.model is not UNSET or not on:
                     family.frozen = on
                 if not on:
                     family.triggers.again(self._context.monotonic())
-        self._note("freeze", families, f"on: {str(on).lower()}", operator, _done(dry_run))
-        return {"frozen": on, "models": [family.name for family in families], "dry_run": dry_run}
+        self._note("freeze", families, f"on: {str(on).lower()}", operator, _done(asked.dry_run))
+        return {"frozen": on, "models": [family.name for family in families], "dry_run": asked.dry_run}
 
-    def _guard(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
-        if arguments.get("reset") is not True:
-            raise BadRequest("guard takes reset: true")
-        families = self._families(arguments)
+    def _guard(self, asked: GuardCommand, operator: str) -> dict[str, Any]:
+        families = self._families(asked.model)
         before = {family.name: ALARM_LEVELS[family.alarm_level] for family in families}
-        if not dry_run:
+        if not asked.dry_run:
             for family in families:
                 family.fleet.reset_guard()
                 family.look(self._context.monotonic())
                 family.triggers.again(self._context.monotonic())
-        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(dry_run))
-        return {"reset": True, "before": before, "dry_run": dry_run}
+        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(asked.dry_run))
+        return {"reset": True, "before": before, "dry_run": asked.dry_run}
 
-    async def _set(self, arguments: dict[str, Any], operator: str, dry_run: bool) -> dict[str, Any]:
-        families = self._families(arguments)
-        mode = _choice(arguments, "mode", get_args(Mode))
-        if mode is None and not any(key in arguments for key in _TARGETS):
-            raise BadRequest(f"set changes one of {', '.join((*_TARGETS, 'mode'))}")
-        targets = {family.name: _targets(family, arguments) for family in families}
-        changed = ", ".join(f"{key}: {arguments[key]}" for key in (*_TARGETS, "mode") if key in arguments)
-        force = _boolean(arguments, "force", False)
+    async def _set(self, asked: SetCommand, operator: str) -> dict[str, Any]:
+        families = self._families(asked.model)
+        force, dry_run, mode = asked.force, asked.dry_run, asked.mode or None
+        every, some = asked.model is UNSET, given(asked, TARGETS)
+        targets = {family.name: _targets(family, asked) for family in families}
+        changed = ", ".join(f"{key}: {value}" for key, value in given(asked, asked.changes).items())
         reviews = {
             family.name: Review(targets[family.name], force=force, dry_run=dry_run)
             for family in families
@@ -234,9 +215,9 @@ class Commands:
             for family in families:
                 self._log_targets(family, targets[family.name], mode, operator)
                 family.targets = targets[family.name]
-                if mode is not None and "model" in arguments:
+                if mode is not None and not every:
                     family.mode = mode
-            if mode is not None and "model" not in arguments:
+            if mode is not None and every:
                 self._context.mode = mode
                 for family in families:
                     family.mode = None
@@ -245,7 +226,7 @@ class Commands:
         answers, warnings = {}, []
         for family in families:
             held = self._context.frozen_of(family) or self._context.mode_of(family) == "off"
-            if dry_run or (not held and any(key in arguments for key in _TARGETS)):
+            if dry_run or (not held and some):
                 review = reviews.get(family.name) if dry_run or force else None  # else it was reviewed above
                 request = PlanRequest(
                     trigger="operator: set",
@@ -334,37 +315,34 @@ class Commands:
         if changed:
             log.info("%s: %s by %s", family.name, ", ".join(changed), operator)
 
-    def _check_trials(self, arguments: dict[str, Any]) -> None:
+    def _check_trials(self, model: str | UnsetType) -> None:
         """Raise Conflict if a new version is being tried beside a family that another plan would move."""
-        for family in self._families(arguments):
+        for family in self._families(model):
             if family.trial:
                 raise Conflict(
                     f"version {family.trial} of {family.name} is being rolled out, and the plan stays meanwhile, so "
                     "that nothing but the version differs: promote it or roll it back first"
                 )
 
-    def _family(self, arguments: dict[str, Any]) -> Family:
-        families = self._families(arguments)
+    def _family(self, model: str | UnsetType) -> Family:
+        families = self._families(model)
         if len(families) != 1:
             raise BadRequest(f"say which model: {', '.join(self._context.families)}")
         return families[0]
 
-    def _families(self, arguments: dict[str, Any]) -> list[Family]:
+    def _families(self, model: str | UnsetType) -> list[Family]:
         known = self._context.families
-        if "model" not in arguments:
+        if model is UNSET:
             return list(known.values())
-        name = arguments["model"]
-        if not isinstance(name, str) or name not in known:
-            hint = did_you_mean(name, known) if isinstance(name, str) else ""
-            raise BadRequest(f"unknown model {name!r}, known: {', '.join(known)}{hint}")
-        return [known[name]]
+        if not isinstance(model, str) or model not in known:
+            hint = did_you_mean(model, known) if isinstance(model, str) else ""
+            raise BadRequest(f"unknown model {model!r}, known: {', '.join(known)}{hint}")
+        return [known[model]]
 
-    def _pin_of(self, family: Family, arguments: dict[str, Any]) -> Pin | None:
-        if ("variant" in arguments) == ("configuration" in arguments):
-            raise BadRequest("pin takes either variant or configuration; variant: null lifts the pin")
-        if "configuration" in arguments:
-            return Pin(configuration=self._configuration(family, arguments["configuration"]))
-        variant = arguments["variant"]
+    def _pin_of(self, family: Family, asked: PinCommand) -> Pin | None:
+        if asked.configuration is not UNSET:
+            return Pin(configuration=self._configuration(family, asked.configuration))
+        variant = asked.variant
         if variant is None:
             return None
         known = accuracies(family.profile)
@@ -375,12 +353,12 @@ class Commands:
             raise BadRequest(f"unknown variant {variant!r}, known: {', '.join(known)}{hint}")
         return Pin(policy=f"static:{variant}")
 
-    def _configuration(self, family: Family, given: Any) -> Configuration:
+    def _configuration(self, family: Family, asked: Any) -> Configuration:
         measured = services_of(family.profile)
         variants, profiles = sorted({v for v, _ in measured}), sorted({p for _, p in measured})
         most = family.config.most_resident(len(family.spec.variants))
         counts: dict[tuple[str, str, tuple[str, ...]], int] = {}
-        for group in _groups(given):
+        for group in _groups(asked):
             profile = group.profile
             for variant in group.variants:
                 if variant not in variants:
@@ -422,14 +400,14 @@ def _done(dry_run: bool) -> str:
     return "dry run" if dry_run else "applied"
 
 
-def _groups(given: Any) -> list[GroupCount]:
+def _groups(configuration: Any) -> list[GroupCount]:
     form = (
         'a configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}], of workers that '
         'share their time {"large/small@1c": 2}'
     )
     found: list[GroupCount] = []
-    if isinstance(given, dict):
-        for key, count in given.items():
+    if isinstance(configuration, dict):
+        for key, count in configuration.items():
             variant, at, profile = str(key).rpartition("@")
             if not at or type(count) is not int:
                 raise BadRequest(form)
@@ -437,7 +415,7 @@ def _groups(given: Any) -> list[GroupCount]:
             found.append(GroupCount(variant=first, profile=profile, count=count, beside=tuple(others)))
     else:
         try:
-            found = msgspec.convert(given, list[GroupCount])
+            found = msgspec.convert(configuration, list[GroupCount])
         except msgspec.ValidationError as error:
             raise BadRequest(f"{form}: {error}") from error
     if not found or not all(1 <= group.count <= 100_000 for group in found):
@@ -445,11 +423,10 @@ def _groups(given: Any) -> list[GroupCount]:
     return found
 
 
-def _targets(family: Family, arguments: dict[str, Any]) -> Targets:
+def _targets(family: Family, asked: PlanCommand | SetCommand) -> Targets:
+    """Return the targets of a family with those that are asked for."""
     targets = family.targets
-    floor = _number(arguments, "accuracy_floor", 0.0, 100.0)
-    slo_ms = _number(arguments, "slo_ms", 1e-3, 1e9)
-    form = _choice(arguments, "objective", ("paper", "floor"))
+    floor, slo_ms = _number(asked.accuracy_floor), _number(asked.slo_ms)
     best = max(accuracies(family.profile).values(), default=0.0)
     if floor is not None and floor > best:
         raise BadRequest(f"accuracy_floor {floor:g} is above the best variant's {best:.2f} %")
@@ -457,36 +434,13 @@ def _targets(family: Family, arguments: dict[str, Any]) -> Targets:
         targets = replace(targets, accuracy_floor=floor)
     if slo_ms is not None:
         targets = replace(targets, slo_ms=slo_ms)
-    if form is not None:
-        targets = replace(targets, form=form)
-    if "lambda" in arguments:
-        targets = replace(targets, lam=_number(arguments, "lambda", 0.0, 1.0))
+    if asked.objective:
+        targets = replace(targets, form=asked.objective)
+    if asked.lam is not UNSET:
+        targets = replace(targets, lam=_number(asked.lam))
     return targets
 
 
-def _number(arguments: dict[str, Any], key: str, low: float, high: float) -> float | None:
-    value = arguments.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRequest(f"{key} is a number, not {value!r}")
-    if not low <= value <= high:
-        raise BadRequest(f"{key} lies between {low:g} and {high:g}, but is {value:g}")
-    return float(value)
-
-
-def _boolean(arguments: dict[str, Any], key: str, default: bool) -> bool:
-    value = arguments.get(key, default)
-    if not isinstance(value, bool):
-        raise BadRequest(f"{key} is true or false, not {value!r}")
-    return value
-
-
-def _choice(arguments: dict[str, Any], key: str, known: tuple[str, ...]) -> Any:
-    value = arguments.get(key)
-    if value is None:
-        return None
-    if value not in known:
-        hint = did_you_mean(value, known) if isinstance(value, str) else ""
-        raise BadRequest(f"{key} is one of {', '.join(known)}, not {value!r}{hint}")
-    return value
+def _number(value: float | UnsetType | None) -> float | None:
+    """Return a number that is given as a float; None if it is not given."""
+    return None if value is None or value is UNSET else float(value)

@@ -1,13 +1,13 @@
 """The controller: looks at every family, plans if there is a reason, and verifies what it deployed.
 
-Every `interval_s` it looks at each family (`triggers` says what counts as a reason).  For a reason the state goes to
-the policy in the solver process and a plan comes back (`planner`).  Routing is the fast knob: a plan of the
+Every `interval_s` it looks at each family (`state.triggers` says what counts as a reason).  For a reason the state goes
+to the policy in the solver process and a plan comes back (`plan.planner`).  Routing is the fast knob: a plan of the
 configuration that runs is applied at once.  Configuration is the slow one: it changes never to a configuration that was
-rolled back lately, and never with a loss of capacity unless allowed (`gate`).  If it may not change, the workers that
-run stay, routed as well as they can be, and it is tried again when the hold ends.  A new deployment is verified
-(`verification`), and rolled back and backed off (60 s, doubling) if it is bad (`executor`).
+rolled back lately, and never with a loss of capacity unless allowed (`plan.gate`).  If it may not change, the workers
+that run stay, routed as well as they can be, and it is tried again when the hold ends.  A new deployment is verified
+(`watch.verification`), and rolled back and backed off (60 s, doubling) if it is bad (`plan.executor`).
 
-Devices come first (`device_watch`): workers on a GPU that is lost are given up at once; then, as the mode allows, a
+Devices come first (`watch.devices`): workers on a GPU that is lost are given up at once; then, as the mode allows, a
 plan is made for what is left, and another one when the GPU is back or a slot cannot be used any more.  A family that
 lost all its workers is like one before the start.  A change of configuration may not take capacity below the floor: the
 configured share of BASE's, what arrives now, and in any case one worker that answers.  If that cannot be, it is refused
@@ -17,7 +17,7 @@ Guard.  If a family's answers drift from its profile (`clover.runtime.guard.guar
 follows that gives up half of the accuracy it might, or none, so that workers of more accurate variants are there.
 
 Demand.  Rows that ask for an accuracy that no worker reaches wait while a plan with such a worker is made, at once and
-not at the next look (`demand`).
+not at the next look (`state.demand`).
 
 Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
 plans after the first, but a pinned family follows its devices.  In every mode the first plan is made and applied by the
@@ -38,25 +38,22 @@ from typing import Any
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.baselines.saved import saved
 from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
-from clover.control.context import Clocks, Context
 from clover.control.core_need import CoreNeed, FewestCores
-from clover.control.device_watch import DeviceWatch
-from clover.control.executor import Executor
-from clover.control.family import Family
-from clover.control.learner import Learner
-from clover.control.ledger_files import LedgerFiles
-from clover.control.planner import Planner, Solver
+from clover.control.plan.executor import Executor
+from clover.control.plan.planner import Planner, Solver
 from clover.control.report import report
-from clover.control.request import PlanRequest
-from clover.control.sleep import spared_w
-from clover.control.slo_watch import watch_slo
-from clover.control.terms import terms
-from clover.control.triggers import Observation
-from clover.control.verification import verify
-from clover.control.wait_watch import WaitSight
+from clover.control.state.context import Clocks, Context
+from clover.control.state.family import Family
+from clover.control.state.learner import Learner
+from clover.control.state.ledger_files import LedgerFiles
+from clover.control.state.request import PlanRequest
+from clover.control.state.sleep import spared_w
+from clover.control.state.triggers import Observation
+from clover.control.watch.devices import DeviceWatch
+from clover.control.watch.slo import watch_slo, watch_waits
+from clover.control.watch.verification import verify
 from clover.control_time import control_task
 from clover.errors import CloverError, PolicyFault, StartError, Unavailable
 from clover.hints import named_wait
@@ -336,11 +333,6 @@ class Controller:
         """See `clover.interfaces.Control.state`."""
         return report(self.context, self.shadows, self.core_need, self.totals)
 
-    def terms(self, name: str) -> str:
-        """Return what the policy in force of a family may cost and what it saved so far, in words (`terms`)."""
-        family = self.context.families.get(name)
-        return terms(self.context, family, saved(self.shadows.of.get(name))) if family is not None else ""
-
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""
         return self.context.decisions.newest(limit)
@@ -376,15 +368,3 @@ class Controller:
     def _refuse_if_stopped(self) -> None:
         if self._stopped:
             raise Unavailable("the server is shutting down")
-
-
-def watch_waits(family: Family, now_s: float) -> str:
-    """Return why to plan for the sake of rows that wait, in words; empty if there is no reason."""
-    sight = WaitSight(
-        now_s=now_s,
-        routing=family.deployed.routing if family.deployed is not None else None,
-        p95_ms=family.observed.get("p95_ms"),
-        slo_ms=family.targets.slo_ms,
-        late=family.slo.late,
-    )
-    return family.waiting.look(sight)

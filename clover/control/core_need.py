@@ -16,9 +16,9 @@ from typing import Any
 
 from clover.accounting.boundaries import LIGHT_PART, TOO_LITTLE
 from clover.accounting.labels import DeviceLines, joined, methods_of
-from clover.control.context import Context
-from clover.control.family import Family
-from clover.control.request import PlanRequest, Targets
+from clover.control.state.context import Context
+from clover.control.state.family import Family
+from clover.control.state.request import PlanRequest, Targets
 from clover.control_time import control_task
 from clover.errors import CloverError
 from clover.planning.model.cores import row_of_cores, sleeping_row

@@ -11,12 +11,12 @@ import msgspec
 from clover.carbon import describe
 from clover.control.baselines.saved import Devices, saved
 from clover.control.baselines.shadows import Shadows
-from clover.control.capacity import running_capacity
-from clover.control.context import Context
 from clover.control.core_need import CoreNeed
-from clover.control.family import Family
-from clover.control.slo_watch import slo_report
-from clover.control.terms import accuracy_target, terms
+from clover.control.state.capacity import running_capacity
+from clover.control.state.context import Context
+from clover.control.state.family import Family
+from clover.control.watch.slo import slo_report
+from clover.control.wording import listed, span
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 from clover.profiles import cut_short_by_variant
@@ -119,7 +119,7 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         return None
     budget: dict[str, Any] = {
         "accuracy_budget": family.config.accuracy_budget,
-        "accuracy_target": accuracy_target(family),
+        "accuracy_target": _accuracy_target(family),
     }
     if policy not in SPENDING:
         return budget
@@ -148,7 +148,7 @@ def budget_gauges(context: Context, family: Family) -> dict[str, float]:
 
 def capacity_gauges(context: Context, family: Family) -> dict[str, float]:
     """Return for the metrics how many rows a second can be served within `max_utilisation`: by the workers that run
-    (`running`), and by the devices at the accuracy floor (`floor`); see `clover.control.capacity`."""
+    (`running`), and by the devices at the accuracy floor (`floor`); see `clover.control.state.capacity`."""
     share, most, deployed = context.share_of(family), context.config.max_utilisation, family.deployed
     running = 0.0
     if deployed is not None:
@@ -211,7 +211,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         "apart": family.memory_troubles.apart_report(family.alone(context.devices_of(family.name))),
         "budget": _budget(context, family),
         "profile_correction": family.learned.report(),
-        "terms": terms(context, family, saved_here),
+        "terms": _terms(context, family, saved_here),
         "saved": saved_here,
         "observed": dict(family.observed),
         "slo": slo_report(context, family),
@@ -241,3 +241,32 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
             "operator": last.operator,
         },
     }
+
+
+def _terms(context: Context, family: Family, saved_here: dict[str, Any] | None) -> str:
+    """Return what the policy in force may give up, by which means, and what it saved; `saved_here` is the family's
+    part of the state.  Empty if the policy trades nothing by an accuracy budget."""
+    policy, config = context.policy_of(family), context.config
+    points = family.config.accuracy_budget
+    if policy not in BUDGETED or not points:
+        return ""
+    over = f" over {span(family.config.budget_horizon_s)}" if policy in SPENDING else ""
+    cost = f"may give up {points:g} point{'' if points == 1.0 else 's'} of accuracy on average{over}"
+    flags = ["--accuracy-budget 0"]  # the policy `objective` may go down to the floor, which is lower
+    if len(family.profile.backend) == 1:
+        cost, flags = "has one variant, so no accuracy is given up", []
+    elif family.cascades(config):
+        cost += ", asking cheap variants first"
+        flags.append("--no-cascade")
+    if family.may_wait(config, family.targets):
+        cost += ", rows waiting for fuller batches within the SLO"
+        flags.append("--no-waits")
+    base = (saved_here or {}).get("base")
+    ends = f" ({listed(flags)} end{'s' if len(flags) == 1 else ''} that)" if flags else ""
+    return f"{cost}{ends}; {base['short'] if base else 'nothing was served yet to save on'}"
+
+
+def _accuracy_target(family: Family) -> float:
+    """Return the mean accuracy (percent) that the accuracy budget of a family asks for."""
+    best = max(accuracies(family.profile).values(), default=0.0)
+    return max(family.targets.accuracy_floor, best - family.config.accuracy_budget)

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
-from clover.control.counted import why_apart
-from clover.control.troubles import judged_accuracy, pin_words, served_accuracy, troubles, verdict
+from clover.control.state.counted import why_apart
+from clover.control.wording import comparisons, in_short, judged_accuracy, pin_words, served_accuracy, troubles, verdict
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading
 
-_KINDS = ("matched", "base")
 _EVENTS = 6
 _FORECAST_S = 48 * 3600.0
 _FORECAST_POINTS = 100
@@ -155,19 +154,16 @@ def _saved(saved: State | None) -> dict[str, Any] | None:
     """Return each comparison: grams saved (negative: emitted more), their interval, against what, and in words."""
     if not saved:
         return None
-    items = []
-    for kind in _KINDS:
-        item = saved.get(kind)
-        if item:
-            items.append(
-                {
-                    "kind": kind,
-                    "against": item.get("against", ""),
-                    "short": item.get("short", item["words"]),
-                    "words": item["words"],
-                    **{key: tidy(item.get(key)) for key in ("grams", "low", "high", "part", "accuracy_given_up")},
-                }
-            )
+    items = [
+        {
+            "kind": kind,
+            "against": item.get("against", ""),
+            "short": in_short(item),
+            "words": item["words"],
+            **{key: tidy(item.get(key)) for key in ("grams", "low", "high", "part", "accuracy_given_up")},
+        }
+        for kind, item in comparisons(saved).items()
+    ]
     return {"since_s": saved["since_s"], "known": saved.get("known", ""), "rows": saved["rows"], "items": items}
 
 

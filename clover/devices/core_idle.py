@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clover.proc_stat import TICKS_PER_S, cpu_times
+
 DEEP_US = 100
 """Target residency from which on a state is deep: C3 and C6 have some hundred microseconds, C1 and C1E 2 and 20."""
 LEAST_S = 1.0
 LOOK_S = 10.0
 WINDOW_S = 60.0
 _POLL = "POLL"
-_TICKS_PER_S = 100.0
-"""USER_HZ, in which /proc/stat counts on every Linux."""
-_IDLE_FIELDS = (3, 4)
-"""Of a line of /proc/stat: idle and waiting for I/O."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,13 @@ def _of_states(states: Sequence[tuple[Path, bool]]) -> IdleCounters:
 
 
 def _of_stat(text: str, cores: Sequence[int] | dict[int, Any]) -> dict[int, IdleCounters]:
-    wanted = {f"cpu{core}": core for core in cores}
-    found = {}
-    for line in text.splitlines():
-        name, *fields = line.split()
-        if name in wanted:
-            ticks = sum(int(fields[index]) for index in _IDLE_FIELDS)
-            found[wanted[name]] = IdleCounters(ticks / _TICKS_PER_S, None, None)
-    return found
+    counted = cpu_times(text)
+    named = {core: f"cpu{core}" for core in cores}
+    return {
+        core: IdleCounters(counted[name].idle / TICKS_PER_S, None, None)
+        for core, name in named.items()
+        if name in counted
+    }
 
 
 def _core(core: int, before: IdleCounters, after: IdleCounters, seconds: float) -> dict[str, Any]:

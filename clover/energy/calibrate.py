@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from clover.energy.host import PROC_STAT, host_use
+from clover.energy.host import host_use
 from clover.errors import DeviceError
+from clover.proc_stat import PROC_STAT
 
 SETTLE_S = 1.0
 """From when CPUs are busy until it is measured: clocks and fans follow."""

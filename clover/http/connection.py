@@ -7,9 +7,9 @@ States of the reading side:
 
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
 are due, while the client does not read and while its next request is held (`clover.http.held`), and a declared body is
-read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`) as long as it comes quickly.  What it can make us do in
-one turn of the loop is bounded too: what is more than `TURN_BYTES` of bodies, from all connections, waits for one of
-the next turns, and its connection with it.
+read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`) as long as it comes quickly.
+What it can make us do in one turn of the loop is bounded too: what is more than `TURN_BYTES` of bodies, from all
+connections, waits for one of the next turns, and its connection with it.
 
 Deadlines cost no timer per request: the front end calls `sweep` each `SWEEP_S`, which adds the time since the last call
 to whatever the connection is waiting for.
@@ -383,7 +383,8 @@ class Incoming(Outgoing):
     def _vacate(self) -> None:
         """Give the slots back whose rows come slowly, and receive the rest of the body into a buffer."""
         direct, view, filled = self._direct, self._view, self._filled
-        assert direct is not None and view is not None
+        assert direct is not None
+        assert view is not None
         self._direct = None
         begin = len(direct.text)
         need = begin + len(view)

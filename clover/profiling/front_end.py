@@ -7,7 +7,7 @@ other, and pauses before each: at random, 1 / `LIGHT_RATE` seconds on average.
 `ms` is what a request takes beyond the model's time: head, body, answer and sockets.  It is the median, so that some
 stalls do not count, and at most `MOST_OVER_LEAST` times what the fastest twentieth of the requests takes, which others
 on the machine hardly touch.  So it is work, and as large on a busy machine as on a quiet one.  What requests wait for
-the event loop's turn beside is seen while serving (`control.front_correction`).
+the event loop's turn beside is seen while serving (`control.state.front_correction`).
 
 The CPU time of the front end's thread says what its turns cost at a light load (`light_load`).
 """

@@ -29,6 +29,7 @@ from clover.energy.gpu_probe import counted_others
 from clover.energy.kept_idle import KeptIdles
 from clover.errors import ProfileError
 from clover.interfaces import EnergyMeter
+from clover.proc_stat import PROC_STAT, cpu_times
 from clover.profiling.driver import Cell
 from clover.profiling.duty import DutyPoint
 from clover.types import EnergySample, Method, Placement
@@ -38,8 +39,6 @@ _TICK_S = 0.5
 _LOOK_S = 0.005
 _SAMPLE_S = 0.1
 _WATCH_S = 0.4
-_IDLE_FIELDS = (3, 4)
-"""Of a line of /proc/stat: idle and waiting for I/O."""
 
 
 class EnergyWindow:
@@ -244,18 +243,13 @@ def _by_work(meter: object) -> TypeGuard[energy.ModelledGpuMeter]:
 
 def jiffies(text: str, cores: Iterable[int]) -> tuple[int, int]:
     """Return busy and total jiffies of `cores` in the text of /proc/stat."""
-    wanted = {f"cpu{core}" for core in cores}
-    busy = total = 0
-    for line in text.splitlines():
-        name, *fields = line.split()
-        if name in wanted:
-            values = [int(field) for field in fields[:8]]  # guest time is counted in user time already
-            total += sum(values)
-            busy += sum(values) - sum(values[index] for index in _IDLE_FIELDS)
-    return busy, total
+    counted = cpu_times(text)
+    chosen = [counted[name] for name in (f"cpu{core}" for core in cores) if name in counted]
+    total = sum(times.total for times in chosen)
+    return total - sum(times.idle for times in chosen), total
 
 
-async def busy_share(cores: Iterable[int], path: Path = Path("/proc/stat"), watch_s: float = _WATCH_S) -> float:
+async def busy_share(cores: Iterable[int], path: Path = PROC_STAT, watch_s: float = _WATCH_S) -> float:
     """Return the share of `cores` that is busy (or stolen by the hypervisor) for the next `watch_s` seconds.
 
     0 if `path`, the kernel's counters, cannot be read.

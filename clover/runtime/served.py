@@ -72,7 +72,7 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
 
 class Served:
     """A family with everything that serves it.  `slo` says how its SLO is held
-    (`clover.control.slo_watch.slo_gauges`), `corrections` the factors beside its profile, by (variant, profile of the
+    (`clover.control.watch.slo.slo_gauges`), `corrections` the factors beside its profile, by (variant, profile of the
     slice, "time" or "energy").
 
     `spec` is the family as loaded, which workers and profiles know; the router's carries the name it is served under.

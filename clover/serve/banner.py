@@ -14,8 +14,7 @@ from clover._version import __version__
 from clover.backends import shown
 from clover.carbon import caveat, describe
 from clover.config import CarbonConfig
-from clover.control.slo_watch import held_words
-from clover.control.terms import promise
+from clover.control.wording import slo_source, targets_words
 from clover.errors import ProfileError
 from clover.families import published
 from clover.hints import program
@@ -35,8 +34,9 @@ def show(server: Server) -> None:
         page = f"{server.url}/dashboard" if server.engine.page is not None else ""
         where = {"url": server.url, "grpc": server.grpc_target, "dashboard": page}
         log.info("ready", extra={**where, "families": list(server.engine.served)})
+        models = server.engine.controller.state()["models"]
         for name, served in server.engine.served.items():
-            if cost := server.engine.controller.terms(name):
+            if cost := models.get(name, {}).get("terms"):
                 log.info("%s: %s", name, cost)
             if untrained := published.caution(served.spec):
                 log.warning("%s", untrained)
@@ -56,21 +56,16 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
         rows.append(("dashboard", f"{server.url}/dashboard"))
     if server.grpc_target:
         rows.append(("gRPC", f"at {server.grpc_target}{', with TLS' if config.listen.tls_cert else ''}"))
+    models = engine.controller.state()["models"]
     for name, served in engine.served.items():
-        rows.append(("family", f"{name}: {_variants(engine.served[name].spec, served.profile)}"))
-        context = engine.controller.context
-        family = context.families.get(name)
-        if served.targets and family is not None:
-            rows.append(("", f"p95 <= {served.targets['slo_ms']:.3g} ms, {promise(context, family)}"))
-            if served.profile is not None and served.config.slo_ms is None:
-                rows.append(("", f"that p95 target is {profiles.default_slo_source(served.profile)}"))
-            rows.append(("", held_words(family, context.monotonic())))
-            if doubt := _doubt(served.profile, served.config.slo_ms):
-                rows.append(("", doubt))
-            if cost := engine.controller.terms(name):
-                rows.append(("", cost))
-            if family.learned.advice:
-                rows.append(("warning", family.learned.advice))
+        rows.append(("family", f"{name}: {_variants(served.spec, served.profile)}"))
+        model = models.get(name)
+        if model is not None:
+            said = [targets_words(model), slo_source(model), model["slo"]["words"]]
+            said += [_doubt(served.profile, served.config.slo_ms), model["terms"]]
+            rows += [("", line) for line in said if line]
+            if advice := model["profile_correction"]["advice"]:
+                rows.append(("warning", advice))
         else:
             rows.append(("", "served without a plan: it was not profiled"))
         rows.append(("", f"now {_running(served.fleet.ready_assignments(), served.spec)}"))

@@ -23,10 +23,10 @@ from typing import Any
 
 import msgspec
 
-from clover.control.context import Context
-from clover.control.counted import counted
-from clover.control.family import Family
-from clover.control.request import ClusterOrder, Targets
+from clover.control.state.context import Context
+from clover.control.state.counted import counted
+from clover.control.state.family import Family
+from clover.control.state.request import ClusterOrder, Targets
 from clover.errors import BadRequest, Conflict
 from clover.planning.model.problem import accuracies
 from clover.types import Record

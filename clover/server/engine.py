@@ -24,10 +24,10 @@ from clover.carbon.grid import Grid
 from clover.config import FamilyConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.control.baselines.saved import saved_by_all
 from clover.control.controller import Controller
-from clover.control.ledger_files import LedgerFiles, budgets_folder
 from clover.control.report import budget_gauges, capacity_gauges
-from clover.control.slo_watch import slo_gauges
 from clover.control.solver.client import SolverClient
+from clover.control.state.ledger_files import LedgerFiles, budgets_folder
+from clover.control.watch.slo import slo_gauges
 from clover.control_time import control_task
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
 from clover.http.audit import Operators

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import Metric
 
 from clover.config import ServerConfig
-from clover.control.learner import Learner
+from clover.control.state.learner import Learner
 from clover.errors import ConfigError
 from clover.http import Frontend, HttpStats, Inherited, Mounted
 from clover.http.audit import Operators

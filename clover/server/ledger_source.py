@@ -13,7 +13,7 @@ from clover.accounting.boundaries import DEFAULT
 from clover.accounting.labels import methods_of
 from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
 from clover.control.controller import Controller
-from clover.control.recording import words
+from clover.control.plan.recording import words
 from clover.http.audit import AuditLog, AuditRecord
 from clover.runtime.served import Served
 from clover.server.machine import Machine

@@ -5,8 +5,8 @@ Each GPU has a meter of its own.  On emulated GPUs the cores compute the answers
 is left out of the machine's.
 
 Instances that an earlier run left on a GPU are adopted or removed by the first plan that uses it
-(`control.apply.SharedInstances`); a clean stop removes ours, unless `workers.keep_instances` leaves them for the next
-start.
+(`control.state.apply.SharedInstances`); a clean stop removes ours, unless `workers.keep_instances` leaves them for the
+next start.
 """
 
 from __future__ import annotations

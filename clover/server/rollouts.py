@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clover.config import RolloutConfig
-from clover.control.decisions import DecisionEntry
+from clover.control.state.decisions import DecisionEntry
 from clover.errors import BadRequest, CloverError, Conflict, Unavailable
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
 from clover.runtime.served import Served

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 
-from clover.control.context import Context
+from clover.control.state.context import Context
 from clover.errors import DeviceError, StartError
 from clover.hints import named_wait
 from clover.runtime.served import Served

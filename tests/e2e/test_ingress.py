@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from clover.cluster.haproxy import HAProxyIngress
-from clover.cluster.haproxy_config import IngressOrigin, IngressSettings, render
-from clover.cluster.haproxy_process import find_program
-from clover.cluster.haproxy_runtime import RuntimeApi
+from clover.cluster.ingress.config import IngressOrigin, IngressSettings, render
+from clover.cluster.ingress.haproxy import HAProxyIngress
+from clover.cluster.ingress.process import find_program
+from clover.cluster.ingress.runtime import RuntimeApi
 from clover.errors import ClusterError
 from tests.support.ingress_fixture import upstream
 from tests.support.ingress_nodes import FakeNode, IngressClient, count, free_ports
@@ -329,7 +329,7 @@ def test_a_haproxy_that_is_killed_comes_back_with_the_last_weights(short_path: P
 
 
 def test_what_haproxy_lost_is_given_back(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.cluster.haproxy._LOOK_S", 0.05)
+    monkeypatch.setattr("clover.cluster.ingress.haproxy._LOOK_S", 0.05)
 
     async def main() -> None:
         async with scene(short_path, "a", "b") as it:

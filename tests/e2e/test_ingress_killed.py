@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from clover.cluster.haproxy import HAProxyIngress
-from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
-from clover.cluster.haproxy_process import find_program
+from clover.cluster.ingress.config import IngressOrigin, IngressSettings
+from clover.cluster.ingress.haproxy import HAProxyIngress
+from clover.cluster.ingress.process import find_program
 from clover.errors import ClusterError
 from tests.support.ingress_nodes import FakeNode, count, free_ports
 from tests.support.servers import run

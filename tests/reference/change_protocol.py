@@ -43,7 +43,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 
-from clover.control.apply import matters, possible
+from clover.control.state.apply import matters, possible
 from clover.planning.transition.stages import served
 from clover.planning.transition.steps import plan_transition
 from clover.types import Assignment, DeviceShape, Step, Transition

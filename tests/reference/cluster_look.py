@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from clover.cluster.controller import ClusterController
-from clover.cluster.controller_members import ClusterMember
-from clover.cluster.controller_memory import ClusterMemory, PlannedFor
-from clover.cluster.controller_orders import NodeOrder
-from clover.cluster.controller_records import ClusterTerms
+from clover.cluster.controller.controller import ClusterController
+from clover.cluster.controller.members import ClusterMember
+from clover.cluster.controller.memory import ClusterMemory, PlannedFor
+from clover.cluster.controller.orders import NodeOrder
+from clover.cluster.controller.records import ClusterTerms
 from clover.cluster.planning.records import (
     ClusterPlan,
     ClusterProblem,

@@ -15,12 +15,12 @@ from typing import Any, cast
 
 import msgspec
 
-from clover.cluster.checked_ingress import CheckedIngress
-from clover.cluster.controller_demand import ClusterDemand, Key
-from clover.cluster.controller_records import ClusterTotals, SavedCluster, SavedDemand, SavedMember
-from clover.cluster.haproxy import HAProxyIngress
-from clover.cluster.haproxy_config import IngressOrigin, IngressSettings
-from clover.cluster.ingress import whole_weights
+from clover.cluster.controller.demand import ClusterDemand, Key
+from clover.cluster.controller.records import ClusterTotals, SavedCluster, SavedDemand, SavedMember
+from clover.cluster.ingress.checked import CheckedIngress
+from clover.cluster.ingress.config import IngressOrigin, IngressSettings
+from clover.cluster.ingress.haproxy import HAProxyIngress
+from clover.cluster.ingress.weights import whole_weights
 from clover.cluster.planning.records import (
     ClusterNode,
     ClusterPlan,

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from clover.cluster.controller_records import Phase
+from clover.cluster.controller.records import Phase
 
 FAMILY, REGION = "digits", "north"
 DEMAND = 50.0

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clover.control.apply import Applier, SharedInstances
+from clover.control.state.apply import Applier, SharedInstances
 from clover.errors import CloverError, DeviceError, DeviceLost, WorkerError
 from clover.planning.packing.geometry import SliceProfile, layouts, legal
 from clover.planning.transition.steps import plan_transition

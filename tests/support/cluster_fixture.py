@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clover.cluster.controller_records import ClusterTerms
+from clover.cluster.controller.records import ClusterTerms
 from clover.cluster.planning.records import ClusterNode, DeviceFrontier, FamilyTerms, OperatingPoint
-from clover.cluster.simulated import START_S, ClusterScenario
-from clover.cluster.simulated_world import ClusterFault, SimulatedRegion
+from clover.cluster.simulate.scenario import START_S, ClusterScenario
+from clover.cluster.simulate.world import ClusterFault, SimulatedRegion
 
 FAMILY = "digits"
 REGIONS = ("north", "south", "west")

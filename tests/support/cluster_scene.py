@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from clover.cluster.controller import ClusterController
-from clover.cluster.controller_records import ClusterLook, ClusterTerms
+from clover.cluster.controller.controller import ClusterController
+from clover.cluster.controller.records import ClusterLook, ClusterTerms
 from clover.cluster.planning.planner import plan_cluster
 from clover.cluster.planning.records import ClusterNode, ClusterPlan, ClusterProblem
-from clover.cluster.simulated_world import (
+from clover.cluster.simulate.world import (
     ClusterFault,
     SimulatedGrids,
     SimulatedIngress,

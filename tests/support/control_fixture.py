@@ -9,9 +9,9 @@ import msgspec
 
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.context import Clocks
 from clover.control.controller import Controller
-from clover.control.family import Family
+from clover.control.state.context import Clocks
+from clover.control.state.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
 from clover.policies.demanded import proposed

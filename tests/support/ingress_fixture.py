@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clover.cluster.haproxy_config import IngressOrigin, IngressSettings, Upstream
+from clover.cluster.ingress.config import IngressOrigin, IngressSettings, Upstream
 
 
 def settings(folder: Path | str = "/run/ingress", **changes: Any) -> IngressSettings:

@@ -25,7 +25,7 @@ import numpy as np
 
 import clover.server
 from clover.backends.artifacts import package_version
-from clover.control.apply import Applier
+from clover.control.state.apply import Applier
 from clover.devices.mig import MigDevice
 from clover.emulation import emulated
 from clover.errors import CloverError

@@ -23,13 +23,13 @@ ROOMS = {"planning", "runtime", "telemetry"}
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
-        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit"}
+        | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit", "proc_stat", "unix_http"}
     ),
     frozenset({"autogroup"}),
     frozenset({"low_priority"}),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
-    frozenset({"tenants", "steps"}),
+    frozenset({"tenants", "steps", "verbs"}),
     frozenset({"grants"}),
     frozenset({"interfaces"}),
     frozenset(
@@ -56,6 +56,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"runtime.router", "emulation"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),
     frozenset({"runtime.served", "runtime.embedded", "runtime.split"}),
+    frozenset({"control.state", "control.solver"}),
+    frozenset({"control.plan", "control.baselines"}),
+    frozenset({"control.watch"}),
     frozenset({"http", "control"}),
     frozenset({"profiling", "dashboard", "grpc"}),
     frozenset({"telemetry.metrics", "telemetry.otel"}),

@@ -13,7 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from clover.cli.ctl import brief, rollouts, tenants
-from clover.control.troubles import pin_words
+from clover.control.wording import (
+    FROZEN,
+    by_worker,
+    comparisons,
+    configuration_words,
+    control_words,
+    demand_words,
+    grid_words,
+    pinned,
+    slo_source,
+    slower,
+    targets_words,
+)
 from clover.terminal import Column, filled, needed, sheet, wrapped
 
 _INFEASIBLE = "warning: this plan does not meet every target; its reason says which"
@@ -56,12 +68,8 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
 
 def _state(answer: dict[str, Any], console: Console) -> None:
     reading = answer.get("intensity")
-    grid = "no intensity read yet"
-    if reading:
-        grid = f"{reading['g_per_kwh']:.0f} gCO2e/kWh from {reading['provider']} ({reading.get('label', '')})"
-        grid += f"; {reading['trouble']}" if reading.get("trouble") else ""
-    frozen = ", frozen" if answer.get("frozen") else ""
-    _say(console, f"mode {answer.get('mode')}{frozen}, policy {answer.get('policy')}, {grid}")
+    trouble = f"; {reading['trouble']}" if reading and reading.get("trouble") else ""
+    _say(console, f"{control_words(answer)}; {grid_words(reading)}{trouble}")
     for device in answer.get("devices", []):
         _device(device, console)
     if answer.get("idle"):
@@ -90,10 +98,10 @@ def _device(device: dict[str, Any], console: Console) -> None:
         parts.append("LOST")
     if device.get("parked"):
         parts.append(f"parked, which spares {device['spared_w']:.3g} W ({device['spared_method']})")
-    held: dict[tuple[str, str], list[str]] = {}  # assignments of one placement share a worker
-    for number, item in enumerate(device.get("layout", [])):
-        held.setdefault((item.get("placement") or str(number), item["profile"]), []).append(item["variant"])
-    here = Counter(f"{'/'.join(variants)}@{profile}" for (_, profile), variants in held.items())
+    here = Counter(
+        f"{'/'.join(item['variant'] for item in items)}@{items[0]['profile']}"
+        for items in by_worker(device.get("layout", []))
+    )
     if here and device.get("kind") == "mig":
         parts.append(" + ".join(f"{number} x {what}" for what, number in sorted(here.items())))
     for item in device.get("quarantined", []):
@@ -106,10 +114,8 @@ def _device(device: dict[str, Any], console: Console) -> None:
 
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
-    pin = f", pinned to {pin_words(model['pin'])}" if model.get("pin") else ""
-    pin += " (forced)" if model.get("pin_forced") else ""
-    frozen = ", frozen" if model.get("frozen") else ""
-    _say(console, f"\n{name}: mode {model.get('mode')}{frozen}{pin}")
+    held = [f"mode {model.get('mode')}", pinned(model), FROZEN if model.get("frozen") else ""]
+    _say(console, f"\n{name}: {', '.join(filter(None, held))}")
     routing = model.get("routing") or {}
     shares = dict(routing.get("shares", {}))
     _rows(_workers(model.get("deployment", []), shares), console)
@@ -119,22 +125,17 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
     targets, observed = model.get("targets") or {}, model.get("observed") or {}
     if targets:
         lam = f"{_plain(targets.get('lambda'))}{' (derived)' if targets.get('lambda_derived') else ''}"
-        floor = f"accuracy >= {targets['accuracy_floor']:.2f} %"
-        if budget := model.get("budget"):
-            least = f"accuracy on average >= {budget['accuracy_target']:.2f} %"
-            floor = f"{least}, no plan below {targets['accuracy_floor']:.2f} %"
         _say(
             console,
-            f"  targets    p95 <= {targets['slo_ms']:.3g} ms, {floor}, objective {targets['objective']}, "
-            f"weight of carbon (lambda) {lam}",
+            f"  targets    {targets_words(model)}, objective {targets['objective']}, weight of carbon (lambda) {lam}",
         )
-        if (source := targets.get("slo_source", "given")) != "given":
-            _say(console, f"             the p95 target is {source}")
+        if source := slo_source(model):
+            _say(console, f"             {source}")
     slo = model.get("slo") or {}
     if slo:
         _say(console, f"  slo        {slo['words']}")
-    if slo.get("slower", 1.0) > 1.0:
-        _say(console, f"             plans take services to be {slo['slower']:.2f} x as slow as profiled")
+    if room := slower(model):
+        _say(console, f"             {room}")
     if slo.get("alarm"):
         _say(console, f"  alarm      {slo['alarm']}")
     _saved("  carbon     ", model.get("saved"), console)
@@ -174,11 +175,8 @@ def _model(name: str, model: dict[str, Any], console: Console) -> None:
 def _workers(deployment: list[dict[str, Any]], shares: dict[str, float]) -> list[dict[str, Any]]:
     """Return a row for each worker: the assignments of one placement share it.  The share of a variant stands at its
     first worker, so that shares sum to 100 %."""
-    placed: dict[str, list[dict[str, Any]]] = {}
-    for number, item in enumerate(deployment):
-        placed.setdefault(item.get("placement") or str(number), []).append(item)
     rows = []
-    for items in placed.values():
+    for items in by_worker(deployment):
         several = len(items) > 1
         shown = [
             f"{item['variant']} {shares.pop(item['variant']):.1%}" if several else f"{shares.pop(item['variant']):.1%}"
@@ -196,10 +194,9 @@ def _workers(deployment: list[dict[str, Any]], shares: dict[str, float]) -> list
 
 def _saved(head: str, saved: dict[str, Any] | None, console: Console) -> None:
     """Print what was saved, a line for each baseline; nothing before anything was served."""
-    for kind in ("matched", "base"):
-        if saved and saved.get(kind):
-            _say(console, f"{head}{saved[kind]['words']}")
-            head = " " * len(head)
+    for item in comparisons(saved).values():
+        _say(console, f"{head}{item['words']}")
+        head = " " * len(head)
 
 
 def _guard(guard: dict[str, Any], console: Console) -> None:
@@ -227,10 +224,10 @@ def _guard(guard: dict[str, Any], console: Console) -> None:
 
 def _demand(item: dict[str, Any], console: Console) -> None:
     """Print the rows that ask for one accuracy, and what is done for them."""
-    head = f"  demand     {item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
     counts = f"{item['rows']} so far, {item['waiting_rows']} wait for a worker, {item['refused_rows']} refused"
     kept = f"; a worker is kept for {item['kept_s']:.0f} s more" if item["kept_s"] and not item["declined"] else ""
-    _say(console, f"{head}, {counts}{kept}{'; ' + item['declined'] if item['declined'] else ''}")
+    declined = f"; {item['declined']}" if item["declined"] else ""
+    _say(console, f"  demand     {demand_words(item)}, {counts}{kept}{declined}")
 
 
 def _batches(routing: dict[str, Any]) -> str:
@@ -309,12 +306,8 @@ def _outcome(answer: dict[str, Any], console: Console) -> None:
         console, f"{answer.get('model', '')}: {decision.get('action', '')}{took}. {decision.get('detail', '')}".rstrip()
     )
     if plan:
-        groups = ", ".join(
-            f"{item['count']} x {'/'.join((item['variant'], *item.get('beside', ())))}@{item['profile']}"
-            for item in plan["configuration"]
-        )
         shares = ", ".join(f"{key} {value:.1%}" for key, value in plan["routing"]["shares"].items())
-        _say(console, f"  plan       {groups}; rows: {shares}")
+        _say(console, f"  plan       {configuration_words(plan['configuration'])}; rows: {shares}")
         batches = _batches(plan["routing"])
         if batches:
             _say(console, f"  batches    {batches}")

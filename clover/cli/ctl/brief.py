@@ -13,15 +13,22 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from clover.carbon.labels import named
 from clover.cli.ctl import rollouts
-from clover.control.counted import why_apart
-from clover.control.troubles import (
+from clover.control.state.counted import why_apart
+from clover.control.wording import (
+    FROZEN,
     ROUNDED,
+    by_worker,
+    comparisons,
+    control_words,
+    demand_words,
     few_rows,
+    grid_words,
+    in_short,
     judged_accuracy,
-    pin_words,
+    pinned,
     served_accuracy,
+    slower,
     starting,
     troubles,
     verdict,
@@ -46,12 +53,11 @@ def show(answer: dict[str, Any], console: Console) -> None:
         "; ".join(wrong) or verdict(answer),
         console,
     )
-    _line("grid", _grid(answer.get("intensity")), console)
-    frozen = ", frozen: nothing is planned" if answer.get("frozen") else ""
+    _line("grid", grid_words(answer.get("intensity")), console)
     if "idle" in answer:
         idle = answer["idle"] or {"words": "no energy was counted yet; its idle part is shown here once some is"}
         _line("idle", idle["words"].removeprefix("idle is "), console)
-    _line("control", f"policy {answer.get('policy')}, mode {answer.get('mode')}{frozen}", console)
+    _line("control", control_words(answer), console)
     sci = (answer.get("totals") or {}).get("sci") or {}
     if "words" in sci:
         _line("sci", sci["words"], console)
@@ -66,14 +72,6 @@ def show(answer: dict[str, Any], console: Console) -> None:
             _line(f"  {head}", text, console)
         if found := ((answer.get("totals") or {}).get("rollouts") or {}).get(name):
             _line("  version", rollouts.words(found), console)
-
-
-def _grid(reading: dict[str, Any] | None) -> str:
-    if not reading:
-        return "no intensity was read yet"
-    age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
-    source, label, state = f"from {reading['provider']}", reading.get("label", ""), reading.get("state", "fresh")
-    return f"{named(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
 
 
 def _ledger(ledger: dict[str, Any]) -> str:
@@ -91,10 +89,10 @@ def _ledger(ledger: dict[str, Any]) -> str:
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
     """Return what steers a family, if it differs from the rest of the server."""
     parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
-    if model.get("pin"):
-        parts.append(f"pinned to {pin_words(model['pin'])}{' (forced)' if model.get('pin_forced') else ''}")
+    if pin := pinned(model):
+        parts.append(pin)
     if model.get("frozen") and not answer.get("frozen"):
-        parts.append("frozen: nothing is planned")
+        parts.append(FROZEN)
     if model.get("transition"):
         parts.append("a change is under way")
     return ", ".join(parts)
@@ -110,8 +108,7 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
         rows = f"; {observed['rows']:,.0f} rows so far" if "rows" in observed else ""
         yield "demand", f"{rate(observed.get('arrival_rate', 0.0))} rows/s arrive{waiting}{rows}{_unanswered(totals)}"
     for item in model.get("demand") or []:
-        ask = f"{item['rows_per_s']:.3g} rows/s ask for {item['accuracy']:.2f} % or more ({item['variant']})"
-        yield "", f"{ask}{', ' + item['declined'] if item.get('declined') else ''}"
+        yield "", f"{demand_words(item)}{', ' + item['declined'] if item.get('declined') else ''}"
     if "slo_ms" in targets:
         p95, slo, lasted = observed.get("p95_ms"), targets["slo_ms"], model.get("slo") or {}
         if p95 is None:
@@ -121,8 +118,8 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
             unsure = p95 > slo and not lasted.get("late", True)  # what makes the server unhealthy is a sure miss
             held = "held" if p95 <= slo else "perhaps missed, by few answers" if unsure else "MISSED"
             yield "latency", f"p95 {p95:.3g} ms of {slo:.3g} ms: SLO {held}{share}"
-        if (slower := lasted.get("slower", 1.0)) > 1.0:
-            yield "", f"plans take services to be {slower:.2f} x as slow as profiled, since the SLO was missed"
+        if room := slower(model):
+            yield "", room
     if "accuracy_floor" in targets:
         served, floor = served_accuracy(model, totals), targets["accuracy_floor"]
         if served is None:
@@ -147,8 +144,7 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
     if unkept := (model.get("budget") or {}).get("unkept"):
         yield "", f"a restart begins the budget anew: {unkept}"
     saved = model.get("saved") or {}
-    found = [saved[kind] for kind in ("matched", "base") if saved.get(kind)]
-    lines = list(dict.fromkeys(item.get("short", item["words"]) for item in found))  # all say alike if it is too early
+    lines = list(dict.fromkeys(map(in_short, comparisons(saved).values())))  # all say alike if it is too early
     if lines and light:
         yield "compared", f"by `{program()} ctl state --all`, as there is too little load to save on"
     elif lines:
@@ -168,11 +164,9 @@ def _unanswered(totals: dict[str, Any]) -> str:
 
 def _runs(model: dict[str, Any]) -> str:
     shares = (model.get("routing") or {}).get("shares", {})
-    shared: dict[str, list[dict[str, Any]]] = {}
-    for number, worker in enumerate(model.get("deployment") or []):
-        shared.setdefault(worker.get("placement") or str(number), []).append(worker)
+    shared = by_worker(model.get("deployment") or [])
     workers: Counter[tuple[tuple[str, ...], str]] = Counter()
-    for (worker, *_), variants in ((group, tuple(one["variant"] for one in group)) for group in shared.values()):
+    for (worker, *_), variants in ((group, tuple(one["variant"] for one in group)) for group in shared):
         where = worker.get("device", "") or worker.get("placement", "")
         workers[variants, f"{slice_words(worker.get('profile', ''))} of {where}".removeprefix(" of ")] += 1
     named: set[str] = set()
@@ -202,13 +196,6 @@ def _profile(model: dict[str, Any]) -> str:
         parts.append(f"HTTP adds {front['ms']:.2f} ms to p95, not {front['profile_ms']:.2f}")
     told = f"corrected by what is measured: {'; '.join(parts)}" if parts else ""
     return "; ".join(filter(None, (told, correction.get("advice"))))
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _line(head: str, text: str, console: Console, style: str = "") -> None:

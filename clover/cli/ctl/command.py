@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import socket
 import ssl
 import sys
 import urllib.parse
@@ -21,6 +20,8 @@ from clover.cli.ctl.answers import show
 from clover.config import RolloutConfig
 from clover.errors import no_certificate, untrusted
 from clover.hints import did_you_mean, named_wait, program
+from clover.unix_http import UnixConnection
+from clover.verbs import INPUTS, TARGETS, VERBS, PlanCommand, SetCommand, arguments
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _WIDTH = 140
@@ -29,11 +30,9 @@ _WIDTH = 140
 _TIMEOUT_S = 150.0
 """A change waits for workers to start; longer than `workers.start_s` twice."""
 
-_TARGETS: dict[str, type] = {"slo_ms": float, "accuracy_floor": float, "lambda": float, "objective": str}
-_INPUTS: dict[str, type] = {"intensity_g_per_kwh": float, "arrival_rate": float}
 _ROLLOUT = tuple(name for name in RolloutConfig.__struct_fields__ if name not in ("needs_labels", "root"))
-_SETTABLE = _TARGETS | {"mode": str}
-_PLANNABLE = _TARGETS | _INPUTS
+_SETTABLE = {name: arguments(SetCommand)[name].kind for name in SetCommand.changes}
+_PLANNABLE = {name: arguments(PlanCommand)[name].kind for name in (*TARGETS, *INPUTS)}
 _CHANGE_NOTHING = ("state", "tenants", "decisions", "audit", "plan", "set")
 """Verbs after which there is nothing to undo."""
 _GROUP = re.compile(r"(?P<variant>[A-Za-z0-9._/-]+)@(?P<profile>[A-Za-z0-9._-]+?)(?:x(?P<count>\d{1,4}))?")
@@ -116,13 +115,15 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     parser = CommandParser(prog=f"{program()} ctl", description=about_all, parents=[common])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, about: str, *, changes: bool = True, force: bool = False) -> CommandParser:
+    def verb(name: str, about: str = "", *, changes: bool = True) -> CommandParser:
+        command = VERBS.get(name)
+        about = about or (command.help if command is not None else "")
         made = verbs.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", parents=[common])
         if changes or name == "state":
             made.add_argument("--model", default="", help="which family, by the name it is served under")
         if changes:
             made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
-        if force:
+        if command is not None and "force" in arguments(command):
             made.add_argument(
                 "--force", action="store_true", help="also if it is predicted to break the accuracy floor or the SLO"
             )
@@ -136,7 +137,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     decisions.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
     audit = verb("audit", "list the newest calls that changed the server, refused ones included", changes=False)
     audit.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many [20]")
-    pin = verb("pin", "serve one variant only, or one configuration, until pin --off", force=True)
+    pin = verb("pin")
     pin.add_argument(
         "what",
         nargs="*",
@@ -144,19 +145,14 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         help="as small, or small@1cx2 large@2c, or large/small@1c for a worker that shares its time between both",
     )
     pin.add_argument("--off", action="store_true", help="let the controller choose again")
-    freeze = verb("freeze", "keep what runs and plan nothing, until freeze --off")
+    freeze = verb("freeze")
     freeze.add_argument("word", nargs="?", default="", help=argparse.SUPPRESS)
     freeze.add_argument("--off", action="store_true", help="let the controller plan again")
-    guard = verb("guard", "after a drift: forget it and watch answers anew, with the plan's own thresholds and cascade")
+    guard = verb("guard")
     guard.add_argument("what", metavar="reset", choices=["reset"], help="forget what was seen so far")
     inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
-    for name, about in (
-        ("plan", "show what would be done now, the plan and its steps; change nothing"),
-        ("apply", "plan now and apply it, or apply the configuration given; it holds until the next trigger"),
-    ):
-        verb(name, about, force=name == "apply").add_argument(
-            "words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs
-        )
+    for name in ("plan", "apply"):
+        verb(name).add_argument("words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs)
     rollout = verb("roll-out", "try a new version of a model beside the stable one; or say what becomes of it")
     rollout.add_argument("words", nargs="*", metavar="[MODEL] FOLDER", help="the new version: a folder on its machine")
     what = rollout.add_mutually_exclusive_group()
@@ -171,8 +167,8 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     for name in _ROLLOUT:
         flag = "--" + name.replace("_", "-")
         rollout.add_argument(flag, type=float, metavar="X", help=f"as the server's setting rollout.{name}")
-    verb("base", "pin BASE, the best variant on whole devices, until pin --off")
-    change = verb("set", "change targets while the server runs: " + ", ".join(_SETTABLE), force=True)
+    verb("base")
+    change = verb("set", f"{SetCommand.help}: {', '.join(_SETTABLE)}")
     change.add_argument(
         "words",
         nargs="+",
@@ -326,19 +322,6 @@ def note_on(given: argparse.Namespace, answer: Any) -> str:
 # --- the call -----------------------------------------------------------------------------------------------------
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def call(
     url: str, method: str, path: str, body: dict[str, Any] | None, *, token: str = "", cacert: str = ""
 ) -> dict[str, Any] | list[Any]:
@@ -373,7 +356,7 @@ def call(
 
 def _connection(url: str, cacert: str) -> http.client.HTTPConnection:
     if url.startswith("unix:"):
-        return _UnixConnection(url.removeprefix("unix:").removeprefix("//"))
+        return UnixConnection(url.removeprefix("unix:").removeprefix("//"), _TIMEOUT_S)
     parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"--url {url!r} must read http://HOST:PORT, https://HOST:PORT or unix:PATH")

@@ -16,7 +16,7 @@ from clover.cli import CommandParser
 from clover.cluster import cluster_file
 from clover.cluster.cli import simulating
 from clover.cluster.cli.showing import show_plan, show_status
-from clover.cluster.controller_records import ClusterLook, ClusterStatus
+from clover.cluster.controller.records import ClusterLook, ClusterStatus
 from clover.cluster.running import ClusterHandle, bring_up, take_down
 from clover.errors import ClusterError, ConfigError
 from clover.hints import program

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from clover import terminal
 from clover.cluster.cluster_records import ClusterFile
-from clover.cluster.controller_records import ClusterLook, ClusterNodeStatus, ClusterRegionStatus, ClusterStatus
+from clover.cluster.controller.records import ClusterLook, ClusterNodeStatus, ClusterRegionStatus, ClusterStatus
 from clover.cluster.planning.records import ClusterPlan, RegionFlow
 from clover.terminal import Column
 

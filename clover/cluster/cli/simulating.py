@@ -16,8 +16,8 @@ from clover.cluster import cluster_file
 from clover.cluster.cli.showing import wrapped
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.planning.planner import plan_cluster
-from clover.cluster.simulated import ClusterRun, ClusterScenario, play_fixed, simulate
-from clover.cluster.simulated_file import SimulationRequest, scenario_of
+from clover.cluster.simulate.file import SimulationRequest, scenario_of
+from clover.cluster.simulate.scenario import ClusterRun, ClusterScenario, play_fixed, simulate
 from clover.errors import ConfigError
 from clover.terminal import Column
 

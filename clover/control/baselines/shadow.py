@@ -31,7 +31,7 @@ from msgspec import structs
 
 from clover.accounting import Share, Span
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Spectrum, Window, energy_of
-from clover.control.family import Family
+from clover.control.state.family import Family
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, in_order, lanes_of, line, mix_of
 from clover.planning.model.problem import LEAST_RATE, accuracies
 from clover.types import DeviceShape, Method, ObjectiveConfig, configuration_of

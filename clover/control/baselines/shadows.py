@@ -13,9 +13,9 @@ import numpy as np
 from clover.accounting import Span, Spans
 from clover.control.baselines.comparison import Overheads
 from clover.control.baselines.shadow import Shadow
-from clover.control.context import Context
-from clover.control.family import Family
-from clover.control.request import PlanRequest
+from clover.control.state.context import Context
+from clover.control.state.family import Family
+from clover.control.state.request import PlanRequest
 from clover.control_time import control_task
 from clover.errors import CloverError
 from clover.planning.budget.counterfactual import Fixed

@@ -17,6 +17,7 @@ from clover.http.heads import Head
 from clover.http.oip.request import parse_json
 from clover.http.oip.tensors import Body
 from clover.interfaces import ServerView
+from clover.verbs import VERBS
 
 log = logging.getLogger("clover.http")
 
@@ -27,8 +28,8 @@ _MOST_LISTED = 1000
 _MOST_FIELDS = 16
 _NAME_CHARACTERS = 128
 
-COMMANDS = ("pin", "freeze", "plan", "apply", "base", "guard", "set", "roll-out", "cluster")
-"""What `POST /v2/clover/VERB` is taken for; `openapi.json` describes the body of each."""
+COMMANDS = (*VERBS, "roll-out", "cluster")
+"""What `POST /v2/clover/VERB` is taken for."""
 
 ASKING = {"cluster": ("status", "profiles")}
 """Actions of commands that change nothing: a cluster's controller asks them every few seconds."""

@@ -4,7 +4,8 @@ The file describes every operation and every body that is the same for all famil
 
     paths with FAMILY and VERSION    one for each family, with the body of its infer requests
     answers                          the errors, which any operation may answer with
-    Command_VERB                     the models that a command may name, and the settings of a roll-out
+    Command_VERB                     the bodies of an operator's commands (`clover.verbs`) and the models that they may
+                                     name; of `roll-out` and `cluster`, which stand in the file, models and settings
     examples                         of names in paths, but for what changes the server: it could be tried by mistake
 
 The body of an infer request is described exactly for one row whose variable axes have length 1; what else is taken is
@@ -23,6 +24,7 @@ import msgspec
 from clover.config_records import RolloutConfig
 from clover.http.api.control_calls import COMMANDS
 from clover.types import FamilySpec, TensorSpec
+from clover.verbs import CONFIGURATION, VERBS, Argument, Command, SetCommand, arguments
 
 _DOCUMENT = Path(__file__).with_name("openapi.json").read_bytes()
 _JSON = "application/json"
@@ -45,6 +47,7 @@ _ELEMENTS: dict[str, dict[str, Any]] = {
         for bits in (8, 16, 32, 64)
     },
 }
+_KINDS = {bool: "boolean", float: "number", str: "string"}
 _ZEROS: dict[str, Any] = {"BYTES": "", "BOOL": False}
 
 
@@ -64,6 +67,7 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
             if path.endswith("/infer") and (example := _example(spec)):
                 described["post"]["requestBody"]["content"][_JSON]["example"] = example
             paths[_named(path, names)] = described
+    schemas |= {f"Command_{verb}": _command_schema(command) for verb, command in VERBS.items()}
     for verb in COMMANDS:
         schema = _fill_command(verb, schemas[f"Command_{verb}"], specs)
         paths[f"/v2/clover/{verb}"]["post"]["requestBody"]["required"] = bool(schema["required"]) or "anyOf" in schema
@@ -103,6 +107,43 @@ def _add_examples(paths: dict[str, Any], first: tuple[str, FamilySpec] | None) -
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------------
+
+
+def _command_schema(command: type[Command]) -> dict[str, Any]:
+    """Return the body of a command.  `configuration` is described in prose: which ones there are is known to a running
+    server only."""
+    about = f"{command.body} {CONFIGURATION}" if "configuration" in arguments(command) else command.body
+    schema: dict[str, Any] = {
+        "type": "object",
+        "additionalProperties": False,
+        "description": about,
+        "properties": {
+            name: _argument_schema(argument)
+            for name, argument in arguments(command).items()
+            if name != "configuration"
+        },
+        "required": [*command.required],
+    }
+    if command is SetCommand:
+        schema["anyOf"] = [{"required": [name]} for name in SetCommand.changes]
+        schema["anyOf"][-1]["properties"] = {"mode": {"enum": [*arguments(command)["mode"].choices]}}  # null is no mode
+    return schema
+
+
+def _argument_schema(argument: Argument) -> dict[str, Any]:
+    if argument.name == "model":
+        return {"enum": []}
+    if argument.choices == (True,):
+        return {"const": True}
+    if argument.choices:
+        return {"enum": [*argument.choices, *([None] if argument.nullable else [])]}
+    kind = _KINDS[argument.kind]
+    schema: dict[str, Any] = {"type": [kind, "null"] if argument.nullable else kind}
+    if math.isfinite(argument.low):
+        schema |= {"minimum": argument.low, "maximum": argument.high}
+    if argument.description:
+        schema["description"] = argument.description
+    return schema
 
 
 def _fill_command(verb: str, schema: dict[str, Any], specs: dict[str, FamilySpec]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ there: the rows gathered even at a higher rate, the slow end of service times, t
 SLO in reserve.  That part is a little larger than there: a row that is passed on meets a second queue and a second
 worker.  On a small machine the workers of the stages, the front end and the clients run on the same cores, which
 lengthens a tail by two or three milliseconds that no simulation of its queues shows; a wait that is too long for that
-is taken back (`control.wait_watch`).  A wait has to bring company, as
+is taken back (`control.state.slo.waits`).  A wait has to bring company, as
 there (`packing.waits.least_company`), and a longer one has to be worth it: it is weighed if it saves as much as the
 controller would change a plan for.
 

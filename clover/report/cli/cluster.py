@@ -104,8 +104,16 @@ def named_ledgers(named: Sequence[str], state_dir: str) -> list[NamedLedger]:
 def _of_nodes(path: Path) -> list[tuple[Path, str]]:
     """Return the ledgers of the nodes of a cluster's file, with their regions.  Raises ConfigError if that cannot be
     read, LedgerError if a node's are not on this machine: the sum would be too small."""
-    from clover.cluster import cluster_file
-    from clover.cluster.ray_controller import folder_of
+    try:
+        from clover.cluster import cluster_file
+        from clover.cluster.controller.actor import folder_of
+    except ModuleNotFoundError as error:
+        if error.name != "clover.cluster":
+            raise
+        raise ConfigError(
+            f"{path}: this installation is without clover.cluster, which reads a cluster's file: install Clover with "
+            "it, or name the ledgers of the nodes"
+        ) from None
 
     file = cluster_file.read(path)
     folder, found, missing = folder_of(file), [], []

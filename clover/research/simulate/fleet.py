@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from clover.control.arrivals import WINDOW_S
+from clover.control.state.arrivals import WINDOW_S
 from clover.errors import DeviceError, WorkerError
 from clover.planning.model.queueing import mixture_p95_ms
 from clover.planning.packing.evaluation import UNBOUNDED_MS

@@ -24,8 +24,8 @@ from clover.accounting import Account, profiled_energy
 from clover.carbon import GridClock, SourceChain
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig
-from clover.control.context import Clocks
 from clover.control.controller import Controller
+from clover.control.state.context import Clocks
 from clover.errors import ConfigError, RequestError
 from clover.planning.model.problem import services_of
 from clover.research.simulate import clock

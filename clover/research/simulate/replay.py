@@ -23,11 +23,11 @@ import numpy as np
 from clover.carbon import GridClock, SourceChain
 from clover.carbon.grid import Grid
 from clover.config import FamilyConfig
-from clover.control.arrivals import WINDOW_S
-from clover.control.context import Clocks
 from clover.control.controller import Controller
-from clover.control.family import Family, default_targets
-from clover.control.request import Targets
+from clover.control.state.arrivals import WINDOW_S
+from clover.control.state.context import Clocks
+from clover.control.state.family import Family, default_targets
+from clover.control.state.request import Targets
 from clover.errors import ConfigError
 from clover.planning.budget.horizon_bound import HorizonPart, least_grams
 from clover.policies.plans import chained

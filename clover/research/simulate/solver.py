@@ -30,7 +30,7 @@ Memory = dict[tuple[object, ...], Plan]
 
 
 class LocalSolver:
-    """Implements `clover.control.planner.Solver`.  `memory` belongs to one family on one set of devices; a device
+    """Implements `clover.control.plan.planner.Solver`.  `memory` belongs to one family on one set of devices; a device
     without workers draws `spared_w` less (None: devices never sleep)."""
 
     def __init__(self, memory: Memory, *, seed: int, spared_w: float | None = None) -> None:

@@ -27,24 +27,8 @@ def meminfo(root: Path = Path("/")) -> dict[str, int]:
 
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Return the tightest limit of this process's cgroup (version 2) and those above it, in bytes; None without one."""
-    limits = []
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if not line.startswith("0::"):
-            continue
-        parts = [part for part in line[3:].split("/") if part not in ("", "..")]
-        for depth in range(len(parts) + 1):
-            folder = root.joinpath("sys/fs/cgroup", *parts[:depth])
-            try:
-                text = (folder / "memory.max").read_text().strip()
-            except OSError:
-                continue
-            if text.isdecimal():
-                limits.append(int(text))
-    return min(limits, default=None)
+    limits = (_number(folder / "memory.max") for folder in _cgroups(root))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def free_bytes(root: Path = Path("/")) -> int:
@@ -56,15 +40,18 @@ def free_bytes(root: Path = Path("/")) -> int:
 
 def _left(root: Path) -> Iterator[int]:
     """Yield what each cgroup with a limit has left; pages of files that nothing uses now do not count as taken."""
+    for folder in _cgroups(root):
+        limit, held = (_number(folder / name) for name in ("memory.max", "memory.current"))
+        if limit is not None and held is not None:
+            yield limit - held + _unused(folder / "memory.stat")
+
+
+def _cgroups(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's cgroup (version 2) and those above it, the root first."""
     for line in _lines(root / "proc/self/cgroup"):
-        if not line.startswith("0::"):
-            continue
-        parts = [part for part in line[3:].split("/") if part not in ("", "..")]
-        for depth in range(len(parts) + 1):
-            folder = root.joinpath("sys/fs/cgroup", *parts[:depth])
-            limit, held = (_number(folder / name) for name in ("memory.max", "memory.current"))
-            if limit is not None and held is not None:
-                yield limit - held + _unused(folder / "memory.stat")
+        if line.startswith("0::"):
+            parts = [part for part in line[3:].split("/") if part not in ("", "..")]
+            yield from (root.joinpath("sys/fs/cgroup", *parts[:depth]) for depth in range(len(parts) + 1))
 
 
 def _unused(stat: Path) -> int:

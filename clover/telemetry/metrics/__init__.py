@@ -21,7 +21,7 @@ from clover.accounting.account import Account
 from clover.accounting.sci import SciReport
 from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
-from clover.control.parked import ParkedTime
+from clover.control.state.parked import ParkedTime
 from clover.http.stats import HttpStats
 from clover.runtime.served import Served
 from clover.telemetry.ledger.writing import LedgerStatus

@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 
 from clover._version import __version__
 from clover.carbon.chain import STATES, SourceChain
-from clover.control.parked import ParkedTime
+from clover.control.state.parked import ParkedTime
 from clover.grpc.stats import GrpcStats
 from clover.http.audit import AuditLog
 from clover.http.stats import HttpStats

@@ -28,14 +28,14 @@ _MODULES = (
     "clover.cluster.planning.records",
     "clover.cluster.ports",
     "clover.cluster.cluster_records",
-    "clover.cluster.controller_records",
-    "clover.cluster.haproxy_state",
+    "clover.cluster.controller.records",
+    "clover.cluster.ingress.state",
 )
 _TEXTS = (
     ("clover.cluster.cluster_file", "parse", "ConfigError"),
-    ("clover.cluster.haproxy_runtime", "parse_server_states", "ClusterError"),
-    ("clover.cluster.haproxy_runtime", "parse_statistics", "ClusterError"),
-    ("clover.cluster.haproxy_runtime", "parse_info", "ClusterError"),
+    ("clover.cluster.ingress.runtime", "parse_server_states", "ClusterError"),
+    ("clover.cluster.ingress.runtime", "parse_statistics", "ClusterError"),
+    ("clover.cluster.ingress.runtime", "parse_info", "ClusterError"),
 )
 """Module, function of a text, and the error that it raises."""
 

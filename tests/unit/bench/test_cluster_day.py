@@ -19,7 +19,7 @@ from bench.cluster_day_page import page
 from bench.cluster_day_report import HOURS, Seen, accuracy, follows, grams, hours, killed, moves, tally, ways
 from bench.cluster_kills import Kill, settled
 from bench.cluster_load import Asked, Failure, Load, questions
-from clover.cluster.controller_records import ClusterNodeStatus, ClusterRegionStatus, ClusterStatus, ClusterTotals
+from clover.cluster.controller.records import ClusterNodeStatus, ClusterRegionStatus, ClusterStatus, ClusterTotals
 
 SERVERS = {"aaa": "north", "bbb": "south"}
 

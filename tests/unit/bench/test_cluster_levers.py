@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench.cluster_levers import LEVERS, all_awake, shapley, with_levers
 from clover.cluster.planning.planner import plan_cluster
 from clover.cluster.planning.records import ClusterPlan, ClusterProblem
-from clover.cluster.simulated import simulate
+from clover.cluster.simulate.scenario import simulate
 from tests.support.cluster_fixture import REGIONS, scenario
 
 

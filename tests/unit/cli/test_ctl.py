@@ -19,7 +19,7 @@ import pytest
 
 from clover.cli import infer
 from clover.cli.ctl import main
-from clover.control.troubles import verdict
+from clover.control.wording import verdict
 from tests.support.http_fakes import make_certificate
 from tests.support.impatient import Impatient
 
@@ -401,9 +401,9 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     budgeted = {**model, "budget": {"accuracy_target": 90.5}}
     server.answer = (200, {"mode": "active", "policy": "budget", "models": {"fashion": budgeted}})
     assert ctl(server, "state", "--all") == 0
-    kept = "p95 <= 5 ms, accuracy on average >= 90.50 %, no plan below 90.00 %, objective"
+    kept = "p95 <= 5 ms, accuracy on average at least 90.50 %, no plan below 90.00 %, objective"
     assert kept in " ".join(capsys.readouterr().out.split())
-    assert "the p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
+    assert "that p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
 
 
 def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

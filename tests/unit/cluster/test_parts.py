@@ -14,20 +14,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.cluster import node_frontiers, ray_support
 from clover.cluster.cluster_file import parse
-from clover.cluster.no_ingress import NoIngress
-from clover.cluster.node_frontiers import frontiers, kept_frontiers
-from clover.cluster.origins import OriginShares
+from clover.cluster.controller.actor import ControllerActor, RunningCluster, folder_of, recall, remember, terms_of
+from clover.cluster.controller.origins import OriginShares
+from clover.cluster.controller.region_grids import ConfiguredGrids
+from clover.cluster.controller.state_store import FileStore
+from clover.cluster.ingress.absent import NoIngress
+from clover.cluster.nodes import frontiers as node_frontiers
+from clover.cluster.nodes import ray_support
+from clover.cluster.nodes.actor import declared, placed_by
+from clover.cluster.nodes.frontiers import frontiers, kept_frontiers
+from clover.cluster.nodes.ray_support import LocalRay
 from clover.cluster.planning.frontiers import device_frontier
 from clover.cluster.planning.records import ClusterNode
 from clover.cluster.ports import FamilyReport, Ingress, NodeReport, Store
-from clover.cluster.ray_controller import ControllerActor, RunningCluster, folder_of, recall, remember, terms_of
-from clover.cluster.ray_node import declared, placed_by
-from clover.cluster.ray_support import LocalRay
-from clover.cluster.region_grids import ConfiguredGrids
 from clover.cluster.running import ClusterHandle, bring_up
-from clover.cluster.state_store import FileStore
 from clover.errors import ClusterError
 from clover.types import ObjectiveConfig
 from tests.support.profiles_fixture import cpu, profile

@@ -192,7 +192,7 @@ def test_a_rate_that_moves_is_planned_for() -> None:
         await rig.settled()
         rig.fleet.figures["arrival_rate"] = 200.0
         await rig.look()
-        # Each with what a window of counts leaves to chance (`clover.control.arrivals`).
+        # Each with what a window of counts leaves to chance (`clover.control.state.arrivals`).
         assert rig.last["trigger"] == "rate moved from 59.0 to 217.2 rows/s"
         assert rig.last["inputs"]["arrival_rate"] == pytest.approx(217.2, abs=0.1)
         assert rig.last["inputs"]["observed_rate"] == 200.0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from clover.control.request import Pin, PlanRequest
+from clover.control.state.request import Pin, PlanRequest
 from clover.runtime.guard.guard import CASCADE_OFF, OK, TIGHTENED
 from tests.support.control_fixture import Rig
 

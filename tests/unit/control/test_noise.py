@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.control.arrivals import SURE, WINDOW_S
+from clover.control.state.arrivals import SURE, WINDOW_S
 from clover.planning.model.objective import MARGIN, NOISE, objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import lanes_of, predict

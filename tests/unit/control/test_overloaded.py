@@ -1,10 +1,11 @@
-"""What the controller gives up when it cannot have everything: capacity for a moment, and no margin that was given."""
+"""What the controller gives up when it cannot have everything: capacity for a moment, or a margin against chance."""
 
 from __future__ import annotations
 
 import asyncio
 
 import msgspec
+import pytest
 
 from tests.support.control_fixture import Rig, cpu
 
@@ -47,6 +48,35 @@ def test_an_operator_can_forbid_that() -> None:
         assert rig.last["action"] == "kept"
         assert "controller.allow_capacity_loss allows it" in rig.last["detail"]
         assert not rig.last["plan"]["feasible"]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("rate", "margin", "without", "feasible"),
+    [
+        (500.0, 0.51, "", True),
+        (900.0, 0.0, "without the margin for what chance does to accuracy,", True),
+        (1100.0, 0.0, "without the margins for what chance does to accuracy and rate,", True),
+        (1300.0, 0.51, "", False),
+    ],
+)
+def test_a_margin_gives_way_to_the_slo_and_only_to_that(
+    rate: float, margin: float, without: str, feasible: bool
+) -> None:
+    """That of the accuracy goes first: what it costs evens out over hours."""
+
+    async def story() -> None:
+        rig = Rig(family={"accuracy_floor": 90.5, "accuracy_margin": None}, max_utilisation=0.95)
+        await rig.settled()
+        rig.fleet.figures["arrival_rate"] = rate
+        await rig.look(10.0)
+        plan = rig.last["plan"]
+        assert plan["feasible"] is feasible
+        assert plan["prediction"]["accuracy"] >= 90.5 + margin - 0.005
+        assert without in plan["reason"]
+        assert ("without the margin" in plan["reason"]) is bool(without)
+        assert (rig.last["inputs"]["arrival_rate"] == rate) is ("and rate" in without), "as it was counted"
 
     asyncio.run(story())
 

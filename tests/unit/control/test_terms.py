@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.terms import promise
+from clover.control.wording import targets_words
 from clover.types import CascadeProfile
 from tests.support.chain_points import POINTS
 from tests.support.control_fixture import Rig
@@ -78,7 +78,7 @@ def test_the_reference_is_the_grids_own_or_the_configured_one() -> None:
 def test_one_line_says_what_accuracy_is_kept_on_average_and_in_every_plan() -> None:
     def line(family: dict[str, float] | None = None, **config: object) -> str:
         rig = Rig(measured=CASCADED, family=family, **{**DEFAULTS, **config})
-        return promise(rig.controller.context, rig.family)
+        return targets_words(rig.controller.state()["models"]["toy"]).removeprefix("p95 <= 30 ms, ")
 
     assert line() == "accuracy on average at least 91.50 % a day, no plan below 91.00 %"
     week = line({"budget_horizon_s": 7 * 86_400.0, "accuracy_budget": 0.25, "accuracy_floor": 90.0})
@@ -91,7 +91,7 @@ def test_one_line_says_what_accuracy_is_kept_on_average_and_in_every_plan() -> N
 def test_one_line_says_what_may_be_given_up_and_what_ends_that() -> None:
     def line(family: dict[str, float] | None = None, **config: object) -> str:
         rig = Rig(measured=CASCADED, family=family, **{**DEFAULTS, **config})
-        return rig.controller.terms("toy")
+        return str(rig.controller.state()["models"]["toy"]["terms"])
 
     whole = line({"slo_ms": 1e4})
     assert whole.startswith("may give up 0.5 points of accuracy on average over a day, asking cheap variants first")
@@ -101,6 +101,7 @@ def test_one_line_says_what_may_be_given_up_and_what_ends_that() -> None:
     assert plain.startswith("may give up 1 point of accuracy on average over 7 days (--accuracy-budget 0 ends that)")
     assert line(policy="objective") == ""
     alone = msgspec.structs.replace(CASCADED, backend={"full": "eager"})
-    said = Rig(measured=alone, family={"slo_ms": 1e4}, **{**DEFAULTS, "waits": False}).controller.terms("toy")
+    rig = Rig(measured=alone, family={"slo_ms": 1e4}, **{**DEFAULTS, "waits": False})
+    said = rig.controller.state()["models"]["toy"]["terms"]
     assert said == "has one variant, so no accuracy is given up; nothing was served yet to save on"
     assert line({"accuracy_budget": 0.0}) == ""

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from clover.cli.ctl.answers import show
-from clover.control.ledger import Ledger
+from clover.control.state.ledger import Ledger
 from clover.policies import SPENDING
 from clover.types import CascadeProfile, Reading
 from tests.support.chain_points import POINTS

@@ -74,7 +74,7 @@ def test_cpus_are_freed_if_measuring_fails(tmp_path: Path) -> None:
 
 def test_the_time_of_all_cpus_is_read_without_idle_and_stolen_time(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
-    stat.write_text("cpu  100 20 30 9000 800 4 6 777 50 0\ncpu0 1 2 3\n")
+    stat.write_text("cpu  100 20 30 9000 800 4 6 777 50 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
     assert host_busy_s(stat) == pytest.approx(1.6)
     stat.write_text("cpu0 1 2 3\n")
     with pytest.raises(DeviceError, match="does not say how busy"):

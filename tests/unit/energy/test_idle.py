@@ -158,7 +158,7 @@ def test_without_cpu_time_of_the_host_power_is_taken_as_it_is() -> None:
 
 def test_the_kernels_counters_of_cpu_time_are_read(tmp_path: Path) -> None:
     file = tmp_path / "stat"
-    file.write_text("cpu  100 20 30 5000 7 4 6 900 50 5\ncpu0 1 2 3\ncpu1 1 2 3\nintr 5\n")
+    file.write_text("cpu  100 20 30 5000 7 4 6 900 50 5\ncpu0 1 2 3 4 5 6 7 8 9 0\ncpu1 1 2 3 4 5 6 7 8 9 0\nintr 5\n")
     assert host_use(file) == HostUse(busy_s=1.6, cpus=2), "neither stolen time nor a guest's twice"
     file.write_text("cpu  100")
     assert host_use(file) is None

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from decimal import Decimal
@@ -287,3 +288,13 @@ def test_the_file_of_a_cluster_names_its_nodes_and_regions(
     assert run(str(file), "--format", "csv", "--by", "node") == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["node"], row["region"]) for row in found] == [("eu-1", "north"), ("us-1", "south")]
+
+
+def test_the_file_of_a_cluster_needs_the_wing_that_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "clover.cluster", None)
+    assert run(str(tmp_path / "cluster.toml")) == 2
+    text = capsys.readouterr().err
+    assert "this installation is without clover.cluster, which reads a cluster's file" in text
+    assert text.count("\n") == 1

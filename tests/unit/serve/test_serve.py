@@ -330,7 +330,7 @@ def test_json_logs_say_what_the_policy_may_cost_as_the_banner_does(caplog: pytes
     engine = SimpleNamespace(
         config=settings.load([TOY, "--log-json"], {}).config,
         served={"toy": SimpleNamespace(spec=toy), "exact": SimpleNamespace(spec=random)},
-        controller=SimpleNamespace(terms={"toy": cost, "exact": ""}.get),
+        controller=SimpleNamespace(state=lambda: {"models": {"toy": {"terms": cost}, "exact": {"terms": ""}}}),
         grid=SimpleNamespace(reading=None),
         page=None,
     )
@@ -428,6 +428,10 @@ def test_a_command_of_a_wing_that_is_not_installed_says_so_in_a_line(
     monkeypatch.setitem(COMMANDS, "fly", ("clover.wing.cli.fly", "Fly somewhere, of no use where nothing flies"))
     assert dispatch(["fly", "--help"]) == 2
     assert capsys.readouterr().err == "clover: this installation is without clover.wing, which has `fly`\n"
+    assert dispatch(["--help"]) == 0
+    assert "  fly" not in capsys.readouterr().out, "it is not listed"
+    assert dispatch(["flyy"]) == 2
+    assert "did you mean fly?" not in capsys.readouterr().err
 
 
 def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]:

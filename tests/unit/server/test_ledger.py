@@ -17,7 +17,7 @@ import pytest
 from clover.accounting import Account, WorkerMeter
 from clover.config import LedgerConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
-from clover.control.decisions import DecisionEntry, Decisions
+from clover.control.state.decisions import DecisionEntry, Decisions
 from clover.http.audit import AuditLog
 from clover.runtime.router.traffic import Traffic
 from clover.server.ledger import ServerLedger, public

@@ -17,7 +17,7 @@ from clover.cluster.cli import command
 from clover.cluster.cli.command import main
 from clover.cluster.cli.showing import show_plan, show_status
 from clover.cluster.cluster_file import parse
-from clover.cluster.controller_records import (
+from clover.cluster.controller.records import (
     ChangeStep,
     ClusterFamilyStatus,
     ClusterLook,
@@ -26,8 +26,8 @@ from clover.cluster.controller_records import (
     ClusterStatus,
     ClusterTotals,
 )
+from clover.cluster.nodes.ray_support import use_token
 from clover.cluster.planning.records import ClusterPlan, NodeTarget, RegionFlow
-from clover.cluster.ray_support import use_token
 from clover.errors import ClusterError
 
 TEXT = """

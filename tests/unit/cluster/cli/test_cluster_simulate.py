@@ -10,7 +10,7 @@ import pytest
 
 from clover.cluster.cli.command import main
 from clover.cluster.cluster_file import parse
-from clover.cluster.simulated_file import SimulationRequest, scenario_of
+from clover.cluster.simulate.file import SimulationRequest, scenario_of
 from clover.errors import ConfigError
 from tests.support.cluster_fixture import FAMILY, frontier
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.control.arrivals import WINDOW_S
+from clover.control.state.arrivals import WINDOW_S
 from clover.errors import DeviceError
 from clover.research.simulate import clock, families, replay
 from clover.research.simulate.fleet import SimulatedDevice

@@ -20,11 +20,11 @@ import pytest
 
 from clover.charts import plotly_script, sheet
 from clover.config import EnergyConfig
-from clover.control import triggers
 from clover.control.controller import Controller
-from clover.control.family import Family
-from clover.control.planner import Planner
-from clover.control.request import PlanRequest
+from clover.control.plan.planner import Planner
+from clover.control.state import triggers
+from clover.control.state.family import Family
+from clover.control.state.request import PlanRequest
 from clover.energy import cpu_power
 from clover.errors import ConfigError, DeviceError, WorkerError
 from clover.planning.model.problem import services_of

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.control.counted import counted_accuracy, why_apart
+from clover.control.state.counted import counted_accuracy, why_apart
 from clover.runtime.guard.guard import OK, TIGHTENED
 from clover.runtime.router.tickets import RouterTicket
 from tests.support.guard_fixture import CHAIN, LARGE, POINT, SMALL, Audited, profile

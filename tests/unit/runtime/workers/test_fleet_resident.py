@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from clover.accounting.host import HostCpu
-from clover.control.family import Family
+from clover.control.state.family import Family
 from clover.errors import WorkerError
 from clover.runtime.router.lane_pace import ProfiledPace
 from clover.types import CpuTimes

@@ -1,0 +1,88 @@
+"""Rows/s by family and origin: what comes now, and what the hours of the days before let expect.
+
+The rate that is planned for is that of one machine's controller (`clover.control.state.arrivals`), over what all nodes
+count together.  What a node last said counts on for a while after it fell silent: its rows go elsewhere, and until they
+are counted there they have not gone away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from clover.cluster.controller.records import SavedDemand
+from clover.cluster.planning.records import RegionDemand
+from clover.control.state.arrivals import ArrivalRate
+from clover.planning.budget.forecast import HOUR_S, History, load_forecast
+
+STEP_S = 900.0
+"""Seconds between two values of a forecast."""
+_WEEKS = 1
+_LEAST = 1e-9
+
+Key = tuple[str, str]
+
+
+class ClusterDemand:
+    """The demand of a cluster by (family, origin)."""
+
+    def __init__(self) -> None:
+        self._rates: dict[Key, ArrivalRate] = {}
+        self._histories: dict[Key, History] = {}
+        self._set_back_s = 0.0
+
+    def set_back(self, seconds: float) -> None:
+        """Go by a clock that was set back by `seconds`: rates are of time that passes, hours are those of the day."""
+        self._set_back_s += seconds
+
+    def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
+        """Note what all nodes together counted in the last seconds; what is not named came to 0."""
+        for key in [*counted, *(key for key in self._rates if key not in counted)]:
+            rate = counted.get(key, 0.0)
+            if not (math.isfinite(rate) and rate >= 0.0):
+                continue
+            self._rates.setdefault(key, ArrivalRate()).note(now_s + self._set_back_s, rate)
+            self._histories.setdefault(key, History()).note(now_s, rate)
+
+    def rates(self) -> dict[Key, float]:
+        """Return the rows/s to plan for now."""
+        return {key: own.rows_per_s() for key, own in self._rates.items()}
+
+    def expected(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
+        """Return the demand now, with its forecast for the next `ahead_s` seconds."""
+        return tuple(
+            RegionDemand(
+                family=family,
+                origin=origin,
+                rate=own.rows_per_s(),
+                forecast=self._forecast((family, origin), now_s, ahead_s, own.rows_per_s()),
+            )
+            for (family, origin), own in self._rates.items()
+            if own.rows_per_s() > _LEAST or len(self._histories[family, origin])
+        )
+
+    def _forecast(self, key: Key, now_s: float, ahead_s: float, rate: float) -> tuple[tuple[float, float], ...]:
+        hour = math.floor(now_s / HOUR_S)
+        count = math.ceil((now_s + ahead_s) / HOUR_S) - hour + 1
+        hours = load_forecast(self._histories[key], hour, rate, count)
+        middles = (hour - 0.5 + np.arange(count + 1)) * HOUR_S
+        times = now_s + STEP_S * np.arange(1, math.ceil(ahead_s / STEP_S) + 1)
+        found = np.interp(times, middles, hours)
+        return tuple(zip(times.tolist(), found.tolist(), strict=True))
+
+    def saved(self) -> tuple[SavedDemand, ...]:
+        """Return what a file keeps: the newest rates and the hours of a week."""
+        return tuple(
+            SavedDemand(family=key[0], origin=key[1], rate=own.rows_per_s(), history=self._histories[key].saved(_WEEKS))
+            for key, own in self._rates.items()
+        )
+
+    def restore(self, saved: Iterable[SavedDemand], now_s: float) -> None:
+        """Take up what was kept; ValueError if it is no demand."""
+        for own in saved:
+            key = (own.family, own.origin)
+            self._histories.setdefault(key, History()).restore(own.history)
+            if own.rate > 0.0:
+                self._rates.setdefault(key, ArrivalRate()).note(now_s, own.rate, math.inf)

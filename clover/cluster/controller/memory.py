@@ -1,0 +1,300 @@
+"""All that a controller of a cluster knows and remembers, and how it gets into a store and out again."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from clover.cluster.controller.budget import AccuracyBudget
+from clover.cluster.controller.capacity import Capacity, Reach, fastest_ms
+from clover.cluster.controller.demand import ClusterDemand, Key
+from clover.cluster.controller.members import ClusterMember, Membership
+from clover.cluster.controller.records import (
+    FORMAT,
+    ClusterDecision,
+    ClusterTerms,
+    ClusterTotals,
+    SavedCluster,
+    SavedPlanned,
+)
+from clover.cluster.controller.weights import Rates
+from clover.cluster.planning.records import ClusterPlan, DeviceFrontier, NodeTarget
+from clover.cluster.ports import NodeReport
+from clover.types import Reading
+
+KEPT = 200
+_SAVED_DECISIONS = 20
+
+
+class StateHolder(msgspec.Struct, frozen=True):
+    """Whose a saved state is: all that is read of it to find out whether another controller took over."""
+
+    format: int
+    holder: str
+    epoch: int
+
+
+@dataclass
+class PlannedFor:
+    """What the newest plan was made for."""
+
+    at_s: float = -math.inf
+    rates: dict[Key, float] = field(default_factory=dict)
+    intensities: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
+    nodes: frozenset[str] = frozenset()
+
+
+@dataclass
+class ClusterMemory:
+    """The state of one controller.  `targets`: of the plan in force, by node; `weights`: what the ingress was last
+    given; `troubles`: what is wrong at this look."""
+
+    terms: ClusterTerms
+    members: Membership
+    budget: AccuracyBudget
+    totals: ClusterTotals
+    demand: ClusterDemand = field(default_factory=ClusterDemand)
+    frontiers: dict[tuple[str, str], DeviceFrontier] = field(default_factory=dict)
+    plan: ClusterPlan | None = None
+    targets: dict[str, NodeTarget] = field(default_factory=dict)
+    epoch: int = 0
+    scouts: frozenset[str] = frozenset()
+    """Nodes to wake only to learn what their devices do: one of each kind of device that no node has reported on."""
+    planned: PlannedFor = field(default_factory=PlannedFor)
+    weights: dict[tuple[str, str], Rates] = field(default_factory=dict)
+    given: Rates = field(default_factory=dict)
+    """Part of all rows by node, by the weights in force."""
+    in_force: bool = False
+    """Whether the ingress took every share that was worked out: until then it may have those of a controller before,
+    or others that are not known here."""
+    rates_given: dict[str, Rates] = field(default_factory=dict)
+    """Rows/s by node and family, as the weights in force were worked out."""
+    weighed_s: float = -math.inf
+    missing: Rates = field(default_factory=dict)
+    readings: dict[str, Reading] = field(default_factory=dict)
+    forecasts: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    decisions: deque[ClusterDecision] = field(default_factory=lambda: deque(maxlen=KEPT))
+    troubles: list[str] = field(default_factory=list)
+    looked_s: float | None = None
+    plan_again_s: float = -math.inf
+
+    @classmethod
+    def new(cls, terms: ClusterTerms, now_s: float) -> ClusterMemory:
+        """Return the memory of a controller that starts with nothing."""
+        members = Membership(terms.lost_s)
+        members.declare(terms.nodes, now_s)
+        return cls(
+            terms=terms,
+            members=members,
+            budget=AccuracyBudget(terms.budget_s, terms.correct_s),
+            totals=ClusterTotals(since_s=now_s),
+            frontiers={(own.kind, own.family): own for own in terms.frontiers},
+        )
+
+    # --- what it knows ------------------------------------------------------------------------------------------------
+
+    def regions(self) -> tuple[str, ...]:
+        """Return all regions: of nodes, grids and clients, in a lasting order."""
+        found = dict.fromkeys(member.node.region for member in self.members.members.values())
+        found.update(dict.fromkeys(self.readings))
+        found.update(dict.fromkeys(self.terms.latency_ms))
+        found.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
+        return tuple(sorted(found))
+
+    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+        """Take in what nodes reported; return what changed, in words."""
+        changed = self.members.note(now_s, reports)
+        self.frontiers = self.members.frontiers(self.frontiers.values())
+        self.budget.note(now_s, reports)
+        self.scouts = self._scouts()
+        families = {own.family for own in self.terms.families}
+        counted: dict[Key, float] = {}
+        for name, member in self.members.members.items():
+            # A node that fell silent goes on counting until it is lost for a while: its rows have not gone away.  Those
+            # of one that only the controller does not reach never do, as long as the ingress may give it any.
+            apart = member.phase == "partitioned" and (not self.in_force or self.given.get(name, 0.0) > 0.0)
+            just_lost = member.phase == "lost" and member.since_s == now_s and not member.attempts
+            if now_s - member.rates_s > 2.0 * self.terms.lost_s and not (apart or just_lost):
+                continue
+            for family in families & member.rates.keys():
+                for origin, rate in member.rates[family].items():
+                    counted[family, origin] = counted.get((family, origin), 0.0) + rate
+        if reports or counted:
+            self.demand.note(now_s, counted)
+        return changed
+
+    def _scouts(self) -> frozenset[str]:
+        members = self.members.members
+        known = {kind for kind, _ in self.frontiers}
+        known.update(kind for own in members.values() if own.report is not None for kind in own.node.devices)
+        found: dict[str, str] = {}
+        for name, own in members.items():
+            for kind in own.node.devices:
+                if kind not in known and own.hold is None:
+                    found.setdefault(kind, name)
+        return frozenset(found.values())
+
+    def floors(self) -> dict[str, float]:
+        """Return the corrected accuracy floor of each family, for plans."""
+        rates: Rates = {}
+        for (family, _), rate in self.demand.rates().items():
+            rates[family] = rates.get(family, 0.0) + rate
+        highest = dict.fromkeys(rates, 0.0)
+        for own in self.frontiers.values():
+            for point in own.points:
+                highest[own.family] = max(highest.get(own.family, 0.0), point.accuracy)
+        return {
+            own.family: self.budget.corrected(
+                own.family, own.accuracy_floor, rates.get(own.family, 0.0), highest.get(own.family, 0.0)
+            )
+            for own in self.terms.families
+        }
+
+    def reach(self) -> Reach:
+        """Return which regions may answer whose rows."""
+        known = self.frontiers.values()
+        return Reach(self.terms.families, self.regions(), self.terms.latency_ms, fastest_ms(known))
+
+    def capacity(self) -> Capacity:
+        """Return what nodes can serve at the corrected floors."""
+        return Capacity(self.frontiers.values(), self.reach(), self.floors())
+
+    def wanted(self, name: str, member: ClusterMember) -> bool:
+        """Return whether a node is to be awake: by an operator's word, else by the plan in force.  The last one that
+        could answer is not ended, should the others have died and no new plan be made."""
+        if member.hold is not None:
+            return member.hold == "awake"
+        if name in self.scouts:
+            return True
+        if member.phase == "draining" and not any(own.usable for own in self.members.members.values()):
+            return True
+        if self.plan is None:  # before the first plan everything stays as it is
+            return member.phase in ("ready", "partitioned", "waking")
+        target = self.targets.get(name)
+        return target is not None and target.awake
+
+    def advance_totals(self, now_s: float) -> None:
+        """Add the time since the last look to the sums, at the plan in force and with what nodes use at rest that are
+        still awake although it does without them."""
+        since_s = 0.0 if self.looked_s is None else max(0.0, min(now_s - self.looked_s, 10.0 * self.terms.look_s))
+        self.looked_s = now_s
+        hours = since_s / 3600.0
+        own, plan = self.totals, self.plan
+        self.totals = msgspec.structs.replace(
+            own,
+            planned_g=own.planned_g + ((plan.grams_h + self._lingering_g_h()) * hours if plan else 0.0),
+            alone_g=own.alone_g + (plan.alone_g_h * hours if plan else 0.0),
+            awake_g=own.awake_g + (plan.awake_g_h * hours if plan else 0.0),
+            planned_s=own.planned_s + (since_s if plan else 0.0),
+            reported_g=self.budget.grams,
+            reported_j=self.budget.joules,
+            rows=self.budget.rows,
+        )
+
+    def _lingering_g_h(self) -> float:
+        idle_w = {own.kind: own.idle_w for own in self.frontiers.values()}
+        total = 0.0
+        for name, member in self.members.members.items():
+            target, reading = self.targets.get(name), self.readings.get(member.node.region)
+            if member.phase not in ("ready", "partitioned", "draining") or reading is None:
+                continue
+            if target is None or not target.awake:
+                devices = member.node.devices.items()
+                watts = member.node.awake_w + sum(count * idle_w.get(kind, 0.0) for kind, count in devices)
+                total += watts * reading.g_per_kwh / 1000.0
+        return total
+
+    def record(self, decision: ClusterDecision) -> ClusterDecision:
+        """Keep a decision; one that keeps what is in force again is counted with the one before."""
+        before = self.decisions[-1] if self.decisions else None
+        if before is not None and decision.action == before.action and decision.action in ("kept", "failed"):
+            decision = msgspec.structs.replace(decision, id=before.id, at_s=before.at_s, count=before.count + 1)
+            self.decisions.pop()
+        self.decisions.append(decision)
+        return decision
+
+    def next_id(self) -> int:
+        """Return the number of the next decision."""
+        return self.decisions[-1].id + 1 if self.decisions else 1
+
+    # --- the store ----------------------------------------------------------------------------------------------------
+
+    def saved(self, holder: str, now_s: float) -> bytes:
+        """Return the state as JSON."""
+        counters, sums = self.budget.saved()
+        return msgspec.json.encode(
+            SavedCluster(
+                format=FORMAT,
+                holder=holder,
+                epoch=self.epoch,
+                at_s=now_s,
+                plan=msgspec.structs.replace(self.plan, targets=()) if self.plan is not None else None,
+                targets=tuple(self.targets.values()),
+                members=self.members.saved(),
+                counters=counters,
+                sums=sums,
+                demand=self.demand.saved(),
+                totals=self.totals,
+                frontiers=tuple(self.frontiers.values()),
+                decisions=tuple(self.decisions)[-_SAVED_DECISIONS:],
+                planned=self._saved_planned(),
+                readings=self.readings,
+            )
+        )
+
+    def _saved_planned(self) -> SavedPlanned | None:
+        own = self.planned
+        if not math.isfinite(own.at_s):
+            return None
+        nodes = tuple(sorted(own.nodes))
+        return SavedPlanned(at_s=own.at_s, intensities=own.intensities, floors=own.floors, nodes=nodes)
+
+    def restore(self, state: bytes, now_s: float) -> None:
+        """Take up a saved state; ValueError if it is damaged or of another format."""
+        found = msgspec.json.decode(state, type=SavedCluster)
+        if found.format != FORMAT:
+            raise ValueError(f"it is of format {found.format}, and {FORMAT} is read")
+        known = {own.name for own in self.terms.nodes}
+        self.epoch = found.epoch
+        self.targets = {own.node: own for own in found.targets if own.node in known}
+        self.plan = msgspec.structs.replace(found.plan, targets=found.targets) if found.plan is not None else None
+        self.members.restore(found.members, now_s)
+        self.budget.restore(found.counters, found.sums, found.at_s)
+        self.budget.forget(known)
+        self.demand.restore(found.demand, now_s)
+        self.totals = found.totals
+        self.frontiers.update({(own.kind, own.family): own for own in found.frontiers})
+        self.decisions.extend(found.decisions)
+        self.planned = PlannedFor(now_s, self.demand.rates(), nodes=self.plannable())
+        if (planned := found.planned) is not None:
+            self.planned.at_s = min(planned.at_s, now_s)
+            self.planned.intensities, self.planned.floors = planned.intensities, planned.floors
+            self.planned.nodes = frozenset(planned.nodes)
+        self.readings = dict(found.readings)
+
+    def set_back(self, seconds: float) -> None:
+        """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""
+        self.members.set_back(seconds)
+        self.demand.set_back(seconds)
+        self.planned.at_s -= seconds
+        self.plan_again_s -= seconds
+        self.weighed_s -= seconds
+        if self.looked_s is not None:
+            self.looked_s -= seconds
+
+    def plannable(self) -> frozenset[str]:
+        """Return the names of the nodes that a plan made now could use."""
+        return frozenset(node.name for node in self.members.for_plan())
+
+
+def words(names: Iterable[str], most: int = 5) -> str:
+    """Return names as people read them: at most `most`, and how many others there are."""
+    listed = sorted(names)
+    if len(listed) <= most:
+        return ", ".join(listed)
+    return f"{', '.join(listed[:most])} and {len(listed) - most} others"

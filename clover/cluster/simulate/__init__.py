@@ -1,0 +1,1 @@
+"""A cluster that is not there, before the production controller."""

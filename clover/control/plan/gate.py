@@ -1,0 +1,148 @@
+"""May this plan be taken now?  What is asked of a plan between the policy that made it and the fleet that runs it.
+
+Every question is a pure function of what is known: None says that the plan may be taken as far as this question goes,
+`Stay` that the workers that run stay for now, why, and when to plan again.  Their order is the policy of the controller
+(`clover.control.plan.planner` asks them, and finds the plan that is taken instead):
+
+    failed_lately   its configuration was rolled back, or failed to start, and is backed off
+    within_noise    what runs meets the targets, and the plan does not or gains no more than noise of the intensity
+                    explains
+    below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
+                    worse)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from clover.control.plan.recording import words
+from clover.control.state.apply import possible
+from clover.control.state.family import DeployedPlan, Family
+from clover.errors import PlanError
+from clover.planning.model.objective import objective_of
+from clover.types import DeviceShape, Plan, Routing, State, Transition
+
+_SAME_SHARE = 1e-3
+_SAME_WAIT_MS = 1e-3
+_LATE = 0.05
+"""The least part of the rows that is later than an SLO which the p95 is above."""
+
+
+@dataclass(frozen=True)
+class Stay:
+    """The workers that run stay for now.  `reason`: why, for the record; `again_s`: when to plan again (monotonic),
+    None if at the next trigger."""
+
+    reason: str
+    again_s: float | None = None
+
+
+def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
+    """Judge whether the configuration of `plan` is backed off."""
+    if not family.backed_off(plan.configuration, now_s):
+        return None
+    reason = f"{words(plan.configuration)} failed lately and is left alone"
+    return Stay(reason, family.backoffs[plan.configuration].until_s)
+
+
+def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay | None:
+    """Judge whether `here`, the plan of the workers that run, still serves, and `plan` does not or gains no more than
+    noise explains.
+
+    What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
+    """
+    if not here.feasible or not same(here, family.deployed):
+        return None
+    if not plan.feasible:
+        return Stay(f"{words(plan.configuration)} would not keep the limits")
+    objective = objective_of(state)
+    predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
+    best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
+    if objective.worth_leaving(here.prediction, best):
+        return None
+    return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
+
+
+def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
+    """Judge whether `transition`, which leads to `plan`, loses more capacity than the floor permits; `allowed` by the
+    configuration it may."""
+    if transition.holds or allowed:
+        return None
+    memory = f" ({transition.memory})" if transition.memory else ""
+    return Stay(
+        f"{words(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
+        f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
+        f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
+        "allows it"
+    )
+
+
+def pays_for_loss(
+    plan: Plan, transition: Transition, here: Plan, *, slo_ms: float, rate: float, capacity: float, within_s: float
+) -> bool:
+    """Return whether `plan` keeps the limits at a price: the workers that run, whose plan is `here` and which serve
+    `capacity` of the `rate` rows/s that come, would within `within_s` seconds refuse or answer late more rows than
+    `transition` leaves without a worker.
+
+    Of the rows that they serve it counts one in twenty as late if their p95 is above `slo_ms`: no fewer are."""
+    if here.feasible or not plan.feasible:
+        return False
+    late = _LATE * min(rate, capacity) if here.prediction.p95_ms > slo_ms else 0.0
+    missed_by_staying = (max(0.0, rate - capacity) + late) * within_s
+    missed_on_the_way = max(0.0, rate - transition.lowest_capacity) * transition.loses_s
+    return missed_on_the_way < missed_by_staying
+
+
+def checked(plan: Plan, family: Family, slo_ms: float) -> None:
+    """Raise PlanError if a plan (a custom policy's, say) is not one this family can be served by within `slo_ms`."""
+    known = {variant.name for variant in family.spec.variants}
+    if not plan.deployment:
+        raise PlanError(f"policy {plan.policy} planned no workers")
+    served = {item.variant for item in plan.deployment}
+    routing = plan.routing
+    for variant in served.union(routing.shares, routing.largest, routing.wait_ms, routing.chain):
+        if variant not in known:
+            raise PlanError(f"policy {plan.policy} planned the unknown variant {variant!r}")
+    shares = routing.shares
+    if any(not 0.0 <= share <= 1.0 + 1e-6 for share in shares.values()) or abs(sum(shares.values()) - 1.0) > 1e-3:
+        raise PlanError(f"policy {plan.policy} planned shares that are no shares: {shares}")
+    if any(share > 0.0 and variant not in served for variant, share in shares.items()):
+        raise PlanError(f"policy {plan.policy} gave rows to a variant without a worker: {shares}")
+    if not served.issuperset(routing.chain):
+        raise PlanError(f"policy {plan.policy} planned a chain with a variant without a worker: {routing.chain}")
+    if len(set(routing.chain)) < len(routing.chain) or len(routing.thresholds) != max(0, len(routing.chain) - 1):
+        thresholds = list(routing.thresholds)
+        raise PlanError(f"policy {plan.policy} planned a chain that is none: {routing.chain}, thresholds {thresholds}")
+    if not all(map(math.isfinite, routing.thresholds)):
+        raise PlanError(f"policy {plan.policy} planned thresholds that are no scores: {list(routing.thresholds)}")
+    if any(rows < 1 for rows in routing.largest.values()):
+        raise PlanError(f"policy {plan.policy} planned batches without rows: {routing.largest}")
+    if not all(0.0 <= wait_ms < slo_ms for wait_ms in routing.wait_ms.values()):
+        waits = f"policy {plan.policy} planned waits (ms) that do not lie below the SLO of {slo_ms:g} ms"
+        raise PlanError(f"{waits}: {routing.wait_ms}")
+
+
+def still_possible(deployed: DeployedPlan | None, shapes: tuple[DeviceShape, ...]) -> DeployedPlan | None:
+    """Return `deployed`, or None if the devices do not allow its workers any more."""
+    if deployed is None or len(possible(deployed.deployment, shapes, ())) < len(deployed.deployment):
+        return None
+    return deployed
+
+
+def same(plan: Plan, deployed: DeployedPlan | None) -> bool:
+    """Return whether `plan` has the workers that run, so that it changes the routing at most."""
+    return deployed is not None and Counter(plan.deployment) == Counter(deployed.deployment)
+
+
+def rerouted(before: Routing, after: Routing) -> bool:
+    """Return whether `after` sends rows other ways than `before`, or lets them form other batches."""
+    names = set(before.shares) | set(after.shares)
+    if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
+        return True
+    if (before.chain, before.thresholds) != (after.chain, after.thresholds):
+        return True
+    if before.largest != after.largest or before.wait_ms.keys() != after.wait_ms.keys():
+        return True
+    return any(abs(before.wait_ms[name] - after.wait_ms[name]) > _SAME_WAIT_MS for name in after.wait_ms)

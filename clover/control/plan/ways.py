@@ -1,0 +1,194 @@
+"""Which way to a plan keeps the SLO: each phase of a transition is judged as plans are, at the rate planned for.
+
+A plan says how well its workers serve, and not what is served until they stand.  With a third of the workers away for
+ten seconds, the rows of these seconds may wait longer than the SLO allows, and a minute's p95 with them.  So the ways
+that there are (`clover.planning.transition.ways`) are tried, the one of the fewest steps first, and each is followed
+phase by phase: what receives rows, for how long, and whether some routing of it meets the targets, if need be without
+the margin above the accuracy floor, which is for hours and not for seconds.  The first on which all phases do is taken.
+If there is none, the one that comes nearest: first by the capacity floor, then by the rows that no worker is left for,
+then by the seconds beyond the targets.
+
+A variant helps out if that is needed, at as few placements as will do (1, 2, 4, ...).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from clover.errors import PlanError
+from clover.planning.model.problem import accuracies
+from clover.planning.transition.stages import StageView, stages
+from clover.planning.transition.ways import Ways
+from clover.types import (
+    Assignment,
+    Configuration,
+    DeviceShape,
+    FamilyProfile,
+    Routing,
+    State,
+    Transition,
+    configuration_of,
+)
+
+_HELPERS = 3
+"""Variants, the most accurate first, that are asked whether they can help out."""
+
+
+class RoutingSolver(Protocol):
+    """Finds how rows go best to given workers (`clover.control.plan.planner.Solver`)."""
+
+    async def routing(self, state: State, configuration: Configuration) -> Routing | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A transition on `shapes`, how rows go best to those that receive them meanwhile (`routing`; nothing for workers
+    that cannot meet the targets), for how many seconds the targets are missed on it, how many rows find no worker, and
+    how long it takes (seconds).  `helper`: the variant that helps out, empty without one."""
+
+    transition: Transition
+    shapes: tuple[DeviceShape, ...]
+    routing: Mapping[Configuration, Routing]
+    late_s: float = 0.0
+    unserved: float = 0.0
+    seconds: float = 0.0
+    helper: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the targets are met and the capacity floor is kept all the way."""
+        return self.transition.holds and self.late_s <= 0.0 and self.unserved <= 0.0
+
+    @property
+    def rank(self) -> tuple[bool, float, float, float]:
+        """How bad it is: the best way is the least."""
+        return (not self.transition.holds, self.unserved, self.late_s, self.seconds)
+
+
+class WayFinder:
+    """Finds the way to deployments in `state` among the `ways` that there are to each.  `bare`: the state without the
+    margin above the accuracy floor; `profile`: the family's, as corrected.  For one request: it remembers what it asked
+    the solver."""
+
+    def __init__(
+        self,
+        solver: RoutingSolver,
+        ways: Callable[[tuple[Assignment, ...]], Ways],
+        profile: FamilyProfile,
+        state: State,
+        bare: State,
+    ) -> None:
+        self._solver = solver
+        self._profile = profile
+        self._rate = state.arrival_rate
+        self._states = (state, bare) if bare != state else (state,)
+        lowered = msgspec.structs.replace(bare.objective, accuracy_floor=0.0, accuracy_margin=0.0)
+        self._lowered = msgspec.structs.replace(bare, objective=lowered)
+        self._ways = ways
+        self._known: dict[tuple[Configuration, bool], Routing | None] = {}
+        self._lenient = False
+
+    async def best(self, target: tuple[Assignment, ...]) -> Way:
+        """Return the best way to `target`.  PlanError if it cannot exist on the devices."""
+        ways = self._ways(target)
+        self._lenient = False
+        found = await self._best_of(ways)
+        if not found.good:  # the floor evens out over hours, the SLO does not: a way of seconds may be below the floor
+            self._lenient = True
+            found = min(found, await self._best_of(ways), key=lambda way: way.rank)
+        return found
+
+    async def _best_of(self, ways: Ways) -> Way:
+        quick = await self._judged(ways, ways.quick())
+        if quick.good:
+            return quick
+        found = [quick]
+        gentle = ways.gentle()
+        if gentle.steps != quick.transition.steps:
+            found.append(await self._judged(ways, gentle))
+        if not found[-1].good:
+            for variant, backend in self._helpers(ways):
+                helped = await self._helped(ways, variant, backend)
+                if helped is not None:
+                    found.append(helped)
+                    if helped.good:
+                        break
+        return min(found, key=lambda way: way.rank)
+
+    async def _helped(self, ways: Ways, variant: str, backend: str) -> Way | None:
+        """Return the way on which a variant helps out at as few placements as will do; at all of them, if none does."""
+        places = ways.places(variant, backend)
+        whole = await self._with_help(ways, variant, backend, places)
+        count = 1
+        while whole is not None and whole.good and count < places:
+            fewer = await self._with_help(ways, variant, backend, count)
+            if fewer is not None and fewer.good:
+                return fewer
+            count *= 2
+        return whole
+
+    async def _with_help(self, ways: Ways, variant: str, backend: str, count: int) -> Way | None:
+        try:
+            transition = ways.helped(variant, backend, count)
+        except PlanError:  # the devices do not allow the instances together
+            return None
+        return await self._judged(ways, transition, variant) if transition is not None else None
+
+    def _helpers(self, ways: Ways) -> list[tuple[str, str]]:
+        """Return the variants that could help out, with their backends."""
+        profile = self._profile
+        accuracy = accuracies(profile)
+        ranked = sorted(profile.backend, key=lambda variant: -accuracy.get(variant, 0.0))
+        return [
+            (variant, profile.backend[variant]) for variant in ranked if ways.places(variant, profile.backend[variant])
+        ][:_HELPERS]
+
+    async def _judged(self, ways: Ways, transition: Transition, helper: str = "") -> Way:
+        """Return `transition` as a way: each of its phases judged."""
+        late_s = unserved = seconds = 0.0
+        routing: dict[Configuration, Routing] = {}
+        end = configuration_of(tuple(ways.target))
+        for view in self._phases(ways, transition):
+            seconds += view.seconds
+            served = configuration_of(view.routed)
+            if served == end:  # what the plan itself says of it
+                continue
+            known = await self._routing(served)
+            if known is not None:
+                routing[served] = known
+            else:
+                late_s += view.seconds
+                unserved += max(0.0, self._rate - view.capacity) * view.seconds
+        return Way(
+            transition=transition,
+            shapes=tuple(ways.devices),
+            routing=routing,
+            late_s=late_s,
+            unserved=unserved,
+            seconds=seconds,
+            helper=helper,
+        )
+
+    def _phases(self, ways: Ways, transition: Transition) -> Iterator[StageView]:
+        """Yield the stages of `transition` that take time or route rows elsewhere."""
+        for view in stages(transition, ways.running, capacity=ways.capacity, durations=ways.durations):
+            if view.seconds > 0.0 or any(step.kind == "route" for step in view.steps):
+                yield view
+
+    async def _routing(self, served: Configuration) -> Routing | None:
+        """Return how rows go best to these workers; None if they miss the targets whatever goes where."""
+        key = (served, self._lenient)
+        if key not in self._known:
+            found = self._known.get((served, False))
+            for state in (self._lowered,) if self._lenient else self._states:
+                if found is not None or not served:
+                    break
+                with contextlib.suppress(PlanError):
+                    found = await self._solver.routing(state, served)
+            self._known[key] = found
+        return self._known[key]

@@ -1,0 +1,183 @@
+"""What the parts of the controller share: configuration, mode, families, devices, the grid, clocks and decisions.
+
+It stands below all of them, so that planner, executor, commands, shadows and reports meet here and none has to know
+the controller.  It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from clover.carbon.grid import Grid, Reference, reference_in_force
+from clover.config import ControllerConfig
+from clover.control.state.apply import SharedInstances
+from clover.control.state.decisions import Decisions
+from clover.control.state.demand import why_closed
+from clover.control.state.device_pool import DevicePool
+from clover.control.state.family import Conditions, Family, Mode
+from clover.control.state.parked import ParkedGpus
+from clover.control.state.request import Pin
+from clover.control.state.sleep import spared_w
+from clover.interfaces import Device
+from clover.planning.model.problem import accuracies
+from clover.planning.transition.stages import served
+from clover.policies.demanded import heeds
+from clover.runtime.workers.resident_orders import resident_bytes
+from clover.types import Declined, DeviceShape, Placement
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The time: `monotonic` for all that waits, `wall` for the record; `sleep` waits for so many seconds."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class Context:
+    """The state that all families have in common.  Everything here changes on the event loop only, and what takes more
+    than one step under `lock`."""
+
+    def __init__(self, config: ControllerConfig, devices: Mapping[str, Device], grid: Grid, clocks: Clocks) -> None:
+        self.config = config
+        self.mode: Mode = config.mode
+        self.frozen = False
+        self.families: dict[str, Family] = {}
+        self.device_pool = DevicePool(devices)
+        self._devices = devices
+        self.instances = SharedInstances(devices)
+        self.unplanned: dict[str, set[Placement]] = {}
+        """The places on which families that are served without a plan have workers."""
+        self.parked = ParkedGpus()
+        self.decisions = Decisions(clocks.wall)
+        self.grid = grid
+        self.monotonic = clocks.monotonic
+        self.lock = asyncio.Lock()
+
+    async def read_grid(self) -> None:
+        """Read the intensity of now, and have every family know the grid's reference intensity."""
+        await self.grid.read()
+        reference = await self.grid.find_reference()
+        for family in self.families.values():
+            family.grid_reference = reference
+
+    def reference(self) -> Reference:
+        """Return the reference intensity in force: the configured one, else the grid's own."""
+        return reference_in_force(self.config.reference_g_per_kwh, self.grid.reference)
+
+    def mode_of(self, family: Family) -> Mode:
+        """Return the mode in force for a family."""
+        return family.mode or self.mode
+
+    def frozen_of(self, family: Family) -> bool:
+        """Return whether a family is held as it is."""
+        return self.frozen or family.frozen
+
+    def pin_of(self, family: Family, pin: Pin | None = None) -> Pin:
+        """Return what a family is planned by: `pin`, its own pin, its cluster's policy, or the configured one."""
+        return pin or family.pin or Pin(policy=family.planned_by(self.config))
+
+    def policy_of(self, family: Family) -> str:
+        """Return the policy in force for a family; empty if it is pinned to a configuration."""
+        return self.pin_of(family).policy
+
+    def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
+        """Return the devices that a family (also one served without a plan) may use now."""
+        return self.device_pool.of(family, self.occupied())
+
+    def share_of(self, family: Family) -> float:
+        """Return the part of the devices' time that is a family's."""
+        return self.device_pool.share(family.name)
+
+    def occupied(self) -> dict[str, set[Placement]]:
+        """Return the places on which each family has, or shall have, workers."""
+        return {**self.unplanned, **{name: family.places for name, family in self.families.items()}}
+
+    def needs(self) -> dict[str, float]:
+        """Return the compute slices that each family's load takes by what its workers serve now; nothing of those that
+        run nothing or may not be changed now."""
+        found = {}
+        for name, family in self.families.items():
+            if self.frozen_of(family) or self.mode_of(family) != "active" or family.pin is not None:
+                continue
+            capacity = served(family.desired, family.capacity(self.share_of(family)))
+            if capacity > 0.0:
+                slices = sum(place.slices for place in {item.placement for item in family.desired})
+                utilisation = family.rate(self.config) / capacity
+                found[name] = slices * utilisation / self.config.max_utilisation
+        return found
+
+    def must_move(self, family: Family) -> bool:
+        """Return whether a family has workers on a GPU, or on a part of one, that is assigned to another by now."""
+        return self.device_pool.outside(family.name, family.places)
+
+    def count_parked(self) -> None:
+        """Count the time that GPUs are parked until now."""
+        occupied = self.occupied()
+        taken = {place.device for places in occupied.values() for place in places}
+        may: set[str] = set()
+        for name, family in self.families.items():
+            # A GPU whose workers were lost is to have them again: no plan parked it.
+            devices = self.device_pool.of(name, occupied) if family.desired and family.whole else ()
+            if spared_w(devices) is not None:
+                may.update(device.device for device in devices)
+        self.parked.look(self.device_pool.shapes(), may, taken, self.monotonic())
+
+    def lost_suffix(self) -> str:
+        """Return the lost devices in brackets, to end an error text; empty if none is lost."""
+        lost = sorted(self.device_pool.lost())
+        return f" ({', '.join(lost)} lost)" if lost else ""
+
+    async def conditions(self, family: Family) -> Conditions:
+        """Return what a plan of a family is made under now."""
+        return Conditions(
+            reading=self.grid.reading or await self.grid.read(),
+            grid_s=self.grid.now(),
+            devices=self.devices_of(family.name),
+            share=self.share_of(family),
+            resident_bytes=self._resident_bytes(family),
+        )
+
+    def _resident_bytes(self, family: Family) -> dict[str, int]:
+        """Return the bytes that a worker of the family may hold, by profile; nothing if it holds one variant."""
+        if family.config.most_resident(len(family.spec.variants)) < 2:
+            return {}
+        share, limit_bytes = self.share_of(family), family.slice_memory().limit_bytes
+        places = {item.profile: item for shape in self.devices_of(family.name) for own in shape.layouts for item in own}
+        return {
+            profile: resident_bytes(
+                family.config, self._devices[item.device], item, share=share, limit_bytes=limit_bytes
+            )
+            for profile, item in places.items()
+            if item.device in self._devices
+        }
+
+    def look_at_memory(self, family: Family) -> None:
+        """Let a family forget what it found no room for if its devices, what others have in the same memory, or its
+        profile are not what they were then.  Only core-sets have their memory in common with other places."""
+        usable = self.device_pool.usable_by(family.name)
+        shapes = tuple((shape.device, shape.label, shape.layouts) for shape in usable)
+        common = {shape.device for shape in usable if shape.overlap}
+        others = frozenset(
+            (name, place)
+            for name, places in self.occupied().items()
+            for place in places
+            if name != family.name and place.device in common
+        )
+        family.memory_troubles.look((family.profile.key, shapes, others))
+
+    def declined(self, family: Family) -> dict[str, Declined]:
+        """Return the variants that no worker will be started for, and why: rows that need one are refused."""
+        policy = self.policy_of(family)
+        why = why_closed(
+            mode=self.mode_of(family),
+            frozen=self.frozen_of(family),
+            pinned="" if policy else "a configuration",
+            policy=policy,
+            heeded=heeds(policy),
+        )
+        return family.demand.declined(self.monotonic(), accuracies(family.profile), family.desired, why)

@@ -1,0 +1,283 @@
+"""Which devices a family may use, and what changed about them.
+
+Core-sets are shared: every family plans with all of them, slowed to its share.  A GPU belongs to one family as long as
+there are GPUs enough: slices of one GPU under two controllers would have to be planned by both.  GPUs are assigned in
+proportion to the families' shares, at least one to each, also to families that are unloaded, which find their GPUs
+again.  They are assigned anew when one is lost or comes back, and then as many as possible stay with the family that
+has them.
+
+With fewer GPUs than families, GPUs that can be split are divided: each family has one part of one GPU
+(`clover.control.state.gpu_parts`) and plans with it alone.  If the load of one is more than its part can serve and
+another's leaves room, the GPU is divided anew, every `DIVIDE_S` at most.  A GPU without MIG is never shared: two
+processes that compute on it in turn would each be late by what the other has in hand, and one fault would end both.
+
+A family plans with what it was assigned, but not with a place on which another family still has workers: that one moves
+first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from clover.control.state.gpu_parts import Part, demanded, divided, limited, most_parts, part_slices, whole_part, within
+from clover.devices.books import WHOLE
+from clover.interfaces import Device
+from clover.types import DeviceShape, Placement
+
+Occupied = Mapping[str, Iterable[Placement]]
+"""The places on which each family has workers."""
+
+DIVIDE_S = 300.0
+"""Seconds between two divisions of GPUs by load: each interrupts workers of the families there."""
+
+
+@runtime_checkable
+class LosableGpu(Protocol):
+    """A device that may be lost, and that an earlier run may have left instances on
+    (`clover.devices.mig.MigDevice`)."""
+
+    lost: bool
+
+    def report(self) -> dict[str, Any]:
+        """Return what an operator should know: quarantined places and instances of others."""
+
+    async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
+        """Remove our instances that are not among `keep`; return those that were kept."""
+
+
+class DevicePool:
+    """The devices of a server, and which family each GPU is assigned to."""
+
+    def __init__(self, devices: Mapping[str, Device]) -> None:
+        self._devices = devices
+        self.exclusive = any(not device.shape().overlap for device in devices.values())
+        """Whether a device belongs to one family: it does unless all of them can be shared."""
+        self._shares: dict[str, float] = {}
+        self._seen = self.shapes()
+        self._lost, self._losses = self.lost(), self.losses()
+        self._assigned: dict[str, dict[str, Part]] = {}
+        """By family, the parts of GPUs that are its own."""
+        self._divided_s = -math.inf
+
+    def shapes(self) -> dict[str, DeviceShape]:
+        """Return what each device allows now."""
+        return {name: device.shape() for name, device in self._devices.items()}
+
+    def lost(self) -> frozenset[str]:
+        """Return the devices that do not answer."""
+        return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
+
+    def losses(self) -> dict[str, int]:
+        """Return how often each device was lost: one may be back before anybody looks, without what was on it."""
+        return {name: getattr(device, "losses", 0) for name, device in self._devices.items()}
+
+    def gpus(self) -> list[LosableGpu]:
+        """Return the devices that may be lost."""
+        return [device for device in self._devices.values() if isinstance(device, LosableGpu)]
+
+    def gpu(self, name: str) -> LosableGpu | None:
+        """Return the GPU of that name; None for another device."""
+        device = self._devices.get(name)
+        return device if isinstance(device, LosableGpu) else None
+
+    # --- who may use what ---------------------------------------------------------------------------------------------
+
+    def name(self, family: str, share: float) -> None:
+        """Enter `family` with its share of the devices; GPUs are given by `assign`."""
+        self._shares[family] = share
+
+    def short(self) -> str:
+        """Return why there are too few GPUs for the families; empty if there are enough."""
+        usable = self._usable()
+        room = sum(map(most_parts, usable.values()))
+        if not self.exclusive or room >= len(self._shares):
+            return ""
+        whole = [name for name, shape in usable.items() if shape.layouts[0][0].profile == WHOLE]
+        remedies = ["serve fewer families", "add GPUs"]
+        if any(getattr(self._devices[name], "can_mig", False) for name in whole):
+            remedies.append("switch MIG on")
+        return (
+            f"{len(self._shares)} families ({', '.join(self._shares)}) need a GPU each, or a part of one that MIG "
+            f"splits, but there {'is' if len(usable) == 1 else 'are'} {len(usable)} ({', '.join(usable) or 'none'}) "
+            f"with room for {room}: {', '.join(remedies)}, or set workers.device = cpu, which families share"
+        )
+
+    def assign(self, occupied: Occupied) -> None:
+        """Assign the GPUs anew; `occupied`: the places on which each family has workers."""
+        usable = self._usable()
+        before = {
+            family: {*(place.device for place in occupied.get(family, ())), *self._assigned.get(family, ())}
+            for family in self._shares
+        }
+        if len(usable) >= len(self._shares):
+            whole = assign(tuple(usable), self._shares, before)
+            self._assigned = {
+                family: {name: whole_part(usable[name]) for name in names} for family, names in whole.items()
+            }
+            return
+        together = gathered({name: most_parts(shape) for name, shape in usable.items()}, self._shares, before)
+        found: dict[str, dict[str, Part]] = {family: {} for family in self._shares}
+        for name, families in together.items():
+            # Those that were there keep their order, so that as few as possible have to move.
+            whole_gpu = whole_part(usable[name])
+            had = {family: self._assigned.get(family, {}).get(name, whole_gpu) for family in families}
+            order = {family: self._shares[family] for family in sorted(families, key=had.__getitem__)}
+            for family, part in divided(usable[name], order).items():
+                found[family][name] = part
+        self._assigned = found
+
+    @property
+    def shared(self) -> bool:
+        """Whether some GPU belongs to several families."""
+        return any(len(self.owners(name)) > 1 for name in self._devices)
+
+    def divide(self, needs: Mapping[str, float], now_s: float) -> bool:
+        """Divide GPUs of several families anew if a family `needs` more compute slices than it has and another has
+        them to spare; return whether any was.  A GPU with a family that has no entry stays as it is."""
+        if now_s < self._divided_s + DIVIDE_S:
+            return False
+        changed = False
+        for name, shape in self._usable().items():
+            owners = self.owners(name)
+            if len(owners) < 2 or not needs.keys() >= set(owners):
+                continue
+            found = demanded(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
+            for owner, part in (found or {}).items():
+                changed = changed or self._assigned[owner][name] != part
+                self._assigned[owner][name] = part
+        if changed:
+            self._divided_s = now_s
+        return changed
+
+    def of(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
+        """Return the devices that `family` may plan with now."""
+        shapes = self.shapes()
+        if not self.exclusive:
+            return tuple(shapes.values())
+        own, found = {place.device for place in occupied.get(family, ())}, []
+        for name, part in self._assigned.get(family, {}).items():
+            shape = shapes[name]
+            others = [
+                place
+                for other, places in occupied.items()
+                for place in places
+                if other != family and place.device == name
+            ]
+            in_the_way = any(place.start < part[1] and part[0] < place.start + place.size for place in others)
+            if in_the_way and name not in own:
+                continue  # they move first
+            if others or part != whole_part(shape):
+                there = {place for layout in shape.layouts for place in layout}
+                shape = limited(shape, part, there.intersection(others))
+            if shape.layouts:
+                found.append(shape)
+        return tuple(sorted(found, key=lambda shape: list(shapes).index(shape.device)))
+
+    def usable_by(self, family: str) -> tuple[DeviceShape, ...]:
+        """Return the devices that the family may use, whole, whoever else has a part of them."""
+        own = self._assigned.get(family, {})
+        return tuple(shape for name, shape in self.shapes().items() if not self.exclusive or name in own)
+
+    def share(self, family: str) -> float:
+        """Return the part of the devices' time that is the family's."""
+        total = sum(self._shares.values())
+        return 1.0 if self.exclusive or total <= 0.0 else self._shares[family] / total
+
+    def assigned(self, family: str) -> Mapping[str, Part]:
+        """Return the GPUs that are assigned to the family with its part of each, lost ones left out."""
+        return self._assigned.get(family, {})
+
+    def owners(self, device: str) -> tuple[str, ...]:
+        """Return the families that a GPU is assigned to, in the order of their parts; none of core-sets."""
+        parts = [(names[device], family) for family, names in self._assigned.items() if device in names]
+        return tuple(family for _, family in sorted(parts))
+
+    def part(self, family: str, device: str) -> float:
+        """Return the part of a device that is the family's: of its compute slices; of its time if it is a core-set."""
+        if not self.exclusive:
+            return self.share(family)
+        owners = self.owners(device)
+        if len(owners) < 2 or family not in owners:
+            return float(family in owners)
+        shape = self.shapes()[device]
+        slices = {owner: part_slices(shape, self._assigned[owner][device]) for owner in owners}
+        return slices[family] / max(sum(slices.values()), 1)
+
+    def outside(self, family: str, places: Iterable[Placement]) -> bool:
+        """Return whether one of `places`, on which the family has workers, is not its own."""
+        own = self.assigned(family)
+        return self.exclusive and any(
+            place.device not in own or not within(place, own[place.device]) for place in places
+        )
+
+    def _usable(self) -> dict[str, DeviceShape]:
+        return {name: shape for name, shape in self.shapes().items() if shape.layouts and not shape.overlap}
+
+    # --- what happened ------------------------------------------------------------------------------------------------
+
+    def changes(self) -> dict[str, str]:
+        """Return what changed about each device since the last call, in words."""
+        shapes, lost, losses = self.shapes(), self.lost(), self.losses()
+        found = {}
+        for name, shape in shapes.items():
+            if (name in lost) != (name in self._lost):
+                found[name] = f"{name} is lost" if name in lost else f"{name} is back"
+            elif losses[name] != self._losses[name]:
+                found[name] = f"{name} is lost" if name in lost else f"{name} was lost and is back"
+            elif shape.layouts != self._seen[name].layouts:
+                found[name] = f"what fits on {name} changed{self._blocked(name)}"
+        self._seen, self._lost, self._losses = shapes, lost, losses
+        return found
+
+    def _blocked(self, name: str) -> str:
+        gpu = self.gpu(name)
+        places = [item["placement"] for item in gpu.report()["quarantined"]] if gpu is not None else []
+        return f": {', '.join(places)} quarantined" if places else ""
+
+
+def assign(
+    gpus: Sequence[str], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the GPUs of each family: in proportion to its share (highest averages), at least one, and of those it had
+    before as many as that allows.  If there are fewer GPUs than families those that had one come first."""
+    held = {family: [gpu for gpu in gpus if gpu in set(before.get(family, ()))] for family in shares}
+    first = sorted(shares, key=lambda family: not held[family])
+    counts = dict.fromkeys(shares, 0)
+    for family in first[: len(gpus)]:
+        counts[family] = 1
+    for _ in range(len(gpus) - sum(counts.values())):
+        if not shares:
+            break
+        counts[max(shares, key=lambda family: shares[family] / (2 * counts[family] + 1))] += 1
+    free = list(gpus)
+    assigned: dict[str, list[str]] = {family: [] for family in shares}
+    for keep in (True, False):
+        for family in shares:
+            wanted = [gpu for gpu in free if gpu in held[family]] if keep else list(free)
+            taken = wanted[: counts[family] - len(assigned[family])]
+            assigned[family] += taken
+            free = [gpu for gpu in free if gpu not in taken]
+    return {family: tuple(sorted(names, key=list(gpus).index)) for family, names in assigned.items()}
+
+
+def gathered(
+    room: Mapping[str, int], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the families of each GPU, of which there are fewer: each family on one GPU, the largest share first where
+    least is taken, and on one that it had before if that is no worse by more than the smallest share.  `room`: how many
+    families a GPU has place for; families beyond all room are on none."""
+    taken: dict[str, list[str]] = {name: [] for name in room}
+    slack = min(shares.values(), default=0.0)
+    # Those that had no GPU come last: they take what is left.
+    order = sorted(shares, key=lambda family: (not set(before.get(family, ())).intersection(room), -shares[family]))
+    for family in order:
+        free = [name for name in room if len(taken[name]) < room[name]]
+        if not free:
+            break
+        load = {name: sum(shares[other] for other in taken[name]) for name in free}
+        least = min(load.values())
+        had = [name for name in free if name in set(before.get(family, ())) and load[name] <= least + slack]
+        taken[min(had or free, key=lambda name: load[name])].append(family)
+    return {name: tuple(families) for name, families in taken.items()}

@@ -1,0 +1,328 @@
+"""What a family's profile is off by, learned while it serves: collected at each look, used by plans once it moved.
+
+Reports of the fleet (`Fleet.work_report`) are compared with the profile as it was measured.  What was done while
+workers were started or drained is left out, with `SETTLE_S` after it: models load and caches are cold (a report of more
+than `LONG_S` is mostly of other times, and counts).  A family that owns a part of the machine is planned with services
+that are that much slower; a batch that takes longer than profiled, but no longer than that, is in order.
+
+The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
+`FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
+solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
+`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that is
+new there shows only then what it takes.
+
+What HTTP adds to a p95 is learned as well (`control.state.front_correction`), of servers that have it: the same limits
+hold of what that makes of a p95.
+
+Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
+cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
+at which no profile is measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from clover.control.state.front_correction import FrontCorrection, SavedFront
+from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected
+from clover.planning.model.metered import EnergyEvidence, SavedEnergy
+from clover.planning.model.problem import backends_of, services_of
+from clover.types import FamilyProfile, FrontLag, Record, WorkReport
+
+log = logging.getLogger("clover.control")
+
+_CORES = re.compile(r"\d+c")
+
+EVERY_S = 5.0
+SETTLE_S = 3.0
+LONG_S = 60.0
+STEP = 0.02
+LEAP = 0.05
+FIRST_REST_S = 30.0
+LONGEST_REST_S = 3600.0
+REPLAN = 0.1
+REPLAN_S = 30.0
+FAR = 1.5
+FAR_S = 600.0
+
+
+class SavedCorrection(Record, frozen=True, kw_only=True):
+    """What was learned of one profile, as a file: `key` and `made_at` are the profile's, `saved_s` is Unix time, and it
+    has been far off for `far_s` seconds."""
+
+    version: int
+    family: str
+    key: str
+    made_at: str
+    saved_s: float
+    far_s: float
+    time: tuple[SavedTime, ...]
+    energy: tuple[SavedEnergy, ...]
+    front: SavedFront | None = None
+
+
+VERSION = 4
+"""Raised whenever what is learned, or what it means, changes."""
+
+
+class Learning:
+    """The correction of one family's profile.  `corrected` is the profile to plan with."""
+
+    def __init__(self, family: str, profile: FamilyProfile) -> None:
+        self.family = family
+        self.profile = self.corrected = profile
+        self.time: dict[TimeKey, float] = {}
+        self.energy: dict[EnergyKey, float] = {}
+        self.front = FrontCorrection(profile)
+        self.energy_errors: dict[EnergyKey, float] = {}
+        """Standard errors of the factors of joules, as of the last look."""
+        self.advice = ""
+        """What to do about a profile that is far off, in words; empty if it is not."""
+        self.changed = 0
+        """Times that the factors in force changed."""
+        self.collected = 0
+        """Windows that were collected, of the front end's too."""
+        self._times = TimeEvidence()
+        self._joules = EnergyEvidence()
+        self._services = services_of(profile)
+        backends = backends_of(profile)
+        points = [item for item in profile.latency if backends.get((item.variant, item.profile)) == item.backend]
+        self._time_keys = list(dict.fromkeys((item.variant, item.profile, item.batch) for item in points))
+        self._energy_keys = list(dict.fromkeys((item.variant, item.profile) for item in points))
+        self._batch_j = {key: max(self._services[key].energy_j(1), 1e-12) for key in self._energy_keys}
+        self._planned: dict[str, float] = {}
+        self._planned_front_ms = profile.front_ms
+        self._triggered_s = -math.inf
+        self._settled_s = -math.inf
+        self._reported_s = math.inf
+        self._looked_s = -math.inf
+        self._rested_s = -math.inf
+        self._rest_s = FIRST_REST_S
+        self._far_since_s = math.inf
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def unsettled(self, now_s: float) -> None:
+        """Leave out what is reported until `SETTLE_S` from now on: workers were started or drained."""
+        self._settled_s = now_s + SETTLE_S
+        self._times.interrupt()
+        self._joules.interrupt()
+
+    def see_front(self, lag: FrontLag | None, now_s: float) -> None:
+        """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
+        known."""
+        self.collected += self.front.see(lag, now_s)
+
+    def look(self, report: WorkReport, share: float, now_s: float) -> bool:
+        """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
+        factors in force changed."""
+        since_s, self._reported_s = min(self._reported_s, now_s), now_s
+        if now_s < self._settled_s and now_s - since_s < LONG_S:
+            return False
+        for key, (batches, seconds) in report.served.items():
+            self._served(key, batches, seconds, share, since_s, now_s)
+        lasted_s = [seconds / batches for batches, seconds in report.served.values() if batches > 0.0]
+        self._joules.batches_lasted(max(lasted_s, default=0.0), now_s)
+        for window in report.metered:
+            self.collected += self._joules.metered(
+                window.device,
+                window.joules,
+                window.expected_j,
+                shared=window.shared,
+                since_s=since_s,
+                now_s=now_s,
+            )
+        if now_s < self._looked_s + EVERY_S:
+            return False
+        self._looked_s = now_s
+        moved = self._take(now_s, LEAP if now_s < self._rested_s else STEP)
+        if moved:
+            self._rest_s = FIRST_REST_S if moved > REPLAN else min(2.0 * self._rest_s, LONGEST_REST_S)
+            self._rested_s = now_s + self._rest_s
+        self._judge(now_s)
+        return moved > 0.0
+
+    def _served(self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float) -> None:
+        variant, name, rows = key
+        service = self._services.get((variant, name))
+        if service is None or not 1 <= rows <= service.max_batch:
+            return
+        expected_s = batches * service.seconds(rows)
+        if share < 1.0 and seconds > expected_s:  # others had their part of the time
+            seconds = max(seconds * share, expected_s)
+        nearest = min(service.batches, key=lambda batch: abs(math.log(batch / rows)))
+        self.collected += self._times.served(
+            (variant, name, nearest), batches, seconds, expected_s, since_s=since_s, now_s=now_s
+        )
+
+    def _take(self, now_s: float, least: float) -> float:
+        """Put the factors of now in force if one of them moved by more than `least`; return by how much one did, 0 if
+        they stay."""
+        time = self._times.factors(self._time_keys, now_s)
+        energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
+        self.energy_errors = self._joules.errors(self._energy_keys, now_s)
+        front_ms = self.front.at(now_s)
+        front_moved = abs(self.front.moved(front_ms, self.front.ms))
+        moved = math.expm1(max(_moved(self.time, time), _moved(self.energy, energy), front_moved))
+        if moved <= least:
+            return 0.0
+        self.time, self.energy = time, energy
+        self.front.use(front_ms)
+        self.corrected = msgspec.structs.replace(corrected(self.profile, time, energy), front_ms=front_ms)
+        self.changed += 1
+        return moved
+
+    def _judge(self, now_s: float) -> None:
+        """Ask for a new profile if this one has been far off for long; once, until it is not."""
+        if self.far() is None:
+            self._far_since_s, self.advice = math.inf, ""
+            return
+        self._far_since_s = min(self._far_since_s, now_s)
+        if now_s >= self._far_since_s + FAR_S and not self.advice:
+            self._ask()
+            log.warning("%s: %s", self.family, self.advice)
+
+    def _ask(self) -> None:
+        self.advice = (
+            f"the profile is far off: {self.far()}; plans are corrected by what is measured while serving, and "
+            "--profile force measures anew at the next start"
+        )
+
+    # --- what plans, decisions and operators see ----------------------------------------------------------------------
+
+    def named(self) -> dict[str, float]:
+        """Return the factors in force, by what they are of, in words."""
+        found = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
+        return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
+
+    def far(self) -> str | None:
+        """Return what the profile is off by most, in words: the factor that is farthest from 1; None if nothing is
+        beyond `FAR`."""
+        found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
+        found += [
+            (f"the energy of a row of {v} on {s}", factor)
+            for (v, s), factor in self.energy.items()
+            if factor < 1.0 or not _CORES.fullmatch(s)
+        ]
+        what, factor = max(found, key=lambda item: abs(math.log(item[1])), default=("", 1.0))
+        return f"{what} is {factor:.2f} x what it says" if abs(math.log(factor)) > math.log(FAR) else None
+
+    def trigger(self, now_s: float) -> str:
+        """Return why to plan anew, in words; empty if no factor moved enough since the last plan."""
+        if now_s < self._triggered_s + REPLAN_S:
+            return ""
+        front_ms, before_ms = self.front.ms, self._planned_front_ms
+        if abs(self.front.moved(front_ms, before_ms)) > math.log1p(REPLAN):
+            self._triggered_s = now_s
+            return f"profile corrected: HTTP adds {front_ms:.2f} ms to the p95, was {before_ms:.2f}"
+        found, before = self.named(), self._planned
+        moved = {what: math.log(factor / before.get(what, 1.0)) for what, factor in found.items()}
+        what = max(moved, key=lambda what: abs(moved[what]), default="")
+        if not what or abs(moved[what]) <= math.log1p(REPLAN):
+            return ""
+        self._triggered_s = now_s
+        return f"profile corrected: {what} is {found[what]:.2f} x as profiled, was {before.get(what, 1.0):.2f}"
+
+    def planned(self) -> None:
+        """Note that a plan was made with the factors in force."""
+        self._planned, self._planned_front_ms = self.named(), self.front.ms
+
+    def words(self) -> str:
+        """Return what is corrected, for a decision: what HTTP adds, and the factors in force by variant and slice;
+        empty if nothing is."""
+        found = [front] if (front := self.front.words()) else []
+        for variant, name in self._energy_keys:
+            times = [factor for (v, s, _), factor in self.time.items() if (v, s) == (variant, name)]
+            joules = self.energy.get((variant, name), 1.0)
+            if joules != 1.0 or any(factor != 1.0 for factor in times):
+                low, high = min(times, default=1.0), max(times, default=1.0)
+                time = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f}-{high:.2f}"
+                found.append(f"{variant}@{name}: time x {time}, energy x {joules:.2f}")
+        return "; ".join(found)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the factors in force by (variant, slice), with those of time also by batch and how far off that of
+        joules may be (a standard error), for `state` and metrics."""
+        counts = self._times.counts
+        found = []
+        for variant, name in self._energy_keys:
+            batches = [key for key in self._time_keys if key[:2] == (variant, name)]
+            windows = {str(key[2]): counts.get(key, 0) for key in batches}
+            times = {str(key[2]): self.time.get(key, 1.0) for key in batches}
+            weights = [count or 1e-9 for count in windows.values()]
+            mean = math.exp(sum(w * math.log(t) for w, t in zip(weights, times.values(), strict=True)) / sum(weights))
+            energy = self.energy.get((variant, name), 1.0)
+            found.append(
+                {
+                    "variant": variant,
+                    "profile": name,
+                    "time": mean,
+                    "time_by_batch": times,
+                    "windows_by_batch": windows,
+                    "energy": energy,
+                    "energy_error": self.energy_errors.get((variant, name)),
+                }
+            )
+        return found
+
+    def gauges(self) -> dict[tuple[str, str, str], float]:
+        """Return the factors in force by variant, slice, and "time" or "energy", for metrics."""
+        return {(row["variant"], row["profile"], kind): row[kind] for row in self.rows() for kind in ("time", "energy")}
+
+    def report(self) -> dict[str, Any]:
+        """Return what was learned, for `state`."""
+        return {
+            "words": self.words(),
+            "advice": self.advice,
+            "changed": self.changed,
+            "factors": self.rows(),
+            "front": self.front.report(),
+        }
+
+    # --- across restarts ----------------------------------------------------------------------------------------------
+
+    def save(self, now_s: float, wall_s: float) -> SavedCorrection:
+        """Return what was learned, for a file; `wall_s` is Unix time."""
+        return SavedCorrection(
+            version=VERSION,
+            family=self.profile.family,
+            key=self.profile.key,
+            made_at=self.profile.made_at,
+            saved_s=wall_s,
+            far_s=max(now_s - self._far_since_s, 0.0),
+            time=self._times.save(now_s),
+            energy=self._joules.save(now_s),
+            front=self.front.save(now_s),
+        )
+
+    def restore(self, saved: SavedCorrection, now_s: float, wall_s: float) -> None:
+        """Take what was learned earlier, as old as it is by now.  Raises ValueError if it is of another profile or
+        version, or cannot be."""
+        profile = self.profile
+        if saved.version != VERSION:
+            raise ValueError(f"it is of version {saved.version}, this server writes {VERSION}")
+        if (saved.family, saved.key, saved.made_at) != (profile.family, profile.key, profile.made_at):
+            raise ValueError("it was learned of another profile")
+        age_s = max(wall_s - saved.saved_s, 0.0)
+        times, joules = TimeEvidence(), EnergyEvidence()
+        times.restore(saved.time, now_s - age_s)
+        joules.restore(saved.energy, now_s - age_s)
+        self.front.restore(saved.front, now_s - age_s)
+        self._times, self._joules = times, joules
+        self._take(now_s, 0.0)
+        self.planned()
+        if self.far() is not None and saved.far_s > 0.0:
+            self._far_since_s = now_s - saved.far_s
+            if saved.far_s >= FAR_S:
+                self._ask()
+
+
+def _moved(before: dict[Any, float], after: dict[Any, float]) -> float:
+    """Return by how much the factor that moved most did, as a logarithm; absent: 1."""
+    keys = before.keys() | after.keys()
+    return max((abs(math.log(after.get(key, 1.0) / before.get(key, 1.0))) for key in keys), default=0.0)
