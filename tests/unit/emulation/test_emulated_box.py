@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +22,10 @@ A100 = "a100-40gb"
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    # A test that ran in this process before may have left an emulated machine of its own.
+    environ = {key: value for key, value in os.environ.items() if key != emulated.STATE}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
