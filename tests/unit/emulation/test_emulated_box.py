@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +20,15 @@ pytestmark = pytest.mark.slow
 A100 = "a100-40gb"
 
 
+@pytest.fixture(autouse=True)
+def no_machine_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that ran in this process before has left its emulated machine to it, and to its children."""
+    monkeypatch.delenv(emulated.STATE, raising=False)
+
+
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    # A test that ran in this process before may have left an emulated machine of its own.
-    environ = {key: value for key, value in os.environ.items() if key != emulated.STATE}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
