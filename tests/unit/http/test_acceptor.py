@@ -120,7 +120,7 @@ with runner:
 
 
 def connected(port: int) -> socket.socket:
-    """A socket whose connection the server has accepted, and may have reset: on a busy machine before connect returns."""
+    """A connected socket; on a busy machine, the server may have reset the connection before connect returned."""
     link = socket.socket()
     with contextlib.suppress(ConnectionResetError):
         link.connect(("127.0.0.1", port))
@@ -136,7 +136,7 @@ def test_idle_connections_leave_descriptors_for_workers(loop: str) -> None:
         assert server.stdout is not None
         port = int(server.stdout.readline())
         idle = [connected(port) for _ in range(600)]
-        with pytest.raises(OSError, match="reset by peer|not connected"):
+        with pytest.raises(OSError, match=r"reset by peer|not connected"):
             idle[-1].recv(1)
         server.stdin.write("45\n")  # pipes: 90 descriptors
         server.stdin.flush()
