@@ -152,6 +152,6 @@ async def _measure(spec: FamilySpec, device: Devices, config: ServerConfig, meas
         await pool.start()
         for gpu in gpus:
             await gpu.reconcile()  # instances that a former run left would be in the way
-        return await measure(spec, device, pool, None, measuring)
+        return await measure(spec, device, pool, measuring)
     finally:
         await pool.stop()

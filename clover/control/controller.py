@@ -211,16 +211,6 @@ class Controller:
         await self.learner.finish(self.context.families.values())
         await self._solver.close()
 
-    def reconfigure(self, config: ControllerConfig) -> None:
-        """Take a new configuration: the mode in force and the objective of every family follow it."""
-        context = self.context
-        for family in context.families.values():
-            family.retarget(context.config, config)
-            family.triggers.again(context.monotonic())
-        if config.mode != context.config.mode:
-            context.mode = config.mode
-        context.config = config
-
     # --- looking ------------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:

@@ -44,8 +44,6 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Module and class of each policy that ships, by name, and what it is made with; imported when it is built."""
 
-SCHEMES = tuple(name for name, (path, _) in POLICIES.items() if path.startswith("clover.policies.paper."))
-"""The paper's."""
 BUDGETED = frozenset({"budget", "budget:flat", "budget:online", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
 SPENDING = frozenset({"budget", "budget:flat", "budget:online"})

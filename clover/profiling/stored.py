@@ -107,7 +107,7 @@ async def ensure(
     began = time.monotonic()
     with progress_or_bar(spec.name, progress) as shown:
         options = replace(_options(config, device, key), progress=shown)
-        profile = await measure(spec, device, pool, None, options)
+        profile = await measure(spec, device, pool, options)
     log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)
     _keep(store, profile)
     return profile

@@ -15,10 +15,9 @@ def configurations(
     fitting: Mapping[str, tuple[str, ...]],
     *,
     limit: int = LIMIT,
-    max_variants: int = 0,
 ) -> list[Configuration]:
     """Return all configurations of the devices, sorted; `fitting` names the variants that run on each profile."""
-    return configurations_of(kinds_of(devices), dict(fitting), limit=limit, max_variants=max_variants)
+    return configurations_of(kinds_of(devices), dict(fitting), limit=limit)
 
 
 def profile_sets(devices: Sequence[DeviceShape]) -> list[Profiles]:

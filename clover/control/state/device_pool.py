@@ -73,10 +73,6 @@ class DevicePool:
         """Return how often each device was lost: one may be back before anybody looks, without what was on it."""
         return {name: getattr(device, "losses", 0) for name, device in self._devices.items()}
 
-    def gpus(self) -> list[LosableGpu]:
-        """Return the devices that may be lost."""
-        return [device for device in self._devices.values() if isinstance(device, LosableGpu)]
-
     def gpu(self, name: str) -> LosableGpu | None:
         """Return the GPU of that name; None for another device."""
         device = self._devices.get(name)

@@ -220,12 +220,6 @@ class Family:
         self.learned.planned()
         self.ledger.planned_s = grid_s
 
-    def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
-        """Follow a new configuration of the controller in what no operator has changed."""
-        form = new.objective if self.targets.form == old.objective else self.targets.form
-        lam = new.lam if self.targets.lam == old.lam else self.targets.lam
-        self.targets = replace(self.targets, form=form, lam=lam)
-
     @property
     def slo_source(self) -> str:
         """Where the SLO comes from, in words."""

@@ -57,8 +57,6 @@ class Problem:
     backend: Mapping[str, str]
     own: Mapping[tuple[str, str], str]
     services: Mapping[tuple[str, str], Service]
-    base_energy_j: float
-    base_accuracy: float
     rate: float
     objective: ObjectiveConfig
     devices: tuple[DeviceShape, ...]
@@ -170,8 +168,6 @@ def problem_of(state: State) -> Problem:
         backend={variant: profile.backend[variant] for variant in variants},
         own=backends_of(profile),
         services=services,
-        base_energy_j=max(profile.base.energy_j_per_row, 1e-12),
-        base_accuracy=profile.base.accuracy,
         rate=max(state.arrival_rate, LEAST_RATE),
         # No solution depends on the reference, which follows the grid: solved problems are remembered by the rest.
         objective=msgspec.structs.replace(state.objective, reference_g_per_kwh=1.0),

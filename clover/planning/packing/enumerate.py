@@ -3,9 +3,7 @@
 Only what differs in the queueing model counts: two layouts with the same profiles, or two deals that differ in
 which of two equal placements holds which variant, are one configuration.  Every placement of a layout holds a worker
 (one without rows costs no active energy, and the routing may leave it without).  The count before removing doubles is
-a product of binomials a layout, known without listing: if it exceeds `limit`, PlanError says so, and the caller may
-ask for configurations of at most `max_variants` different variants instead: a routing over a linear objective with
-one accuracy constraint mixes at most two variants unless a capacity limit binds.
+a product of binomials a layout, known without listing: if it exceeds `limit`, PlanError says so.
 
 Devices that allow the same multisets of profiles are of one *kind*.  How many multisets n devices of a kind with m of
 their own have together is at most C(m + n - 1, n), and less if some are the same: 14 and 74 for one and two A100s,
@@ -62,32 +60,17 @@ def profile_sets_of(kinds: Kinds, limit: int) -> list[Profiles]:
     return sorted(_unpacked(packed, names) for packed in sums if packed)
 
 
-def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int, max_variants: int) -> list[Configuration]:
+def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int) -> list[Configuration]:
     """Return all configurations, sorted; `fitting` names the variants that run on each profile.
 
-    `max_variants` > 0 keeps those of at most that many different variants.  Layouts with a profile on which nothing
-    runs are left out.  Raises PlanError above `limit`.
+    Layouts with a profile on which nothing runs are left out.  Raises PlanError above `limit`.
     """
     sets = profile_sets_of(kinds, limit)
-    names = sorted({variant for variants in fitting.values() for variant in variants})
-    if not 0 < max_variants < len(names):
-        expected = _count(sets, fitting)
-        if expected > limit:
-            raise PlanError(f"{expected} configurations are too many to list (the limit is {limit})")
-        return in_order(set(_of(sets, fitting)))
-    choices = [only(fitting, chosen) for chosen in itertools.combinations(names, max_variants)]
-    if sum(_count(sets, choice) for choice in choices) > limit:
-        raise PlanError(f"more than {limit} configurations of {max_variants} variants: too many to list")
-    found: set[Configuration] = set()
-    for choice in choices:
-        found.update(_of(sets, choice))
-    return in_order(found)
-
-
-def only(fitting: Fitting, chosen: Iterable[str]) -> Fitting:
-    """Return `fitting` without other variants than `chosen`."""
-    names = set(chosen)
-    return {profile: tuple(v for v in variants if v in names) for profile, variants in fitting.items()}
+    expected = _count(sets, fitting)
+    if expected > limit:
+        raise PlanError(f"{expected} configurations are too many to list (the limit is {limit})")
+    found = set(itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets))
+    return sorted(found, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
 
 
 def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
@@ -105,11 +88,6 @@ def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
         yield tuple(sorted(itertools.chain(*chosen), key=lambda group: (group.variant, group.profile)))
 
 
-def in_order(found: Iterable[Configuration]) -> list[Configuration]:
-    """Return configurations, sorted."""
-    return sorted(found, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
-
-
 def _count(sets: Sequence[Profiles], fitting: Fitting) -> int:
     """Return how many configurations there are at most (those of different layouts counted apart)."""
     return sum(
@@ -117,10 +95,6 @@ def _count(sets: Sequence[Profiles], fitting: Fitting) -> int:
         for profiles in sets
         if all(fitting.get(profile) for profile, _ in profiles)
     )
-
-
-def _of(sets: Sequence[Profiles], fitting: Fitting) -> Iterable[Configuration]:
-    return itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets)
 
 
 def _multiset(items: Iterable[str]) -> Profiles:

@@ -4,7 +4,7 @@ A configuration is optimistic, settled or evaluated (`planning.packing.evaluatio
 score no higher than the one before.  The highest score is always looked at next, so that the search ends when an
 evaluated configuration beats the optimistic scores of everything else: then nothing else can win (but for what moving
 shares does to batch sizes), and what is missing of `ALTERNATIVES` good ones is evaluated, for a controller that may not
-take the best.  `budget` bounds the configurations evaluated and `ASKED` the simulations of p95; if these end the search
+take the best.  `BUDGET` bounds the configurations evaluated and `ASKED` the simulations of p95; if these end the search
 the answer is the best seen, and says so.
 
 Of plans that differ by less than the margin (`objective.HYSTERESIS` of the scale) the one that keeps most of what runs
@@ -67,7 +67,6 @@ def search(
     *,
     running: Configuration | None = None,
     kept: Callable[[Configuration], int] | None = None,
-    budget: int = BUDGET,
 ) -> SearchResult:
     """Return the best candidate among `configurations` (at least one).
 
@@ -97,7 +96,7 @@ def search(
             if found.mix is not None and not found.short:
                 heapq.heappush(heap, (max(hope, -found.score), index, True))
             continue
-        if len(seen) >= budget or spending.exhausted:
+        if len(seen) >= BUDGET or spending.exhausted:
             complete = -hope <= best
             break
         beat = best if good >= ALTERNATIVES else -math.inf

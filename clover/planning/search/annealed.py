@@ -54,7 +54,7 @@ Kept = Callable[[Configuration], int]
 def every(problem: Problem, limit: int = EXACT) -> list[Configuration] | None:
     """Return all configurations, or None if there are more than `limit`."""
     try:
-        return configurations_of(kinds_of(problem.devices), fitting(problem), limit=limit, max_variants=0)
+        return configurations_of(kinds_of(problem.devices), fitting(problem), limit=limit)
     except PlanError:
         return None
 

@@ -55,12 +55,9 @@ from clover.planning.transition.stages import (
     at_once,
     measured,
     placed,
-    stages,
     views,
 )
 from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
-
-__all__ = ["StageView", "StepSeconds", "plan_transition", "stages", "work"]
 
 
 def plan_transition(
@@ -151,11 +148,6 @@ def _workers(steps: Iterable[Step], kind: StepKind) -> Counter[Assignment]:
 def _limit(floor: float, start: int, end: int) -> int:
     """Return the capacity (`UNITS`) that `floor` asks to be kept between `start` and `end`."""
     return min(start, end) if math.isinf(floor) else min(start, end, round(floor * UNITS))
-
-
-def work(steps: Iterable[Step]) -> int:
-    """Return how many of `steps` do work; a route step is one write between two requests."""
-    return sum(step.kind != "route" for step in steps)
 
 
 def _lost(seen: Sequence[StageView], target: Sequence[Assignment], present: set[str]) -> float:

@@ -111,7 +111,7 @@ def every(fifo: Fifo) -> Counts | None:
 @lru_cache(maxsize=16)
 def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
     try:
-        space = configurations_of(kinds, dict(fits), limit=SMALL, max_variants=0)
+        space = configurations_of(kinds, dict(fits), limit=SMALL)
     except PlanError:
         return None
     rows = np.zeros((len(space), len(keys)), dtype=np.int64)

@@ -74,14 +74,9 @@ def test_devices_add_up() -> None:
     assert profile_sets((cpu(2, "a"), cpu(1, "b"))) == [(("1c", 1), ("2c", 1)), (("1c", 3),)]
 
 
-def test_a_space_above_the_limit_is_refused_and_can_be_cut() -> None:
+def test_a_space_above_the_limit_is_refused() -> None:
     with pytest.raises(PlanError, match="9 configurations are too many"):
         configurations((cpu(2),), FITS, limit=8)
-    with pytest.raises(PlanError, match="too many"):
-        configurations((cpu(2),), FITS, limit=3, max_variants=1)
-    one = configurations((cpu(2),), FITS, limit=9, max_variants=1)
-    assert {len({group.variant for group in c}) for c in one} == {1}
-    assert len(one) == 6
 
 
 def test_a_profile_nothing_runs_on_drops_its_layouts() -> None:

@@ -50,8 +50,6 @@ def problem(services: dict[str, Service], rate: float, slo_ms: float) -> Problem
         backend=dict.fromkeys(variants, "eager"),
         own={},
         services={(variant, "1g"): services[variant] for variant in variants},
-        base_energy_j=1.0,
-        base_accuracy=84.0,
         rate=rate,
         objective=ObjectiveConfig(
             form="floor", slo_ms=slo_ms, accuracy_floor=80.0, lam=None, reference_g_per_kwh=250.0
