@@ -5,8 +5,8 @@ least as often as the service of its worker alone does.  That is linear in the s
 each member.  (Workers take rows in turn while they are idle and in proportion to capacity while they are not, so that
 slow ones take no less than their part of the capacity, which is what joules are counted by.)
 
-**Waiting rows.**  A plane above what a variant's workers can serve within the SLO (`planning.packing.lane_ceilings`) is
-linear in shares and workers: with a multiplier nu >= 0 each of its rows costs nu, each of its workers gains nu times
+**Waiting rows.**  A plane above what a variant's workers can serve within the SLO (`research.simulate.lane_ceilings`)
+is linear in shares and workers: with a multiplier nu >= 0 each of its rows costs nu, each of its workers gains nu times
 its slope, and nu times the base is added.  The plane that lowers the bound most counts, and the one that lowers it most
 beside that.
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from clover.planning.model.queueing import Service
 from clover.planning.packing.formulation import MISS, Formulation, late_alone
-from clover.planning.packing.lane_ceilings import LaneCeiling
 from clover.planning.packing.plan_bound import Floats, PlanDual, spaced
+from clover.research.simulate.lane_ceilings import LaneCeiling
 
 _CHARGES = 20
 _POINTS, _HALVINGS = 9, 20

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.horizon import Hour, spend
-from clover.planning.budget.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
 from clover.planning.model.frontier import FrontierPoint
 from clover.planning.model.objective import held_to, objective_of
 from clover.planning.model.problem import Problem, problem_of
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.packing.slo_bound import slo_bound
 from clover.planning.search.annealed import best_found, every
 from clover.planning.search.power_states import with_idle_energy
+from clover.research.simulate.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
+from clover.research.simulate.slo_bound import slo_bound
 from clover.types import DeviceShape, ObjectiveConfig, State
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state
