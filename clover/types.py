@@ -756,7 +756,7 @@ class State(Record, frozen=True, kw_only=True):
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
     accurate first.  A plan has workers for them (`planning.model.demand`).
 
-    `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.online`).
+    `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.target`).
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
     `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).

@@ -35,7 +35,7 @@ from clover.errors import BadRequest, CloverError, Conflict, PlanError, PolicyFa
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
-from clover.planning.transition.shared_layout import lay_out_shared
+from clover.planning.transition.layout import lay_out_shared
 from clover.runtime.guard.guard import ALARM_LEVELS
 from clover.types import Configuration, Decision, GroupCount, Plan, State
 from clover.verbs import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import PlanningInput
 from clover.planning.model.problem import best_whole
 from clover.planning.packing.evaluation import evaluate
 from clover.policies.plans import alone, plan_of

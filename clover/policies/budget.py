@@ -16,13 +16,11 @@ import msgspec
 from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.steering import steer
 from clover.planning.budget.target import BudgetTarget, budget_target, target_of
-from clover.planning.model.objective import Objective, held_to
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import Objective, PlanningInput, held_to
 from clover.planning.model.problem import Problem
 from clover.planning.packing.evaluation import evaluate
-from clover.planning.packing.exhaustive import SearchResult, chosen
-from clover.planning.search.power_states import best_power_state, with_idle_energy
-from clover.planning.search.sustained import best_sustained
+from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
+from clover.planning.search.configurations import SearchResult, chosen
 from clover.policies.plans import bound_of, counting_kept, described, plan_of, steered_plan, with_waits
 from clover.policies.static import StaticPolicy
 from clover.quantities import grams
@@ -36,7 +34,7 @@ class BudgetPolicy:
     """Holds to the accuracy budget of the state over the horizon of its forecast.
 
     `flat`: as if the intensity never changed, to compare with if the best static plan cannot reach the budget exactly
-    (a cascade is a point).  `online`: without the forecast, by an online primal-dual rule (`planning.budget.online`).
+    (a cascade is a point).  `online`: without the forecast, by an online primal-dual rule (`planning.budget.target`).
     """
 
     def __init__(self, *, flat: bool = False, online: bool = False) -> None:

@@ -1,13 +1,13 @@
 """The default policy: the best plan of the objective over the configurations of the devices.
 
-Exact if there are few enough to weigh them all, annealed if there are more (`planning.search.annealed`); the plan's
-bound says how much better any other could be.
+Exact if there are few enough to weigh them all, annealed if there are more (`planning.search.configurations`); the
+plan's bound says how much better any other could be.
 """
 
 from __future__ import annotations
 
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.search.sustained import best_sustained
+from clover.planning.model.objective import PlanningInput
+from clover.planning.search.best import best_sustained
 from clover.policies.plans import counting_kept, plan_of, with_waits
 from clover.types import Plan, State
 

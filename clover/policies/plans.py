@@ -13,22 +13,19 @@ import msgspec
 from clover.errors import PlanError
 from clover.planning.budget.steering import Steering, steer_on
 from clover.planning.budget.target import budget_target
-from clover.planning.cascade.chains import on_configuration
 from clover.planning.model.cores import cores_of, holding, sleeping_row
 from clover.planning.model.demand import direct, of_the_others
-from clover.planning.model.objective import Objective, held_to
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.problem import Problem
-from clover.planning.model.sharing import may_share, measured
+from clover.planning.model.objective import Objective, PlanningInput, held_to
+from clover.planning.model.problem import Problem, may_share, measured
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
-from clover.planning.packing.exhaustive import SearchResult, chosen
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.packing.waits import tuned
-from clover.planning.search.power_states import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
-from clover.planning.transition.layout import Capacity, slices
+from clover.planning.search.best import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
+from clover.planning.search.chains import on_configuration
+from clover.planning.search.configurations import SearchResult, chosen
+from clover.planning.transition.layout import Capacity, lay_out_shared, slices
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory, Swap
-from clover.planning.transition.shared_layout import lay_out_shared
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
     Assignment,

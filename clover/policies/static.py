@@ -7,9 +7,9 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.packing.exhaustive import SearchResult
-from clover.planning.search.power_states import best_power_state
+from clover.planning.model.objective import PlanningInput
+from clover.planning.search.best import best_power_state
+from clover.planning.search.configurations import SearchResult
 from clover.policies.plans import plan_of, with_waits
 from clover.types import Plan, State
 

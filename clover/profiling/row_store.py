@@ -21,7 +21,6 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clover.cache import make_private
-from clover.planning.cascade.cost import expected_energy
 from clover.profiling.chains import Answers, points_of
 from clover.profiling.score import Rights
 from clover.types import CascadeProfile, LatencyMeasurement
@@ -134,3 +133,9 @@ def at_other_energies(
         moved = [replace(point, cost=cost) for point, cost in zip(here, costs, strict=True)]
         points = tuple(sorted(moved, key=lambda point: (point.cost, point.accuracy)))
     return with_energies(replace(cascade, points=points), found)
+
+
+def expected_energy(reach: Sequence[float], joules_per_variant: Sequence[float]) -> float:
+    """Return the expected active joules a row of a chain whose stages are asked `reach` of the rows
+    (`ChainPoint.reach`), at joules a row asked of each stage's variant, in the chain's order."""
+    return sum(part * joules for part, joules in zip(reach, joules_per_variant, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from clover.planning.packing.enumerate import Profiles, configurations_of, kinds_of, profile_sets_of
+from clover.planning.packing.candidates import Profiles, configurations_of, kinds_of, profile_sets_of
 from clover.types import Configuration, DeviceShape
 
 LIMIT = 200_000

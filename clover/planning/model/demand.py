@@ -4,28 +4,23 @@
 it, whatever the shares or the cascade of all other rows are.  So a configuration serves them if it has workers for
 them: the most demanding rows first, each to the variant of the fewest joules that is accurate enough, as far as the
 utilisation limit leaves room.  A configuration with none, or too few, is not feasible; nothing else about a plan
-changes.  While a plan is searched, shares are of all rows, so these rows are a least share of their variant (`leasts`);
-the router deals only the others by quota, and is given the shares of those (`of_the_others`).
+changes.  While a plan is searched, shares are of all rows, so these rows are a least share of their variant
+(`planning.packing.evaluation`); the router deals only the others by quota, and is given the shares of those
+(`of_the_others`).
 
-In a cascade they enter at a stage that satisfies them; if no stage does, they go to a variant outside the chain, which
-needs workers of its own.  They are planned as if they had come through all stages before
-it as well (`reach_of`), which is never too little.
+Where they enter a cascade is said in `planning.cascade.evaluation`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from clover.planning.model.problem import Problem
-from clover.types import Assignment, ChainPoint, Configuration, Demand, GroupCount
+from clover.types import Assignment, Configuration, Demand
 
 _EPSILON = 1e-9
-_EXCHANGES = 8
-"""Rounds of exchanging workers until a configuration serves the demand."""
-_KEPT = 12
-"""Configurations that a round hands to the next, at most."""
 
 
 @dataclass(frozen=True)
@@ -76,28 +71,6 @@ def direct(
     return Direct(rates, why)
 
 
-def leasts(
-    problem: Problem,
-    asked: Direct,
-    variants: Sequence[str],
-    workers: Sequence[int],
-    capacities: Sequence[float],
-    least: Sequence[float],
-    max_utilisation: float,
-) -> list[float]:
-    """Return the least share of each lane: what rows that ask for an accuracy take of it, or, if that is more, the part
-    of `least` (the share that a planned worker has to get) that belongs to workers which these rows do not need."""
-    found = []
-    for variant, count, capacity, own in zip(variants, workers, capacities, least, strict=True):
-        rate = asked.rates.get(variant, 0.0)
-        if rate > 0.0:
-            needed = max(1, math.ceil(rate * count / (max_utilisation * capacity) - _EPSILON))
-            found.append(max(rate / problem.rate, own * max(0, count - needed) / count))
-        else:
-            found.append(own)
-    return found
-
-
 def of_the_others(problem: Problem, shares: dict[str, float], asked: Direct) -> dict[str, float]:
     """Return the shares of the rows that ask for no accuracy, from the `shares` of all rows."""
     if not asked.rates:
@@ -105,71 +78,6 @@ def of_the_others(problem: Problem, shares: dict[str, float], asked: Direct) -> 
     left = {name: max(0.0, share - asked.rates.get(name, 0.0) / problem.rate) for name, share in shares.items()}
     total = sum(left.values())
     return {name: round(share / total, 6) for name, share in left.items()} if total > 1e-6 else shares
-
-
-def reach_of(problem: Problem, point: ChainPoint, asked: Direct) -> tuple[float, ...]:
-    """Return the part of all rows that reaches each stage of `point`."""
-    if not asked.rates:
-        return point.reach
-    own = [asked.rates.get(variant, 0.0) / problem.rate for variant in point.chain]
-    others = max(0.0, 1.0 - sum(own))
-    return tuple(min(1.0, others * part + sum(own[at:])) for at, part in enumerate(point.reach))
-
-
-def beside(point: ChainPoint, asked: Direct) -> dict[str, float]:
-    """Return the rows a second that go to variants outside the chain."""
-    return {variant: rate for variant, rate in asked.rates.items() if rate > 0.0 and variant not in point.chain}
-
-
-def exchanged(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
-    """Yield `configuration` if it serves the demand, else configurations that do, made from it by giving slices to
-    accurate variants, the fewest slices first.
-
-    For searches that look at some of all configurations, and might not meet one of these."""
-    found: list[Configuration] = []
-    seen = {configuration}
-    front = [configuration]
-    for _ in range(_EXCHANGES):
-        following: list[Configuration] = []
-        for one in front:
-            if not direct(problem, one, max_utilisation).why:
-                found.append(one)
-                continue
-            for other in _one_more(problem, one, max_utilisation):
-                if other not in seen:
-                    seen.add(other)
-                    following.append(other)
-        front = following[:_KEPT]
-        if found or not front:
-            break
-    yield from found[:_KEPT]
-
-
-def _one_more(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
-    """Yield `configuration` with one slice, of each profile and variant in turn, given to a variant that is asked
-    for."""
-    for asked in sorted(problem.demand, key=lambda item: -item.accuracy):
-        alone = [item for item in problem.demand if item.accuracy >= asked.accuracy]
-        if direct(_only(problem, alone), configuration, max_utilisation).why:
-            break
-    able = [variant for variant in problem.variants if problem.accuracy[variant] >= asked.accuracy - _EPSILON]
-    for group in configuration:
-        others = [name for name in able if (name, group.profile) in problem.services]
-        if group.variant in able or not others:
-            continue
-        takes = min(others, key=lambda name: (problem.services[name, group.profile].least_energy_j, name))
-        counts = {(item.variant, item.profile): item.count for item in configuration}
-        counts[group.variant, group.profile] -= 1
-        counts[takes, group.profile] = counts.get((takes, group.profile), 0) + 1
-        yield tuple(
-            GroupCount(variant=variant, profile=profile, count=count)
-            for (variant, profile), count in sorted(counts.items())
-            if count
-        )
-
-
-def _only(problem: Problem, demand: Sequence[Demand]) -> Problem:
-    return replace(problem, demand=tuple(demand))
 
 
 def met_by(

@@ -25,9 +25,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
 from msgspec import structs
 
-from clover.planning.model.problem import accuracies, services_of
+from clover.planning.model.problem import Problem, accuracies, problem_of, services_of
 from clover.planning.model.queueing import Service, energy_j_per_row
 from clover.planning.model.shares import best_mix
 from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
@@ -173,3 +174,24 @@ def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
 
 def _profiled_energy_j(service: Service) -> float:
     return energy_j_per_row((service,), _PROFILED_LOAD * service.capacity())
+
+
+@dataclass(frozen=True)
+class PlanningInput:
+    """A state with the problem and objective derived from it.
+
+    Made where a plan begins (a policy's `propose`) and handed to every function below."""
+
+    state: State
+    problem: Problem
+    objective: Objective
+
+    @classmethod
+    def of(cls, state: State) -> PlanningInput:
+        """Derive problem and objective from `state`; PlanError if it poses no problem (`problem_of`)."""
+        return cls(state, problem_of(state), objective_of(state))
+
+    def without_demand(self) -> PlanningInput:
+        """Return the same moment without rows that ask for an accuracy of their own."""
+        state = msgspec.structs.replace(self.state, demand=())
+        return replace(self, state=state, problem=replace(self.problem, demand=()))

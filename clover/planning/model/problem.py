@@ -6,11 +6,12 @@ profiles may err, services are planned with at the slow end of the error (`profi
 than that wait no longer than planned, and accuracy, which quotas decide, does not depend on times.  Energies are active
 energy, the part that a plan can change while every device stays awake; idle power is the same for all plans and drops
 out of every comparison.  If devices or cores without workers spare `spared_w`, it does not
-(`planning.search.power_states`).
+(`planning.search.best`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -261,3 +262,30 @@ def _measured(
             max(item.wake_j for item in ordered),
         )
     return services
+
+
+def is_shared(configuration: Configuration) -> bool:
+    """Return whether some worker shares its time between variants."""
+    return any(group.beside for group in configuration)
+
+
+def variants_of(configuration: Configuration) -> set[str]:
+    """Return all variants that have a worker."""
+    return {variant for group in configuration for variant in group.variants}
+
+
+def measured(problem: Problem, configuration: Configuration) -> bool:
+    """Return whether every variant was measured on the profiles it is on."""
+    return all((variant, group.profile) in problem.services for group in configuration for variant in group.variants)
+
+
+def may_share(problem: Problem, variants: Sequence[str], profile: str) -> bool:
+    """Return whether a worker on `profile` may hold these variants together: as many as may be resident, measured
+    there, as far as is known within its memory, and none of which was found not to be held with another."""
+    if len(variants) > problem.resident or any((variant, profile) not in problem.services for variant in variants):
+        return False
+    if any((profile, one, other) in problem.apart for one, other in itertools.combinations(sorted(variants), 2)):
+        return False
+    room = problem.resident_bytes.get(profile, 0)
+    held = [problem.held_bytes.get((variant, profile)) for variant in variants]
+    return not room or sum(own for own in held if own is not None) <= room

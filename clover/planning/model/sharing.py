@@ -20,7 +20,6 @@ rates rounded up by up to 1 %, as of cascades.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native import timeshare
-from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import ROWS, WARM_UP, Service, quantiles
 from clover.types import Configuration
 
@@ -197,21 +195,6 @@ class SharedPool:
         )
 
 
-def is_shared(configuration: Configuration) -> bool:
-    """Return whether some worker shares its time between variants."""
-    return any(group.beside for group in configuration)
-
-
-def variants_of(configuration: Configuration) -> set[str]:
-    """Return all variants that have a worker."""
-    return {variant for group in configuration for variant in group.variants}
-
-
-def measured(problem: Problem, configuration: Configuration) -> bool:
-    """Return whether every variant was measured on the profiles it is on."""
-    return all((variant, group.profile) in problem.services for group in configuration for variant in group.variants)
-
-
 def pool_of(
     services: Mapping[tuple[str, str], Service], configuration: Configuration, lanes: Sequence[str]
 ) -> SharedPool:
@@ -223,18 +206,6 @@ def pool_of(
         if any(service is not None for service in own):
             kinds.append(ProcessKind(group.count, own))
     return SharedPool(tuple(kinds))
-
-
-def may_share(problem: Problem, variants: Sequence[str], profile: str) -> bool:
-    """Return whether a worker on `profile` may hold these variants together: as many as may be resident, measured
-    there, as far as is known within its memory, and none of which was found not to be held with another."""
-    if len(variants) > problem.resident or any((variant, profile) not in problem.services for variant in variants):
-        return False
-    if any((profile, one, other) in problem.apart for one, other in itertools.combinations(sorted(variants), 2)):
-        return False
-    room = problem.resident_bytes.get(profile, 0)
-    held = [problem.held_bytes.get((variant, profile)) for variant in variants]
-    return not room or sum(own for own in held if own is not None) <= room
 
 
 def _dealt(rates: Sequence[float], weights: Sequence[Sequence[float]]) -> list[list[float]]:

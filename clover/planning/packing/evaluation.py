@@ -23,12 +23,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from clover.planning.model.demand import direct, leasts
+from clover.planning.model.demand import Direct, direct
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
+from clover.planning.model.problem import Problem, is_shared, variants_of
 from clover.planning.model.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.model.shares import Mix, MixProblem, balanced_mix, within_p95
-from clover.planning.model.sharing import SharedPool, is_shared, pool_of, variants_of
+from clover.planning.model.sharing import SharedPool, pool_of
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 LEAST_PART = 0.2
@@ -37,6 +37,7 @@ LATE = 0.05
 UNBOUNDED_MS = 3_600_000.0
 """Stands for "no bound" in a prediction's p95 (infinity does not survive JSON): an overloaded lane."""
 _REREAD = 3
+_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
@@ -419,3 +420,25 @@ def rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
     p95 = candidate.prediction.p95_ms
     load = candidate.prediction.utilisation if p95 >= UNBOUNDED_MS else 0.0
     return (1.0, round(missing, 6), p95, load, -candidate.score)
+
+
+def leasts(
+    problem: Problem,
+    asked: Direct,
+    variants: Sequence[str],
+    workers: Sequence[int],
+    capacities: Sequence[float],
+    least: Sequence[float],
+    max_utilisation: float,
+) -> list[float]:
+    """Return the least share of each lane: what rows that ask for an accuracy take of it, or, if that is more, the part
+    of `least` (the share that a planned worker has to get) that belongs to workers which these rows do not need."""
+    found = []
+    for variant, count, capacity, own in zip(variants, workers, capacities, least, strict=True):
+        rate = asked.rates.get(variant, 0.0)
+        if rate > 0.0:
+            needed = max(1, math.ceil(rate * count / (max_utilisation * capacity) - _EPSILON))
+            found.append(max(rate / problem.rate, own * max(0, count - needed) / count))
+        else:
+            found.append(own)
+    return found

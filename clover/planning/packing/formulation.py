@@ -35,7 +35,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service, expected_batch, late
-from clover.planning.packing.enumerate import Profiles, kinds_of, multisets_of
+from clover.planning.packing.candidates import Profiles, kinds_of, multisets_of
 from clover.planning.packing.evaluation import LEAST_PART
 from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Record, configuration_of
 

@@ -44,9 +44,8 @@ import msgspec
 
 from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
+from clover.planning.model.problem import Problem, is_shared
 from clover.planning.model.queueing import Floats, Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.model.sharing import is_shared
 from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.types import Candidate, Configuration, Prediction, Routing
 

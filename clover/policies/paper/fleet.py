@@ -22,7 +22,7 @@ import numpy as np
 from clover._native.random import Random
 from clover.errors import PlanError
 from clover.planning.model.problem import Problem, fitting, whole
-from clover.planning.packing.enumerate import Profiles, configurations_of, multisets_of
+from clover.planning.packing.candidates import Profiles, configurations_of, multisets_of
 from clover.policies.paper.fifo import Counts, Floats, Keys
 from clover.types import Assignment, DeviceShape, State
 

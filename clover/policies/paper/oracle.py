@@ -21,7 +21,7 @@ import numpy as np
 
 from clover.errors import PlanError
 from clover.planning.model.problem import fitting
-from clover.planning.packing.enumerate import Kinds, configurations_of, kinds_of
+from clover.planning.packing.candidates import Kinds, configurations_of, kinds_of
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
 from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
 from clover.policies.paper.walk import Trial, look

@@ -31,8 +31,8 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.search.annealed import every
-from clover.planning.search.power_states import sleep_states
+from clover.planning.search.best import sleep_states
+from clover.planning.search.configurations import every
 from clover.research.simulate.lane_ceilings import lane_ceilings
 from clover.research.simulate.slo_bound import slo_bound
 

@@ -15,7 +15,7 @@ from clover.errors import PlanError
 from clover.planning.budget.frontiers import FrontierPlan, frontier
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, RemainingHorizon, budget_target, target_of
 from clover.planning.model.frontier import FrontierPoint, hull
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import PlanningInput
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import Ahead, Configuration, GroupCount, ObjectiveConfig, Plan, State, configuration_of

@@ -15,7 +15,7 @@ from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.formulation import DWELL_S, SWITCH_S, Formulation, PackingMember, Sleep
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search import annealed
+from clover.planning.search.configurations import EVALUATIONS, KEEP, RESTARTS
 from clover.types import GroupCount
 from tests.reference import fleets
 from tests.support.mig_fixture import a100s, mig_profile, slice_worker
@@ -31,7 +31,7 @@ def toy(count: int = 2, *, peak: float = 0.0, rate: float = 400.0) -> PackingMem
 
 
 def searched(form: Formulation, seed: int = 0) -> lanes.Solution:
-    return lanes.solve(form.kernel(), seed, annealed.EVALUATIONS, form.alike(), annealed.RESTARTS, annealed.KEEP)
+    return lanes.solve(form.kernel(), seed, EVALUATIONS, form.alike(), RESTARTS, KEEP)
 
 
 # --- against every configuration ---

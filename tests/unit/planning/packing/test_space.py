@@ -14,12 +14,11 @@ from clover.errors import PlanError
 from clover.planning.model.objective import derive_lambda, objective_of
 from clover.planning.model.problem import backends_of, base_capacity, problem_of, services_of, whole
 from clover.planning.model.shares import balanced_mix, best_mix
-from clover.planning.packing.enumerate import kinds_of
+from clover.planning.packing.candidates import kinds_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate, optimistic
-from clover.planning.packing.exhaustive import ASKED, search
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import EXACT, annealed, best_found, every
+from clover.planning.search.configurations import ASKED, EXACT, annealed, best_found, every, search
 from clover.planning.transition.layout import lay_out
 from clover.policies import build
 from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, configuration_of

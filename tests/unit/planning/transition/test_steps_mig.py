@@ -14,10 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clover.errors import PlanError
-from clover.planning.transition.jobs import Job, jobs_of, order
 from clover.planning.transition.layout import lay_out
-from clover.planning.transition.stages import StepSeconds, stages
-from clover.planning.transition.steps import plan_transition
+from clover.planning.transition.stages import StepSeconds, order, stages
+from clover.planning.transition.steps import Job, jobs_of, plan_transition
 from clover.types import Assignment, DeviceShape, Placement, Transition, configuration_of
 from tests.support.examples import examples
 from tests.support.geometry_fixture import a30, a100, a100_layouts, filled, runs

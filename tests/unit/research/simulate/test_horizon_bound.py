@@ -16,8 +16,8 @@ from clover.planning.model.problem import Problem, problem_of
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import best_found, every
-from clover.planning.search.power_states import with_idle_energy
+from clover.planning.search.best import with_idle_energy
+from clover.planning.search.configurations import best_found, every
 from clover.research.simulate.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
 from clover.research.simulate.slo_bound import slo_bound
 from clover.types import DeviceShape, ObjectiveConfig, State

@@ -16,7 +16,7 @@ from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import Service, latencies_ms
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.search.annealed import every
+from clover.planning.search.configurations import every
 from clover.research.simulate.lane_ceilings import LATE, LaneCeiling, lane_ceilings, largest_share
 from clover.research.simulate.slo_bound import slo_bound
 from clover.types import DeviceShape, FamilyProfile

@@ -20,9 +20,9 @@ from clover.control.state.slo.pressure import FIRST_HOLD_S, MOST, RISK, SloPress
 from clover.control.state.slo.windows import SloWindows
 from clover.control.wording import troubles
 from clover.errors import PolicyFault
-from clover.planning.cascade.routed import predicted
+from clover.planning.cascade.evaluation import predicted
 from clover.planning.model.problem import fitting, problem_of, services_of
-from clover.planning.packing.enumerate import configurations_of, kinds_of
+from clover.planning.packing.candidates import configurations_of, kinds_of
 from clover.types import Configuration, Plan, Prediction, Routing, State, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.plant_fleet import PlantFleet, plant, slowed
