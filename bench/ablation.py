@@ -40,12 +40,12 @@ from clover.control import controller
 from clover.control.plan import executor, gate
 from clover.control.plan.ways import Way, WayFinder
 from clover.control.state import arrivals
-from clover.control.state.accuracy_sample import AccuracySample
 from clover.control.state.learning import Learning
 from clover.control.state.slo.pressure import SloPressure
 from clover.control.state.triggers import Triggers
 from clover.devices.cpu import CpuDevice
 from clover.planning.budget import forecast
+from clover.planning.model.margin import AccuracySample
 from clover.planning.search import configurations
 from clover.research.simulate import families, forecasts, loads, replay, world
 from clover.research.simulate.records import ReplayStep, RunInput

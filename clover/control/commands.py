@@ -2,7 +2,7 @@
 
 An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
 configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
-SLO (`clover.control.breaches`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
+SLO (`clover.control.plan.gate`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
 says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
 breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
 limit stricter: when there is more load than any plan can serve, that is what an operator has left.
@@ -21,8 +21,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.plan.executor import Executor
+from clover.control.plan.gate import FORCE, breaches, stricter, tightened
 from clover.control.plan.planner import Planner
 from clover.control.plan.recording import words
 from clover.control.state.context import Context

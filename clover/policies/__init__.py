@@ -31,8 +31,8 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "budget": ("clover.policies.budget:BudgetPolicy", {}),
     "budget:flat": ("clover.policies.budget:BudgetPolicy", {"flat": True}),
     "budget:online": ("clover.policies.budget:BudgetPolicy", {"online": True}),
-    "base": ("clover.policies.base:BasePolicy", {}),
-    "base:fitted": ("clover.policies.base:BasePolicy", {"fitted": True}),
+    "base": ("clover.policies.objective:BasePolicy", {}),
+    "base:fitted": ("clover.policies.objective:BasePolicy", {"fitted": True}),
     "static": ("clover.policies.budget:StaticMixPolicy", {"name": "static"}),
     "static:mix": ("clover.policies.budget:StaticMixPolicy", {"name": "static:mix"}),
     "clover": ("clover.policies.paper.schemes:CloverPolicy", {}),
@@ -58,7 +58,7 @@ def build(name: str) -> Policy:
     elif kind == "static":
         if not rest:
             raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
-        path, options = "clover.policies.static:StaticPolicy", {"variant": rest}
+        path, options = "clover.policies.objective:StaticPolicy", {"variant": rest}
     elif colon and rest:
         return _custom(kind, rest)
     else:

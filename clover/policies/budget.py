@@ -21,8 +21,8 @@ from clover.planning.model.problem import Problem
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
 from clover.planning.search.configurations import SearchResult, chosen
+from clover.policies.objective import StaticPolicy
 from clover.policies.plans import bound_of, counting_kept, described, plan_of, steered_plan, with_waits
-from clover.policies.static import StaticPolicy
 from clover.quantities import grams
 from clover.types import Assignment, Candidate, Plan, State, configuration_of
 

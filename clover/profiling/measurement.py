@@ -33,11 +33,11 @@ from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
 from clover.profiling.driver import Driver, SilentWorker
 from clover.profiling.evaluation_process import EvaluationProcess
+from clover.profiling.front_end import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, busy_share, others_on
-from clover.profiling.light_load import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
