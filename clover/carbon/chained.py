@@ -389,7 +389,7 @@ class ChainedSource:
 
 
 class Bridge:
-    """What a source lets expect while it has no value, from its past (`history`, hourly means) and its newest forecast."""
+    """What a source lets expect while it has no value: from its newest forecast, or its past (`history`)."""
 
     def __init__(self, step_s: float) -> None:
         self.history = History()

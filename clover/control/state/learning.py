@@ -12,12 +12,12 @@ solved are remembered by profile, and those of a budget take seconds to be solve
 new there shows only then what it takes.
 
 **What HTTP and the front end add to a p95** is learned as well, of servers that have it (`FrontCorrection`).  Two
-things are in it: work on a request (head, body, answer, and the client's own), which is the same at any time, and waiting for
-the event loop's turn, which is the machine's at that moment.  `front_ms` of a profile is the work.  What probes of the
-event loop wait now (`clover.http.loop_lag`) is added to it.  Without probes (a server without HTTP, too few of them
-yet) the profile's figure holds.  What is learned is kept with the other corrections, and is drawn back to the profile
-with age like those (`planning.model.correction`), until probes come again.  Unlike times and joules it is a sum and no
-factor: all limits here are about what it makes of a p95.
+things are in it: work on a request (head, body, answer, and the client's own), which is the same at any time, and
+waiting for the event loop's turn, which is the machine's at that moment.  `front_ms` of a profile is the work.  What
+probes of the event loop wait now (`clover.http.loop_lag`) is added to it.  Without probes (a server without HTTP, too
+few of them yet) the profile's figure holds.  What is learned is kept with the other corrections, and is drawn back to
+the profile with age like those (`planning.model.correction`), until probes come again.  Unlike times and joules it is a
+sum and no factor: all limits here are about what it makes of a p95.
 
 Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
 cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
