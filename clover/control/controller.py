@@ -42,7 +42,8 @@ from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.core_need import CoreNeed, FewestCores
 from clover.control.plan.executor import Executor
-from clover.control.plan.planner import Planner, Solver
+from clover.control.plan.planner import Planner
+from clover.control.plan.ways import Solver
 from clover.control.report import report
 from clover.control.state.context import Clocks, Context
 from clover.control.state.family import Family

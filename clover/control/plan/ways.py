@@ -48,6 +48,7 @@ from clover.types import (
     DeviceShape,
     FamilyProfile,
     Placement,
+    Plan,
     Routing,
     State,
     Step,
@@ -62,10 +63,14 @@ Leg = Callable[[Sequence[Assignment], Sequence[Assignment], float, Collection[st
 ids the process is not the one of now any more."""
 
 
-class RoutingSolver(Protocol):
-    """Finds how rows go best to given workers (`clover.control.plan.planner.Solver`)."""
+class Solver(Protocol):
+    """Makes plans (`clover.control.solver.client.SolverClient`)."""
+
+    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan: ...
 
     async def routing(self, state: State, configuration: Configuration) -> Routing | None: ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ class WayFinder:
 
     def __init__(
         self,
-        solver: RoutingSolver,
+        solver: Solver,
         ways: Callable[[tuple[Assignment, ...]], Ways],
         profile: FamilyProfile,
         state: State,

@@ -78,7 +78,6 @@ _BAND = 0.02
 TRUST = 0.9
 STEP = 0.25
 _MOST = 12.0  # of the exponent: a price of e^12 times the first one is every price
-_GRAMS_PER_J = 1.0 / 3.6e6
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
 
 def first_price(objective: Objective, reference_g_per_kwh: float) -> float:
     """Return the price that stands for the objective's lambda: grams for a percent of a row."""
-    c_ref = objective.base_energy_j * _GRAMS_PER_J * reference_g_per_kwh
+    c_ref = objective.base_energy_j * GRAMS_PER_J * reference_g_per_kwh
     return (1.0 - objective.lam) * c_ref / (max(objective.lam, 1e-9) * objective.base_accuracy)
 
 

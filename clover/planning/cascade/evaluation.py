@@ -65,10 +65,9 @@ _WARM_UP = 500
 _SEED = 20231112
 _QUANTILES = 4_000
 _RATE_STEP = 0.01
-_MISS = 0.95
+_P95 = 0.95
 _SAME_ACCURACY = 1e-4
 """Points: shares are rounded when they are routed."""
-_QUANTILE = 0.95
 
 
 def evaluate(
@@ -145,7 +144,7 @@ def _beside(
         lane, share = lane_of(tuple(groups)), rate / problem.rate
         joules += share * lane.energy_j(rate, share)
         late += share * lane.late(objective.slo_ms)
-    excess = late > 1.0 - _MISS + 1e-9
+    excess = late > 1.0 - _P95 + 1e-9
     return joules, f"{late:.0%} of the rows ask for an accuracy that takes longer than the SLO" if excess else ""
 
 
@@ -163,7 +162,7 @@ def _first_kept(
     if not play:
         return ways[0], math.inf
     for way in ways:
-        p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _MISS))
+        p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _P95))
         if p95_ms <= (1.0 - MARGIN) * slo_ms:
             break
     return way, p95_ms
@@ -308,7 +307,7 @@ def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, 
         reached = zip(stages, reach, strict=True)
         p95_ms, joules = UNBOUNDED_MS, sum(part * lane.least_energy_j() for lane, part in reached)
     else:
-        p95_ms = float(np.quantile(played_ms(workers, problem.rate, reach, wait_ms), _QUANTILE))
+        p95_ms = float(np.quantile(played_ms(workers, problem.rate, reach, wait_ms), _P95))
         joules = energy_j(workers if isinstance(workers, SharedPool) else stages, problem.rate, reach, wait_ms)
     return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
 

@@ -12,7 +12,8 @@ the weight of carbon proportional to the intensity: at a fixed L a dirty hour ma
 clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever follow the grid.)
 
 Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
-variant.  Without a p95 constraint the best plan is a point of the concave hull of (energy, accuracy), cut at the floor.
+variant: its share times the score of a plan that is all its own.  Without a p95 constraint the best plan is a point of
+the concave hull of (energy, accuracy), cut at the floor.
 
 **Lambda.**  If none is configured, `derive_lambda` takes the L at which the best variant and the cheapest mix at the
 accuracy floor break even at the reference intensity: L dE = (1 - L) dA, with dE and dA the differences relative to
@@ -75,10 +76,6 @@ class Objective:
         lost = self.base_accuracy - accuracy
         lost *= lost > 0.0  # not `max`: the paper's policies score arrays
         return self.lam * saved - (1.0 - self.lam) * lost / self.base_accuracy
-
-    def gain(self, accuracy: float, energy_j: float) -> float:
-        """Return the part of f that one unit of share of a variant brings: f is their sum plus a constant."""
-        return self.score(accuracy, energy_j)
 
     @property
     def floor_text(self) -> str:

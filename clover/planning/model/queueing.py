@@ -460,13 +460,13 @@ def _simulated(
     groups = Counter(workers)
     columns = max(worker.max_batch for worker in groups)
     return des.simulate(
-        [_table(worker, columns) for worker in groups],
+        [batch_seconds(worker, columns) for worker in groups],
         list(groups.values()),
         des.trace(arrivals_s),
         seed=seed,
         law="normal",
         cv=[worker.cv for worker in groups],
-        energy_j=[_joules(worker, columns) for worker in groups] if energy else None,
+        energy_j=[batch_joules(worker, columns) for worker in groups] if energy else None,
         largest=[min(worker.max_batch, largest or worker.max_batch) for worker in groups],
         credits=2,
         in_turn=True,
@@ -477,12 +477,12 @@ def _simulated(
 
 
 @lru_cache(maxsize=4096)
-def _table(worker: Service, columns: int) -> list[float]:
+def batch_seconds(worker: Service, columns: int) -> list[float]:
     """Return mean seconds of a batch of 1..`columns` rows; those above its largest batch are never asked for."""
     return [worker.seconds(batch) for batch in range(1, columns + 1)]
 
 
 @lru_cache(maxsize=4096)
-def _joules(worker: Service, columns: int) -> list[float]:
+def batch_joules(worker: Service, columns: int) -> list[float]:
     """Return joules of a batch of 1..`columns` rows."""
     return [batch * worker.energy_j(batch) for batch in range(1, columns + 1)]

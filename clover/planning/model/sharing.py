@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native import timeshare
-from clover.planning.model.queueing import ROWS, WARM_UP, Service, quantiles
+from clover.planning.model.queueing import ROWS, WARM_UP, Service, batch_joules, batch_seconds, quantiles
 from clover.types import Configuration
 
 Floats = NDArray[np.float64]
@@ -179,13 +179,13 @@ class SharedPool:
         ]
         columns = max(service.max_batch for _, _, service in at)
         return timeshare.play(
-            [_seconds(service, columns) for _, _, service in at],
+            [batch_seconds(service, columns) for _, _, service in at],
             [lane for _, lane, _ in at],
             [kind for kind, _, _ in at],
             [kind.count for kind in self.kinds],
             times_s,
             cv=[service.cv for _, _, service in at],
-            energy_j=[_joules(service, columns) for _, _, service in at],
+            energy_j=[batch_joules(service, columns) for _, _, service in at],
             largest=[service.max_batch for _, _, service in at],
             shares=None if last is not None else self.shares,
             last=last,
@@ -235,18 +235,6 @@ def _batches(
         if moved < 1e-2:
             break
     return sizes
-
-
-@lru_cache(maxsize=4096)
-def _seconds(service: Service, columns: int) -> list[float]:
-    """Return mean seconds of a batch of 1..`columns` rows."""
-    return [service.seconds(batch) for batch in range(1, columns + 1)]
-
-
-@lru_cache(maxsize=4096)
-def _joules(service: Service, columns: int) -> list[float]:
-    """Return joules of a batch of 1..`columns` rows."""
-    return [batch * service.energy_j(batch) for batch in range(1, columns + 1)]
 
 
 @lru_cache(maxsize=8192)

@@ -151,7 +151,7 @@ def settle(problem: Problem, objective: Objective, configuration: Configuration,
         if mix is None:
             break
         gains = [
-            objective.gain(own, lane.energy_j(problem.rate * share, max(share, 0.05)))
+            objective.score(own, lane.energy_j(problem.rate * share, max(share, 0.05)))
             for lane, own, share in zip(lanes.lanes, lanes.accuracy, mix, strict=True)
         ]
         mixing = replace(mixing, gains=gains)
@@ -165,7 +165,7 @@ def settle(problem: Problem, objective: Objective, configuration: Configuration,
 def _hopes(problem: Problem, objective: Objective, lanes: ConfigurationLanes, limits: Sequence[float]) -> list[float]:
     """Return what a unit of share of each lane brings at best."""
     return [
-        objective.gain(own, lane.least_energy_j(problem.rate * limit))
+        objective.score(own, lane.least_energy_j(problem.rate * limit))
         for lane, own, limit in zip(lanes.lanes, lanes.accuracy, limits, strict=True)
     ]
 
@@ -281,7 +281,7 @@ def _settled_pair(
     if len(pair) == 2:
         limits = _jointly(limits, [problem.rate / full for full in pool.capacities], objective.max_utilisation)
     gains = [
-        objective.gain(own, min(s.least_energy_j for k in pool.kinds if (s := k.services[lane]) is not None))
+        objective.score(own, min(s.least_energy_j for k in pool.kinds if (s := k.services[lane]) is not None))
         for lane, own in enumerate(accuracy)
     ]
     mixing = MixProblem(gains, accuracy, limits, least, floor)
@@ -291,7 +291,7 @@ def _settled_pair(
         if mix is None:
             break
         joules = pool.joules([problem.rate * max(share, 0.02) for share in mix])
-        mixing = replace(mixing, gains=[objective.gain(own, j) for own, j in zip(accuracy, joules, strict=True)])
+        mixing = replace(mixing, gains=[objective.score(own, j) for own, j in zip(accuracy, joules, strict=True)])
         following = mixing.best()
         if following == mix:
             break

@@ -85,7 +85,7 @@ def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tupl
     pairs = []
     for pair in itertools.combinations(problem.variants, 2):
         accuracy = [problem.accuracy[variant] for variant in pair]
-        gains = [objective.gain(own, least_j[variant]) for own, variant in zip(accuracy, pair, strict=True)]
+        gains = [objective.score(own, least_j[variant]) for own, variant in zip(accuracy, pair, strict=True)]
         mix = best_mix(gains, accuracy, [1.0, 1.0], objective.planned_floor)
         if mix is not None:
             pairs.append((sum(share * gain for share, gain in zip(mix, gains, strict=True)), pair))
