@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from clover._native import des
 from clover._native.route import Quota
+from clover.emulation.profiles.pace import by_place, shipped
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service
 from clover.planning.packing import waits
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.waits import LEAST_GAIN, tuned
-from clover.profiling.pace import by_place, shipped
 from clover.types import Candidate, Configuration, GroupCount, ObjectiveConfig
 from tests.support.examples import examples
 

@@ -29,10 +29,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from clover import profiles
+from clover.emulation.profiles.pace import PaceFile, PaceRow, as_pace
 from clover.errors import ProfileError
 from clover.planning.model.problem import services_of, whole
 from clover.planning.model.queueing import capacity, estimate
-from clover.profiling.pace import PaceFile, PaceRow, as_pace
 from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal
 from clover.types import (
     BasePoint,
