@@ -260,6 +260,11 @@ Configuration = tuple[GroupCount, ...]
 counted by the variants that they share it between."""
 
 
+def words_of(configuration: Configuration) -> str:
+    """Return a configuration in words: "2 x small@1c + 1 x large/small@2c", the latter shared by two variants."""
+    return " + ".join(group.words for group in configuration)
+
+
 def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
     """Return the configuration a deployment realises.  A placement with several assignments shares its time between
     their variants."""

@@ -24,7 +24,6 @@ from msgspec import UNSET, UnsetType
 from clover.control.plan.executor import Executor
 from clover.control.plan.gate import FORCE, breaches, stricter, tightened
 from clover.control.plan.planner import Planner
-from clover.control.plan.recording import words
 from clover.control.state.context import Context
 from clover.control.state.decisions import NOT_DONE, DecisionEntry
 from clover.control.state.family import Family, Mode
@@ -37,7 +36,7 @@ from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.transition.layout import lay_out_shared
 from clover.runtime.guard.guard import ALARM_LEVELS
-from clover.types import Configuration, Decision, GroupCount, Plan, State
+from clover.types import Configuration, Decision, GroupCount, Plan, State, words_of
 from clover.verbs import (
     TARGETS,
     ApplyCommand,
@@ -393,7 +392,7 @@ def _named(pin: Pin | None) -> str:
     """Return what a family is pinned to, in words for the log."""
     if pin is None:
         return "none"
-    return pin.policy or words(pin.configuration or ())
+    return pin.policy or words_of(pin.configuration or ())
 
 
 def _done(dry_run: bool) -> str:

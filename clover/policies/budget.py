@@ -22,9 +22,9 @@ from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
 from clover.planning.search.configurations import SearchResult, chosen
 from clover.policies.objective import StaticPolicy
-from clover.policies.plans import bound_of, counting_kept, described, plan_of, steered_plan, with_waits
+from clover.policies.plans import bound_of, counting_kept, plan_of, steered_plan, with_waits
 from clover.quantities import grams
-from clover.types import Assignment, Candidate, Plan, State, configuration_of
+from clover.types import Assignment, Candidate, Plan, State, configuration_of, words_of
 
 _GRID = 1e-4
 """Points of accuracy within which targets count as the same, so that a solved one is remembered."""
@@ -113,7 +113,7 @@ def _solved(
         others = {plan.configuration: plan.awake for plan in plans}
         more = [
             with_idle_energy(evaluate(problem, aimed, other, standby=False), problem, aimed, others[other])
-            for other in sorted(others.keys() - known, key=described)
+            for other in sorted(others.keys() - known, key=words_of)
         ]
         now = configuration_of(running) if running else None
         best, ranked = chosen([found.best, *found.candidates, *more], aimed, running=now, kept=kept)

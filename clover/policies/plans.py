@@ -37,6 +37,7 @@ from clover.types import (
     Routing,
     State,
     configuration_of,
+    words_of,
 )
 
 _WAYS = 8
@@ -296,11 +297,6 @@ def alone(candidate: Candidate) -> SearchResult:
     return SearchResult(candidate, (candidate,), 1, 1, True)
 
 
-def described(configuration: Configuration) -> str:
-    """Return a configuration in words: "2 x small@1c + 1 x large/small@2c", the latter shared by two variants."""
-    return " + ".join(group.words for group in configuration)
-
-
 def chained(routing: Routing) -> str:
     """Return a cascade in words: "small < 0.705 > large"; empty without one."""
     passed_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
@@ -321,7 +317,7 @@ def _reason(state: State, objective: Objective, best: Candidate, found: SearchRe
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""
     floor = objective.cascade_floor if len(best.routing.chain) > 1 else objective.planned_floor
     text = (
-        f"{described(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
+        f"{words_of(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
         f"and {state.arrival_rate:.1f} rows/s{lam}: p95 {p95} of {objective.slo_ms:.2f} ms, "
         f"accuracy {expected.accuracy:.2f} % of at least {floor:.2f} %, "
         f"{expected.energy_j_per_row:.4g} J a row"

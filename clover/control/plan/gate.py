@@ -21,14 +21,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from clover.control.plan.recording import words
 from clover.control.state.apply import possible
 from clover.control.state.family import DeployedPlan, Family
 from clover.control.state.request import Targets
 from clover.errors import PlanError
 from clover.planning.model.objective import objective_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS
-from clover.types import DeviceShape, Plan, Routing, State, Transition
+from clover.types import DeviceShape, Plan, Routing, State, Transition, words_of
 
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
@@ -52,7 +51,7 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
     """Judge whether the configuration of `plan` is backed off."""
     if not family.backed_off(plan.configuration, now_s):
         return None
-    reason = f"{words(plan.configuration)} failed lately and is left alone"
+    reason = f"{words_of(plan.configuration)} failed lately and is left alone"
     return Stay(reason, family.backoffs[plan.configuration].until_s)
 
 
@@ -65,13 +64,13 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
     if not here.feasible or not same(here, family.deployed):
         return None
     if not plan.feasible:
-        return Stay(f"{words(plan.configuration)} would not keep the limits")
+        return Stay(f"{words_of(plan.configuration)} would not keep the limits")
     objective = objective_of(state)
     predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
     best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
     if objective.worth_leaving(here.prediction, best):
         return None
-    return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
+    return Stay(f"{words_of(plan.configuration)} gains no more than noise of the intensity explains")
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
@@ -81,7 +80,7 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
         return None
     memory = f" ({transition.memory})" if transition.memory else ""
     return Stay(
-        f"{words(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
+        f"{words_of(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
         f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
         f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
         "allows it"
