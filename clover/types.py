@@ -759,7 +759,7 @@ class State(Record, frozen=True, kw_only=True):
     `memory`: by profile of the slice, the bytes that workers there may hold together (absent: not known).
 
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
-    accurate first.  A plan has workers for them (`planning.model.demand`).
+    accurate first.  A plan has workers for them (`planning.model.problem`).
 
     `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.target`).
 

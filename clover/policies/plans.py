@@ -14,9 +14,8 @@ from clover.errors import PlanError
 from clover.planning.budget.steering import Steering, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.model.cores import cores_of, holding, sleeping_row
-from clover.planning.model.demand import direct, of_the_others
 from clover.planning.model.objective import Objective, PlanningInput, held_to
-from clover.planning.model.problem import Problem, may_share, measured
+from clover.planning.model.problem import Problem, direct, may_share, measured, of_the_others
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound

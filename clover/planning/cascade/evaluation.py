@@ -44,9 +44,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.model.demand import Direct, direct
 from clover.planning.model.objective import HYSTERESIS, Objective
-from clover.planning.model.problem import Problem, is_shared, variants_of
+from clover.planning.model.problem import Direct, Problem, direct, is_shared, variants_of
 from clover.planning.model.queueing import Lane, Service, lane_of, play
 from clover.planning.model.sharing import SharedPool, pool_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of, predict, predict_shared

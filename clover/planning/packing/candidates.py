@@ -25,8 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from clover.errors import PlanError
-from clover.planning.model.demand import direct
-from clover.planning.model.problem import Problem, may_share
+from clover.planning.model.problem import Problem, direct, may_share
 from clover.types import Configuration, Demand, DeviceShape, GroupCount
 
 _BITS = 20  # of a profile's count in a packed multiset

@@ -23,9 +23,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from clover.planning.model.demand import Direct, direct
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem, is_shared, variants_of
+from clover.planning.model.problem import Direct, Problem, direct, is_shared, variants_of
 from clover.planning.model.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.model.shares import Mix, MixProblem, balanced_mix, within_p95
 from clover.planning.model.sharing import SharedPool, pool_of

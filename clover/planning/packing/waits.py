@@ -42,9 +42,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem, is_shared
+from clover.planning.model.problem import Problem, direct, is_shared
 from clover.planning.model.queueing import Floats, Lane, Service, batched, latencies_ms, mixture_p95_ms
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of
 from clover.types import Candidate, Configuration, Prediction, Routing

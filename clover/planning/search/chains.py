@@ -18,9 +18,8 @@ from dataclasses import replace
 from clover._native import lanes
 from clover.errors import PlanError
 from clover.planning.cascade.evaluation import evaluate
-from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem, is_shared, measured, variants_of
+from clover.planning.model.problem import Problem, direct, is_shared, measured, variants_of
 from clover.planning.packing.candidates import exchanged
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.types import Candidate, ChainPoint, Configuration

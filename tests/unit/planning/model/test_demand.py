@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from clover.planning.cascade import evaluation as chains
 from clover.planning.cascade.evaluation import alone
-from clover.planning.model.demand import direct, met_by, of_the_others
 from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import problem_of
+from clover.planning.model.problem import direct, met_by, of_the_others, problem_of
 from clover.planning.packing.candidates import exchanged
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.configurations import every
