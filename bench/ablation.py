@@ -40,14 +40,13 @@ from clover.control import controller
 from clover.control.plan import executor, gate
 from clover.control.plan.ways import Way, WayFinder
 from clover.control.state import arrivals
-from clover.control.state.accuracy_sample import AccuracySample
 from clover.control.state.learning import Learning
 from clover.control.state.slo.pressure import SloPressure
 from clover.control.state.triggers import Triggers
 from clover.devices.cpu import CpuDevice
 from clover.planning.budget import forecast
-from clover.planning.packing import exhaustive
-from clover.planning.search import annealed
+from clover.planning.model.margin import AccuracySample
+from clover.planning.search import configurations
 from clover.research.simulate import families, forecasts, loads, replay, world
 from clover.research.simulate.records import ReplayStep, RunInput
 from clover.research.simulate.surprises import NONE, LostDevice, Surprises
@@ -173,7 +172,7 @@ MECHANISMS: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
     "ways": ((WayFinder, "best", _quickest),),
     "capacity floor": ((gate, "below_floor", lambda *_: None), (executor, "below_floor", lambda *_: None)),
     "pay-back": ((gate, "pays_for_loss", lambda *_, **__: False),),
-    "tie band": ((exhaustive, "HYSTERESIS", 0.0), (annealed, "HYSTERESIS", 0.0)),
+    "tie band": ((configurations, "HYSTERESIS", 0.0),),
     "intensity trigger": ((Triggers, "check", _blind),),
     "seasonal forecast": ((forecast, "forecast", lambda _, now, count: np.full(count, now)),),
     "accuracy margin": (

@@ -9,7 +9,7 @@ A loss is in percent of BASE's accuracy (`--points`: in points of accuracy).  Fo
 `clover`, `oracle`, `objective`   the most that the policy saves at any L of a grid whose mean loss is within it: the
                                   paper's f per hour, for whoever knows the L beforehand
 `budget`                          the accuracy budget over the whole trace, with a perfect forecast and with errors
-`limit`                           what no schedule of plans can exceed (`planning.budget.horizon_bound`), all GPUs
+`limit`                           what no schedule of plans can exceed (`research.simulate.horizon_bound`), all GPUs
                                   awake
 `parked`, `released`              the budget and the limit where a GPU without workers draws 45 W or nothing
 

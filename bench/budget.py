@@ -38,7 +38,7 @@ from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, grou
 from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.target import GRAMS_PER_J
 from clover.planning.model.frontier import FrontierPoint
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import PlanningInput
 from clover.planning.model.problem import accuracies
 from clover.policies import build
 from clover.types import Assignment, ObjectiveConfig, Plan, Reading, State

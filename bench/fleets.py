@@ -37,7 +37,7 @@ from clover.planning.model.problem import Problem, problem_of
 from clover.planning.model.queueing import Service, energy_j_per_row, mixture_p95_ms, play
 from clover.planning.packing.formulation import Formulation
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search import annealed
+from clover.planning.search.configurations import EVALUATIONS, KEEP, RESTARTS
 from clover.policies.objective import ObjectivePolicy
 from clover.types import Configuration, DeviceShape, FamilyProfile, Plan
 from tests.reference import fleets
@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- against every configuration --------------------------------------------------------------------------------------
 
 
-def searched(form: Formulation, kernel: Any, seed: int, evaluations: int = annealed.EVALUATIONS) -> Any:
+def searched(form: Formulation, kernel: Any, seed: int, evaluations: int = EVALUATIONS) -> Any:
     """Return what the kernel finds, as the planner asks it."""
-    return lanes.solve(kernel, seed, evaluations, form.alike(), annealed.RESTARTS, annealed.KEEP)
+    return lanes.solve(kernel, seed, evaluations, form.alike(), RESTARTS, KEEP)
 
 
 def feasible_problems(make: Callable[[int, int], Formulation], first: int, most: int, count: int) -> list[Any]:
@@ -117,7 +117,7 @@ def families(count: int) -> dict[str, Any]:
     for seed, form, kernel, (best, _, counts, total) in feasible_problems(fleets.two_families, 0, 2, count):
         scale = fleets.scale(form)
         for times, own in gaps.items():
-            found = searched(form, kernel, seed, times * annealed.EVALUATIONS).found
+            found = searched(form, kernel, seed, times * EVALUATIONS).found
             own.append((best - found[0].value) / scale if found else math.inf)
         above.append((plan_bound(form) - best) / scale)
         configurations.append(total)
@@ -144,7 +144,7 @@ def families(count: int) -> dict[str, Any]:
         ["evaluations", f"within {NEAR:.1%}", "optimal", "worst gap"],
         [
             [
-                times * annealed.EVALUATIONS,
+                times * EVALUATIONS,
                 f"{sum(gap <= NEAR for gap in own)} of {count}",
                 sum(gap <= TIE for gap in own),
                 f"{max(own):.3%}",

@@ -5,7 +5,7 @@
 Each configuration has two or three stages of one to four workers on one or two kinds of slices, batches of up to 32
 rows, service times that vary, a part of the rows that goes on from each stage, and a load of up to 0.85 of its capacity
 in each; which stage is the busy one is left to chance.  `model` is the p95 that plans are judged by
-(`clover.planning.cascade.chains`), `rows` that of single rows that arrive as a Poisson stream before the production
+(`clover.planning.cascade.evaluation`), `rows` that of single rows that arrive as a Poisson stream before the production
 router, batcher and escalation, with workers that only take time (`tests.support.row_by_row`).  An exception is a
 configuration whose p95 the model misses by more than 10 %.  Everything here is modelled.
 """
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.common import show, write_json
-from clover.planning.cascade import chains
+from clover.planning.cascade.evaluation import played_ms
 from clover.planning.model.queueing import Service, lane_of
 from tests.support import row_by_row
 
@@ -106,7 +106,7 @@ def _scaled(kind: Service, factor: float) -> Service:
 
 def compared(drawn: Drawn, rows: int, seed: int) -> Compared:
     """Return one configuration, played for `rows` rows, or for more where these do not tell its p95 within `_KNOWN`."""
-    model_ms = float(np.quantile(chains.played_ms(drawn.stages, drawn.rate, drawn.reach), 0.95))
+    model_ms = float(np.quantile(played_ms(drawn.stages, drawn.rate, drawn.reach), 0.95))
     seen = _routed(drawn, rows, seed)
     if seen.half_width_ms > _KNOWN * seen.p95_ms and rows < _MOST_ROWS:  # more, as many as it seems to take
         rows = min(_MOST_ROWS, math.ceil(rows * (seen.half_width_ms / (_KNOWN * seen.p95_ms)) ** 2))

@@ -260,6 +260,11 @@ Configuration = tuple[GroupCount, ...]
 counted by the variants that they share it between."""
 
 
+def words_of(configuration: Configuration) -> str:
+    """Return a configuration in words: "2 x small@1c + 1 x large/small@2c", the latter shared by two variants."""
+    return " + ".join(group.words for group in configuration)
+
+
 def configuration_of(deployment: tuple[Assignment, ...]) -> Configuration:
     """Return the configuration a deployment realises.  A placement with several assignments shares its time between
     their variants."""
@@ -754,9 +759,9 @@ class State(Record, frozen=True, kw_only=True):
     `memory`: by profile of the slice, the bytes that workers there may hold together (absent: not known).
 
     `demand`: of the rows, those that ask for an accuracy of their own, by the variant that they need, the least
-    accurate first.  A plan has workers for them (`planning.model.demand`).
+    accurate first.  A plan has workers for them (`planning.model.problem`).
 
-    `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.online`).
+    `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.target`).
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
     `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).

@@ -6,7 +6,7 @@ Two rules.  A number is never given out without saying how good it is, and a sou
     fresh        the first source, and its step is not over, or the provider's next value is not late yet
     stale        the first source, and is older than that: its last good value, or all the source itself has
     fallback     a later source of the chain (its last good value included: `age_s` tells)
-    forecast     the forecast that the first source gave before it failed (`clover.carbon.bridge`)
+    forecast     the forecast that the first source gave before it failed (`clover.carbon.chained`)
     seasonal     the first source's past: the mean of the same hour of the last days
     configured   `configured_g_per_kwh`, because nothing else is known
 

@@ -3,32 +3,37 @@ has the rules).
 
 The times at which remote sources are asked have random parts: servers that began, or failed, together must not go on
 asking a provider together.
+
+**While it has no value** the first source of the chain is bridged (`Bridge`).  The forecast of before the outage holds
+for as long as it reaches.  After it, the intensity is taken to be what it was at the same hour of the last `DAYS` days,
+on average.  Both say that they are forecasts, and neither becomes history.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from clover.carbon.bridge import DAYS, Bridge
 from clover.carbon.layouts import MAX_G_PER_KWH
 from clover.carbon.plausible import Plausibility
 from clover.errors import CarbonError, ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.budget.forecast import HOUR_S
+from clover.planning.budget.forecast import DAY, HOUR_S, History
 from clover.types import Reading
 
 log = logging.getLogger("clover.carbon")
 
 REFRESH_WAIT_S = 0.2
 _ASKED_AGAIN = 0.1  # steps, after which a source that has no newer value yet is asked again
+DAYS = 7
 HISTORY_S = DAYS * 86_400.0
 """How much of its past a provider is asked for at the start: what bridging uses."""
 LONGEST_S = 30.0
@@ -381,3 +386,55 @@ class ChainedSource:
         self.failures += 1
         self.errors[error.kind] += 1
         self.last_error = str(error)
+
+
+class Bridge:
+    """What a source lets expect while it has no value: from its newest forecast, or its past (`history`)."""
+
+    def __init__(self, step_s: float) -> None:
+        self.history = History()
+        self._step_s = step_s
+        self._last: Reading | None = None
+        self._foreseen: list[Reading] = []
+        self._times: list[float] = []
+
+    def note(self, reading: Reading, grid_s: float) -> None:
+        """Note a value of the source that was in force at `grid_s`."""
+        self.history.note(grid_s, reading.g_per_kwh)
+        self._last = reading
+
+    def foresee(self, readings: Sequence[Reading]) -> None:
+        """Take a new forecast in place of the one before."""
+        possible = (reading for reading in readings if 0.0 <= reading.g_per_kwh <= MAX_G_PER_KWH)
+        self._foreseen = sorted(possible, key=lambda reading: reading.at_s)
+        self._times = [reading.at_s for reading in self._foreseen]
+
+    def expected(self, grid_s: float) -> Reading | None:
+        """Return what to expect at `grid_s`; None if neither forecast nor history says anything."""
+        return self._by_forecast(grid_s) or self._by_season(grid_s)
+
+    def _by_forecast(self, grid_s: float) -> Reading | None:
+        index = bisect.bisect_right(self._times, grid_s) - 1
+        if index < 0:
+            return None
+        found = self._foreseen[index]
+        if grid_s >= found.at_s + (found.step_s or self._step_s):
+            return None
+        age_s = grid_s - found.at_s
+        return msgspec.structs.replace(found, method="forecast", estimated=True, age_s=age_s, state="forecast")
+
+    def _by_season(self, grid_s: float) -> Reading | None:
+        hour = math.floor(grid_s / HOUR_S)
+        means = [mean for day in range(1, DAYS + 1) if (mean := self.history.mean(hour - day * DAY)) is not None]
+        if self._last is None or not means:
+            return None
+        return msgspec.structs.replace(
+            self._last,
+            g_per_kwh=sum(means) / len(means),
+            at_s=hour * HOUR_S,
+            method="forecast",
+            estimated=True,
+            age_s=grid_s - hour * HOUR_S,
+            step_s=HOUR_S,
+            state="seasonal",
+        )

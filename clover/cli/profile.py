@@ -28,7 +28,7 @@ from clover.profiling.pareto import draw
 from clover.profiling.placements import Devices, emulated, shapes_of
 from clover.profiling.progress import progress_bar
 from clover.profiling.report import table
-from clover.profiling.stored import cpu_of, keep_emulated, key_of, rows_of
+from clover.profiling.stored import key_of
 from clover.runtime.workers import sandboxes
 from clover.runtime.workers.pool import Pool
 from clover.settings import Option
@@ -100,9 +100,10 @@ def _profile(item: FamilyConfig, config: ServerConfig, options: dict[str, str]) 
     found = devices.build(config.workers, cache, exclusive=on_gpus(config.workers.device))
     try:
         if emulated(found):
-            given = rows_of(spec, shapes_of(found), config)
-            measured, _ = _on(spec, cpu_of(config), config, options, cache)
-            profile = keep_emulated(spec, found, config, measured, given)
+            wing = devices.emulation("profiles.stored")
+            given = wing.rows_of(spec, shapes_of(found), config)
+            measured, _ = _on(spec, wing.cpu_of(config), config, options, cache)
+            profile: FamilyProfile = wing.keep_emulated(spec, found, config, measured, given)
             where = f"{profiles.ProfileStore(cache).path(spec.name, profile.key)}; --force measures its CPU part again"
         else:
             profile, where = _on(spec, found, config, options, cache)
@@ -152,6 +153,6 @@ async def _measure(spec: FamilySpec, device: Devices, config: ServerConfig, meas
         await pool.start()
         for gpu in gpus:
             await gpu.reconcile()  # instances that a former run left would be in the way
-        return await measure(spec, device, pool, None, measuring)
+        return await measure(spec, device, pool, measuring)
     finally:
         await pool.stop()

@@ -2,7 +2,7 @@
 
 An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
 configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
-SLO (`clover.control.breaches`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
+SLO (`clover.control.plan.gate`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
 says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
 breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
 limit stricter: when there is more load than any plan can serve, that is what an operator has left.
@@ -21,10 +21,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from clover.control.breaches import FORCE, breaches, stricter, tightened
 from clover.control.plan.executor import Executor
+from clover.control.plan.gate import FORCE, breaches, stricter, tightened
 from clover.control.plan.planner import Planner
-from clover.control.plan.recording import words
 from clover.control.state.context import Context
 from clover.control.state.decisions import NOT_DONE, DecisionEntry
 from clover.control.state.family import Family, Mode
@@ -35,9 +34,9 @@ from clover.errors import BadRequest, CloverError, Conflict, PlanError, PolicyFa
 from clover.hints import did_you_mean
 from clover.planning.model.cores import holding
 from clover.planning.model.problem import accuracies, services_of
-from clover.planning.transition.shared_layout import lay_out_shared
+from clover.planning.transition.layout import lay_out_shared
 from clover.runtime.guard.guard import ALARM_LEVELS
-from clover.types import Configuration, Decision, GroupCount, Plan, State
+from clover.types import Configuration, Decision, GroupCount, Plan, State, words_of
 from clover.verbs import (
     TARGETS,
     ApplyCommand,
@@ -393,7 +392,7 @@ def _named(pin: Pin | None) -> str:
     """Return what a family is pinned to, in words for the log."""
     if pin is None:
         return "none"
-    return pin.policy or words(pin.configuration or ())
+    return pin.policy or words_of(pin.configuration or ())
 
 
 def _done(dry_run: bool) -> str:

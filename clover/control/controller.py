@@ -42,7 +42,8 @@ from clover.control.baselines.shadows import FindAlternatives, Shadows
 from clover.control.commands import Commands
 from clover.control.core_need import CoreNeed, FewestCores
 from clover.control.plan.executor import Executor
-from clover.control.plan.planner import Planner, Solver
+from clover.control.plan.planner import Planner
+from clover.control.plan.ways import Solver
 from clover.control.report import report
 from clover.control.state.context import Clocks, Context
 from clover.control.state.family import Family
@@ -210,16 +211,6 @@ class Controller:
         await self.core_need.stop()
         await self.learner.finish(self.context.families.values())
         await self._solver.close()
-
-    def reconfigure(self, config: ControllerConfig) -> None:
-        """Take a new configuration: the mode in force and the objective of every family follow it."""
-        context = self.context
-        for family in context.families.values():
-            family.retarget(context.config, config)
-            family.triggers.again(context.monotonic())
-        if config.mode != context.config.mode:
-            context.mode = config.mode
-        context.config = config
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

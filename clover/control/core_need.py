@@ -1,6 +1,6 @@
 """How few cores would do at the load of the moment, and what part of the energy is idle: said, whatever is configured.
 
-The solver's process works it out (`clover.planning.search.fewest`).  It is asked for one family at a time, if its load
+The solver's process works it out (`clover.planning.search.best`).  It is asked for one family at a time, if its load
 is more than `STEP` away from the one that is known, or its targets or its corrected profile changed, and every `ASK_S`
 seconds at most.
 """

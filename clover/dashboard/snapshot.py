@@ -14,7 +14,7 @@ from clover.accounting.boundaries import DEFAULT, WITHIN
 from clover.control.state.counted import why_apart
 from clover.control.wording import comparisons, in_short, judged_accuracy, pin_words, served_accuracy, troubles, verdict
 from clover.dashboard.history import Sample, tidy
-from clover.types import Decision, Reading
+from clover.types import Decision, Reading, words_of
 
 _EVENTS = 6
 _FORECAST_S = 48 * 3600.0
@@ -94,7 +94,7 @@ def decision(record: Decision) -> dict[str, Any]:
         "seconds": tidy(record.seconds),
         "g_per_kwh": tidy(record.inputs.get("intensity_g_per_kwh")),
         "reason": plan.reason if plan is not None else "",
-        "runs": " + ".join(one.words for one in plan.configuration) if plan is not None else "",
+        "runs": words_of(plan.configuration) if plan is not None else "",
     }
 
 

@@ -3,5 +3,6 @@
 emulated    the state file that the emulated NVML serves; made, used, disturbed and restored from Python
 boxes       such GPUs as devices (`workers.device` "emulated:...")
 pacing      time, power and memory of a slice, kept by the worker that plays it
+profiles    what a family does on such GPUs: calculated from its profile on CPU cores, or taken from a pace file
 cli         `clover mig emulate`
 """

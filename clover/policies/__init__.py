@@ -31,8 +31,8 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "budget": ("clover.policies.budget:BudgetPolicy", {}),
     "budget:flat": ("clover.policies.budget:BudgetPolicy", {"flat": True}),
     "budget:online": ("clover.policies.budget:BudgetPolicy", {"online": True}),
-    "base": ("clover.policies.base:BasePolicy", {}),
-    "base:fitted": ("clover.policies.base:BasePolicy", {"fitted": True}),
+    "base": ("clover.policies.objective:BasePolicy", {}),
+    "base:fitted": ("clover.policies.objective:BasePolicy", {"fitted": True}),
     "static": ("clover.policies.budget:StaticMixPolicy", {"name": "static"}),
     "static:mix": ("clover.policies.budget:StaticMixPolicy", {"name": "static:mix"}),
     "clover": ("clover.policies.paper.schemes:CloverPolicy", {}),
@@ -44,8 +44,6 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Module and class of each policy that ships, by name, and what it is made with; imported when it is built."""
 
-SCHEMES = tuple(name for name, (path, _) in POLICIES.items() if path.startswith("clover.policies.paper."))
-"""The paper's."""
 BUDGETED = frozenset({"budget", "budget:flat", "budget:online", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
 SPENDING = frozenset({"budget", "budget:flat", "budget:online"})
@@ -60,7 +58,7 @@ def build(name: str) -> Policy:
     elif kind == "static":
         if not rest:
             raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
-        path, options = "clover.policies.static:StaticPolicy", {"variant": rest}
+        path, options = "clover.policies.objective:StaticPolicy", {"variant": rest}
     elif colon and rest:
         return _custom(kind, rest)
     else:

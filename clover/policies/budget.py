@@ -16,17 +16,15 @@ import msgspec
 from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.steering import steer
 from clover.planning.budget.target import BudgetTarget, budget_target, target_of
-from clover.planning.model.objective import Objective, held_to
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import Objective, PlanningInput, held_to
 from clover.planning.model.problem import Problem
 from clover.planning.packing.evaluation import evaluate
-from clover.planning.packing.exhaustive import SearchResult, chosen
-from clover.planning.search.power_states import best_power_state, with_idle_energy
-from clover.planning.search.sustained import best_sustained
-from clover.policies.plans import bound_of, counting_kept, described, plan_of, steered_plan, with_waits
-from clover.policies.static import StaticPolicy
+from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
+from clover.planning.search.configurations import SearchResult, chosen
+from clover.policies.objective import StaticPolicy
+from clover.policies.plans import bound_of, counting_kept, plan_of, steered_plan, with_waits
 from clover.quantities import grams
-from clover.types import Assignment, Candidate, Plan, State, configuration_of
+from clover.types import Assignment, Candidate, Plan, State, configuration_of, words_of
 
 _GRID = 1e-4
 """Points of accuracy within which targets count as the same, so that a solved one is remembered."""
@@ -36,7 +34,7 @@ class BudgetPolicy:
     """Holds to the accuracy budget of the state over the horizon of its forecast.
 
     `flat`: as if the intensity never changed, to compare with if the best static plan cannot reach the budget exactly
-    (a cascade is a point).  `online`: without the forecast, by an online primal-dual rule (`planning.budget.online`).
+    (a cascade is a point).  `online`: without the forecast, by an online primal-dual rule (`planning.budget.target`).
     """
 
     def __init__(self, *, flat: bool = False, online: bool = False) -> None:
@@ -115,7 +113,7 @@ def _solved(
         others = {plan.configuration: plan.awake for plan in plans}
         more = [
             with_idle_energy(evaluate(problem, aimed, other, standby=False), problem, aimed, others[other])
-            for other in sorted(others.keys() - known, key=described)
+            for other in sorted(others.keys() - known, key=words_of)
         ]
         now = configuration_of(running) if running else None
         best, ranked = chosen([found.best, *found.candidates, *more], aimed, running=now, kept=kept)

@@ -11,9 +11,7 @@ from dataclasses import replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.model.demand import direct
-from clover.planning.model.problem import Problem, problem_of
-from clover.planning.model.sharing import measured
+from clover.planning.model.problem import Problem, direct, measured, problem_of
 from clover.policies import BUDGETED, build
 from clover.types import Demand, Plan, State
 

@@ -13,22 +13,18 @@ import msgspec
 from clover.errors import PlanError
 from clover.planning.budget.steering import Steering, steer_on
 from clover.planning.budget.target import budget_target
-from clover.planning.cascade.chains import on_configuration
 from clover.planning.model.cores import cores_of, holding, sleeping_row
-from clover.planning.model.demand import direct, of_the_others
-from clover.planning.model.objective import Objective, held_to
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.problem import Problem
-from clover.planning.model.sharing import may_share, measured
+from clover.planning.model.objective import Objective, PlanningInput, held_to
+from clover.planning.model.problem import Problem, direct, may_share, measured, of_the_others
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
-from clover.planning.packing.exhaustive import SearchResult, chosen
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
 from clover.planning.packing.waits import tuned
-from clover.planning.search.power_states import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
-from clover.planning.transition.layout import Capacity, slices
+from clover.planning.search.best import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
+from clover.planning.search.chains import on_configuration
+from clover.planning.search.configurations import SearchResult, chosen
+from clover.planning.transition.layout import Capacity, lay_out_shared, slices
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory, Swap
-from clover.planning.transition.shared_layout import lay_out_shared
 from clover.planning.transition.steps import plan_transition
 from clover.types import (
     Assignment,
@@ -40,6 +36,7 @@ from clover.types import (
     Routing,
     State,
     configuration_of,
+    words_of,
 )
 
 _WAYS = 8
@@ -299,11 +296,6 @@ def alone(candidate: Candidate) -> SearchResult:
     return SearchResult(candidate, (candidate,), 1, 1, True)
 
 
-def described(configuration: Configuration) -> str:
-    """Return a configuration in words: "2 x small@1c + 1 x large/small@2c", the latter shared by two variants."""
-    return " + ".join(group.words for group in configuration)
-
-
 def chained(routing: Routing) -> str:
     """Return a cascade in words: "small < 0.705 > large"; empty without one."""
     passed_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
@@ -324,7 +316,7 @@ def _reason(state: State, objective: Objective, best: Candidate, found: SearchRe
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""
     floor = objective.cascade_floor if len(best.routing.chain) > 1 else objective.planned_floor
     text = (
-        f"{described(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
+        f"{words_of(best.configuration)} ({shares}) at {state.intensity.g_per_kwh:.0f} g/kWh "
         f"and {state.arrival_rate:.1f} rows/s{lam}: p95 {p95} of {objective.slo_ms:.2f} ms, "
         f"accuracy {expected.accuracy:.2f} % of at least {floor:.2f} %, "
         f"{expected.energy_j_per_row:.4g} J a row"

@@ -21,7 +21,7 @@ Energy a row is active energy: RAPL above idle if it is readable, otherwise `cor
 GPUs what their own counters rose above idle.
 
 Emulated GPUs are not measured but calculated, from the CPU that computes their answers or from a pace file
-(`analytical`, `pace`).
+(`clover.emulation.profiles`).
 
 Nobody else may read the pool's completions meanwhile: measure before routers start, or with a pool of its own.
 """

@@ -6,7 +6,6 @@ What comes back is not trusted: it is bounded in time and size, and checked as i
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -26,8 +25,6 @@ from clover.families.evaluation import checked
 from clover.malformed import MALFORMED
 from clover.types import FamilySpec, SandboxOrder
 from clover.worker import evaluator
-
-_log = logging.getLogger("clover.profiling")
 
 ANSWER_S = 900.0
 """Seconds that a family's loader or metric may take."""

@@ -33,11 +33,11 @@ from clover.profiling.chains import common_rows, profile_of
 from clover.profiling.choose import choose_backend
 from clover.profiling.driver import Driver, SilentWorker
 from clover.profiling.evaluation_process import EvaluationProcess
+from clover.profiling.front_end import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.gpu_rounds import DUTIES, GpuRounds
 from clover.profiling.grid import LatencyGrid
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, busy_share, others_on
-from clover.profiling.light_load import LIGHT_PART, LightLoad, with_light_load
 from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
@@ -83,26 +83,24 @@ LEAST_LOAD = 0.3
 
 
 async def measure(
-    spec: FamilySpec, device: Devices, pool: Pool, store: profiles.ProfileStore | None, options: MeasureOptions
+    spec: FamilySpec, device: Devices, pool: Pool, options: MeasureOptions
 ) -> FamilyProfile:
     """Return the profile of every variant of `spec` on every profile of `device` (one, or several by name).
 
-    It is written to `store` if one is given, and the answers behind its cascades to `options.cache_dir`.  Nobody else
-    may read the pool's completions meanwhile.  Raises ProfileError, saying what to do, if the family cannot be
-    measured.
+    The answers behind its cascades are written to `options.cache_dir`.  Nobody else may read the pool's completions
+    meanwhile.  Raises ProfileError, saying what to do, if the family cannot be measured.
     """
     devices = devices_of(device)
     if emulated(devices):
         raise ProfileError("emulated devices are calculated, not measured: their time is not this machine's")
     with rows_module.apart(spec, options.rows_sandbox) as process:
-        return await _measure(spec, devices, pool, store, options, process)
+        return await _measure(spec, devices, pool, options, process)
 
 
 async def _measure(
     spec: FamilySpec,
     devices: Mapping[str, Device],
     pool: Pool,
-    store: profiles.ProfileStore | None,
     options: MeasureOptions,
     process: EvaluationProcess | None,
 ) -> FamilyProfile:
@@ -149,8 +147,6 @@ async def _measure(
             meters.keep(options.cache_dir, gpus)
         finally:
             await instances.only(())
-    if store is not None:
-        store.put(profile)
     if behind is not None:
         await asyncio.to_thread(_keep_rows, options.cache_dir, profile, behind)
     return profile

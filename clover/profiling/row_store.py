@@ -1,8 +1,8 @@
-"""The answers behind a cascade profile, kept beside it, and what chains cost on other hardware.
+"""The answers behind a cascade profile, kept beside it.
 
 A profile keeps a thinned Pareto front, chosen at the energies of the machine that measured.  The answers that it came
 from (score, whether right, answer of every row) lie beside it as plain arrays.  So slices with other energies get a
-front of their own without running a variant again, and a simulation can replay how far each row goes.
+front of their own without running a variant again (`clover.emulation.profiles.analytical`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from clover.cache import make_private
-from clover.planning.cascade.cost import expected_energy
-from clover.profiling.chains import Answers, points_of
+from clover.profiling.chains import Answers
 from clover.profiling.score import Rights
 from clover.types import CascadeProfile, LatencyMeasurement
 
@@ -114,23 +113,3 @@ def with_energies(cascade: CascadeProfile, found: Mapping[str, LatencyMeasuremen
         measured_on={name: m.profile for name, m in found.items()},
         method=found[cascade.best].energy_method,
     )
-
-
-def at_other_energies(
-    cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], kept: CascadeRows | None
-) -> CascadeProfile:
-    """Return the cascade of the same answers at the energies of `found`, for the variants that have any.
-
-    With the answers (`kept`) it has a front of its own; without them the same points at their new costs.
-    """
-    joules = {name: m.energy_j_per_row for name, m in found.items()}
-    if kept is not None and joules.keys() <= kept.held_out.keys():
-        calibration, held_out = ({name: split[name] for name in joules} for split in (kept.calibration, kept.held_out))
-        points = points_of(calibration, held_out, joules, cascade.best)
-    else:
-        whole = max(joules[cascade.best], 1e-12)
-        here = [point for point in cascade.points if set(point.chain) <= joules.keys()]
-        costs = [expected_energy(point.reach, [joules[name] for name in point.chain]) / whole for point in here]
-        moved = [replace(point, cost=cost) for point, cost in zip(here, costs, strict=True)]
-        points = tuple(sorted(moved, key=lambda point: (point.cost, point.accuracy)))
-    return with_energies(replace(cascade, points=points), found)

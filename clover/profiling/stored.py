@@ -1,31 +1,31 @@
-"""The profile that a server starts with: stored, measured now, or for emulated GPUs calculated from such a one."""
+"""The profile that a server starts with: stored, or measured now.
+
+That of emulated GPUs is calculated from such a one, by the wing that emulates them (`clover.emulation.profiles`).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from dataclasses import replace
 from typing import Any
 
 from clover import backends as registry
-from clover import energy, families, profiles, settings
-from clover.cache import cache_folder, expanded
+from clover import energy, families, profiles
+from clover.cache import cache_folder
 from clover.config import ServerConfig
-from clover.devices.cpu import CpuDevice
-from clover.errors import ConfigError, ProfileError
+from clover.devices import emulation
+from clover.errors import ProfileError
 from clover.hints import program
 from clover.profiles import Paces
-from clover.profiling import analytical, pace, row_store
 from clover.profiling.candidates import log_unavailable
 from clover.profiling.measurement import measure
 from clover.profiling.options import QUICK, MeasureOptions, Progress
-from clover.profiling.pace import PaceFile, PaceRow
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
 from clover.profiling.progress import expected, progress_or_bar
 from clover.runtime.workers import sandboxes
 from clover.runtime.workers.pool import Pool
-from clover.types import DeviceShape, FamilyProfile, FamilySpec
+from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.profiling")
 
@@ -36,33 +36,30 @@ def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
     Raises ProfileError if no device is usable.
     """
     if on_cores(device):
-        return _key(spec, device_cores(device), config)
+        return key_on(spec, device_cores(device), config)
+    if emulated(device):
+        return str(emulation("profiles.stored").key_of(spec, device, config))
+    gpus: list[Any] = list(devices_of(device).values())
+    parts = ["gpu", *what_devices_offer(device)]
+    parts += sorted({registry.target_of(gpu, "").driver for gpu in gpus})
+    parts += sorted({energy.gpu_meter_key(config.energy, gpu, gpu.session) for gpu in gpus})
+    return key_on(spec, device_cores(device), config, "/".join(parts))
+
+
+def what_devices_offer(device: Devices) -> list[str]:
+    """Return what tells GPUs apart in a key: their names, the profiles of their slices, and the whole of them."""
     shapes = shapes_of(device)
-    parts = [
-        "emulated" if emulated(device) else "gpu",
-        *sorted(shape.label for shape in shapes),
-        *sorted(analytical.profiles_of(shapes)),
-        *(place.profile for place in whole_layout(device)),
-    ]
-    if not emulated(device):
-        gpus: list[Any] = list(devices_of(device).values())
-        parts += sorted({registry.target_of(gpu, "").driver for gpu in gpus})
-        parts += sorted({energy.gpu_meter_key(config.energy, gpu, gpu.session) for gpu in gpus})
-        return _key(spec, device_cores(device), config, "/".join(parts))
-    parts += [f"version {analytical.VERSION}", hashlib.sha256(_pace_bytes(config)).hexdigest()]
-    return _key(spec, device_cores(cpu_of(config)), config, "/".join(parts))
+    names = {place.profile for shape in shapes for layout in shape.layouts for place in layout}
+    whole = (place.profile for place in whole_layout(device))
+    return [*sorted(shape.label for shape in shapes), *sorted(names), *whole]
 
 
-def _key(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device: str = "cpu") -> str:
+def key_on(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device: str = "cpu") -> str:
+    """Return the key of a profile whose answers these cores compute, on a `device` in words."""
     # On emulated GPUs, too, it is the meter of the cores that measured what their profile is calculated from.
     meter = energy.meter_key(config.energy)
     wanted = [name for name in config.workers.backends if device.startswith("gpu/") or not registry.get(name).gpu_only]
     return profiles.profile_key(spec, cores, tuple(dict.fromkeys(wanted)), meter, device)
-
-
-def cpu_of(config: ServerConfig) -> CpuDevice:
-    """Return the cores on which the answers of emulated devices are computed."""
-    return CpuDevice(settings.parse_cores(config.workers.cores))
 
 
 async def ensure(
@@ -78,11 +75,9 @@ async def ensure(
     Raises ProfileError, or ConfigError for a pace file that cannot be used.
     """
     if emulated(device):
-        given = rows_of(spec, shapes_of(device), config)  # a wrong file is refused before half a minute of measuring
-        if config.workers.pace and given[2]:
-            log.warning("%s: its paces are calculated", given[2])
-        measured = await ensure(spec, cpu_of(config), pool, config, progress=progress)
-        return keep_emulated(spec, device, config, measured, given)
+        wing = emulation("profiles.stored")
+        calculated: FamilyProfile = await wing.ensure(spec, device, pool, config, progress=progress)
+        return calculated
     log_unavailable(config.workers.backends)
     cache = cache_folder(config.cache_dir)
     store = profiles.ProfileStore(cache)
@@ -107,9 +102,9 @@ async def ensure(
     began = time.monotonic()
     with progress_or_bar(spec.name, progress) as shown:
         options = replace(_options(config, device, key), progress=shown)
-        profile = await measure(spec, device, pool, None, options)
+        profile = await measure(spec, device, pool, options)
     log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)
-    _keep(store, profile)
+    keep(store, profile)
     return profile
 
 
@@ -126,85 +121,18 @@ def _options(config: ServerConfig, device: Devices, key: str) -> MeasureOptions:
     )
 
 
-# --- emulated devices -------------------------------------------------------------------------------------------------
-
-Given = tuple[PaceFile | None, dict[tuple[str, str], list[PaceRow]], str]
-"""The pace file in use, its rows of the family, and a note if the table that comes with Clover does not fit."""
-
-
-def keep_emulated(
-    spec: FamilySpec, devices: Devices, config: ServerConfig, measured: FamilyProfile, given: Given
-) -> FamilyProfile:
-    """Return the profile on emulated `devices`, calculated from `measured` (the one on cores), and store it.
-
-    That takes milliseconds, so it is done at every start: a stored one is never older than what it was made from.
-    """
-    file, rows, note = given
-    key = key_of(spec, devices, config)
-    notes = (note,) if note else ()
-    store = profiles.ProfileStore(cache_folder(config.cache_dir))
-    behind = None
-    if measured.cascade is not None:
-        behind = row_store.read(store.rows_path(measured.family, measured.key), measured.made_at)
-    profile = analytical.emulate(
-        measured, spec, shapes_of(devices), key=key, rows=rows, file=file, notes=notes, kept=behind
-    )
-    slowest = max(profile.latency, key=lambda m: m.mean_ms)
-    if slowest.mean_ms >= config.workers.silent_s * 1e3:
-        raise ProfileError(
-            f"{spec.name}: a batch of {slowest.batch} of {slowest.variant} is paced at {slowest.mean_ms / 1e3:.0f} s "
-            f"on {slowest.profile}, but a worker that is silent for {config.workers.silent_s:g} s is taken for stuck: "
-            "raise --silent-s, lower the family's max_batch, or give a pace file"
-        )
-    try:
-        known = store.get(spec.name, key)
-    except ProfileError as error:
-        log.warning("%s; it is made anew", error)
-        known = None
-    if known != profile:
-        _keep(store, profile)
-    return profile
-
-
-def rows_of(spec: FamilySpec, shapes: tuple[DeviceShape, ...], config: ServerConfig) -> Given:
-    """Return the rows of `spec` in the pace file of `config`, or else in the table that comes with Clover.
-
-    Raises ConfigError for a file that cannot be used.
-    """
-    offered = analytical.profiles_of(shapes)
-    if config.workers.pace:
-        file = pace.load(config.workers.pace)
-        if rows := pace.rows_of(file, spec, offered, config.workers.pace):
-            return file, rows, ""
-        return None, {}, f"{config.workers.pace} has no rows of {spec.name}"
-    file = pace.shipped()
-    try:
-        return file, pace.rows_of(file, spec, offered, "that comes with Clover"), ""
-    except ConfigError as error:
-        return None, {}, f"not used: {error}"  # a family that happens to have that name, or another GPU
-
-
 def drawn(spec: FamilySpec, config: ServerConfig) -> Paces:
     """Return the paces and watts at which emulated boards really run `spec`, if the pace file gives them.
 
     Empty if they run as the profile expects.  Raises ConfigError.
     """
-    return pace.load(config.workers.pace).drawn(spec.name) if config.workers.pace else {}
-
-
-def _pace_bytes(config: ServerConfig) -> bytes:
     if not config.workers.pace:
-        return pace.shipped_bytes()
-    try:
-        return expanded(config.workers.pace).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the pace file {config.workers.pace} cannot be read: {error.strerror}") from error
+        return {}
+    paces: Paces = emulation("profiles.pace").load(config.workers.pace).drawn(spec.name)
+    return paces
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
-
-
-def _keep(store: profiles.ProfileStore, profile: FamilyProfile) -> None:
+def keep(store: profiles.ProfileStore, profile: FamilyProfile) -> None:
     try:
         store.put(profile)
     except ProfileError as error:

@@ -21,7 +21,6 @@ from clover.errors import CloverError, ConfigError, DeviceError, ProfileError
 from clover.hints import program
 from clover.low_priority import LowPriority
 from clover.planning.model.problem import accuracies
-from clover.profiling import pace
 from clover.profiling.stored import key_of
 from clover.serve import banner, notify
 from clover.serve.checking import check_apart
@@ -161,7 +160,7 @@ def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list
     cache = cache_folder(config.cache_dir)
     devices.parse(config.workers.device)
     if config.workers.pace:
-        pace.load(config.workers.pace)
+        devices.emulation("profiles.pace").load(config.workers.pace)
     real = on_gpus(config.workers.device)
     if real and unknown is not None:
         unknown.append(f"the GPUs of {config.workers.device}, until the start opens them")

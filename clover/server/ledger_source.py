@@ -13,7 +13,6 @@ from clover.accounting.boundaries import DEFAULT
 from clover.accounting.labels import methods_of
 from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
 from clover.control.controller import Controller
-from clover.control.plan.recording import words
 from clover.http.audit import AuditLog, AuditRecord
 from clover.runtime.served import Served
 from clover.server.machine import Machine
@@ -28,7 +27,7 @@ from clover.telemetry.ledger.snapshot import (
     ModelCounts,
     Snapshot,
 )
-from clover.types import Decision, Reading
+from clover.types import Decision, Reading, words_of
 
 AGAINST = {"matched": "fixed", "base": "base"}
 """What the ledger calls the counterfactuals."""
@@ -237,7 +236,7 @@ def _decided(decision: Decision) -> EventRow:
         "operator": decision.operator,
         "seconds": decision.seconds,
         "grid_s": decision.grid_s,
-        "configuration": words(plan.configuration) if plan is not None else None,
+        "configuration": words_of(plan.configuration) if plan is not None else None,
         "shares": plan.routing.shares if plan is not None else None,
         "inputs": decision.inputs,
     }

@@ -72,8 +72,6 @@ def member(
         backend=dict.fromkeys(accuracy, "eager"),
         own={},
         services=services,
-        base_energy_j=base,
-        base_accuracy=accuracy[best],
         rate=rate,
         objective=config,
         devices=tuple(devices),

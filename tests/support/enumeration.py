@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from clover.planning.packing.enumerate import Profiles, configurations_of, kinds_of, profile_sets_of
+from clover.planning.packing.candidates import Profiles, configurations_of, kinds_of, profile_sets_of
 from clover.types import Configuration, DeviceShape
 
 LIMIT = 200_000
@@ -15,10 +15,9 @@ def configurations(
     fitting: Mapping[str, tuple[str, ...]],
     *,
     limit: int = LIMIT,
-    max_variants: int = 0,
 ) -> list[Configuration]:
     """Return all configurations of the devices, sorted; `fitting` names the variants that run on each profile."""
-    return configurations_of(kinds_of(devices), dict(fitting), limit=limit, max_variants=max_variants)
+    return configurations_of(kinds_of(devices), dict(fitting), limit=limit)
 
 
 def profile_sets(devices: Sequence[DeviceShape]) -> list[Profiles]:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from clover.control.state.arrivals import WINDOW_S
-from clover.planning.cascade.routed import predicted
+from clover.planning.cascade.evaluation import predicted
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of
 from clover.types import Assignment, DeviceShape, FamilyProfile, Routing, configuration_of

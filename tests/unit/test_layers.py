@@ -61,7 +61,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"control.watch"}),
     frozenset({"http", "control"}),
     frozenset({"profiling", "dashboard", "grpc"}),
-    frozenset({"telemetry.metrics", "telemetry.otel"}),
+    frozenset({"telemetry.metrics", "telemetry.otel", "emulation.profiles"}),
     frozenset({"server"}),
     frozenset({"research.simulate"}),
     frozenset({"cluster"}),

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from clover.control.plan.gate import below_floor, rerouted, same
 from clover.control.plan.recording import PlanResult, record
-from clover.control.plan.ways import Way
+from clover.control.plan.ways import Way, Ways
 from clover.control.state.apply import NOWHERE, ApplyError, interim
 from clover.control.state.context import Context
 from clover.control.state.family import DeployedPlan, Family, Watch
@@ -25,7 +25,6 @@ from clover.control.state.request import PlanRequest
 from clover.control.state.triggers import RETRY_S
 from clover.planning.transition.memory import Swap
 from clover.planning.transition.steps import plan_transition
-from clover.planning.transition.ways import Ways
 from clover.types import Assignment, Configuration, Decision, DeviceShape, Plan, Routing, Transition
 
 log = logging.getLogger("clover.control")

@@ -9,6 +9,10 @@ Every question is a pure function of what is known: None says that the plan may 
                     explains
     below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
                     worse)
+
+What an operator's command is predicted to break is asked here, too (`breaches`): the accuracy floor, the SLO, the load
+that they hold at.  The prediction is compared with the targets themselves, not with what plans aim at: neither the
+margin above the floor nor a floor that the guard has raised stops an operator.
 """
 
 from __future__ import annotations
@@ -17,17 +21,21 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from clover.control.plan.recording import words
 from clover.control.state.apply import possible
 from clover.control.state.family import DeployedPlan, Family
+from clover.control.state.request import Targets
 from clover.errors import PlanError
 from clover.planning.model.objective import objective_of
-from clover.types import DeviceShape, Plan, Routing, State, Transition
+from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.types import DeviceShape, Plan, Routing, State, Transition, words_of
 
 _SAME_SHARE = 1e-3
 _SAME_WAIT_MS = 1e-3
 _LATE = 0.05
 """The least part of the rows that is later than an SLO which the p95 is above."""
+_LEAST_POINTS = 5e-3
+"""Percent of accuracy that is ignored: it is lost in printing and in the rounding of shares."""
+FORCE = '`--force` ("force": true) does it all the same'
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
     """Judge whether the configuration of `plan` is backed off."""
     if not family.backed_off(plan.configuration, now_s):
         return None
-    reason = f"{words(plan.configuration)} failed lately and is left alone"
+    reason = f"{words_of(plan.configuration)} failed lately and is left alone"
     return Stay(reason, family.backoffs[plan.configuration].until_s)
 
 
@@ -56,13 +64,13 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
     if not here.feasible or not same(here, family.deployed):
         return None
     if not plan.feasible:
-        return Stay(f"{words(plan.configuration)} would not keep the limits")
+        return Stay(f"{words_of(plan.configuration)} would not keep the limits")
     objective = objective_of(state)
     predictions = [plan.prediction, *(candidate.prediction for candidate in plan.candidates[:1])]
     best = max(predictions, key=lambda found: objective.score(found.accuracy, found.joules))
     if objective.worth_leaving(here.prediction, best):
         return None
-    return Stay(f"{words(plan.configuration)} gains no more than noise of the intensity explains")
+    return Stay(f"{words_of(plan.configuration)} gains no more than noise of the intensity explains")
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
@@ -72,7 +80,7 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
         return None
     memory = f" ({transition.memory})" if transition.memory else ""
     return Stay(
-        f"{words(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
+        f"{words_of(plan.configuration)} could only be reached with {transition.lowest_capacity:.1f} rows/s for about "
         f"{transition.loses_s:.1f} s ({transition.lost_capacity:.0%} of the capacity lost; {transition.loses_how}), "
         f"below the capacity floor of {transition.capacity_floor:.1f} rows/s{memory}; controller.allow_capacity_loss "
         "allows it"
@@ -146,3 +154,39 @@ def rerouted(before: Routing, after: Routing) -> bool:
     if before.largest != after.largest or before.wait_ms.keys() != after.wait_ms.keys():
         return True
     return any(abs(before.wait_ms[name] - after.wait_ms[name]) > _SAME_WAIT_MS for name in after.wait_ms)
+
+
+# --- what a command would break ---------------------------------------------------------------------------------------
+
+
+def breaches(plan: Plan, targets: Targets, max_utilisation: float) -> str:
+    """Return what `plan` is predicted to break, each with its limit; empty if nothing."""
+    expected, found = plan.prediction, []
+    if expected.accuracy < targets.accuracy_floor - _LEAST_POINTS:
+        found.append(
+            f"an accuracy of {expected.accuracy:.2f} % is predicted, below the floor of {targets.accuracy_floor:.2f} %"
+        )
+    if expected.p95_ms > targets.slo_ms:
+        p95 = "without bound" if expected.p95_ms >= UNBOUNDED_MS else f"of {expected.p95_ms:.3g} ms"
+        found.append(f"a p95 {p95} is predicted, above the SLO of {targets.slo_ms:.3g} ms")
+    elif expected.utilisation > max_utilisation + 1e-6:
+        found.append(
+            f"a utilisation of {expected.utilisation:.0%} is predicted, above the limit of {max_utilisation:.0%} that "
+            "the SLO is counted on"
+        )
+    return " and ".join(found)
+
+
+def stricter(one: Targets, other: Targets) -> Targets:
+    """Return `one`, with the limits of `other` if these are stricter."""
+    return Targets(
+        slo_ms=min(one.slo_ms, other.slo_ms),
+        accuracy_floor=max(one.accuracy_floor, other.accuracy_floor),
+        form=one.form,
+        lam=one.lam,
+    )
+
+
+def tightened(before: Targets, after: Targets) -> bool:
+    """Return whether a limit of `after` is stricter than in `before`.  If none is, `after` cannot be why plans fail."""
+    return after.slo_ms < before.slo_ms or after.accuracy_floor > before.accuracy_floor

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from msgspec import structs
 
 from clover.control.plan import gate
 from clover.control.plan.executor import Executor
 from clover.control.plan.recording import PlanResult, record
-from clover.control.plan.ways import Way, WayFinder
+from clover.control.plan.ways import Solver, Way, WayFinder
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.state.request import PlanRequest
@@ -27,7 +26,7 @@ from clover.planning.model.problem import LEAST_RATE
 from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.types import Configuration, Decision, Plan, Routing, State, Transition
+from clover.types import Configuration, Decision, Plan, State, Transition
 
 _RATE_FELL = 0.95
 """How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
@@ -35,16 +34,6 @@ _WITHOUT_MARGINS = (
     "without the margin for what chance does to accuracy, with which no plan keeps the limits",
     "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits",
 )
-
-
-class Solver(Protocol):
-    """Makes plans (`clover.control.solver.client.SolverClient`)."""
-
-    async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan: ...
-
-    async def routing(self, state: State, configuration: Configuration) -> Routing | None: ...
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from clover.control.state.decisions import DecisionEntry
 from clover.control.state.family import Family
 from clover.control.state.request import PlanRequest
 from clover.control.state.triggers import RETRY_S
-from clover.types import Configuration, Decision, Plan, State
+from clover.types import Configuration, Decision, Plan, State, words_of
 
 log = logging.getLogger("clover.control")
 
@@ -59,18 +59,12 @@ def _log(family: Family, request: PlanRequest, result: PlanResult) -> None:
     """Log who changed what, and from what to what."""
     text = result.action
     if result.action == "applied" and family.deployed is not None:
-        text += (
-            f", from {words(result.before) if result.before else 'nothing'} to {words(family.deployed.configuration)}"
-        )
+        before = words_of(result.before) if result.before else "nothing"
+        text += f", from {before} to {words_of(family.deployed.configuration)}"
     if request.operator:
         text += f", by {request.operator}"
     level = logging.WARNING if result.action in ("failed", "rolled back") else logging.INFO
     log.log(level, "%s: %s: %s%s", family.name, request.trigger, text, f": {result.detail}" if result.detail else "")
-
-
-def words(configuration: Configuration) -> str:
-    """Return a configuration as people read it."""
-    return " + ".join(group.words for group in configuration)
 
 
 def inputs_of(context: Context, family: Family, state: State | None) -> dict[str, float | str | None]:

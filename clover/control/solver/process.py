@@ -33,8 +33,8 @@ from clover.control.solver.protocol import (
 )
 from clover.errors import CloverError
 from clover.planning.budget.frontiers import fixed_mixes
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.search.fewest import fewest_cores
+from clover.planning.model.objective import PlanningInput
+from clover.planning.search.best import fewest_cores
 from clover.policies import ships
 from clover.policies.demanded import proposed
 from clover.policies.plans import plan_fixed, routing_fixed

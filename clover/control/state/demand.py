@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clover.planning.model.demand import met_by
+from clover.planning.model.problem import met_by
 from clover.types import Asked, Assignment, Declined, Demand, Plan, State
 
 KEEP_S = 300.0

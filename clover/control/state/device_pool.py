@@ -6,10 +6,17 @@ proportion to the families' shares, at least one to each, also to families that 
 again.  They are assigned anew when one is lost or comes back, and then as many as possible stay with the family that
 has them.
 
-With fewer GPUs than families, GPUs that can be split are divided: each family has one part of one GPU
-(`clover.control.state.gpu_parts`) and plans with it alone.  If the load of one is more than its part can serve and
-another's leaves room, the GPU is divided anew, every `DIVIDE_S` at most.  A GPU without MIG is never shared: two
-processes that compute on it in turn would each be late by what the other has in hand, and one fault would end both.
+With fewer GPUs than families, GPUs that can be split are divided: each family has one part of one GPU and plans with it
+alone.  If the load of one is more than its part can serve and another's leaves room, the GPU is divided anew, every
+`DIVIDE_S` at most.  A GPU without MIG is never shared: two processes that compute on it in turn would each be late by
+what the other has in hand, and one fault would end both.
+
+A part is a run of memory slices, and a family may use every placement that lies within its part.  Which parts there are
+follows from the layouts that the GPU offers, whatever its kind: a part has to hold at least one placement, so an A100
+has seven at most, and a GPU without MIG is one part.  Of all divisions that one is taken whose worst-off family has
+most compute slices for its share, then the next worst-off; among equals the one with the largest single instances.
+What one family runs never limits where another's instances lie, but it may limit which layouts go with it.  So a family
+plans with the layouts that contain what the others have at the moment.
 
 A family plans with what it was assigned, but not with a place on which another family still has workers: that one moves
 first.
@@ -17,11 +24,14 @@ first.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
-from clover.control.state.gpu_parts import Part, demanded, divided, limited, most_parts, part_slices, whole_part, within
+import msgspec
+
 from clover.devices.books import WHOLE
 from clover.interfaces import Device
 from clover.types import DeviceShape, Placement
@@ -31,6 +41,11 @@ Occupied = Mapping[str, Iterable[Placement]]
 
 DIVIDE_S = 300.0
 """Seconds between two divisions of GPUs by load: each interrupts workers of the families there."""
+LACKS = 1.1
+GAINS = 1.25
+Part = tuple[int, int]
+"""Memory slices of a GPU, from the first to behind the last."""
+Layouts = tuple[tuple[Placement, ...], ...]
 
 
 @runtime_checkable
@@ -72,10 +87,6 @@ class DevicePool:
     def losses(self) -> dict[str, int]:
         """Return how often each device was lost: one may be back before anybody looks, without what was on it."""
         return {name: getattr(device, "losses", 0) for name, device in self._devices.items()}
-
-    def gpus(self) -> list[LosableGpu]:
-        """Return the devices that may be lost."""
-        return [device for device in self._devices.values() if isinstance(device, LosableGpu)]
 
     def gpu(self, name: str) -> LosableGpu | None:
         """Return the GPU of that name; None for another device."""
@@ -281,3 +292,98 @@ def gathered(
         had = [name for name in free if name in set(before.get(family, ())) and load[name] <= least + slack]
         taken[min(had or free, key=lambda name: load[name])].append(family)
     return {name: tuple(families) for name, families in taken.items()}
+
+
+# --- parts of a GPU ---------------------------------------------------------------------------------------------------
+
+
+def whole_part(shape: DeviceShape) -> Part:
+    """Return all memory slices of a GPU."""
+    return 0, max((place.start + place.size for layout in shape.layouts for place in layout), default=0)
+
+
+def within(placement: Placement, part: Part) -> bool:
+    """Return whether an instance at `placement` lies in `part`."""
+    return part[0] <= placement.start and placement.start + placement.size <= part[1]
+
+
+def most_parts(shape: DeviceShape) -> int:
+    """Return how many families may share a GPU."""
+    return max((len(layout) for layout in shape.layouts), default=0)
+
+
+def part_slices(shape: DeviceShape, part: Part) -> int:
+    """Return the most compute slices that instances within `part` have together."""
+    return max((_compute(layout, part) for layout in shape.layouts), default=0)
+
+
+def divided(shape: DeviceShape, shares: Mapping[str, float]) -> dict[str, Part]:
+    """Return the part of each family of `shares`, which stand in the order of their parts; there must not be more than
+    `most_parts`."""
+    parts = _divided(shape.layouts, tuple(shares.values()))
+    return dict(zip(shares, parts, strict=True))
+
+
+@lru_cache(maxsize=256)
+def _divided(layouts: Layouts, shares: Sequence[float]) -> tuple[Part, ...]:
+    end = max(place.start + place.size for layout in layouts for place in layout)
+    if len(shares) == 1:
+        return ((0, end),)
+    every = list(itertools.combinations(range(end + 1), 2))
+    compute = {part: max(_compute(layout, part) for layout in layouts) for part in every}
+    largest = {
+        part: max((place.slices for layout in layouts for place in layout if within(place, part)), default=0)
+        for part in every
+    }
+
+    def worth(parts: Sequence[Part]) -> tuple[list[float], int]:
+        each = sorted(compute[part] / share for part, share in zip(parts, shares, strict=True))
+        return each, sum(largest[part] for part in parts)
+
+    cuts = itertools.combinations(range(1, end), len(shares) - 1)
+    ways = (tuple(itertools.pairwise((0, *cut, end))) for cut in cuts)
+    return max((way for way in ways if all(compute[part] for part in way)), key=worth)
+
+
+def limited(shape: DeviceShape, part: Part, others: Collection[Placement]) -> DeviceShape:
+    """Return a GPU as a family may plan with it: the placements within `part` that go with `others`, what the other
+    families have there now; without layouts if there are none."""
+    return msgspec.structs.replace(
+        shape,
+        layouts=_limited(shape.layouts, part, frozenset(others)),
+        slices=part_slices(shape, part),
+    )
+
+
+def demanded(
+    shape: DeviceShape, parts: Mapping[str, Part], shares: Mapping[str, float], needs: Mapping[str, float]
+) -> dict[str, Part] | None:
+    """Return the parts of a GPU that fit what its families need, in compute slices; None if `parts`, which they have,
+    do well enough: no family lacks a tenth, or the one that lacks most would have less than a quarter more.
+
+    What is left beyond the needs goes by share."""
+    slices = {family: part_slices(shape, part) for family, part in parts.items()}
+    if all(needs[family] <= LACKS * slices[family] for family in parts):
+        return None
+    total = sum(slices.values())
+    left = max(0.0, total - sum(needs[family] for family in parts))
+    whole = sum(shares[family] for family in parts)
+    wanted = {family: needs[family] + left * shares[family] / whole for family in parts}
+    found = divided(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
+    gain = min(part_slices(shape, part) / wanted[family] for family, part in found.items())
+    return found if gain >= GAINS * min(slices[family] / wanted[family] for family in parts) else None
+
+
+@lru_cache(maxsize=256)
+def _limited(layouts: Layouts, part: Part, others: frozenset[Placement]) -> Layouts:
+    found = dict.fromkeys(
+        tuple(place for place in layout if within(place, part) and place not in others)
+        for layout in layouts
+        if others.issubset(layout)
+    )
+    sets = {layout: frozenset(layout) for layout in found if layout}
+    return tuple(layout for layout, own in sets.items() if not any(own < other for other in sets.values()))
+
+
+def _compute(layout: Sequence[Placement], part: Part) -> int:
+    return sum(place.slices for place in layout if within(place, part))

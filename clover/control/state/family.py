@@ -12,7 +12,6 @@ from msgspec import structs
 
 from clover.carbon.grid import ASSUMED, Reference, reference_in_force
 from clover.config import ControllerConfig, FamilyConfig
-from clover.control.state.accuracy_sample import AccuracySample
 from clover.control.state.apply import Applier, SharedInstances
 from clover.control.state.arrivals import WINDOW_S, ArrivalRate
 from clover.control.state.capacity import FloorCapacity
@@ -27,6 +26,7 @@ from clover.control.state.slo.waits import WaitWatch
 from clover.control.state.triggers import Triggers
 from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
+from clover.planning.model.margin import AccuracySample
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
 from clover.planning.transition.memory import MemoryAware, MemoryNeeds, SliceMemory
@@ -219,12 +219,6 @@ class Family:
         self.planned_alarm_level = self.alarm_level
         self.learned.planned()
         self.ledger.planned_s = grid_s
-
-    def retarget(self, old: ControllerConfig, new: ControllerConfig) -> None:
-        """Follow a new configuration of the controller in what no operator has changed."""
-        form = new.objective if self.targets.form == old.objective else self.targets.form
-        lam = new.lam if self.targets.lam == old.lam else self.targets.lam
-        self.targets = replace(self.targets, form=form, lam=lam)
 
     @property
     def slo_source(self) -> str:

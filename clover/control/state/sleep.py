@@ -26,7 +26,7 @@ import msgspec
 from clover.control.state.arrivals import deviation
 from clover.control.state.slo.keeper import SLO_LOOKS
 from clover.planning.model.cores import cores_under, sleeping_row
-from clover.planning.search.power_states import ROOM
+from clover.planning.search.best import ROOM
 from clover.types import Assignment, DeviceShape, ObjectiveConfig
 
 REST_S = 300.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from clover.control.plan.recording import words
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.state.slo.keeper import late, waiting
@@ -16,6 +15,7 @@ from clover.hints import duration, program
 from clover.planning.model.problem import accuracies, services_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.quantities import rate
+from clover.types import words_of
 
 _AS_PLANNED = 1.1
 """Times the rate that was planned for: what arrives, with its noise, is no more than that, and a row a second."""
@@ -73,7 +73,7 @@ def doing(context: Context, family: Family) -> str:
     deployed, mode = family.deployed, context.mode_of(family)
     if deployed is None:
         return "nothing runs"
-    runs = words(deployed.configuration)
+    runs = words_of(deployed.configuration)
     if context.frozen_of(family):
         return f"{runs} runs and is frozen"
     if mode != "active":
@@ -166,7 +166,7 @@ def _alarm_words(context: Context, family: Family, now_s: float) -> str:
     if not why and deployed is not None and deployed.plan.prediction.p95_ms > slo_ms:
         slower = slo.pressure.factor
         room = f" with services {slower:.2f} x as slow as profiled" if slower > 1.0 else ""
-        why = f"no plan is predicted to meet it{room}, {words(deployed.configuration)} is the least bad"
+        why = f"no plan is predicted to meet it{room}, {words_of(deployed.configuration)} is the least bad"
     if not why and last is not None and last.action in ("refused", "failed", "rolled back"):
         why = f"the last plan was {last.action}: {last.detail}"
     why = why or "plans with more room did not meet it either"

@@ -26,15 +26,12 @@ import msgspec
 from clover.planning.budget.counterfactual import Fixed
 from clover.planning.cascade.permitted import drawn_at, joint, permitted
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
-from clover.planning.model.objective import Objective
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.problem import LEAST_RATE, Problem
-from clover.planning.model.sharing import is_shared
-from clover.planning.packing.enumerate import Profiles
+from clover.planning.model.objective import Objective, PlanningInput
+from clover.planning.model.problem import LEAST_RATE, Problem, is_shared
+from clover.planning.packing.candidates import Profiles, held_together, whole_sets
 from clover.planning.packing.waits import tuned
-from clover.planning.search.annealed import JOINT, every
-from clover.planning.search.power_states import best_power_state, with_idle_energy
-from clover.planning.search.shared import held_together, whole_sets
+from clover.planning.search.best import best_power_state, with_idle_energy
+from clover.planning.search.configurations import JOINT, every
 from clover.types import Candidate, Configuration, State
 
 _SOLVES = 7  # plans that a frontier is made of, at most

@@ -25,11 +25,10 @@ import msgspec
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
 from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
-from clover.planning.model.objective import MARGIN, NOISE, held_to
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.sharing import measured, variants_of
+from clover.planning.model.objective import MARGIN, NOISE, PlanningInput, held_to
+from clover.planning.model.problem import measured, variants_of
 from clover.planning.packing.evaluation import evaluate
-from clover.planning.search.power_states import awake_in, with_idle_energy
+from clover.planning.search.best import awake_in, with_idle_energy
 from clover.types import Candidate, Configuration, configuration_of
 
 _STEEP = 4.0  # times the steepest climb between known plans: above it, every price leads to the same choice

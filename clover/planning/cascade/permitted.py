@@ -18,11 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from clover.planning.cascade.chains import evaluate
+from clover.planning.cascade.evaluation import alone, evaluate
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
-from clover.planning.model.sharing import variants_of
+from clover.planning.model.problem import Problem, variants_of
 from clover.types import Candidate, ChainPoint, Configuration
 
 
@@ -66,22 +65,6 @@ def points_on(problem: Problem, configuration: Configuration) -> Iterator[ChainP
     variants = variants_of(configuration)
     yield from (point for point in problem.points if len(point.chain) > 1 and variants.issuperset(point.chain))
     yield from (alone(problem, variant) for variant in sorted(variants))
-
-
-def alone(problem: Problem, variant: str) -> ChainPoint:
-    """Return a chain of one."""
-    accuracy = problem.accuracy[variant]
-    return ChainPoint(
-        chain=(variant,),
-        thresholds=(),
-        accuracy=accuracy,
-        low=accuracy,
-        high=accuracy,
-        reach=(1.0,),
-        ends=(accuracy,),
-        cut=(accuracy,),
-        cost=1.0,
-    )
 
 
 def drawn_at(candidate: Candidate) -> FrontierPoint:

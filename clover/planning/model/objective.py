@@ -12,7 +12,8 @@ the weight of carbon proportional to the intensity: at a fixed L a dirty hour ma
 clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever follow the grid.)
 
 Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
-variant.  Without a p95 constraint the best plan is a point of the concave hull of (energy, accuracy), cut at the floor.
+variant: its share times the score of a plan that is all its own.  Without a p95 constraint the best plan is a point of
+the concave hull of (energy, accuracy), cut at the floor.
 
 **Lambda.**  If none is configured, `derive_lambda` takes the L at which the best variant and the cheapest mix at the
 accuracy floor break even at the reference intensity: L dE = (1 - L) dA, with dE and dA the differences relative to
@@ -25,9 +26,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
 from msgspec import structs
 
-from clover.planning.model.problem import accuracies, services_of
+from clover.planning.model.problem import Problem, accuracies, problem_of, services_of
 from clover.planning.model.queueing import Service, energy_j_per_row
 from clover.planning.model.shares import best_mix
 from clover.types import FamilyProfile, ObjectiveConfig, Prediction, State
@@ -74,10 +76,6 @@ class Objective:
         lost = self.base_accuracy - accuracy
         lost *= lost > 0.0  # not `max`: the paper's policies score arrays
         return self.lam * saved - (1.0 - self.lam) * lost / self.base_accuracy
-
-    def gain(self, accuracy: float, energy_j: float) -> float:
-        """Return the part of f that one unit of share of a variant brings: f is their sum plus a constant."""
-        return self.score(accuracy, energy_j)
 
     @property
     def floor_text(self) -> str:
@@ -173,3 +171,24 @@ def derive_lambda(profile: FamilyProfile, objective: ObjectiveConfig) -> float:
 
 def _profiled_energy_j(service: Service) -> float:
     return energy_j_per_row((service,), _PROFILED_LOAD * service.capacity())
+
+
+@dataclass(frozen=True)
+class PlanningInput:
+    """A state with the problem and objective derived from it.
+
+    Made where a plan begins (a policy's `propose`) and handed to every function below."""
+
+    state: State
+    problem: Problem
+    objective: Objective
+
+    @classmethod
+    def of(cls, state: State) -> PlanningInput:
+        """Derive problem and objective from `state`; PlanError if it poses no problem (`problem_of`)."""
+        return cls(state, problem_of(state), objective_of(state))
+
+    def without_demand(self) -> PlanningInput:
+        """Return the same moment without rows that ask for an accuracy of their own."""
+        state = msgspec.structs.replace(self.state, demand=())
+        return replace(self, state=state, problem=replace(self.problem, demand=()))

@@ -6,11 +6,21 @@ profiles may err, services are planned with at the slow end of the error (`profi
 than that wait no longer than planned, and accuracy, which quotas decide, does not depend on times.  Energies are active
 energy, the part that a plan can change while every device stays awake; idle power is the same for all plans and drops
 out of every comparison.  If devices or cores without workers spare `spared_w`, it does not
-(`planning.search.power_states`).
+(`planning.search.best`).
+
+**Rows that ask for an accuracy of their own** (`clover_min_accuracy`) are a constraint on plans.  `Problem.demand` says
+how many rows a second need at least which accuracy.  They go straight to a variant that reaches it, whatever the shares
+or the cascade of all other rows are (`direct`).  So a configuration serves them if it has workers for them: the most
+demanding rows first, each to the variant of the fewest joules that is accurate enough, as far as the utilisation limit
+leaves room.  A configuration with none, or too few, is not feasible; nothing else about a plan changes.  While a plan
+is searched, shares are of all rows, so these rows are a least share of their variant (`planning.packing.evaluation`);
+the router deals only the others by quota, and is given the shares of those (`of_the_others`).  Where they enter a
+cascade is said in `planning.cascade.evaluation`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +33,7 @@ from clover.errors import PlanError
 from clover.planning.model.cores import sleeping_row
 from clover.planning.model.queueing import TURNS, WAKE_S, Service, cold
 from clover.types import (
+    Assignment,
     ChainPoint,
     Configuration,
     Demand,
@@ -42,6 +53,7 @@ CHEAPER = 0.97
 LEAST_RATE = 0.1
 """Rows a second that are planned for at least, so that an idle family still has a defined plan."""
 _ASLEEP_STEP = 0.5 * math.log(2.0)  # of the logarithm of a rate
+_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
@@ -57,15 +69,13 @@ class Problem:
     backend: Mapping[str, str]
     own: Mapping[tuple[str, str], str]
     services: Mapping[tuple[str, str], Service]
-    base_energy_j: float
-    base_accuracy: float
     rate: float
     objective: ObjectiveConfig
     devices: tuple[DeviceShape, ...]
     points: tuple[ChainPoint, ...] = ()
     """Cascades that may be planned, from the profile."""
     demand: tuple[Demand, ...] = ()
-    """Rows that ask for an accuracy of their own (`demand`)."""
+    """Rows that ask for an accuracy of their own."""
     resident: int = 1
     """The most variants that a worker holds."""
     held_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -170,8 +180,6 @@ def problem_of(state: State) -> Problem:
         backend={variant: profile.backend[variant] for variant in variants},
         own=backends_of(profile),
         services=services,
-        base_energy_j=max(profile.base.energy_j_per_row, 1e-12),
-        base_accuracy=profile.base.accuracy,
         rate=max(state.arrival_rate, LEAST_RATE),
         # No solution depends on the reference, which follows the grid: solved problems are remembered by the rest.
         objective=msgspec.structs.replace(state.objective, reference_g_per_kwh=1.0),
@@ -265,3 +273,98 @@ def _measured(
             max(item.wake_j for item in ordered),
         )
     return services
+
+
+def is_shared(configuration: Configuration) -> bool:
+    """Return whether some worker shares its time between variants."""
+    return any(group.beside for group in configuration)
+
+
+def variants_of(configuration: Configuration) -> set[str]:
+    """Return all variants that have a worker."""
+    return {variant for group in configuration for variant in group.variants}
+
+
+def measured(problem: Problem, configuration: Configuration) -> bool:
+    """Return whether every variant was measured on the profiles it is on."""
+    return all((variant, group.profile) in problem.services for group in configuration for variant in group.variants)
+
+
+def may_share(problem: Problem, variants: Sequence[str], profile: str) -> bool:
+    """Return whether a worker on `profile` may hold these variants together: as many as may be resident, measured
+    there, as far as is known within its memory, and none of which was found not to be held with another."""
+    if len(variants) > problem.resident or any((variant, profile) not in problem.services for variant in variants):
+        return False
+    if any((profile, one, other) in problem.apart for one, other in itertools.combinations(sorted(variants), 2)):
+        return False
+    room = problem.resident_bytes.get(profile, 0)
+    held = [problem.held_bytes.get((variant, profile)) for variant in variants]
+    return not room or sum(own for own in held if own is not None) <= room
+
+
+# --- rows that ask for an accuracy of their own -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Rows a second that go straight to each variant, and in words what cannot be served (empty: nothing)."""
+
+    rates: dict[str, float]
+    why: str = ""
+
+
+NONE = Direct({})
+
+
+def direct(
+    problem: Problem, configuration: Configuration, max_utilisation: float, chain: Sequence[str] = ()
+) -> Direct:
+    """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can.  The
+    variants of the `chain` that all other rows follow come first, as in the router: the others have no share there.
+
+    Shares and rates are of all rows of the problem."""
+    if not problem.demand:
+        return NONE
+    capacities: dict[str, float] = {}
+    joules: dict[str, float] = {}
+    beside: dict[str, set[str]] = {}
+    for group in configuration:
+        for variant in group.variants:
+            service = problem.services[variant, group.profile]
+            capacities[variant] = capacities.get(variant, 0.0) + group.count * service.capacity()
+            joules[variant] = min(joules.get(variant, math.inf), service.least_energy_j)
+            beside.setdefault(variant, set()).update(other for other in group.variants if other != variant)
+    rates: dict[str, float] = {}
+    why = ""
+    for asked in sorted(problem.demand, key=lambda item: -item.accuracy):
+        able = [variant for variant in capacities if problem.accuracy[variant] >= asked.accuracy - _EPSILON]
+        left = min(asked.rate, problem.rate - sum(rates.values()))
+        for variant in sorted(able, key=lambda name: (name not in chain, joules[name], name)):
+            taken = sum(rates.get(other, 0.0) / capacities[other] for other in beside[variant])
+            room = (max_utilisation - taken) * capacities[variant] - rates.get(variant, 0.0)
+            part = max(0.0, min(left, room))
+            if part > 0.0:
+                rates[variant] = rates.get(variant, 0.0) + part
+                left -= part
+        if not able:
+            why = why or f"no worker reaches the {asked.accuracy:.2f} % that {asked.rate:.3g} rows/s ask for"
+        elif left > _EPSILON * problem.rate:
+            why = why or f"too few workers reach the {asked.accuracy:.2f} % that {asked.rate:.3g} rows/s ask for"
+    return Direct(rates, why)
+
+
+def of_the_others(problem: Problem, shares: dict[str, float], asked: Direct) -> dict[str, float]:
+    """Return the shares of the rows that ask for no accuracy, from the `shares` of all rows."""
+    if not asked.rates:
+        return shares
+    left = {name: max(0.0, share - asked.rates.get(name, 0.0) / problem.rate) for name, share in shares.items()}
+    total = sum(left.values())
+    return {name: round(share / total, 6) for name, share in left.items()} if total > 1e-6 else shares
+
+
+def met_by(
+    demand: Sequence[Demand], running: Sequence[Assignment], accuracy: Mapping[str, float]
+) -> tuple[Demand, ...]:
+    """Return those of `demand` that some worker of `running` is accurate enough for."""
+    best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
+    return tuple(item for item in demand if item.accuracy <= best + _EPSILON)

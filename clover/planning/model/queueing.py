@@ -48,7 +48,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -390,8 +389,8 @@ def late(workers: tuple[Service, ...], rate: float, limit_ms: float) -> float:
     return float(np.mean(play(workers, arrivals)[WARM_UP:] * 1e3 + workers[0].front_ms > limit_ms))
 
 
-def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> float:
-    """Return the q quantile of rows that fall into lanes with these weights; infinite if a lane with weight is
+def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]]) -> float:
+    """Return p95 of rows that fall into lanes with these weights; infinite if a lane with weight is
     unstable."""
     lanes = [(weight, values) for weight, values in lanes if weight > 0.0]
     if not lanes or any(len(values) == 0 for _, values in lanes):
@@ -400,7 +399,7 @@ def mixture_p95_ms(lanes: Sequence[tuple[float, Floats]], q: float = 0.95) -> fl
     weights = np.concatenate([np.full(len(values), weight / len(values)) for weight, values in lanes])
     order = np.argsort(values, kind="stable")
     cumulated = np.cumsum(weights[order])
-    index = int(np.searchsorted(cumulated, q * cumulated[-1]))
+    index = int(np.searchsorted(cumulated, 0.95 * cumulated[-1]))
     return float(values[order[min(index, len(values) - 1)]])
 
 
@@ -461,13 +460,13 @@ def _simulated(
     groups = Counter(workers)
     columns = max(worker.max_batch for worker in groups)
     return des.simulate(
-        [_table(worker, columns) for worker in groups],
+        [batch_seconds(worker, columns) for worker in groups],
         list(groups.values()),
         des.trace(arrivals_s),
         seed=seed,
         law="normal",
         cv=[worker.cv for worker in groups],
-        energy_j=[_joules(worker, columns) for worker in groups] if energy else None,
+        energy_j=[batch_joules(worker, columns) for worker in groups] if energy else None,
         largest=[min(worker.max_batch, largest or worker.max_batch) for worker in groups],
         credits=2,
         in_turn=True,
@@ -478,18 +477,12 @@ def _simulated(
 
 
 @lru_cache(maxsize=4096)
-def _table(worker: Service, columns: int) -> list[float]:
+def batch_seconds(worker: Service, columns: int) -> list[float]:
     """Return mean seconds of a batch of 1..`columns` rows; those above its largest batch are never asked for."""
     return [worker.seconds(batch) for batch in range(1, columns + 1)]
 
 
 @lru_cache(maxsize=4096)
-def _joules(worker: Service, columns: int) -> list[float]:
+def batch_joules(worker: Service, columns: int) -> list[float]:
     """Return joules of a batch of 1..`columns` rows."""
     return [batch * worker.energy_j(batch) for batch in range(1, columns + 1)]
-
-
-def memory() -> dict[str, Any]:
-    """Return hits, misses and size of the memo of simulations in this process."""
-    info = _played.cache_info()
-    return {"hits": info.hits, "misses": info.misses, "size": info.currsize}

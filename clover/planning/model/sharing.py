@@ -20,7 +20,6 @@ rates rounded up by up to 1 %, as of cascades.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover._native import timeshare
-from clover.planning.model.problem import Problem
-from clover.planning.model.queueing import ROWS, WARM_UP, Service, quantiles
+from clover.planning.model.queueing import ROWS, WARM_UP, Service, batch_joules, batch_seconds, quantiles
 from clover.types import Configuration
 
 Floats = NDArray[np.float64]
@@ -181,13 +179,13 @@ class SharedPool:
         ]
         columns = max(service.max_batch for _, _, service in at)
         return timeshare.play(
-            [_seconds(service, columns) for _, _, service in at],
+            [batch_seconds(service, columns) for _, _, service in at],
             [lane for _, lane, _ in at],
             [kind for kind, _, _ in at],
             [kind.count for kind in self.kinds],
             times_s,
             cv=[service.cv for _, _, service in at],
-            energy_j=[_joules(service, columns) for _, _, service in at],
+            energy_j=[batch_joules(service, columns) for _, _, service in at],
             largest=[service.max_batch for _, _, service in at],
             shares=None if last is not None else self.shares,
             last=last,
@@ -195,21 +193,6 @@ class SharedPool:
             warm_up=warm_up,
             seed=seed,
         )
-
-
-def is_shared(configuration: Configuration) -> bool:
-    """Return whether some worker shares its time between variants."""
-    return any(group.beside for group in configuration)
-
-
-def variants_of(configuration: Configuration) -> set[str]:
-    """Return all variants that have a worker."""
-    return {variant for group in configuration for variant in group.variants}
-
-
-def measured(problem: Problem, configuration: Configuration) -> bool:
-    """Return whether every variant was measured on the profiles it is on."""
-    return all((variant, group.profile) in problem.services for group in configuration for variant in group.variants)
 
 
 def pool_of(
@@ -223,18 +206,6 @@ def pool_of(
         if any(service is not None for service in own):
             kinds.append(ProcessKind(group.count, own))
     return SharedPool(tuple(kinds))
-
-
-def may_share(problem: Problem, variants: Sequence[str], profile: str) -> bool:
-    """Return whether a worker on `profile` may hold these variants together: as many as may be resident, measured
-    there, as far as is known within its memory, and none of which was found not to be held with another."""
-    if len(variants) > problem.resident or any((variant, profile) not in problem.services for variant in variants):
-        return False
-    if any((profile, one, other) in problem.apart for one, other in itertools.combinations(sorted(variants), 2)):
-        return False
-    room = problem.resident_bytes.get(profile, 0)
-    held = [problem.held_bytes.get((variant, profile)) for variant in variants]
-    return not room or sum(own for own in held if own is not None) <= room
 
 
 def _dealt(rates: Sequence[float], weights: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -264,18 +235,6 @@ def _batches(
         if moved < 1e-2:
             break
     return sizes
-
-
-@lru_cache(maxsize=4096)
-def _seconds(service: Service, columns: int) -> list[float]:
-    """Return mean seconds of a batch of 1..`columns` rows."""
-    return [service.seconds(batch) for batch in range(1, columns + 1)]
-
-
-@lru_cache(maxsize=4096)
-def _joules(service: Service, columns: int) -> list[float]:
-    """Return joules of a batch of 1..`columns` rows."""
-    return [batch * service.energy_j(batch) for batch in range(1, columns + 1)]
 
 
 @lru_cache(maxsize=8192)

@@ -23,12 +23,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from clover.planning.model.demand import direct, leasts
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
+from clover.planning.model.problem import Direct, Problem, direct, is_shared, variants_of
 from clover.planning.model.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms
 from clover.planning.model.shares import Mix, MixProblem, balanced_mix, within_p95
-from clover.planning.model.sharing import SharedPool, is_shared, pool_of, variants_of
+from clover.planning.model.sharing import SharedPool, pool_of
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 LEAST_PART = 0.2
@@ -37,6 +36,7 @@ LATE = 0.05
 UNBOUNDED_MS = 3_600_000.0
 """Stands for "no bound" in a prediction's p95 (infinity does not survive JSON): an overloaded lane."""
 _REREAD = 3
+_EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def settle(problem: Problem, objective: Objective, configuration: Configuration,
         if mix is None:
             break
         gains = [
-            objective.gain(own, lane.energy_j(problem.rate * share, max(share, 0.05)))
+            objective.score(own, lane.energy_j(problem.rate * share, max(share, 0.05)))
             for lane, own, share in zip(lanes.lanes, lanes.accuracy, mix, strict=True)
         ]
         mixing = replace(mixing, gains=gains)
@@ -164,7 +164,7 @@ def settle(problem: Problem, objective: Objective, configuration: Configuration,
 def _hopes(problem: Problem, objective: Objective, lanes: ConfigurationLanes, limits: Sequence[float]) -> list[float]:
     """Return what a unit of share of each lane brings at best."""
     return [
-        objective.gain(own, lane.least_energy_j(problem.rate * limit))
+        objective.score(own, lane.least_energy_j(problem.rate * limit))
         for lane, own, limit in zip(lanes.lanes, lanes.accuracy, limits, strict=True)
     ]
 
@@ -280,7 +280,7 @@ def _settled_pair(
     if len(pair) == 2:
         limits = _jointly(limits, [problem.rate / full for full in pool.capacities], objective.max_utilisation)
     gains = [
-        objective.gain(own, min(s.least_energy_j for k in pool.kinds if (s := k.services[lane]) is not None))
+        objective.score(own, min(s.least_energy_j for k in pool.kinds if (s := k.services[lane]) is not None))
         for lane, own in enumerate(accuracy)
     ]
     mixing = MixProblem(gains, accuracy, limits, least, floor)
@@ -290,7 +290,7 @@ def _settled_pair(
         if mix is None:
             break
         joules = pool.joules([problem.rate * max(share, 0.02) for share in mix])
-        mixing = replace(mixing, gains=[objective.gain(own, j) for own, j in zip(accuracy, joules, strict=True)])
+        mixing = replace(mixing, gains=[objective.score(own, j) for own, j in zip(accuracy, joules, strict=True)])
         following = mixing.best()
         if following == mix:
             break
@@ -419,3 +419,25 @@ def rank(candidate: Candidate, objective: Objective) -> tuple[float, ...]:
     p95 = candidate.prediction.p95_ms
     load = candidate.prediction.utilisation if p95 >= UNBOUNDED_MS else 0.0
     return (1.0, round(missing, 6), p95, load, -candidate.score)
+
+
+def leasts(
+    problem: Problem,
+    asked: Direct,
+    variants: Sequence[str],
+    workers: Sequence[int],
+    capacities: Sequence[float],
+    least: Sequence[float],
+    max_utilisation: float,
+) -> list[float]:
+    """Return the least share of each lane: what rows that ask for an accuracy take of it, or, if that is more, the part
+    of `least` (the share that a planned worker has to get) that belongs to workers which these rows do not need."""
+    found = []
+    for variant, count, capacity, own in zip(variants, workers, capacities, least, strict=True):
+        rate = asked.rates.get(variant, 0.0)
+        if rate > 0.0:
+            needed = max(1, math.ceil(rate * count / (max_utilisation * capacity) - _EPSILON))
+            found.append(max(rate / problem.rate, own * max(0, count - needed) / count))
+        else:
+            found.append(own)
+    return found

@@ -35,7 +35,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service, expected_batch, late
-from clover.planning.packing.enumerate import Profiles, kinds_of, multisets_of
+from clover.planning.packing.candidates import Profiles, kinds_of, multisets_of
 from clover.planning.packing.evaluation import LEAST_PART
 from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Record, configuration_of
 
@@ -50,7 +50,6 @@ MISS = 0.05
 """The part of a family's rows that may miss the SLO."""
 
 Counts = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 class Sleep(Record, frozen=True, kw_only=True):
@@ -292,14 +291,6 @@ class Formulation:
             )
             if g.member == member and n
         )
-
-    def asleep(self, used: Iterable[int]) -> dict[str, int]:
-        """Return devices in each state of sleep."""
-        found: dict[str, int] = {}
-        for cut, number in zip(self.cuts, used, strict=True):
-            if not cut.profiles and number:
-                found[cut.state] = found.get(cut.state, 0) + int(number)
-        return found
 
     def standing(self, running: Sequence[Assignment], member: int = 0) -> tuple[Counts, Counts] | None:
         """Return what runs, as counts and cuts; None if the devices are not cut so, or some of it is not on them."""

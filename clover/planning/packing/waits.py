@@ -42,12 +42,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from clover.planning.model.demand import direct
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
-from clover.planning.model.queueing import Floats, Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.model.sharing import is_shared
-from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.planning.model.problem import Problem, direct, is_shared
+from clover.planning.model.queueing import Floats, Lane, Service, batched, latencies_ms, mixture_p95_ms
+from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of
 from clover.types import Candidate, Configuration, Prediction, Routing
 
 LEAST_GAIN = 0.02
@@ -200,14 +198,10 @@ def as_batched(problem: Problem, configuration: Configuration, routing: Routing,
 
 def _dealt(problem: Problem, configuration: Configuration, routing: Routing) -> list[_Dealt]:
     """Return the lanes that get rows."""
-    groups: dict[str, list[tuple[Service, int]]] = {}
-    for group in configuration:
-        service = problem.services[group.variant, group.profile]
-        groups.setdefault(group.variant, []).append((service, group.count))
-    shares = routing.shares
+    found, shares = lanes_of(problem, configuration), routing.shares
     return [
-        _Dealt(variant, lane_of(tuple(groups[variant])), problem.rate * shares[variant], shares[variant])
-        for variant in sorted(groups)
+        _Dealt(variant, lane, problem.rate * shares[variant], shares[variant])
+        for variant, lane in zip(found.variants, found.lanes, strict=True)
         if shares.get(variant, 0.0) > 0.0
     ]
 

@@ -15,23 +15,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clover.errors import PlanError
-from clover.planning.cascade.chains import evaluate as evaluate_chain
-from clover.planning.cascade.chains import promising
+from clover.planning.cascade.evaluation import evaluate as evaluate_chain
 from clover.planning.model.objective import Objective
-from clover.planning.model.problem import Problem
+from clover.planning.model.problem import Problem, is_shared, measured
 from clover.planning.model.shares import best_mix
-from clover.planning.model.sharing import is_shared, may_share, measured
-from clover.planning.packing.enumerate import Profiles, kinds_of, profile_sets_of
+from clover.planning.packing.candidates import shared_configuration, shared_layouts
 from clover.planning.packing.evaluation import evaluate, settled_mix
-from clover.types import Candidate, ChainPoint, Configuration, GroupCount
+from clover.planning.search.chains import promising
+from clover.types import Candidate, ChainPoint, Configuration
 
-LAYOUTS = 64
-"""Multisets of profiles that are weighed, at most."""
 SETTLED = 400
 """Candidates whose batches are worked out, at most."""
 PLAYED = 16
@@ -83,48 +78,6 @@ def best_shared(
     return sorted(found, key=lambda candidate: (not candidate.feasible, -candidate.score))
 
 
-def shared_layouts(problem: Problem) -> list[Profiles]:
-    """Return the multisets of profiles that are weighed: all, or if there are too many those with every device of a
-    kind cut alike."""
-    kinds = kinds_of(problem.devices)
-    try:
-        return profile_sets_of(kinds, LAYOUTS)
-    except PlanError:
-        alike = itertools.product(
-            *([Counter({name: n * number for name, n in profiles}) for profiles in ways] for ways, number in kinds)
-        )
-        sums = (sum(chosen, Counter[str]()) for chosen in itertools.islice(alike, LAYOUTS))
-        return list(dict.fromkeys(tuple(sorted(counts.items())) for counts in sums))
-
-
-def shared_configuration(problem: Problem, profiles: Profiles, variants: Sequence[str]) -> Configuration | None:
-    """Return the configuration of these profiles whose workers all hold `variants`; None if one of them may not."""
-    if not all(may_share(problem, variants, name) for name, _ in profiles):
-        return None
-    first, *others = sorted(variants)
-    return tuple(
-        GroupCount(variant=first, profile=name, count=count, beside=tuple(others)) for name, count in profiles
-    )
-
-
-def whole_sets(problem: Problem) -> Iterator[Configuration]:
-    """Yield the configurations of each layout whose workers hold all variants, or as many as they may."""
-    if problem.resident > 1:
-        for profiles in shared_layouts(problem):
-            yield from held_together(problem, profiles)
-
-
-def held_together(problem: Problem, profiles: Profiles) -> list[Configuration]:
-    """Return the configurations of these profiles whose workers hold all variants; if they may not, those with the
-    most that they may hold."""
-    for number in range(min(problem.resident, len(problem.variants)), 1, -1):
-        sets = itertools.combinations(problem.variants, number)
-        held = [own for names in sets if (own := shared_configuration(problem, profiles, names)) is not None]
-        if held:
-            return held
-    return []
-
-
 def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tuple[float, _Hope]]:
     """Yield what may be worth more than `beat`, with that at best."""
     ranked = promising(problem, objective, problem.points)
@@ -132,7 +85,7 @@ def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tupl
     pairs = []
     for pair in itertools.combinations(problem.variants, 2):
         accuracy = [problem.accuracy[variant] for variant in pair]
-        gains = [objective.gain(own, least_j[variant]) for own, variant in zip(accuracy, pair, strict=True)]
+        gains = [objective.score(own, least_j[variant]) for own, variant in zip(accuracy, pair, strict=True)]
         mix = best_mix(gains, accuracy, [1.0, 1.0], objective.planned_floor)
         if mix is not None:
             pairs.append((sum(share * gain for share, gain in zip(mix, gains, strict=True)), pair))

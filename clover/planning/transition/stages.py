@@ -21,7 +21,6 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 
-from clover.planning.transition.jobs import order
 from clover.planning.transition.layout import Capacity, slices
 from clover.types import Assignment, DeviceShape, Placement, Record, Step, Transition
 
@@ -241,3 +240,9 @@ def placed(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
 
 def _is_instance(placement: Placement | None) -> bool:
     return placement is not None and "g." in placement.profile
+
+
+def order(item: Assignment) -> tuple[str, int, int, str, str]:
+    """Return the order in which workers are listed."""
+    place = item.placement
+    return (place.device, place.start, place.size, item.variant, item.backend)

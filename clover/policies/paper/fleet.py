@@ -22,7 +22,7 @@ import numpy as np
 from clover._native.random import Random
 from clover.errors import PlanError
 from clover.planning.model.problem import Problem, fitting, whole
-from clover.planning.packing.enumerate import Profiles, configurations_of, multisets_of
+from clover.planning.packing.candidates import Profiles, configurations_of, multisets_of
 from clover.policies.paper.fifo import Counts, Floats, Keys
 from clover.types import Assignment, DeviceShape, State
 
@@ -152,7 +152,7 @@ def raw_layouts(device: DeviceShape, fits: dict[str, tuple[str, ...]]) -> tuple[
 @lru_cache(maxsize=16)
 def _deals(multisets: tuple[Profiles, ...], raw: tuple[tuple[str, ...], ...], fits: Fits, keys: Keys) -> Deals:
     fitted = dict(fits)
-    found = configurations_of(((multisets, 1),), fitted, limit=FULL, max_variants=0)
+    found = configurations_of(((multisets, 1),), fitted, limit=FULL)
     counts = np.zeros((len(found), len(keys)), dtype=np.int64)
     layouts = Counter(tuple(sorted(Counter(profiles).items())) for profiles in raw)
     chance = np.zeros(len(found))

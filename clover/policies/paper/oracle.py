@@ -21,7 +21,7 @@ import numpy as np
 
 from clover.errors import PlanError
 from clover.planning.model.problem import fitting
-from clover.planning.packing.enumerate import Kinds, configurations_of, kinds_of
+from clover.planning.packing.candidates import Kinds, configurations_of, kinds_of
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
 from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
 from clover.policies.paper.walk import Trial, look
@@ -111,7 +111,7 @@ def every(fifo: Fifo) -> Counts | None:
 @lru_cache(maxsize=16)
 def _every(kinds: Kinds, fits: Fits, keys: Keys) -> Counts | None:
     try:
-        space = configurations_of(kinds, dict(fits), limit=SMALL, max_variants=0)
+        space = configurations_of(kinds, dict(fits), limit=SMALL)
     except PlanError:
         return None
     rows = np.zeros((len(space), len(keys)), dtype=np.int64)

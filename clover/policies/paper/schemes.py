@@ -8,10 +8,9 @@ import msgspec
 
 from clover._native.random import Random
 from clover.errors import PlanError
-from clover.planning.model.objective import Objective
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import Objective, PlanningInput
 from clover.planning.model.problem import Problem
-from clover.planning.packing.exhaustive import SearchResult
+from clover.planning.search.configurations import SearchResult
 from clover.policies.paper.fifo import Fifo, stacked
 from clover.policies.paper.fleet import At, PaperFleet, fleet_of
 from clover.policies.paper.oracle import Best, alike, best_free, best_of, every

@@ -50,8 +50,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clover._native import des, queueing
-from clover.planning.model.intervals import half_width, keeps, within
 from clover.research.problem.file import Counts, Floats, ProblemFile
+from clover.research.problem.intervals import half_width, keeps, within
 
 QUANTILE_APART = 0.05
 """Of the simulated quantile: how far the model's may lie from it."""

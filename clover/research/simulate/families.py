@@ -17,13 +17,13 @@ import msgspec
 
 from clover.cache import cache_folder
 from clover.devices.tables import slice_profiles, table
+from clover.emulation.profiles import analytical, pace
+from clover.emulation.profiles.pace import PaceRow
 from clover.errors import ConfigError, ProfileError
 from clover.hints import did_you_mean, program
 from clover.malformed import MALFORMED
 from clover.planning.packing.geometry import layouts
 from clover.profiles import ProfileStore
-from clover.profiling import analytical, pace
-from clover.profiling.pace import PaceRow
 from clover.research.simulate import parametric
 from clover.research.simulate.parametric import Confidence
 from clover.types import (

@@ -42,6 +42,7 @@ from clover.types import (
     Routing,
     WorkReport,
     configuration_of,
+    words_of,
 )
 
 _DUST = 1e-9
@@ -339,7 +340,7 @@ class SimulatedFleet:
 
     def words(self) -> str:
         """Return what is routed, in words."""
-        return " + ".join(group.words for group in self._configuration)
+        return words_of(self._configuration)
 
 
 @dataclass

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.cascade import chains
-from clover.planning.cascade.waits import energy_j
-from clover.planning.model.problem import accuracies, services_of
+from clover.planning.cascade.evaluation import energy_j, played_ms, wait_of
+from clover.planning.model.problem import accuracies, is_shared, services_of
 from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
-from clover.planning.model.sharing import SharedPool, is_shared, pool_of
+from clover.planning.model.sharing import SharedPool, pool_of
 from clover.types import ChainPoint, Configuration, FamilyProfile, Routing
 
 Floats = NDArray[np.float64]
@@ -190,8 +189,8 @@ class FleetModel:
         else:
             most = 1.0 / pool.utilisation(point.reach)
         done = min(rate, _FULL * most)
-        wait_ms = chains.wait_of(point.chain, routing)
-        latencies = chains.played_ms(pool or tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
+        wait_ms = wait_of(point.chain, routing)
+        latencies = played_ms(pool or tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
         watts = done * energy_j(pool or stages, done, point.reach, wait_ms)
         asked = [done * part for part in point.reach]
         alone, sizes = _alone(pool, stages, asked)

@@ -93,7 +93,7 @@ class Run(Record, frozen=True, kw_only=True):
 
     `sums` are those of all steps; `steps` may hold merged ones (`merged`) or none.  `plans` counts decisions with a
     plan, `held` those of them whose change was held back, by reason (of the newest 1,000 records).  `limit_grams`: what
-    no schedule of plans with this accuracy can undercut (`clover.planning.budget.horizon_bound`), if that is known.
+    no schedule of plans with this accuracy can undercut (`clover.research.simulate.horizon_bound`), if that is known.
     `confidence`: "parametric" if the scores of answers come from a model and were not measured (`parametric`); empty
     without cascades, or if they were measured.  `beside`: the policy whose accuracy it was given, run by run of the
     same seed if both have several.  `seconds` is wall time, the only field that differs between runs.

@@ -29,12 +29,12 @@ from clover.control.state.context import Clocks
 from clover.control.state.family import Family, default_targets
 from clover.control.state.request import Targets
 from clover.errors import ConfigError
-from clover.planning.budget.horizon_bound import HorizonPart, least_grams
 from clover.policies.plans import chained
 from clover.research.simulate import clock
 from clover.research.simulate.families import spec_of
 from clover.research.simulate.fleet import Serving, SimulatedDevice, SimulatedFleet, simulated
 from clover.research.simulate.forecasts import ForecastSource
+from clover.research.simulate.horizon_bound import HorizonPart, least_grams
 from clover.research.simulate.records import JOULES_PER_KWH, ReplayStep, Run, summed
 from clover.research.simulate.solver import LocalSolver
 from clover.research.simulate.surprises import Surprises

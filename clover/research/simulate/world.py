@@ -19,7 +19,6 @@ from clover.devices.cpu import CpuDevice
 from clover.energy import cpu_power
 from clover.errors import ConfigError
 from clover.interfaces import CarbonSource
-from clover.planning.budget.horizon_bound import CostBound, cost_bound
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import base_capacity, problem_of
 from clover.policies import BUDGETED, build
@@ -27,6 +26,7 @@ from clover.research.simulate import families
 from clover.research.simulate.families import Known
 from clover.research.simulate.flow import FleetModel
 from clover.research.simulate.forecasts import PERFECT, Forecast
+from clover.research.simulate.horizon_bound import CostBound, cost_bound
 from clover.research.simulate.loads import Load
 from clover.research.simulate.records import Accounting, RunInput
 from clover.research.simulate.solver import Memory

@@ -578,17 +578,3 @@ def test_a_family_that_joins_late_and_fails_is_dropped() -> None:
         assert fleet.alive
 
     drive(story)
-
-
-def test_a_new_configuration_is_followed() -> None:
-    async def story() -> None:
-        rig = Rig()
-        await rig.settled()
-        rig.controller.reconfigure(
-            msgspec.structs.replace(rig.controller.context.config, objective="floor", mode="observe")
-        )
-        assert rig.family.targets.form == "floor"
-        await rig.look()
-        assert rig.last["action"] == "observed"
-
-    drive(story)

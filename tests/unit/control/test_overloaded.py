@@ -22,7 +22,8 @@ async def on_one_large_worker(payback_s: float) -> Rig:
     )
     await rig.settled()
     await rig.controller.command("apply", {"configuration": {"large@2c": 1}, "force": True}, "alice")
-    rig.controller.reconfigure(msgspec.structs.replace(rig.controller.context.config, allow_capacity_loss=False))
+    context = rig.controller.context
+    context.config = msgspec.structs.replace(context.config, allow_capacity_loss=False)
     await rig.look(6.0)
     return rig
 

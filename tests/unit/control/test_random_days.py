@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from clover.planning.cascade.routed import predicted, shortfall
+from clover.planning.cascade.evaluation import predicted, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.policies.plans import plan_fixed

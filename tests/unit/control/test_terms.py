@@ -67,7 +67,8 @@ def test_the_reference_is_the_grids_own_or_the_configured_one() -> None:
         assert "41 hours foreseen" in targets["reference_from"]
         config = rig.controller.context.config
         assert rig.family.objective(rig.family.targets, config).reference_g_per_kwh == targets["reference_g_per_kwh"]
-        rig.controller.reconfigure(msgspec.structs.replace(config, reference_g_per_kwh=300.0))
+        rig = Rig(reference_g_per_kwh=300.0)
+        await rig.deploy()
         targets = rig.controller.state()["models"]["toy"]["targets"]
         assert (targets["reference_g_per_kwh"], targets["reference_from"]) == (300.0, "configured")
         assert rig.controller.context.reference().g_per_kwh == 300.0

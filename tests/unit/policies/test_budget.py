@@ -15,8 +15,7 @@ from clover.errors import PlanError
 from clover.planning.budget.frontiers import FrontierPlan, frontier
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, RemainingHorizon, budget_target, target_of
 from clover.planning.model.frontier import FrontierPoint, hull
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.model.problem import problem_of
+from clover.planning.model.objective import PlanningInput
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import Ahead, Configuration, GroupCount, ObjectiveConfig, Plan, State, configuration_of
@@ -182,9 +181,9 @@ def test_the_price_rises_with_what_is_asked_and_lambda_falls() -> None:
 def test_lambda_is_the_price_in_the_papers_form() -> None:
     now = moment(200.0, 100.0, 300.0)
     found = target_now(now)
-    problem = problem_of(now)
-    c_ref = problem.base_energy_j * GRAMS_PER_J * now.objective.reference_g_per_kwh
-    worth = (1.0 - found.lam) / problem.base_accuracy / (found.lam / c_ref)
+    base = now.profile.base
+    c_ref = base.energy_j_per_row * GRAMS_PER_J * now.objective.reference_g_per_kwh
+    worth = (1.0 - found.lam) / base.accuracy / (found.lam / c_ref)
     assert worth == pytest.approx(found.price)
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from clover.control.solver.process import solve
 from clover.control.solver.protocol import SolverOrder
-from clover.planning.model.demand import met_by
-from clover.planning.model.problem import accuracies
+from clover.planning.model.problem import accuracies, met_by
 from clover.policies import POLICIES
 from clover.policies.demanded import with_met
 from clover.types import Ahead, Demand, Routing, State

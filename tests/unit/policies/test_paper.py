@@ -20,7 +20,7 @@ from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import Problem, fitting, problem_of
 from clover.planning.packing.evaluation import lanes_of, predict
 from clover.planning.transition.layout import lay_out
-from clover.policies import SCHEMES, build
+from clover.policies import POLICIES, build
 from clover.policies.paper.fifo import FEW, Fifo, stacked
 from clover.policies.paper.fleet import RADIUS, drawn_neighbour, fleet_of, neighbour
 from clover.policies.paper.walk import GIVE_UP, NEW, moves, punished, punished_as_artifact
@@ -30,6 +30,7 @@ from tests.support.mig_fixture import a100, a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state, worker
 
 TWO = {"small": (88.0, 1.0), "large": (92.0, 4.0)}
+SCHEMES = tuple(name for name, (path, _) in POLICIES.items() if path.startswith("clover.policies.paper."))
 NAMES = ["base", *SCHEMES]
 CPUS = {
     "a box": (cpu(2),),

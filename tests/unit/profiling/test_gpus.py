@@ -216,7 +216,6 @@ def measured(
             TOY,
             devices,
             pool,  # type: ignore[arg-type]
-            None,
             MeasureOptions(backends=("eager",), cache_dir=tmp_path, effort=SHORT, key="k"),
         )
 

@@ -11,8 +11,7 @@ from msgspec import structs
 from clover.planning.model.correction import corrected
 from clover.planning.model.problem import problem_of, services_of
 from clover.planning.model.queueing import WAKE_S
-from clover.profiling.front_end import FrontEndRun
-from clover.profiling.light_load import MOST_TURNS, LightLoad, with_light_load
+from clover.profiling.front_end import MOST_TURNS, FrontEndRun, LightLoad, with_light_load
 from clover.types import FamilyProfile
 from tests.support.profiles_fixture import cpu, profile, state
 

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from clover.emulation.profiles.analytical import at_other_energies, expected_energy
 from clover.errors import ConfigError
-from clover.planning.cascade.cost import expected_energy
 from clover.profiling import chains
 from clover.profiling.chains import Answers, play, profile_of
 from clover.profiling.pareto import best_of, cascades, draw
-from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal, read, with_energies, write
+from clover.profiling.row_store import CascadeRows, most_frugal, read, with_energies, write
 from clover.types import CascadeProfile, FamilyProfile
 from tests.support import profiles_fixture
 

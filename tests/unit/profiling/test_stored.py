@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover import profiles
+from clover import profiles, settings
 from clover.config import ServerConfig, WorkersConfig
+from clover.devices.cpu import CpuDevice
 from clover.errors import ProfileError
 from clover.profiling import stored
 from clover.types import FamilyProfile, FamilySpec, TensorSpec, VariantSpec
@@ -31,7 +32,7 @@ def test_a_damaged_profile_is_put_aside_and_measured_again_unless_one_is_require
     tmp_path: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = ServerConfig(cache_dir=str(tmp_path), profile="require", workers=WorkersConfig(backends=("eager",)))
-    device = stored.cpu_of(config)
+    device = CpuDevice(settings.parse_cores(config.workers.cores))
     pool: Any = None
     key = stored.key_of(SPEC, device, config)
     measured = msgspec.structs.replace(profiles_fixture.profile(), key=key)

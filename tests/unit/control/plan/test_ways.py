@@ -7,12 +7,11 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from clover.control.plan.ways import Way, WayFinder
+from clover.control.plan.ways import Way, WayFinder, Ways
 from clover.control.state.request import PlanRequest
 from clover.errors import PlanError
 from clover.planning.transition.stages import StepSeconds, served
 from clover.planning.transition.steps import plan_transition
-from clover.planning.transition.ways import Ways
 from clover.types import Assignment, Configuration, Routing, State, Transition
 from tests.support.control_fixture import FakeGpu, Rig
 from tests.support.geometry_fixture import a100, runs

@@ -478,7 +478,8 @@ def test_a_single_full_gpu_is_not_emptied_unless_allowed() -> None:
         of.consistent()
         dry = await of.controller.command("plan", {"configuration": other}, "alice")
         assert dry["transition"]["holds"] is False
-        of.controller.reconfigure(msgspec.structs.replace(of.controller.context.config, allow_capacity_loss=True))
+        context = of.controller.context
+        context.config = msgspec.structs.replace(context.config, allow_capacity_loss=True)
         await of.controller.command("apply", {"configuration": other, "force": True}, "alice")
         of.consistent()
         state = of.controller.state()["models"]["toy"]["last_transition"]

@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.control.state.front_correction import MOST_LAG_MS, FrontCorrection, SavedFront
 from clover.control.state.learner import Learner
-from clover.control.state.learning import EVERY_S, FIRST_REST_S, Learning
+from clover.control.state.learning import EVERY_S, FIRST_REST_S, MOST_LAG_MS, FrontCorrection, Learning, SavedFront
 from clover.control.state.request import PlanRequest
 from clover.planning.model.correction import HALF_LIFE_S
 from clover.planning.model.problem import services_of

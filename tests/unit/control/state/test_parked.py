@@ -11,7 +11,7 @@ import pytest
 
 from clover.control.state.parked import ParkedGpus, parking_words
 from clover.control.state.sleep import MOST_ROOM, REST_S, Gusts
-from clover.planning.search.power_states import ROOM
+from clover.planning.search.best import ROOM
 from tests.support.control_fixture import FakeDevice, FakeGpu, Rig
 from tests.support.mig_fixture import a100, mig_profile, slice_worker
 

@@ -14,8 +14,8 @@ from clover.control.state.sleep import REST_S
 from clover.devices.cpu import CpuDevice
 from clover.errors import BadRequest
 from clover.planning.model.cores import cores_under
-from clover.planning.model.planning_input import PlanningInput
-from clover.planning.search.fewest import fewest_cores
+from clover.planning.model.objective import PlanningInput
+from clover.planning.search.best import fewest_cores
 from clover.types import EnergySample, State
 from tests.support.control_fixture import FakeDevice, Rig
 from tests.support.profiles_fixture import profile, reading

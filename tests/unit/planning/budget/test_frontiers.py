@@ -59,5 +59,5 @@ def test_a_small_machine_is_weighed_whole_without_a_search_for_chains(
     for plan in searched:
         assert hull((*weighed, plan.point)) == hull(tuple(weighed)), "nothing is more frugal"
     monkeypatch.undo()
-    monkeypatch.setattr("clover.planning.search.annealed.best_chains", None)
+    monkeypatch.setattr("clover.planning.search.configurations.best_chains", None)
     assert frontier(problem, objective_of(now), 90.0, seed=3) == found, "it calls no search for them"

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.horizon import Hour, spend
-from clover.planning.budget.online import price_at
-from clover.planning.budget.target import RemainingHorizon
+from clover.planning.budget.target import RemainingHorizon, price_at
 from clover.planning.model.frontier import FrontierPoint
 
 JOULES = tuple(

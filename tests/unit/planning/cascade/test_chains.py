@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.planning.cascade.chains import _members, best_chains, ends_of, evaluate, played_ms, promising
-from clover.planning.cascade.waits import energy_j
+from clover.planning.cascade.evaluation import ends_of, energy_j, evaluate, played_ms
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import lane_of, latencies_ms
 from clover.planning.packing.formulation import Formulation
+from clover.planning.search.chains import _members, best_chains, promising
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import GroupCount

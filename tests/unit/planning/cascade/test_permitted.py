@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.steering import steer, steer_on
 from clover.planning.budget.target import budget_target
-from clover.planning.cascade.chains import best_chains, evaluate
+from clover.planning.cascade.evaluation import evaluate
 from clover.planning.cascade.permitted import best_at, drawn_at, joint, nearest, permitted, points_on
 from clover.planning.model.frontier import FrontierPoint, hull
-from clover.planning.model.objective import objective_of
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import PlanningInput, objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.search.annealed import every
+from clover.planning.search.chains import best_chains
+from clover.planning.search.configurations import every
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import Ahead, Candidate, CascadeProfile, ChainPoint, Configuration, GroupCount, Plan, State

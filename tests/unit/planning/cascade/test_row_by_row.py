@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.stages import APART, draw
-from clover.planning.cascade.chains import play_once, played_ms
+from clover.planning.cascade.evaluation import play_once, played_ms
 from clover.planning.model.queueing import Service
 from tests.support.chains_fixture import FAST, SLOW
 from tests.support.row_by_row import Time, play

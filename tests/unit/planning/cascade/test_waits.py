@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bench.stages import draw
-from clover.planning.cascade import chains
-from clover.planning.cascade.chains import Stages, best_chains, evaluate, played_ms, routing_of, wait_of
+from clover.planning.cascade import evaluation
+from clover.planning.cascade.evaluation import Stages, energy_j, evaluate, played_ms, routing_of, wait_of, worth
 from clover.planning.cascade.permitted import drawn_at, joint, on_hull, points_on
-from clover.planning.cascade.waits import energy_j, worth
 from clover.planning.model.objective import Objective, objective_of
 from clover.planning.model.problem import Problem, problem_of
 from clover.planning.model.queueing import Service, batched, lane_of
 from clover.planning.packing.waits import COMPANY, TICK_MS, least_company
-from clover.planning.search.annealed import every
+from clover.planning.search.chains import best_chains
+from clover.planning.search.configurations import every
 from clover.policies import build
 from clover.types import CascadeProfile, ChainPoint, GroupCount, Plan
 from tests.support.chains_fixture import both, point
@@ -74,7 +74,7 @@ def test_where_the_longest_wait_is_late_a_shorter_one_is_taken(monkeypatch: pyte
     def played(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> NDArray[np.float64]:
         return np.full(100, 100.0 if wait_ms == longest_ms else 5.0)
 
-    monkeypatch.setattr(chains, "played_ms", played)
+    monkeypatch.setattr(evaluation, "played_ms", played)
     found = evaluate(problem, aim, both(problem), point())
     assert found.feasible
     assert 0.0 < found.routing.wait_ms["small"] < longest_ms

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.planning.cascade import chains
-from clover.planning.cascade.permitted import alone
-from clover.planning.model.demand import direct, exchanged, met_by, of_the_others
+from clover.planning.cascade import evaluation as chains
+from clover.planning.cascade.evaluation import alone
 from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import problem_of
+from clover.planning.model.problem import direct, met_by, of_the_others, problem_of
+from clover.planning.packing.candidates import exchanged
 from clover.planning.packing.evaluation import evaluate
-from clover.planning.search.annealed import every
+from clover.planning.search.configurations import every
 from clover.policies.demanded import heeds, proposed, with_met
 from clover.types import ChainPoint, Demand, DeviceShape, GroupCount, ObjectiveConfig, Plan, State
 from tests.support.chains_fixture import cascading, point
@@ -159,7 +159,7 @@ def test_a_cascade_leaves_room_for_rows_that_go_straight() -> None:
         cut=(88.0, 90.0),
         cost=1.0,
     )
-    from clover.planning.cascade.chains import evaluate as chained
+    from clover.planning.cascade.evaluation import evaluate as chained
 
     posed = cheap(asked(5.0), devices=(cpu(4),))
     problem = problem_of(msgspec.structs.replace(posed, profile=profile((1, 2, 4))))

@@ -9,7 +9,7 @@ import pytest
 
 from clover.errors import PlanError
 from clover.planning.budget.frontiers import frontier
-from clover.planning.model.planning_input import PlanningInput
+from clover.planning.model.objective import PlanningInput
 from clover.types import Demand, State
 from tests.support.profiles_fixture import cpu, objective, profile, reading, state
 

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.planning.cascade.chains import play_once, played_ms
-from clover.planning.model.problem import problem_of
+from clover.planning.cascade.evaluation import play_once, played_ms
+from clover.planning.model.problem import may_share, problem_of, variants_of
 from clover.planning.model.queueing import Service, capacity, energy_j_per_row, latencies_ms
-from clover.planning.model.sharing import ProcessKind, SharedPool, may_share, pool_of, variants_of
+from clover.planning.model.sharing import ProcessKind, SharedPool, pool_of
 from clover.types import Assignment, GroupCount, MemoryMeasurement, configuration_of
 from tests.support.profiles_fixture import placement, profile, state
 

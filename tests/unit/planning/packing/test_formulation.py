@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.formulation import DWELL_S, SWITCH_S, Formulation, PackingMember, Sleep
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search import annealed
+from clover.planning.search.configurations import EVALUATIONS, KEEP, RESTARTS
 from clover.types import GroupCount
 from tests.reference import fleets
 from tests.support.mig_fixture import a100s, mig_profile, slice_worker
@@ -29,7 +31,7 @@ def toy(count: int = 2, *, peak: float = 0.0, rate: float = 400.0) -> PackingMem
 
 
 def searched(form: Formulation, seed: int = 0) -> lanes.Solution:
-    return lanes.solve(form.kernel(), seed, annealed.EVALUATIONS, form.alike(), annealed.RESTARTS, annealed.KEEP)
+    return lanes.solve(form.kernel(), seed, EVALUATIONS, form.alike(), RESTARTS, KEEP)
 
 
 # --- against every configuration ---
@@ -49,12 +51,21 @@ def test_two_families_share_devices_as_well_as_they_can(seed: int, gpus: int) ->
         assert form.configuration(found[0].counts, member)
 
 
+def in_states(form: Formulation, used: Iterable[int]) -> dict[str, int]:
+    """Return the devices in each state of sleep."""
+    found = Counter[str]()
+    for cut, number in zip(form.cuts, used, strict=True):
+        if not cut.profiles and number:
+            found[cut.state] += int(number)
+    return found
+
+
 @pytest.mark.parametrize(("seed", "gpus"), [(3, 1), (1, 2), (19, 2), (47, 3)])
 def test_as_many_devices_sleep_as_should(seed: int, gpus: int) -> None:
     form = fleets.sleepers(seed, gpus)
     best, by_state, _, _ = fleets.exhaustive(form, form.kernel())
     found = searched(form, seed).found[0]
-    asleep = form.asleep(found.used)
+    asleep = in_states(form, found.used)
     chosen = (asleep.get("parked", 0), asleep.get("released", 0))
     assert by_state[chosen] == pytest.approx(best, abs=1e-9)
     assert plan_bound(form) >= best - 1e-9
@@ -69,7 +80,7 @@ def test_a_peak_parks_devices_that_a_lull_releases() -> None:
         found = searched(form).found[0]
         problem = form.kernel()
         assert problem.judge(found.counts, found.used).value == found.value
-        return form.asleep(found.used)
+        return in_states(form, found.used)
 
     rate = 0.4 * 7 * toy().problem.services["small", "1g.5gb"].capacity()
     assert asleep(1.2, rate) == {"released": 1}

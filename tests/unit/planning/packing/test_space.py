@@ -14,12 +14,11 @@ from clover.errors import PlanError
 from clover.planning.model.objective import derive_lambda, objective_of
 from clover.planning.model.problem import backends_of, base_capacity, problem_of, services_of, whole
 from clover.planning.model.shares import balanced_mix, best_mix
-from clover.planning.packing.enumerate import kinds_of
+from clover.planning.packing.candidates import kinds_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate, optimistic
-from clover.planning.packing.exhaustive import ASKED, search
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import EXACT, annealed, best_found, every
+from clover.planning.search.configurations import ASKED, EXACT, annealed, best_found, every, search
 from clover.planning.transition.layout import lay_out
 from clover.policies import build
 from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, configuration_of
@@ -74,14 +73,9 @@ def test_devices_add_up() -> None:
     assert profile_sets((cpu(2, "a"), cpu(1, "b"))) == [(("1c", 1), ("2c", 1)), (("1c", 3),)]
 
 
-def test_a_space_above_the_limit_is_refused_and_can_be_cut() -> None:
+def test_a_space_above_the_limit_is_refused() -> None:
     with pytest.raises(PlanError, match="9 configurations are too many"):
         configurations((cpu(2),), FITS, limit=8)
-    with pytest.raises(PlanError, match="too many"):
-        configurations((cpu(2),), FITS, limit=3, max_variants=1)
-    one = configurations((cpu(2),), FITS, limit=9, max_variants=1)
-    assert {len({group.variant for group in c}) for c in one} == {1}
-    assert len(one) == 6
 
 
 def test_a_profile_nothing_runs_on_drops_its_layouts() -> None:

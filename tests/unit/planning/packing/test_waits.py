@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from clover._native import des
 from clover._native.route import Quota
+from clover.emulation.profiles.pace import by_place, shipped
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service
 from clover.planning.packing import waits
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.waits import LEAST_GAIN, tuned
-from clover.profiling.pace import by_place, shipped
 from clover.types import Candidate, Configuration, GroupCount, ObjectiveConfig
 from tests.support.examples import examples
 
@@ -50,8 +50,6 @@ def problem(services: dict[str, Service], rate: float, slo_ms: float) -> Problem
         backend=dict.fromkeys(variants, "eager"),
         own={},
         services={(variant, "1g"): services[variant] for variant in variants},
-        base_energy_j=1.0,
-        base_accuracy=84.0,
         rate=rate,
         objective=ObjectiveConfig(
             form="floor", slo_ms=slo_ms, accuracy_floor=80.0, lam=None, reference_g_per_kwh=250.0

@@ -10,8 +10,8 @@ from clover.devices.cpu import CpuDevice, layouts_of
 from clover.planning.model.cores import core_counts, cores_of, cores_under, first_cores, row_of_cores
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.search.annealed import best_found
-from clover.planning.search.fewest import fewest_cores
+from clover.planning.search.best import fewest_cores
+from clover.planning.search.configurations import best_found
 from clover.types import DeviceShape, State
 from tests.support.profiles_fixture import cpu, objective, profile, state
 

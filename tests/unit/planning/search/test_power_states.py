@@ -9,8 +9,8 @@ import pytest
 
 from clover.planning.model.objective import HYSTERESIS, objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.search.annealed import best_found
-from clover.planning.search.power_states import best_power_state, idle_j
+from clover.planning.search.best import best_power_state, idle_j
+from clover.planning.search.configurations import best_found
 from clover.planning.transition.steps import plan_transition
 from clover.policies import build
 from clover.policies.plans import placed, plan_fixed

@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from clover.errors import PlanError
+from clover.planning.cascade.evaluation import predicted
 from clover.planning.cascade.permitted import permitted
-from clover.planning.cascade.routed import predicted
 from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import problem_of
-from clover.planning.model.sharing import is_shared
+from clover.planning.model.problem import is_shared, problem_of
+from clover.planning.packing.candidates import shared_layouts, whole_sets
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
-from clover.planning.search.annealed import best_found
-from clover.planning.search.shared import best_shared, shared_layouts, whole_sets
+from clover.planning.search.configurations import best_found
+from clover.planning.search.shared import best_shared
 from clover.policies import build
 from clover.policies.plans import bound_of, plan_fixed
 from clover.types import (

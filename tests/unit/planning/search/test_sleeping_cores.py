@@ -11,8 +11,8 @@ from clover.devices.cpu import CpuDevice
 from clover.planning.model.cores import cores_of, cores_under, first_cores, sleeping_row
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.search.annealed import best_found
-from clover.planning.search.power_states import ROOM, best_power_state, idle_j, power_states
+from clover.planning.search.best import ROOM, best_power_state, idle_j, power_states
+from clover.planning.search.configurations import best_found
 from clover.policies import build
 from clover.policies.plans import plan_fixed
 from clover.types import Plan, State

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from clover.planning.cascade.routed import predicted, shortfall
+from clover.planning.cascade.evaluation import predicted, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
-from clover.planning.search.power_states import best_power_state
-from clover.planning.search.sustained import PARTS as PARTS_OF_THE_RATE
-from clover.planning.search.sustained import WASTED, best_sustained
+from clover.planning.search.best import PARTS as PARTS_OF_THE_RATE
+from clover.planning.search.best import WASTED, best_power_state, best_sustained
 from clover.types import Candidate
 from tests.support.profiles_fixture import objective, state
 

@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clover.errors import PlanError
-from clover.planning.transition.jobs import Job, jobs_of, order
 from clover.planning.transition.layout import lay_out
-from clover.planning.transition.steps import StepSeconds, plan_transition, stages, work
+from clover.planning.transition.stages import StepSeconds, order, stages
+from clover.planning.transition.steps import Job, jobs_of, plan_transition
 from clover.types import Assignment, DeviceShape, Placement, Transition, configuration_of
 from tests.support.examples import examples
 from tests.support.geometry_fixture import a30, a100, a100_layouts, filled, runs
@@ -53,7 +53,7 @@ def checked(
     assert Counter(transition.kept) == Counter(running) & Counter(target)
     untouched = {item.placement.id for item in transition.kept}
     assert not untouched & {step.placement.id for step in transition.steps if step.placement is not None}
-    assert work(transition.steps) <= destroy_all(running, target)
+    assert sum(step.kind != "route" for step in transition.steps) <= destroy_all(running, target)
     exchanges = sum(job.exchange for job in jobs_of(running, target, devices, lambda one, other: True))
     assert sum(step.kind == "route" for step in transition.steps) <= exchanges + 2
     views = stages(transition, running, capacity=capacity)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clover.control.plan.ways import Ways
 from clover.planning.transition.stages import StepSeconds, stages
 from clover.planning.transition.steps import plan_transition
-from clover.planning.transition.ways import Ways
 from clover.types import Assignment, DeviceShape, Transition
 from tests.support.examples import examples
 from tests.support.geometry_fixture import a100, runs

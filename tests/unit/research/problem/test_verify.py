@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover._native import des
-from clover.planning.model import intervals
-from clover.research.problem import exact, verify
+from clover.research.problem import exact, intervals, verify
 from clover.research.problem.file import Counts, ProblemFile
 from tests.reference.problems import of_plain, plain_problem, random_counts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clover.errors import ConfigError
-from clover.planning.cascade.chains import evaluate as evaluate_chain
+from clover.planning.cascade.evaluation import evaluate as evaluate_chain
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import evaluate

@@ -20,9 +20,9 @@ from clover.control.state.slo.pressure import FIRST_HOLD_S, MOST, RISK, SloPress
 from clover.control.state.slo.windows import SloWindows
 from clover.control.wording import troubles
 from clover.errors import PolicyFault
-from clover.planning.cascade.routed import predicted
+from clover.planning.cascade.evaluation import predicted
 from clover.planning.model.problem import fitting, problem_of, services_of
-from clover.planning.packing.enumerate import configurations_of, kinds_of
+from clover.planning.packing.candidates import configurations_of, kinds_of
 from clover.types import Configuration, Plan, Prediction, Routing, State, WorkReport
 from tests.support.control_fixture import Rig
 from tests.support.plant_fleet import PlantFleet, plant, slowed
@@ -205,7 +205,7 @@ def test_the_least_bad_plan_is_that_of_the_lowest_p95_at_the_floor() -> None:
         plan = await rig.solver.propose(state, "objective")
         assert not plan.feasible
         problem = problem_of(state)
-        every = configurations_of(kinds_of(problem.devices), fitting(problem), limit=1000, max_variants=3)
+        every = configurations_of(kinds_of(problem.devices), fitting(problem), limit=1000)
         others = [await rig.solver.propose(state, "objective", one) for one in every]
         reach = [other for other in others if other.prediction.accuracy >= 89.0 - 1e-6]
         assert len(reach) > 3

@@ -11,9 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clover.control.state.device_pool import DIVIDE_S, DevicePool, gathered
+from clover.control.state.device_pool import (
+    DIVIDE_S,
+    DevicePool,
+    Part,
+    demanded,
+    divided,
+    gathered,
+    limited,
+    most_parts,
+    part_slices,
+    whole_part,
+    within,
+)
 from clover.control.state.family import Family
-from clover.control.state.gpu_parts import Part, demanded, divided, limited, most_parts, part_slices, whole_part, within
 from clover.devices import tables
 from clover.planning.packing import geometry
 from clover.types import DeviceShape, Placement

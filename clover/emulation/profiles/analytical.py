@@ -27,15 +27,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from clover import profiles
+from clover.emulation.profiles.pace import PaceFile, PaceRow, as_pace
 from clover.errors import ProfileError
 from clover.planning.model.problem import services_of, whole
 from clover.planning.model.queueing import capacity, estimate
-from clover.profiling.pace import PaceFile, PaceRow, as_pace
-from clover.profiling.row_store import CascadeRows, at_other_energies, most_frugal
+from clover.profiling.chains import points_of
+from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.types import (
     BasePoint,
+    CascadeProfile,
     DeviceShape,
     FamilyProfile,
     FamilySpec,
@@ -246,3 +249,29 @@ def base_of(profile: FamilyProfile, shapes: Sequence[DeviceShape]) -> BasePoint:
 def _names(shapes: Sequence[DeviceShape]) -> str:
     labels = [shape.label for shape in shapes]
     return ", ".join(f"{labels.count(label)} x {label}" for label in dict.fromkeys(labels))
+
+
+def at_other_energies(
+    cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement], kept: CascadeRows | None
+) -> CascadeProfile:
+    """Return the cascade of the same answers at the energies of `found`, for the variants that have any.
+
+    With the answers (`kept`) it has a front of its own; without them the same points at their new costs.
+    """
+    joules = {name: m.energy_j_per_row for name, m in found.items()}
+    if kept is not None and joules.keys() <= kept.held_out.keys():
+        calibration, held_out = ({name: split[name] for name in joules} for split in (kept.calibration, kept.held_out))
+        points = points_of(calibration, held_out, joules, cascade.best)
+    else:
+        whole = max(joules[cascade.best], 1e-12)
+        here = [point for point in cascade.points if set(point.chain) <= joules.keys()]
+        costs = [expected_energy(point.reach, [joules[name] for name in point.chain]) / whole for point in here]
+        moved = [replace(point, cost=cost) for point, cost in zip(here, costs, strict=True)]
+        points = tuple(sorted(moved, key=lambda point: (point.cost, point.accuracy)))
+    return with_energies(replace(cascade, points=points), found)
+
+
+def expected_energy(reach: Sequence[float], joules_per_variant: Sequence[float]) -> float:
+    """Return the expected active joules a row of a chain whose stages are asked `reach` of the rows
+    (`ChainPoint.reach`), at joules a row asked of each stage's variant, in the chain's order."""
+    return sum(part * joules for part, joules in zip(reach, joules_per_variant, strict=True))

@@ -7,11 +7,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from clover.control.state.accuracy_sample import AccuracySample
 from clover.control.state.family import default_floor
 from clover.control.state.request import PlanRequest
 from clover.planning.budget.target import target_of
-from clover.planning.model.margin import margin
+from clover.planning.model.margin import AccuracySample, margin
 from clover.planning.model.objective import derive_lambda, held_to, objective_of
 from clover.types import CascadeProfile, FamilyProfile, State
 from tests.support.chain_points import POINTS

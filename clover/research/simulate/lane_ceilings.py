@@ -7,7 +7,7 @@ differs, and so finds the share that no plan exceeds.
 
 A lane gains by each worker more than in proportion (few rows wait if many workers serve), less a constant: so
 `lane_ceilings` are planes with a base over the numbers of workers, above `largest_share` of *every* lane that the
-devices allow.  They are linear in shares and workers, as `plan_bound` needs it, and tight if the SLO limits: BASE's own
+devices allow.  They are linear in shares and workers, as `slo_bound` needs it, and tight if the SLO limits: BASE's own
 p95 as the SLO leaves its variant a load that the utilisation limit does not reflect.
 """
 

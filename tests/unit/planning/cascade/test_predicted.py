@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from clover.planning.cascade.routed import predicted, shortfall
+from clover.planning.cascade.evaluation import predicted, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.policies import build

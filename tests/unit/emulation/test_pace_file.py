@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clover.emulation.profiles import pace
 from clover.errors import ConfigError
-from clover.profiling import pace
 from clover.types import FamilySpec, TensorSpec, VariantSpec
 
 SPEC = FamilySpec(

@@ -1,8 +1,9 @@
-"""Choose how many devices to keep awake, if devices without workers draw less.
+"""The best plan of a problem: at which rate, with how many devices awake, on which configuration.
 
-Idle power limits what a plan can save while every device is awake, so that at a low load the number of devices awake
-matters most.  With n devices awake the rest is the problem of n devices, whose idle power is the same for all plans; so
-n is chosen around the search, and the search needs no notion of it.  The bound of each n (`plan_bound`), less its idle
+**Awake.**  Idle power limits what a plan can save while every device is awake, so that at a low load the number of
+devices awake matters most, if devices without workers draw less.  With n devices awake the rest is the problem of n
+devices, whose idle power is the same for all plans; so n is chosen around the search for a configuration
+(`planning.search.configurations`), which needs no notion of it.  The bound of each n (`plan_bound`), less its idle
 power, says what to hope for: the most promising number is searched first, and numbers that promise less than what was
 found are not searched at all.
 
@@ -16,6 +17,15 @@ parked and woken in turn.
 awake the problem is that of its first n.  A core has a worker again some seconds after more comes, so that fewer cores
 than all are only gone down to if they serve `ROOM` times the rate; those that run stay up to the utilisation limit.
 The distance between the two keeps cores from being put to sleep and woken in turn.
+
+**The rate** that is planned for is what may arrive, with room for chance.  If nothing serves that much in time, the
+plan of the least p95 at that rate need not be the one that serves most: the real rate may be lower, and a plan that is
+late at any rate would be late then, too.  So the search is repeated at parts of the rate, and the first feasible plan
+is run; it stays marked as infeasible, with its prediction for the rate that was asked for.
+
+**How few cores would do**: what a right-sized machine for this load would have, and what the others idle for.  A plan
+on n cores is what the search finds on the first n.  More cores never serve less, so that the fewest are found by
+halving.
 """
 
 from __future__ import annotations
@@ -28,17 +38,58 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.model.cores import core_counts, cores_under, first_cores, sleeping_row
+from clover.planning.cascade.evaluation import predicted, shortfall
+from clover.planning.model.cores import core_counts, cores_under, first_cores, row_of_cores, sleeping_row
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
-from clover.planning.packing.exhaustive import SearchResult, chosen
 from clover.planning.packing.formulation import Formulation, PackingMember, Sleep
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import best_found
+from clover.planning.search.configurations import SearchResult, best_found, chosen
 from clover.types import Assignment, Candidate, Configuration, DeviceShape, configuration_of
 
 ROOM = 1.5
 """How many times the rate fewer cores must be able to serve before the others are left without workers."""
+PARTS = (0.9, 0.8, 0.7, 0.6, 0.45)
+"""Parts of the rate that are tried, in turn, until some plan serves one in time."""
+WASTED = 1.25
+"""A plan whose utilisation is more than this many times that of the least bad one is not run, even if it keeps the SLO
+at a lower rate."""
+
+
+def best_sustained(
+    problem: Problem,
+    objective: Objective,
+    running: Sequence[Assignment] = (),
+    *,
+    kept: Callable[[Configuration], int] | None = None,
+    seed: int = 0,
+) -> SearchResult:
+    """Return what `best_power_state` finds, or if that is infeasible, what is feasible at the highest of `PARTS` of the
+    rate, unless it serves clearly less (`WASTED`).  Raises PlanError as `best_power_state`."""
+    found = best_power_state(problem, objective, running, kept=kept, seed=seed)
+    if found.best.feasible:
+        return found
+    for part in PARTS:
+        fewer = replace(problem, rate=part * problem.rate)
+        there = predicted(fewer, found.best.configuration, found.best.routing)
+        chained = len(found.best.routing.chain) > 1
+        if there is not None and not shortfall(objective, there, chained=chained):
+            break
+        less = best_power_state(fewer, objective, running, kept=kept, seed=seed)
+        if less.best.feasible:
+            whole = predicted(problem, less.best.configuration, less.best.routing)
+            if whole is None or whole.utilisation > WASTED * found.best.prediction.utilisation:
+                break
+            why = shortfall(objective, whole, chained=len(less.best.routing.chain) > 1)
+            best = msgspec.structs.replace(less.best, prediction=whole, feasible=not why, why=why)
+            best = with_idle_energy(best, problem, objective, less.best.awake)
+            score = objective.score(whole.accuracy, best.prediction.joules)
+            best = msgspec.structs.replace(best, score=score)
+            return replace(found, best=best, evaluated=found.evaluated + less.evaluated)
+    return found
+
+
+# --- what is awake ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -49,24 +100,6 @@ class PowerState:
     devices: tuple[DeviceShape, ...]
     awake: int
     room: float = 1.0
-
-
-def power_states(problem: Problem, running: Sequence[Assignment] = ()) -> list[PowerState]:
-    """Return what may be awake, the least first: devices in the order in which they stay awake, or the first cores."""
-    row = sleeping_row(problem.devices)
-    if row is None:
-        devices, here = in_use_first(problem.devices, running), awake_in(problem, running)
-        room, least = problem.objective.sleep_room, min(problem.objective.least_awake, len(devices))
-        return [
-            PowerState(devices[:number], number, 1.0 if number in (here, len(devices)) else room)
-            for number in range(max(least, 1), len(devices) + 1)
-        ]
-    here = cores_under(running)
-    counts = sorted({count for count in (*core_counts(row.slices), here) if row.least_cores <= count <= row.slices})
-    return [
-        PowerState((first_cores(row, count),), count, 1.0 if count in (here, row.slices) else ROOM)
-        for count in counts or (row.slices,)
-    ]
 
 
 def best_power_state(
@@ -108,6 +141,24 @@ def best_power_state(
         sum(each.total for each in found),
         all(each.complete for each in found),
     )
+
+
+def power_states(problem: Problem, running: Sequence[Assignment] = ()) -> list[PowerState]:
+    """Return what may be awake, the least first: devices in the order in which they stay awake, or the first cores."""
+    row = sleeping_row(problem.devices)
+    if row is None:
+        devices, here = in_use_first(problem.devices, running), awake_in(problem, running)
+        room, least = problem.objective.sleep_room, min(problem.objective.least_awake, len(devices))
+        return [
+            PowerState(devices[:number], number, 1.0 if number in (here, len(devices)) else room)
+            for number in range(max(least, 1), len(devices) + 1)
+        ]
+    here = cores_under(running)
+    counts = sorted({count for count in (*core_counts(row.slices), here) if row.least_cores <= count <= row.slices})
+    return [
+        PowerState((first_cores(row, count),), count, 1.0 if count in (here, row.slices) else ROOM)
+        for count in counts or (row.slices,)
+    ]
 
 
 def power_bound(problem: Problem, objective: Objective) -> float:
@@ -169,3 +220,34 @@ def sleep_states(spared_w: float | None) -> tuple[tuple[Sleep, ...], float]:
     """Return the sleep states and the idle watts of an awake device, as `Formulation` takes them; `spared_w` None: no
     device may sleep."""
     return ((), 0.0) if spared_w is None else ((Sleep(name="asleep", watts=0.0, wakes=True),), spared_w)
+
+
+# --- how few cores would do -------------------------------------------------------------------------------------------
+
+
+def fewest_cores(problem: Problem, objective: Objective) -> tuple[int, Candidate] | None:
+    """Return the fewest cores on which a plan keeps SLO, floor and utilisation limit, and the best plan on them.
+
+    None if no number does, or if the devices are not one row of cores.
+    """
+    row = row_of_cores(problem.devices)
+    if row is None:
+        return None
+    counts = core_counts(row.slices)
+    least: tuple[int, Candidate] | None = None
+    low, high = 0, len(counts)
+    while low < high:
+        # All cores come first: if they do not serve the load, fewer need not be tried.
+        middle = (low + high) // 2 if least is not None else len(counts) - 1
+        try:
+            part = replace(problem, devices=(first_cores(row, counts[middle]),))
+            candidate = best_found(part, objective).best
+        except PlanError:  # the profile has no such core-sets
+            candidate = None
+        if candidate is not None and candidate.feasible:
+            least, high = (counts[middle], candidate), middle
+        elif least is None:
+            return None
+        else:
+            low = middle + 1
+    return least

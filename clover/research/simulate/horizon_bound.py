@@ -13,10 +13,10 @@ Whatever the price p is, a schedule that reaches A has
     G(m) = min over plans of E - m A,
 
 because the first parentheses hold nothing below zero.  Only the ratio of price and intensity is left in G, so that one
-function of one number stands for all steps of a rate.  G itself is not known, but `planning.packing.plan_bound` gives
+function of one number stands for all steps of a rate.  G itself is not known, but `research.simulate.slo_bound` gives
 what it cannot be below (`CostBound`).  It is concave, as is the right side in p, whose greatest value is the limit;
 every p gives a valid one.  The bound lies below the frontier that plans reach by what the relaxations of
-`planning.packing.plan_bound` and `planning.packing.lane_ceilings` leave out.
+`research.simulate.slo_bound` and `research.simulate.lane_ceilings` leave out.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.packing.lane_ceilings import lane_ceilings
-from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import every
-from clover.planning.search.power_states import sleep_states
+from clover.planning.search.best import sleep_states
+from clover.planning.search.configurations import every
+from clover.research.simulate.lane_ceilings import lane_ceilings
+from clover.research.simulate.slo_bound import slo_bound
 
 _GRID = 24
 _FINER = 160
@@ -94,7 +94,7 @@ def cost_bound(problem: Problem, objective: Objective) -> CostBound:
     @cache
     def value(price: float) -> float:
         lam = 1.0 / (1.0 + price * base / base_j)
-        most = plan_bound(formed(lam, slow), waits=problem.objective.waits, slo=True, ceilings=planes)
+        most = slo_bound(formed(lam, slow), waits=problem.objective.waits, ceilings=planes)
         return base_j * (1.0 - ((1.0 - lam) + most) / lam)
 
     accuracies = [problem.accuracy[variant] for variant in problem.variants]

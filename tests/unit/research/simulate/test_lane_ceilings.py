@@ -16,9 +16,9 @@ from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import Service, latencies_ms
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.packing.lane_ceilings import LATE, LaneCeiling, lane_ceilings, largest_share
-from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import every
+from clover.planning.search.configurations import every
+from clover.research.simulate.lane_ceilings import LATE, LaneCeiling, lane_ceilings, largest_share
+from clover.research.simulate.slo_bound import slo_bound
 from clover.types import DeviceShape, FamilyProfile
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state
@@ -52,7 +52,7 @@ def test_no_plan_that_holds_is_above(
     problem, scored = problem_of(now), objective_of(now)
     form = Formulation([PackingMember(problem, scored)], devices, slow=True)
     planes = lane_ceilings(form)
-    most_ = plan_bound(form, slo=True, ceilings=planes)
+    most_ = slo_bound(form, ceilings=planes)
     for configuration in every(problem, 2_000) or ():
         candidate = evaluate(problem, scored, configuration)
         if not candidate.feasible:

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from clover import profiles
 from clover.config import EnergyConfig, ServerConfig, WorkersConfig
+from clover.emulation.profiles import analytical, pace, stored
 from clover.energy import meter_key
 from clover.errors import ConfigError, ProfileError
 from clover.planning.model.problem import services_of
 from clover.planning.model.queueing import capacity, estimate
 from clover.planning.packing import geometry
 from clover.profiles import pace_of
-from clover.profiling import analytical, pace, report, stored
+from clover.profiling import report
+from clover.profiling import stored as profiled
 from clover.types import (
     DeviceShape,
     FamilyProfile,
@@ -267,12 +269,12 @@ def test_the_key_tells_devices_paces_and_the_cpu_apart(tmp_path: Path) -> None:
     two: dict[str, Any] = one | {"gpu1": Gpu("gpu1")}
     config = config_of(tmp_path)
     paced = config_of(tmp_path, pace=written(tmp_path, *WHOLE))
-    keys = [stored.key_of(SPEC, devices, config) for devices in (one, two, stored.cpu_of(config))]
-    keys.append(stored.key_of(SPEC, two, paced))
+    keys = [profiled.key_of(SPEC, devices, config) for devices in (one, two, stored.cpu_of(config))]
+    keys.append(profiled.key_of(SPEC, two, paced))
     written(tmp_path, *WHOLE[:2])  # the same path with other rows
-    keys.append(stored.key_of(SPEC, two, paced))
+    keys.append(profiled.key_of(SPEC, two, paced))
     assert len(set(keys)) == 5
-    assert stored.key_of(SPEC, two, config) == keys[1]
+    assert profiled.key_of(SPEC, two, config) == keys[1]
     cores = stored.cpu_of(config).worker_cores
     assert keys[2] == profiles.profile_key(SPEC, cores, ("eager",), meter_key(EnergyConfig())), "as without any GPU"
 
@@ -337,14 +339,14 @@ def test_boards_that_draw_something_else_are_known_to_workers_only(tmp_path: Pat
     rows[0]["drawn_watts"] = 80.0
     path.write_text(json.dumps({"method": "analytical", "source": "tests", "rows": rows}))
     config = config_of(tmp_path, pace=str(path))
-    drawn = stored.drawn(SPEC, config)
+    drawn = profiled.drawn(SPEC, config)
     assert drawn["small", "7g.40gb"].watts == (80.0,)
     assert drawn["large", "7g.40gb"].watts == (50.0,)
     devices: dict[str, Any] = {"gpu0": Gpu("gpu0")}
     given = stored.rows_of(SPEC, (a100("gpu0"),), config)
     made = stored.keep_emulated(SPEC, devices, config, profiles_fixture.profile(), given)
     assert cell(made, "small", "7g.40gb", 8).energy_j_per_row == pytest.approx(50.0 * 0.010 / 8)
-    assert stored.drawn(SPEC, config_of(tmp_path)) == {}
+    assert profiled.drawn(SPEC, config_of(tmp_path)) == {}
 
 
 def test_the_report_says_that_nothing_was_measured() -> None:

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.horizon import Hour, spend
-from clover.planning.budget.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
 from clover.planning.model.frontier import FrontierPoint
 from clover.planning.model.objective import held_to, objective_of
 from clover.planning.model.problem import Problem, problem_of
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.annealed import best_found, every
-from clover.planning.search.power_states import with_idle_energy
+from clover.planning.search.best import with_idle_energy
+from clover.planning.search.configurations import best_found, every
+from clover.research.simulate.horizon_bound import CostBound, HorizonPart, cost_bound, least_grams
+from clover.research.simulate.slo_bound import slo_bound
 from clover.types import DeviceShape, ObjectiveConfig, State
 from tests.support.mig_fixture import a100s, mig_profile
 from tests.support.profiles_fixture import cpu, objective, profile, state
@@ -140,7 +141,7 @@ def test_late_rows_make_a_bound_tighter_and_never_too_tight(
 ) -> None:
     scored = objective_of(msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=0.02)))
     form = Formulation([PackingMember(problem, scored)], devices, slow=True)
-    loose, tight = plan_bound(form), plan_bound(form, slo=True)
+    loose, tight = plan_bound(form), slo_bound(form)
     assert tight <= loose + 1e-12
     for configuration in every(problem, 2_000) or ():
         candidate = evaluate(problem, scored, configuration, beat=tight)
@@ -152,7 +153,7 @@ def test_late_rows_matter() -> None:
     now = moment("cpu", 0.2, 3.8)
     scored = objective_of(msgspec.structs.replace(now, objective=msgspec.structs.replace(now.objective, lam=0.02)))
     form = Formulation([PackingMember(problem_of(now), scored)], now.devices, slow=True)
-    assert plan_bound(form, slo=True) < plan_bound(form) - 1e-4
+    assert slo_bound(form) < plan_bound(form) - 1e-4
 
 
 def test_chords_lie_below() -> None:
