@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from clover.backends.aoti import AotiBackend
 from clover.backends.artifacts import CpuBudget, artifact_dir, compile_in_background, compile_in_subprocess, is_compiled
 from clover.backends.cuda import device_for
-from clover.backends.eager import EagerBackend
+from clover.backends.eager import EagerBackend, RoundedBackend
 from clover.backends.environment import child_environment
 from clover.backends.onnxruntime import OnnxRuntimeBackend
 from clover.backends.quantised import QuantisedBackend
-from clover.backends.rounded import RoundedBackend
 from clover.backends.targets import CPU, Target, target_of
 from clover.backends.tensorrt import TensorRtBackend
 from clover.errors import ConfigError

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from clover.devices import tables
 from clover.emulation import emulated
-from clover.emulation.cli import emulate
+from clover.emulation.cli.command import parse_box
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
 from tests.support.forks import Forks
@@ -773,8 +773,8 @@ def test_a_key_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
 
 
 def test_boxes_in_words() -> None:
-    assert emulate.parse_box("A100-40GB:2") == ("a100-40gb", 2)
-    assert emulate.parse_box("a30-24gb") == ("a30-24gb", 1)
+    assert parse_box("A100-40GB:2") == ("a100-40gb", 2)
+    assert parse_box("a30-24gb") == ("a30-24gb", 1)
     for text in ("", "a100:", "a100:0", "a100:x", "a100:2:3", ":2"):
         with pytest.raises(ConfigError, match="NAME:COUNT"):
-            emulate.parse_box(text)
+            parse_box(text)
