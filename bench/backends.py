@@ -16,6 +16,7 @@ Milliseconds and CPU are measured (of this process); joules are modelled, CPU se
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def prepared(family: FamilySpec, variant: VariantSpec, cache: Path) -> dict[str,
         ort = backends.get(name)
         if not ort.available():
             folder = backends.artifact_dir(cache, family, variant, name, 1)
-            backends.compile_in_subprocess(family, variant, name, folder)
+            asyncio.run(backends.compile_in_background(family, variant, name, folder))
             found[name] = ort.load(family, variant, folder, 1)
     return found
 

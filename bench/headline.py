@@ -167,7 +167,7 @@ def compiled(work: str, folder: Path) -> str:
         return "eager"
     place = backends.artifact_dir(folder, found.family, found.variant, "onnxruntime", 1)
     if not backends.is_compiled(place):
-        backends.compile_in_subprocess(found.family, found.variant, "onnxruntime", place)
+        asyncio.run(backends.compile_in_background(found.family, found.variant, "onnxruntime", place))
     return "onnxruntime"
 
 

@@ -37,6 +37,7 @@ from clover.devices import box_path, parse
 from clover.emulation import emulated
 from clover.planning.model.problem import services_of
 from clover.types import FamilyProfile
+from tests.support import disturb
 
 SAMPLE_S = 0.05
 
@@ -125,10 +126,10 @@ def capacities(cache_dir: str) -> dict[tuple[str, str], float]:
 def slow(cache: Path, options: argparse.Namespace) -> None:
     """Let the emulated driver take its time from now on."""
     box = box_path(parse(f"emulated:a100-40gb:{options.gpus}"), cache)
-    emulated.clear_faults(box)
+    disturb.clear_faults(box)
     if options.delay_s > 0.0:
         symbols = ("nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceDestroy")
-        emulated.inject(box, *(emulated.Fault(symbol=s, error="", delay_s=options.delay_s, count=0) for s in symbols))
+        disturb.inject(box, *(disturb.Fault(symbol=s, error="", delay_s=options.delay_s, count=0) for s in symbols))
 
 
 def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: Path) -> dict[str, Any]:

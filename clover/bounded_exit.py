@@ -9,11 +9,11 @@ EXIT_S = 5.0
 """Seconds that the interpreter may take to end: mostly milliseconds."""
 
 
-def bound_exit(code: int, within_s: float = EXIT_S) -> None:
-    """Have this process end with `code` within `within_s` seconds from now on, whatever its end waits for."""
+def bound_exit(code: int) -> None:
+    """Have this process end with `code` within `EXIT_S` seconds from now on, whatever its end waits for."""
 
     def end() -> None:
-        threading.Event().wait(within_s)
+        threading.Event().wait(EXIT_S)
         os._exit(code)
 
     threading.Thread(target=end, name="clover-exit", daemon=True).start()

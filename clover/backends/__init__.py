@@ -2,7 +2,7 @@
 
 `BACKENDS` names them; importing this package never imports torch, only `compile` and `load` do.  What is compiled lies
 in a folder of the cache whose name says everything that would invalidate it (`artifact_dir`), and is written by a
-process of its own (`compile_in_subprocess`), because the server never imports torch.
+process of its own (`compile_in_background`), because the server never imports torch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from clover.backends.aoti import AotiBackend
-from clover.backends.artifacts import CpuBudget, artifact_dir, compile_in_background, compile_in_subprocess, is_compiled
+from clover.backends.artifacts import CpuBudget, artifact_dir, compile_in_background, is_compiled
 from clover.backends.cuda import device_for
-from clover.backends.eager import EagerBackend
+from clover.backends.eager import EagerBackend, RoundedBackend
 from clover.backends.environment import child_environment
 from clover.backends.onnxruntime import OnnxRuntimeBackend
 from clover.backends.quantised import QuantisedBackend
-from clover.backends.rounded import RoundedBackend
 from clover.backends.targets import CPU, Target, target_of
 from clover.backends.tensorrt import TensorRtBackend
 from clover.errors import ConfigError
@@ -35,7 +34,6 @@ __all__ = [
     "artifact_dir",
     "child_environment",
     "compile_in_background",
-    "compile_in_subprocess",
     "device_for",
     "get",
     "is_compiled",

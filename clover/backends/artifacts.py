@@ -297,29 +297,6 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def compile_in_subprocess(
-    family: FamilySpec,
-    variant: VariantSpec,
-    backend: str,
-    folder: str | Path,
-    threads: int = 1,
-    *,
-    target: Target = CPU,
-    sandbox: SandboxOrder | None = None,
-    timeout_s: float = COMPILE_S,
-) -> None:
-    """Compile an artifact in a process of its own, at low priority, and wait; do nothing if it is there already.
-
-    The family's code is confined as `sandbox` says, but that it may start programs and write to the unfinished
-    artifact.  Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies.
-    """
-    if not is_compiled(folder):
-        order = _order(family, variant, backend, folder, threads, target, sandbox)
-        with _Compilation(order, timeout_s) as compilation:
-            while not compilation.done():
-                time.sleep(_POLL_S)
-
-
 async def compile_in_background(
     family: FamilySpec,
     variant: VariantSpec,
@@ -331,26 +308,16 @@ async def compile_in_background(
     sandbox: SandboxOrder | None = None,
     budget: CpuBudget | None = None,
 ) -> None:
-    """Compile as `compile_in_subprocess` does, on an event loop, at the expense of `budget`; cancelling it ends the
-    compilation at once."""
-    if not is_compiled(folder):
-        order = _order(family, variant, backend, folder, threads, target, sandbox)
-        timeout_s = COMPILE_S if budget is None else min(COMPILE_S, budget.left_s)
-        with _Compilation(order, timeout_s, budget) as compilation:
-            while not compilation.done():
-                await asyncio.sleep(_POLL_S)
+    """Compile an artifact in a process of its own, at low priority and at the expense of `budget`; do nothing if it is
+    there already.
 
-
-def _order(
-    family: FamilySpec,
-    variant: VariantSpec,
-    backend: str,
-    folder: str | Path,
-    threads: int,
-    target: Target,
-    sandbox: SandboxOrder | None,
-) -> CompileOrder:
-    return CompileOrder(
+    The family's code is confined as `sandbox` says, but that it may start programs and write to the unfinished
+    artifact.  Raises ProfileError with the reason.  The process and its compilers end with this one, however it dies;
+    cancelling ends the compilation at once.
+    """
+    if is_compiled(folder):
+        return
+    order = CompileOrder(
         family=family,
         variant=variant.name,
         backend=backend,
@@ -359,12 +326,16 @@ def _order(
         target=target,
         sandbox=sandbox,
     )
+    timeout_s = COMPILE_S if budget is None else min(COMPILE_S, budget.left_s)
+    with _Compilation(order, timeout_s, budget) as compilation:
+        while not compilation.done():
+            await asyncio.sleep(_POLL_S)
 
 
 class _Compilation:
     """A compiling process; leaving the context ends its whole group."""
 
-    def __init__(self, order: CompileOrder, timeout_s: float, budget: CpuBudget | None = None) -> None:
+    def __init__(self, order: CompileOrder, timeout_s: float, budget: CpuBudget | None) -> None:
         where = f" for {order.target.profile}" if order.target.cuda else ""
         self._what = f"compiling {order.variant} with {order.backend}{where}"
         self._order = order

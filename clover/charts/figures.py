@@ -48,7 +48,6 @@ def bands(
     title: str,
     series: Mapping[str, Points],
     *,
-    across: str = "hours",
     end: float | str | None = None,
     high: float | None = None,
     colours: Mapping[str, str] | None = None,
@@ -65,7 +64,7 @@ def bands(
         for name, points in series.items()
         if any(y for _, y in points)
     ]
-    figure = _figure(title, data, across, legend)
+    figure = _figure(title, data, "hours", legend)
     figure["layout"]["yaxis"] |= {"range": [0.0, high]} if high is not None else {"rangemode": "tozero"}
     return figure
 
@@ -74,7 +73,6 @@ def bars(
     title: str,
     series: Mapping[str, Points],
     *,
-    across: str = "",
     stacked: bool = True,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
@@ -90,7 +88,7 @@ def bars(
         }
         for name, points in series.items()
     ]
-    figure = _figure(title, data, across)
+    figure = _figure(title, data, "")
     figure["layout"]["barmode"] = "relative" if stacked else "group"
     return figure
 

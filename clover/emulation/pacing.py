@@ -190,9 +190,9 @@ class PacedRun:
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def limit_memory(memory_bytes: int, statm: Path = Path("/proc/self/statm")) -> int:
+def limit_memory(memory_bytes: int) -> int:
     """Let the address space of this process grow by `memory_bytes` and no further; return the limit set."""
-    held = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    held = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = held + memory_bytes if hard == resource.RLIM_INFINITY else min(held + memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

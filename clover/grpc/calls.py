@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -25,12 +25,12 @@ from clover.errors import BadRequest, DeadlineMissed, Overloaded, RequestError, 
 from clover.grants import Grant
 from clover.grpc.arriving import Arriving
 from clover.grpc.stats import GrpcStats
-from clover.grpc.turns import Turns
 from clover.http.access import Access, changes
 from clover.http.addresses import client_of, is_loopback
 from clover.http.api.control_calls import DOCUMENT_BYTES
 from clover.http.audit import AuditLog
 from clover.http.heads import NOBODY, bearer_of, freshness
+from clover.http.server_state import TURN_BYTES
 from clover.tenants import Tenant
 
 log = logging.getLogger("clover.grpc")
@@ -64,6 +64,50 @@ _FLOWS = 1 << 39
 """Connections over gRPC are flows from this number on (`csrc/batcher.pyx`); those over HTTP count from 1."""
 _KNOWN_TOKENS = 1024
 _ID_CHARACTERS = 128
+
+
+_CALL_BYTES = 16 << 10
+"""Bytes that answering any call takes as long as, so that sixteen calls are begun in a turn."""
+
+
+class Turns:
+    """Lets messages of `TURN_BYTES` altogether, but one at least, be read in one turn of the loop, in their order, as
+    `clover.http.server_state` does bodies of requests.
+
+    A thousand calls whose messages come at once would otherwise be answered in one turn, and delay everybody else's."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._left = TURN_BYTES
+        self._scheduled = False
+
+    async def take(self, size: int) -> None:
+        """Return in the turn in which a message of `size` bytes may be read."""
+        loop = asyncio.get_running_loop()
+        if not self._scheduled:
+            self._scheduled = True
+            self._left = TURN_BYTES
+            loop.call_soon(self._next)
+        weight = size + _CALL_BYTES
+        if self._left > 0 and not self._waiting:
+            self._left -= weight
+            return
+        future = loop.create_future()
+        self._waiting.append((future, weight))
+        await future
+
+    def _next(self) -> None:
+        """Begin a turn."""
+        self._left = TURN_BYTES
+        self._scheduled = bool(self._waiting)
+        if not self._waiting:
+            return
+        asyncio.get_running_loop().call_soon(self._next)
+        while self._waiting and self._left > 0:
+            future, weight = self._waiting.popleft()
+            if not future.done():  # its call may be cancelled
+                self._left -= weight
+                future.set_result(None)
 
 
 class Unimplemented(RequestError):

@@ -10,8 +10,7 @@ Every source becomes a `FamilyDraft`, which is written as a folder like any that
     onnx_source         drafts of ONNX files
     evaluation_rows     labelled files, CSVs, or rows without labels, as data.py
     triton_config       Triton's `config.pbtxt`, read
-    triton_models       one model of a Triton repository as a draft, or the reason why not
-    triton_repository   all models of a repository
+    triton_models       the models of a Triton repository as drafts, each or the reason why not
     templates           the Python that is written into families
 
 This process never imports torch: `probe` runs in one of its own.

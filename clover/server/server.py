@@ -38,7 +38,7 @@ from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
 from clover.server.tasks import cancelled
 from clover.settings.check import on_gpus
-from clover.settings.in_python import in_python
+from clover.settings.command_line import in_python
 from clover.types import FamilySpec
 
 __all__ = ["Answer", "Server"]

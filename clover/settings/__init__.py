@@ -14,7 +14,7 @@ from __future__ import annotations
 from clover.settings.check import check, parse_cores
 from clover.settings.command_line import Option
 from clover.settings.load import Settings, load, override
-from clover.settings.render import help_text, markdown_table, print_config
+from clover.settings.render import help_text, print_config
 from clover.settings.schema import SETTINGS, Setting, holds_secrets, secrets_of
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "help_text",
     "holds_secrets",
     "load",
-    "markdown_table",
     "override",
     "parse_cores",
     "print_config",

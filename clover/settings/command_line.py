@@ -6,6 +6,7 @@ origin, and an unknown flag must be answered with the nearest known one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,3 +69,25 @@ def parse(argv: Sequence[str], options: Sequence[Option] = ()) -> CommandLine:
         else:
             raise ConfigError(f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *own])} (--help lists them all)")
     return line
+
+
+_FLAG = re.compile(r"(?P<flag>--[a-z][a-z0-9-]*)(?P<value> (?:\d+(?:\.\d+)?|[a-z]+:[A-Z]+|[a-z]+)\b)?")
+
+
+def in_python(text: str) -> str:
+    """Return `text` with flags of settings as arguments: "--start-s 300" becomes "start_s=300"."""
+    return _FLAG.sub(_argument, text)
+
+
+def _argument(found: re.Match[str]) -> str:
+    setting = FLAGS.get(found["flag"])
+    if setting is None:
+        return found[0]
+    value, rest = (found["value"] or "").strip(), ""
+    if setting.boolean:
+        value, rest = "True", found["value"] or ""
+    elif value in setting.choices or ":" in value:
+        value = f'"{value}"'
+    elif not value or value.isalpha():
+        value, rest = "...", found["value"] or ""
+    return f"{setting.name}={value}{rest}"

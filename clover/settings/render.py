@@ -1,4 +1,4 @@
-"""Settings as text: help, the effective configuration as TOML, and the table of the documentation."""
+"""Settings as text: help, and the effective configuration as TOML."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import msgspec
-
-from clover.config import ServerConfig, TenantConfig, TokenConfig
+from clover.config import TenantConfig, TokenConfig
 from clover.settings.command_line import CONFIG, Option
 from clover.settings.load import Settings
 from clover.settings.schema import (
@@ -110,32 +108,6 @@ def print_config(settings: Settings) -> str:
             if value != setting.default and not (setting.leaf == "token" and bearer.token_file):
                 lines.append(_toml_line(setting, value, origin))
     return "\n".join(lines) + "\n"
-
-
-def markdown_table() -> str:
-    """Return one table a section, for docs/configuration.md."""
-    parts = []
-    for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
-        heading = {"": "Top level", FAMILY: "`[[families]]`"}.get(section, f"`[{section}]`")
-        parts += [f"## {heading}", "", "| key | flag | environment | default | meaning |", "|---|---|---|---|---|"]
-        for setting in _of(section):
-            default = _plain(setting.default) if setting is not ENTRY else _plain(ServerConfig().families[0].family)
-            flag = "positional" if setting is ENTRY else f"`{setting.flag}`"
-            env = "`CLOVER_FAMILIES`" if setting is ENTRY else f"`{setting.env}`"
-            meaning = setting.help.replace("|", "\\|")
-            shown = f"`{default}`" if default else ""
-            wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""
-            parts.append(f"| `{setting.leaf}` | {flag} | {env} | {shown} | {meaning}{wanted} |")
-        parts.append("")
-    for kind, known in ((TENANT, TENANT_SETTINGS), (TOKEN, TOKEN_SETTINGS)):
-        parts += [f"## `[[{kind}]]`", "", "| key | default | meaning |", "|---|---|---|"]
-        for setting in known.values():
-            default = _plain(setting.default) if setting.default is not msgspec.NODEFAULT else ""
-            shown = f"`{default}`" if default else ""
-            wanted = f" ({setting.wanted()})" if setting.limits is not None else ""
-            parts.append(f"| `{setting.leaf}` | {shown} | {setting.help}{wanted} |")
-        parts.append("")
-    return "\n".join(parts)
 
 
 def _of(section: str) -> list[Setting]:

@@ -50,8 +50,8 @@ class StepPlan:
 
     The application's tensors go through `client_before`, and those of them that `sent` names are the wire's `inputs`.
     They go through `worker_before`, and those that `taken` names are the model's `model_inputs`.  What it gives
-    (`model_outputs`) goes through `worker_after` (or, in the client, `client_after`), and those that `given` names are
-    what is asked for.  `inputs` and `outputs` are the wire's.
+    (`model_outputs`) goes through `worker_after`, and those that `given` names are what is asked for.  `inputs` and
+    `outputs` are the wire's.
     """
 
     client_before: Pipeline
@@ -62,7 +62,6 @@ class StepPlan:
     model_inputs: tuple[TensorSpec, ...]
     model_outputs: tuple[TensorSpec, ...]
     worker_after: Pipeline
-    client_after: Pipeline
     given: tuple[str, ...]
     outputs: tuple[TensorSpec, ...]
 
@@ -110,7 +109,6 @@ def plan_of(
         model_inputs=narrow,
         model_outputs=tuple(model_outputs),
         worker_after=Pipeline([] if in_client else ended),
-        client_after=Pipeline(ended if in_client else []),
         given=given,
         outputs=tuple(model_outputs if in_client else spec.outputs or model_outputs),
     )

@@ -59,7 +59,7 @@ def test_the_library_takes_what_is_asked_of_it(slice_: Slice) -> None:
 def test_an_engine_is_built_and_agrees(slice_: Slice, tmp_path: Path, name: str, precision: str) -> None:
     spec, variant = in_precision(name, precision)
     folder = backends.artifact_dir(tmp_path, spec, variant, "tensorrt", 1, target=slice_.target)
-    backends.compile_in_subprocess(spec, variant, "tensorrt", folder, target=slice_.target)
+    asyncio.run(backends.compile_in_background(spec, variant, "tensorrt", folder, target=slice_.target))
     record = record_of(folder)
     assert record.difference <= 1.0
     assert record.device.startswith(slice_.target.gpu)
@@ -74,7 +74,7 @@ def test_one_batch_size_is_replayed(slice_: Slice, tmp_path: Path) -> None:
     spec, variant = in_precision("large", "fp16")
     spec = families.load_family(msgspec.structs.replace(spec, max_batch=1, digest=""))
     folder = backends.artifact_dir(tmp_path, spec, variant, "tensorrt", 1, target=slice_.target)
-    backends.compile_in_subprocess(spec, variant, "tensorrt", folder, target=slice_.target)
+    asyncio.run(backends.compile_in_background(spec, variant, "tensorrt", folder, target=slice_.target))
     made, _ = on_gpu(slice_, spec, variant, "tensorrt", folder, tmp_path)
     assert check(spec, variant, made) <= 1.0
 
@@ -82,7 +82,7 @@ def test_one_batch_size_is_replayed(slice_: Slice, tmp_path: Path) -> None:
 def test_an_engine_of_another_slice_is_refused(slice_: Slice, tmp_path: Path) -> None:
     spec, variant = in_precision("tiny", "fp32")
     folder = backends.artifact_dir(tmp_path, spec, variant, "tensorrt", 1, target=slice_.target)
-    backends.compile_in_subprocess(spec, variant, "tensorrt", folder, target=slice_.target)
+    asyncio.run(backends.compile_in_background(spec, variant, "tensorrt", folder, target=slice_.target))
     record = record_of(folder)
     other = msgspec.structs.replace(record, multiprocessors=record.multiprocessors + 1)
     (folder / backend_module.ENGINE).write_bytes(msgspec.json.encode(other))

@@ -30,6 +30,7 @@ from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.types import Assignment, FamilySpec, Placement
 from clover.worker.frames import Resident, WorkerOrder
+from tests.support import disturb
 
 FAMILIES = Path(__file__).parents[1] / "families"
 PACE_MS = (40.0, 47.0, 54.0, 61.0, 68.0, 75.0, 82.0, 89.0)
@@ -288,7 +289,7 @@ async def bounds(folder: Path) -> dict[str, Any]:
             died.set()
 
         worker.on_death = on_death
-        emulated.lose(house.box, 0)
+        disturb.lose(house.box, 0)
         house.number += 1
         if worker.ring.submit(house.number, np.array([1], np.uint32), 1) == 2:
             worker.bell()

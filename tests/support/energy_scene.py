@@ -1,8 +1,8 @@
 """Two emulated A100s at work, in a process of their own, since a process has one NVML for life.
 
-    python energy_scene.py FOLDER work SEED
-    python energy_scene.py FOLDER awake SEED
-    python energy_scene.py FOLDER trouble
+    python -m tests.support.energy_scene FOLDER work SEED
+    python -m tests.support.energy_scene FOLDER awake SEED
+    python -m tests.support.energy_scene FOLDER trouble
 
 "work": workers on MIG slices draw power as real ones would; the production meters read the boards' counters and the
 production account splits them.  `gpu0` draws what the profile says; on `gpu1` every variant draws up to 20 % more or
@@ -39,6 +39,7 @@ from clover.config import EnergyConfig, WorkersConfig
 from clover.emulation import emulated
 from clover.errors import DeviceError
 from clover.types import Placement, Reading
+from tests.support import disturb
 
 COUNTER = "nvmlDeviceGetTotalEnergyConsumption"
 DEVICE = "emulated:a100-40gb:2"
@@ -66,7 +67,7 @@ def go_to(box: Path, at_ns: int) -> None:
     global _ahead_s
     ahead_s = (at_ns - now_ns()) / 1e9
     if ahead_s > 0:
-        emulated.advance(box, ahead_s)
+        disturb.advance(box, ahead_s)
         _ahead_s += ahead_s
 
 
@@ -253,18 +254,18 @@ async def trouble(folder: Path) -> dict[str, Any]:
             found[name] |= account.devices()["gpu0"]
 
     await look("well", 10)
-    emulated.inject(box, emulated.Fault(symbol=COUNTER, error="STUCK"))
+    disturb.inject(box, disturb.Fault(symbol=COUNTER, error="STUCK"))
     await look("hangs", 1)  # the first reading of a board that hangs is a good one
     await look("still hangs", 11)
-    emulated.clear_faults(box)
+    disturb.clear_faults(box)
     await look("moves again", 0)
-    emulated.lose(box, 0)
+    disturb.lose(box, 0)
     await look("lost", 20)
-    emulated.restore(box, 0)
+    disturb.restore(box, 0)
     await look("back", 0)
     slice_.close()
 
-    emulated.inject(box, emulated.Fault(symbol=COUNTER, error="NOT_SUPPORTED", count=0))
+    disturb.inject(box, disturb.Fault(symbol=COUNTER, error="NOT_SUPPORTED", count=0))
     busy_ns = 0
     work = energy.OurWork(busy_ns=lambda: busy_ns, workers=frozenset, owns=lambda pid: True)
     power = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns, work=work)
@@ -277,15 +278,15 @@ async def trouble(folder: Path) -> dict[str, Any]:
     for _ in range(10):
         busy_ns += 10**9
         await look("power at work", 1, power)
-    emulated.inject(box, emulated.Fault(symbol="nvmlDeviceGetPowerUsage", error="STUCK"))
+    disturb.inject(box, disturb.Fault(symbol="nvmlDeviceGetPowerUsage", error="STUCK"))
     for second in range(12):
         busy_ns += second % 2 * 10**9
         await look("power hangs", 1, power)
-    emulated.clear_faults(box)
-    emulated.inject(box, emulated.Fault(symbol="nvmlDeviceGet*", error="NOT_SUPPORTED", count=0, gpu=1))
+    disturb.clear_faults(box)
+    disturb.inject(box, disturb.Fault(symbol="nvmlDeviceGet*", error="NOT_SUPPORTED", count=0, gpu=1))
     for name, gpu in boards.items():
         if name == "gpu0":
-            emulated.lose(box, 0)
+            disturb.lose(box, 0)
         try:
             await energy.build_gpu(gpu.session, gpu, EnergyConfig(gpu_meter="nvml"), clock=now_ns)
         except DeviceError as error:

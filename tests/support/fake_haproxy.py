@@ -60,7 +60,6 @@ class FakeHAProxy:
     backends: dict[str, dict[str, FakeServer]]
     description: str = "clover-ingress-0"
     log: list[str] = field(default_factory=list)
-    requests: dict[str, int] = field(default_factory=dict)
     unchecked: list[str] = field(default_factory=list)
     refuse: str = ""
     """Commands that hold this text are refused."""
@@ -205,10 +204,6 @@ class FakeHAProxy:
     def _statistics(self, words: list[str]) -> str:
         lines = []
         for number, (backend, servers) in enumerate(self.backends.items()):
-            if words[3] == "2":
-                total = self.requests.get(backend, 0)
-                lines += [f"B.{number}.0.0.pxname.1:KNS:str:{backend}", f"B.{number}.0.48.req_tot.1:MCP:u64:{total}"]
-                continue
             for name, server in servers.items():
                 if words[2] in ("-1", backend) and words[4] in ("-1", str(server.number)):
                     start = f"S.{number}.{server.number}"

@@ -18,9 +18,9 @@ from typing import Any
 
 from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerConfig, WorkersConfig
 from clover.devices.mig import MigDevice
-from clover.emulation import emulated
 from clover.errors import CloverError
 from clover.server.server import Server
+from tests.support import disturb
 from tests.support.mig_server import TOY, Load, answers, until
 
 BOX = "a30-24gb"
@@ -80,7 +80,7 @@ async def parked(cache: Path) -> dict[str, Any]:
         ]
         (busy,) = (name for name, item in state.items() if not item["parked"])
         asked, failed = load.asked, load.failed
-        emulated.lose(cache / "emulated" / f"{BOX}-3.nvml", int(busy.removeprefix("gpu")))
+        disturb.lose(cache / "emulated" / f"{BOX}-3.nvml", int(busy.removeprefix("gpu")))
         await until(lambda: devices(running)[busy]["lost"] and set(pids_on(running)) - {busy}, 60.0)
         await until(lambda: load.asked > asked + 20, 60.0)
         found["woken"] = sorted(name for name, item in devices(running).items() if item["layout"])

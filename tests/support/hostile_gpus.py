@@ -72,16 +72,16 @@ async def mig(cache: Path) -> None:
         await settled(running, MIXED)
         say(event="monitor stopped", failed=load.failed, **standing(running))
         await settled(running, BASE)
-        for error in emulated.LOSSES:
-            emulated.lose(state, 1, error)
+        for error in disturb.LOSSES:
+            disturb.lose(state, 1, error)
             await lost(running, load, error)
-            emulated.restore(state, 1)
+            disturb.restore(state, 1)
             await settled(running, BASE)
         disturb.report_xid(state, 1, 95)  # and it still answers
         await lost(running, load, "Xid 95")
-        emulated.lose(state, 1)
+        disturb.lose(state, 1)
         await until(lambda: not gpu(running, "gpu1")._reports.condemned)
-        emulated.restore(state, 1)
+        disturb.restore(state, 1)
         await settled(running, BASE)
         await load.end()
         say(event="end", asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
@@ -129,7 +129,7 @@ async def exclusive(cache: Path) -> None:
 async def laptop(cache: Path) -> None:
     state = devices.box_path(devices.parse("emulated:laptop:1"), cache)
     emulated.create_box(state, "laptop", 1)
-    emulated.advance(state, 60.0)  # it sleeps
+    disturb.advance(state, 60.0)  # it sleeps
     policy = policy_name(BestOnAGpu)
     async with mig_server.server(cache, device="emulated:laptop:1", policy=policy) as running:
         load = Load(running)

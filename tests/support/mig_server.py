@@ -27,11 +27,11 @@ import clover.server
 from clover.backends.artifacts import package_version
 from clover.control.state.apply import Applier
 from clover.devices.mig import MigDevice
-from clover.emulation import emulated
 from clover.errors import CloverError
 from clover.planning.packing import geometry
 from clover.types import Placement, Routing, Step
 from tests.e2e import forked_zygote
+from tests.support import disturb
 from tests.support.scene_policies import TWO_GPUS, BaseOnTwoGpus, policy_name
 
 TOY = str(Path(__file__).parents[1] / "families" / "toy")
@@ -198,28 +198,28 @@ def main(cache: str, what: str) -> None:
         kills(Path(cache))
 
 
-FAULTS: dict[str, tuple[emulated.Fault, ...]] = {
-    "in use for two tries": (emulated.Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=2),),
-    "in use for ever": (emulated.Fault(symbol="nvmlGpuInstanceDestroy", gpu=0, error="IN_USE", count=0),),
-    "compute instance fails": (emulated.Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"),),
+FAULTS: dict[str, tuple[disturb.Fault, ...]] = {
+    "in use for two tries": (disturb.Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=2),),
+    "in use for ever": (disturb.Fault(symbol="nvmlGpuInstanceDestroy", gpu=0, error="IN_USE", count=0),),
+    "compute instance fails": (disturb.Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"),),
     "no resources": (
-        emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="INSUFFICIENT_RESOURCES"),
+        disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="INSUFFICIENT_RESOURCES"),
     ),
-    "no permission": (emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="NO_PERMISSION"),),
+    "no permission": (disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="NO_PERMISSION"),),
     "third creation fails": (
-        emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN", nth=3),
+        disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN", nth=3),
     ),
     "creation fails for ever": (
-        emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="UNKNOWN", count=0),
+        disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="UNKNOWN", count=0),
     ),
-    "slow": (emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="", delay_s=0.3, count=0),),
-    "power stuck": (emulated.Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="STUCK", count=0),),
-    "energy fails": (emulated.Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="UNKNOWN", count=0),),
+    "slow": (disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="", delay_s=0.3, count=0),),
+    "power stuck": (disturb.Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="STUCK", count=0),),
+    "energy fails": (disturb.Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="UNKNOWN", count=0),),
     "GPU lost in mid-change": (
-        emulated.Fault(
+        disturb.Fault(
             symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="GPU_IS_LOST", nth=2, count=0, seconds=3.0
         ),
-        emulated.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=1, error="GPU_IS_LOST", count=0, seconds=3.0),
+        disturb.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=1, error="GPU_IS_LOST", count=0, seconds=3.0),
     ),
 }
 
@@ -230,16 +230,16 @@ async def faults(cache: Path) -> None:
     async with server(cache) as running:
         control = running.engine.control()
         for name, injected in FAULTS.items():
-            emulated.clear_faults(state)
+            disturb.clear_faults(state)
             load = Load(running)
-            emulated.inject(state, *injected)
+            disturb.inject(state, *injected)
             outcome = "applied"
             try:
                 answer = await control.command("apply", {"configuration": MIXED, "force": True}, "a test")
                 outcome = str(answer.get("action", answer))
             except CloverError as error:
                 outcome = f"{type(error).__name__}: {error}"
-            emulated.clear_faults(state)
+            disturb.clear_faults(state)
             reached = sorted(
                 f"{item.variant}@{item.placement.profile}"
                 for item in running.engine.pick(None).fleet.ready_assignments()
@@ -250,7 +250,7 @@ async def faults(cache: Path) -> None:
             await load.end()
             say(after=name, asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))
         load = Load(running)
-        emulated.lose(state, 1)
+        disturb.lose(state, 1)
         await until(lambda: gpu(running, "gpu1").lost)
         await until(
             lambda: all(i.placement.device == "gpu0" for i in running.engine.pick(None).fleet.ready_assignments())
@@ -259,7 +259,7 @@ async def faults(cache: Path) -> None:
         asked, failed = load.asked, load.failed
         await asyncio.sleep(0.3)
         say(fault="GPU lost", served_on=load.asked - asked, failed_since=load.failed - failed, **lost)
-        emulated.restore(state, 1)
+        disturb.restore(state, 1)
         await settled(running, BASE)
         await load.end()
         say(after="GPU lost", asked=load.asked, failed=load.failed, reasons=load.reasons[:3], **standing(running))

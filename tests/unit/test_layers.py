@@ -25,7 +25,6 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
         | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit", "proc_stat", "unix_http"}
     ),
-    frozenset({"autogroup"}),
     frozenset({"low_priority"}),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),

@@ -1,12 +1,10 @@
 """`python -m clover doctor`: what of this machine works for Clover, what would, and the command that mends it.
 
 findings.py      a finding: what it is about, how it stands, what to do
-machine.py       kernel, cores, memory, descriptors, clock
-power.py         energy and embodied carbon
+machine.py       kernel, cores, memory, descriptors, clock, energy, embodied carbon
 gpu.py           NVIDIA driver, its match with torch, MIG, rights
 software.py      Python, torch, extras
 service.py       settings, families, folders, carbon source, collector, port
-calibration.py   `--calibrate`: the constants of the energy model
 """
 
 from clover.cli.doctor.command import main

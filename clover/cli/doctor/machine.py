@@ -1,4 +1,7 @@
-"""Findings about the machine: kernel, cores, memory, descriptors, clock.  `root` is a file system in tests."""
+"""Findings about the machine: kernel, cores, memory, descriptors, clock, energy, embodied carbon.
+
+`root` is a file system in tests.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from clover import energy
 from clover.cli.doctor.findings import Finding
 from clover.config import ServerConfig, WorkersConfig
 from clover.devices.cpu import CpuDevice, available_cores, cgroup_cpus, ranges
+from clover.energy.rapl import RaplError, find_domains
 from clover.errors import CloverError
+from clover.hints import program
 from clover.runtime.memory.free import meminfo, memory_limit
 from clover.runtime.workers import sandboxes
+from clover.server.footprint import hardware_of
 from clover.settings import parse_cores
 from clover.settings.check import on_gpus
 from clover.worker import landlock
@@ -166,3 +173,29 @@ def clock(status: int | None) -> Finding:
             remedy="timedatectl set-ntp true (or run chrony); in a container, on the host",
         )
     return Finding(topic="clock", state="works", text="synchronised, as the kernel says")
+
+
+def power(config: ServerConfig, powercap: Path) -> Iterator[Finding]:
+    """Yield how joules and embodied carbon of the CPU are known."""
+    yield _meter(config, powercap)
+    for item in hardware_of(config.embodied, {"cpu0": CpuDevice()}):
+        bounds = f", {item.low_kg:.3g} to {item.high_kg:.3g}" if item.low_kg and item.high_kg else ""
+        reserved = f"{item.reserved:g} of {item.total:g} reserved"
+        text = f"{item.kg:.3g} kgCO2e of {item.product} ({item.known}{bounds}), {reserved}"
+        yield Finding(topic="embodied", state="works", text=text)
+
+
+def _meter(config: ServerConfig, powercap: Path) -> Finding:
+    try:
+        meter = energy.build(config.energy, cores=len(available_cores()), cpu_seconds=lambda: 0.0, powercap=powercap)
+    except CloverError as error:
+        return Finding(topic="energy", state="fault", text=str(error), remedy="--energy-meter auto")
+    text = f"{meter.method}: {meter.why}"
+    if meter.method == "measured" or config.energy.meter == "modelled":
+        return Finding(topic="energy", state="works", text=text)
+    try:
+        find_domains(powercap)
+        advice = ""
+    except RaplError as error:
+        advice = f"{error.advice}; or take idle_w and core_w from `{program()} doctor --calibrate` on a like machine"
+    return Finding(topic="energy", state="note", text=text, remedy=advice)

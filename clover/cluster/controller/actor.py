@@ -22,11 +22,11 @@ import msgspec
 from clover.cache import replace_file, state_folder
 from clover.cluster.cluster_records import ClusterFile
 from clover.cluster.controller.controller import ClusterController, in_thread
-from clover.cluster.controller.origins import OriginShares
+from clover.cluster.controller.demand import OriginShares
+from clover.cluster.controller.dry import NoIngress
+from clover.cluster.controller.memory import FileStore
 from clover.cluster.controller.records import ClusterTerms
 from clover.cluster.controller.region_grids import ConfiguredGrids
-from clover.cluster.controller.state_store import FileStore
-from clover.cluster.ingress.absent import NoIngress
 from clover.cluster.ingress.checked import CheckedIngress
 from clover.cluster.ingress.config import IngressOrigin, IngressSettings
 from clover.cluster.nodes.actor import RayNodes, declared

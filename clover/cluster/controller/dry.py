@@ -1,4 +1,4 @@
-"""Ports that read and change nothing, for a look that only says what it would do."""
+"""Ports that change nothing: for a look that only says what it would do, and for a cluster without an ingress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ from collections.abc import Mapping
 
 from clover.cluster.planning.records import NodeTarget
 from clover.cluster.ports import HealthIngress, Ingress, NodeReport, Nodes, Store
+
+
+class NoIngress:
+    """A cluster without an ingress of its own: clients, or a load balancer of others, go to the nodes directly.
+
+    Rows are not steered then; nodes are still woken, given targets and released.  A node is drained by its own
+    readiness, which fails before it ends, so that a balancer that looks at `/v2/health/ready` stops sending."""
+
+    async def admit(self, name: str, url: str, grpc_url: str) -> None:
+        """Do nothing: whoever balances finds the node ready."""
+
+    async def weigh(self, origin: str, weights: Mapping[str, float]) -> None:
+        """Do nothing: whoever balances shares as it does."""
+
+    async def drain(self, name: str) -> None:
+        """Do nothing: the node fails its readiness when it is released."""
+
+    async def open_connections(self, name: str) -> int:
+        """Return 0: the node itself answers what it has before it ends."""
+        return 0
+
+    async def remove(self, name: str) -> None:
+        """Do nothing."""
 
 
 class DryNodes:
@@ -28,30 +51,18 @@ class DryNodes:
         """Do nothing."""
 
 
-class DryIngress:
+class DryIngress(NoIngress):
     """An ingress that is asked, and not changed."""
 
     def __init__(self, ingress: Ingress) -> None:
         self._ingress = ingress
 
-    async def admit(self, name: str, url: str, grpc_url: str) -> None:
-        """Do nothing."""
-
-    async def weigh(self, origin: str, weights: Mapping[str, float]) -> None:
-        """Do nothing."""
-
     async def weigh_family(self, origin: str, family: str, weights: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    async def drain(self, name: str) -> None:
         """Do nothing."""
 
     async def open_connections(self, name: str) -> int:
         """Return what the ingress says."""
         return await self._ingress.open_connections(name)
-
-    async def remove(self, name: str) -> None:
-        """Do nothing."""
 
 
 class DryHealthIngress(DryIngress):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
+from clover.cache import replace_file
 from clover.cluster.controller.budget import AccuracyBudget
 from clover.cluster.controller.capacity import Capacity, Reach, fastest_ms
 from clover.cluster.controller.demand import ClusterDemand, Key
@@ -24,6 +27,7 @@ from clover.cluster.controller.records import (
 from clover.cluster.controller.weights import Rates
 from clover.cluster.planning.records import ClusterPlan, DeviceFrontier, NodeTarget
 from clover.cluster.ports import NodeReport
+from clover.errors import ClusterError
 from clover.types import Reading
 
 KEPT = 200
@@ -298,3 +302,40 @@ def words(names: Iterable[str], most: int = 5) -> str:
     if len(listed) <= most:
         return ", ".join(listed)
     return f"{', '.join(listed[:most])} and {len(listed) - most} others"
+
+
+_MOST_BYTES = 64 << 20
+
+
+class FileStore:
+    """Implements `clover.cluster.ports.Store` by the file at `path`, on storage that the next controller sees too.
+
+    The file is replaced as a whole, so that one that is read is never half written.  On shared storage (NFS, a volume)
+    a controller that is started on another machine finds it; on a local disk the state is lost with the machine, and a
+    new controller begins with what the nodes report."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def load(self) -> bytes | None:
+        """Return what was saved last, or None.  ClusterError if the file is there and cannot be read."""
+        return await asyncio.to_thread(self._load)
+
+    async def save(self, state: bytes) -> None:
+        """Replace what is kept.  ClusterError if it cannot be written."""
+        try:
+            await asyncio.to_thread(replace_file, self.path, state)
+        except OSError as error:
+            raise ClusterError(f"the controller's state cannot be saved to {self.path}: {error.strerror}") from error
+
+    def _load(self) -> bytes | None:
+        try:
+            with self.path.open("rb") as file:
+                found = file.read(_MOST_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ClusterError(f"the controller's state cannot be read from {self.path}: {error.strerror}") from error
+        if len(found) > _MOST_BYTES:
+            raise ClusterError(f"{self.path} is too large to be the state of a controller: give cluster.store another")
+        return found

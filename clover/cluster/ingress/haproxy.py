@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import os
 import signal
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -38,8 +37,16 @@ from clover.cluster.ingress.process import (
 )
 from clover.cluster.ingress.runtime import IngressGone, IngressRefused, RuntimeApi, check_reply
 from clover.cluster.ingress.sockets import HeldSockets
-from clover.cluster.ingress.state import Servers, WantedIngress, differences, leftovers, settled, wanted_of, weights_key
-from clover.cluster.ingress.weights import CounterRates, whole_weights
+from clover.cluster.ingress.state import (
+    Servers,
+    WantedIngress,
+    differences,
+    leftovers,
+    settled,
+    wanted_of,
+    weights_key,
+    whole_weights,
+)
 from clover.errors import ClusterError
 
 log = logging.getLogger("clover.cluster")
@@ -77,7 +84,6 @@ class HAProxyIngress:
         self._api = RuntimeApi(self._socket)
         self._lock = asyncio.Lock()
         self._keeper: asyncio.Task[None] | None = None
-        self._rates = CounterRates()
         self.restarts = 0
 
     async def start(self) -> bool:
@@ -239,27 +245,6 @@ class HAProxyIngress:
     def weights(self) -> dict[str, dict[str, int]]:
         """Return the weights in force by node, for each origin and each ORIGIN:FAMILY that has its own."""
         return {origin: dict(shares) for origin, shares in self._wanted.weights.items()}
-
-    async def origin_rates(self) -> dict[str, float]:
-        """Return the requests/s, over HTTP and gRPC, that came from each origin since the last call.
-
-        How many rows a request has is not known here.  At the first call all are 0.  A counter that fell, because
-        HAProxy was restarted, counts from 0."""
-        sums: dict[str, float] = defaultdict(float)
-        for (origin, _), rate in (await self.demand_rates()).items():
-            sums[origin] += rate
-        return dict(sums)
-
-    async def demand_rates(self) -> dict[tuple[str, str], float]:
-        """Return the same by origin and family; what is of no family that is shared by itself has ""."""
-        counters = await self._api.backend_statistics()
-        own = backends(self.settings)
-        found = {backend.name: float(counters[backend.name]["req_tot"]) for backend in own}
-        rates = self._rates.observe(found, monotonic())
-        sums: dict[tuple[str, str], float] = defaultdict(float)
-        for backend in own:
-            sums[backend.origin, backend.family] += rates[backend.name]
-        return dict(sums)
 
     async def origin_requests(self) -> dict[str, dict[str, int]]:
         """Return how many requests of each origin each node was given since HAProxy was started or the node admitted.

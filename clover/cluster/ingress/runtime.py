@@ -201,11 +201,6 @@ class RuntimeApi:
         """Return all servers by backend and name."""
         return parse_server_states(await self.ask("show servers state"))
 
-    async def backend_statistics(self) -> dict[str, dict[str, str | int]]:
-        """Return the counters of each backend as a whole, by its name."""
-        rows = parse_statistics(await self.ask("show stat -1 2 -1 typed"))
-        return {str(row["pxname"]): row for row in rows}
-
     async def server_statistics(self, servers: Sequence[tuple[str, int]] = ()) -> list[dict[str, str | int]]:
         """Return the counters of servers, given by backend and number; of all if none are given."""
         which = servers or [("-1", -1)]

@@ -6,12 +6,14 @@ somebody changed something by hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from msgspec import structs
 
 from clover.cluster.ingress.config import IngressBackend, IngressSettings, Upstream, backends, server_words
 from clover.cluster.ingress.runtime import IngressServer
+from clover.errors import ClusterError
 from clover.types import Record
 
 Servers = Mapping[str, Mapping[str, IngressServer]]
@@ -187,3 +189,29 @@ def _order(place: str, server: IngressServer, state: str, weight: int) -> list[s
     if state != ("ready" if server.state == "maint" else server.state):
         commands.append(f"set server {place} state {state}")
     return [*commands, f"set server {place} weight {weight}"] if weight != has else commands
+
+
+LARGEST_WEIGHT = 256
+"""HAProxy's largest weight of a server; 0 is the smallest and gives a server nothing."""
+
+
+def whole_weights(shares: Mapping[str, float]) -> dict[str, int]:
+    """Return whole weights 0 to 256 in proportion to `shares` (any unit), by the method of largest remainders.
+
+    The largest share gets 256, so that the others are as fine as they can be.  A share above 0 gets 1 at least:
+    it is small, and not nothing.  A share of 0 gets 0.  ClusterError if a share is negative or not a number.
+    """
+    for name, share in shares.items():
+        if not math.isfinite(share) or share < 0:
+            raise ClusterError(f"the share of node {name} is {share}: it must be a number of 0 or more")
+    most = max(shares.values(), default=0.0)
+    if most == 0:
+        return dict.fromkeys(shares, 0)
+    # Divided by the largest first: shares may be so small that sums and products of them are not exact any more.
+    quotas = {name: share / most * LARGEST_WEIGHT for name, share in shares.items()}
+    weights = {name: int(quota) for name, quota in quotas.items()}
+    left = round(math.fsum(quotas.values())) - sum(weights.values())
+    by_remainder = sorted(quotas, key=lambda name: (weights[name] - quotas[name], -quotas[name], name))
+    for name in by_remainder[:left]:
+        weights[name] += 1
+    return {name: max(weight, 1) if shares[name] > 0 else 0 for name, weight in weights.items()}

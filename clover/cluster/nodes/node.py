@@ -27,8 +27,7 @@ import msgspec
 
 from clover.cluster.cluster_file import render_carbon
 from clover.cluster.cluster_records import ClusterFile, NodeSection
-from clover.cluster.nodes.control_client import ControlClient, ControlRefused
-from clover.cluster.nodes.server_process import ServerProcess
+from clover.cluster.nodes.server_process import ControlClient, ControlRefused, ServerProcess
 from clover.cluster.planning.records import ClusterNode, DeviceFrontier, NodeState, NodeTarget
 from clover.cluster.ports import FamilyReport, NodeReport
 from clover.errors import ClusterError
@@ -297,7 +296,7 @@ class NodeAgent:
 
     def _family(self, name: str, model: Mapping[str, Any]) -> FamilyReport:
         """Return what a model did.  Its rows are put down to the node's own region here: the ingress knows better, if
-        there is one (`clover.cluster.controller.origins`)."""
+        there is one (`clover.cluster.controller.demand`)."""
         return FamilyReport(
             family=name,
             rates={self.order.node.region: model["rate"]},

@@ -1,4 +1,4 @@
-"""A node's server as a process that outlives the agent: started apart, found again by its record.
+"""A node's server as a process that outlives the agent: started apart, found again by its record, called by its socket.
 
 The record is a file with the process id and the time the process started, in the kernel's ticks since boot, together
 with the boot's own id.  All three together name one process of all times, so that a process id that was given to
@@ -7,8 +7,11 @@ another program is never taken for the server, and never gets a signal.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import http.client
+import json
 import os
 import re
 import signal
@@ -16,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,6 +27,7 @@ from clover.cache import replace_file
 from clover.errors import ClusterError
 from clover.malformed import MALFORMED
 from clover.types import Record
+from clover.unix_http import UnixConnection
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _LAUNCH_S = 60.0
@@ -146,3 +151,50 @@ def _boot() -> str:
         return _BOOT.read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+_ANSWER_BYTES = 64 << 20
+
+
+class ControlRefused(ClusterError):
+    """The server answered a call, and refused it: `status` is that of HTTP."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ControlClient:
+    """The control socket at `path`; each call has a connection of its own and takes `timeout_s` at most."""
+
+    def __init__(self, path: str, timeout_s: float = 10.0) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+
+    async def get(self, path: str) -> Any:
+        """Return the decoded answer of a GET.  ControlRefused, or ClusterError if there is no answer."""
+        return await asyncio.to_thread(self._call, "GET", path, None)
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Return the decoded answer of a POST.  ControlRefused, or ClusterError if there is no answer."""
+        return await asyncio.to_thread(self._call, "POST", path, body)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        connection = UnixConnection(self._path, self._timeout_s)
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+            response = connection.getresponse()
+            text = response.read(_ANSWER_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise ClusterError(f"the server does not answer at its control socket: {error}") from error
+        finally:
+            connection.close()
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            raise ClusterError(f"the server answered {response.status} with something that is not JSON") from None
+        if response.status != 200:
+            why = answer.get("error", "") if isinstance(answer, dict) else ""
+            raise ControlRefused(why or f"the server answered {response.status}", response.status)
+        return answer

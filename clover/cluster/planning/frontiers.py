@@ -42,15 +42,13 @@ def device_frontier(
     kind: str,
     idle_w: float,
     rates: int = RATES,
-    resident: int = 1,
 ) -> DeviceFrontier:
     """Return the operating points of a profile's family on one device, within the SLO of `objective`.
 
-    `kind`: what the cluster calls devices like this one; `idle_w`: the watts of one without rows; `resident`: the most
-    variants that a worker holds.  The accuracy floor of `objective` does not matter: a cluster has one for all its
-    nodes together.  No points if no rate is served within the SLO; PlanError if the profile does not cover the
-    device."""
-    key = _Key(profile=profile, device=device, objective=objective, rates=rates, resident=resident)
+    `kind`: what the cluster calls devices like this one; `idle_w`: the watts of one without rows.  The accuracy
+    floor of `objective` does not matter: a cluster has one for all its nodes together.  No points if no rate is served
+    within the SLO; PlanError if the profile does not cover the device."""
+    key = _Key(profile=profile, device=device, objective=objective, rates=rates)
     return DeviceFrontier(kind=kind, family=profile.family, points=_points(msgspec.json.encode(key)), idle_w=idle_w)
 
 
@@ -61,7 +59,6 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceShape
     objective: ObjectiveConfig
     rates: int
-    resident: int
 
 
 @lru_cache(maxsize=64)
@@ -102,7 +99,6 @@ def _state(key: _Key) -> State:
         devices=(key.device,),
         running=(),
         routing=None,
-        resident=key.resident,
     )
 
 

@@ -60,8 +60,9 @@ class Columns:
         self.count += 1
         return self.count - 1
 
-    def extend(self, costs: Floats, rows: Ints, values: Floats, upper: float = np.inf) -> range:
-        """Append columns, whose entries are the rows of two matrices of the same width; return their numbers."""
+    def extend(self, costs: Floats, rows: Ints, values: Floats) -> range:
+        """Append columns without an upper bound, whose entries are the rows of two matrices of the same width; return
+        their numbers."""
         many, width = rows.shape
         if not width:
             raise PlanError("a column of a linear program has no entries")
@@ -70,7 +71,7 @@ class Columns:
         self._rows.append(rows.ravel())
         self._values.append(values.ravel())
         self._costs.append(costs)
-        self._uppers.append(np.full(many, upper))
+        self._uppers.append(np.full(many, np.inf))
         self.count += many
         return range(self.count - many, self.count)
 

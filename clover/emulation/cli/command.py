@@ -1,22 +1,31 @@
-"""The verb `emulate` of `clover mig`: arguments, exit codes, and the box that is made or continued."""
+"""The verb `emulate` of `clover mig`: arguments, exit codes, and the box that is made or continued.
+
+Any program has emulated GPUs: the NVML that it loads answers from a state file instead of a driver.  A program finds
+NVML by asking the loader for `libnvidia-ml.so.1`.  A folder in which that name leads to Clover's emulated library, put
+in front of LD_LIBRARY_PATH, is therefore all it takes; CLOVER_NVML_STATE names the state file to the library.  Nothing
+of the program changes, and nothing outside it: another terminal sees other GPUs, or none.
+
+The program runs under a small process of its own (`supervise`), which passes signals on and cleans up.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from clover import devices
 from clover.cli import CommandParser
 from clover.cli.mig.command import DIFFERS, DONE, EMULATE_ABOUT, USAGE
 from clover.devices import tables
 from clover.emulation import boxes, emulated
-from clover.emulation.cli import emulate
 from clover.errors import ConfigError, DeviceError
 from clover.hints import program
 
@@ -74,7 +83,7 @@ def _emulate(given: argparse.Namespace, command: Sequence[str] | None, environ: 
     try:
         made = _box_at(given, state)
         if command is not None:
-            emulate.run(command, state, environ, remove=temporary)
+            run(command, state, environ, remove=temporary)
     except BaseException:
         for path in temporary:
             shutil.rmtree(path, ignore_errors=True)
@@ -99,7 +108,7 @@ def _box_at(given: argparse.Namespace, state: Path) -> bool:
             raise ConfigError(f"{given.box} is a pod with MIG instances: leave --mig-off out")
         boxes.make_pod(devices.parse(f"emulated:{given.box.lower()}"), state, seed=seed)
         return missing
-    name, count = emulate.parse_box(given.box)
+    name, count = parse_box(given.box)
     try:
         table = tables.board(name)
     except DeviceError as error:
@@ -108,3 +117,29 @@ def _box_at(given: argparse.Namespace, state: Path) -> bool:
         state, table, count, privileged=not given.unprivileged, mig_enabled=not given.mig_off, seed=seed
     )
     return missing
+
+
+_SUPERVISE = Path(__file__).with_name("supervise.py")
+
+_BOX = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?::(?P<count>\d{1,2}))?")
+
+
+def parse_box(text: str) -> tuple[str, int]:
+    """Return table and number of GPUs of NAME[:COUNT]; ConfigError if `text` is not of this form."""
+    found = _BOX.fullmatch(text.lower())
+    if found is None or (found["count"] and int(found["count"]) < 1):
+        raise ConfigError(f"{text!r} must read NAME:COUNT, as a100-40gb:2")
+    return found["name"], int(found["count"] or 1)
+
+
+def run(command: Sequence[str], state: Path, environ: Mapping[str, str], *, remove: Sequence[Path] = ()) -> NoReturn:
+    """Become `command` on the GPUs of `state`, and `remove` folders when it has ended.  Raises DeviceError."""
+    library = emulated.library()
+    folder = tempfile.mkdtemp(prefix="clover-nvml-")
+    os.symlink(library, Path(folder, emulated.SONAME))
+    paths = [folder, *filter(None, [environ.get("LD_LIBRARY_PATH", "")])]
+    box = {emulated.STATE: str(state.resolve()), "LD_LIBRARY_PATH": os.pathsep.join(paths)}
+    python = [sys.executable, "-I", "-S", str(_SUPERVISE), folder, *map(str, remove), "--"]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(python[0], [*python, *command], {**environ, **box})

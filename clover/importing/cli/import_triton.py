@@ -11,8 +11,7 @@ from clover.cli import CommandParser
 from clover.hints import program
 from clover.importing import folder
 from clover.importing.draft import DraftError
-from clover.importing.triton_models import OpenBounds
-from clover.importing.triton_repository import ImportedModel, models_of
+from clover.importing.triton_models import ImportedModel, OpenBounds, models_of
 from clover.terminal import Column, listing, plain
 
 _WIDTH = 80

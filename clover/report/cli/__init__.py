@@ -20,8 +20,8 @@ from clover.hints import program
 from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
-from clover.report.checking import UnreadableReport, read_text, report_in, verify
-from clover.report.cli import audit, cluster
+from clover.report.checking import UnreadableReport, cluster_data, read_text, report_in, verify, verify_cluster
+from clover.report.cli import cluster
 from clover.report.cli.options import (
     FORMATS,
     WIDTH,
@@ -29,11 +29,11 @@ from clover.report.cli.options import (
     format_of,
     json_of,
     market,
+    suffix_format,
     usual_time,
     write,
 )
 from clover.report.cluster import CLUSTER_BY
-from clover.report.cluster_checking import cluster_data, verify_cluster
 from clover.report.making import application_of, newer_words, nothing_of, report_from, settled_end, written_until
 from clover.report.records import By, Report
 from clover.report.render.columns import csv_of, parquet_of
@@ -43,6 +43,8 @@ from clover.telemetry.ledger import LedgerReader
 from clover.telemetry.ledger.files import ledgers_in
 
 DONE, WRONG, USAGE, REFUSED = 0, 1, 2, 3
+_MOST_CALLS = 10_000
+"""Control calls that `--audit` lists at most."""
 
 _ABOUT = """\
 Say what a server emitted over a time, what that saved against what, how sure that is, and where records are missing,
@@ -67,7 +69,7 @@ def main(argv: Sequence[str], *, now: Callable[[], float] = time.time, environ: 
         if given.cluster:
             cluster.report(given, environment, now())
         elif given.audit:
-            audit.report_calls(given, _ledger(_one(given.ledgers), configured(given, environment).state_dir), now())
+            _report_calls(given, _ledger(_one(given.ledgers), configured(given, environment).state_dir), now())
         else:
             _report(given, environment, now())
     except ConfigError as error:
@@ -229,3 +231,26 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
     for line in found.faults:
         print(f"  FAULT  {line}")
     return WRONG if found.faults else DONE
+
+
+def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
+    """List the control calls of the period in the ledger at `path`, oldest first.  Raises ConfigError, LedgerError."""
+    form = given.format or suffix_format(given.out) or "table"
+    if form not in ("table", "json"):
+        raise ConfigError(f"--audit is written as table or json, not as {form}")
+    zone = zone_of(given.tz)
+    start = moment(given.start, zone, now) if given.start else 0.0
+    end = moment(given.end, zone, now) if given.end else now
+    try:
+        with LedgerReader(path) as ledger:
+            found = ledger.events(start, end, kinds=("control",), limit=_MOST_CALLS)
+    except LedgerError as error:
+        raise LedgerError(f"{path}: {error}") from error
+    if form == "json":
+        records = [msgspec.json.decode(event.detail) for event in found]
+        write(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n", given.out)
+        return
+    lines = [f"{time_words(event.at, zone)}  {event.summary}" for event in found]
+    if len(found) == _MOST_CALLS:
+        lines.insert(0, f"the newest {_MOST_CALLS} calls; --from and --to choose others")
+    write(("\n".join(lines or ["no call changed the server in that time"]) + "\n").encode(), given.out)

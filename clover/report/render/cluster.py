@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from decimal import Decimal
@@ -18,6 +17,7 @@ from clover.report.records import GramsRange
 from clover.report.render import markup
 from clover.report.render.columns import Cell, csv_text, iso, parquet_bytes
 from clover.report.render.markup import card, paragraph, section, table
+from clover.report.render.text import text_filled
 from clover.report.wording import (
     duration,
     energy,
@@ -91,14 +91,14 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
     head = f"Carbon report of {named}, {_counted(report)}: {start} to {end}"
     head = f"{head}; {report.edges}" if report.edges else head
     parts = [
-        _filled(head, width, ""),
+        text_filled(head, width, ""),
         terminal.listing([(name, printable(text)) for name, text in cluster_headline(report)], width),
         _lines_text("Electricity by region", report, "region", zone, width),
         _lines_text("Electricity by node", report, "node", zone, width),
         _lines_text(f"Electricity by {by}", report, by, zone, width) if by not in ("region", "node") else "",
         _quality_text(report, width),
         _titled("Nodes", terminal.listing(list(_node_words(report)), width)),
-        _titled("What is counted", _filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
+        _titled("What is counted", text_filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -168,7 +168,7 @@ def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, 
     text += f"\n  left out for want of room: {', '.join(left)}" if left else ""
     if len(found.lines) > _MOST_LINES:
         text += f"\n  and {len(found.lines) - _MOST_LINES} more: --format csv has all"
-    return "\n".join([title, text, *(_filled(note, width) for note in _notes(report, by, zone))])
+    return "\n".join([title, text, *(text_filled(note, width) for note in _notes(report, by, zone))])
 
 
 def _notes(report: ClusterReport, by: ClusterBy, zone: tzinfo) -> list[str]:
@@ -225,12 +225,6 @@ def _node_words(report: ClusterReport) -> Iterator[tuple[str, str]]:
 
 def _titled(title: str, body: str) -> str:
     return f"{title}\n{body}" if body else ""
-
-
-def _filled(text: str, width: int, indent: str = "  ") -> str:
-    return textwrap.fill(
-        printable(text), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------------

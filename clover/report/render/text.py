@@ -43,7 +43,7 @@ def report_text(report: Report, by: By, zone: tzinfo, width: int, *, comparisons
         _section(*_breakdown(report, by, zone, width)),
         _section("How it is known", terminal.listing(list(_known(report)), width)),
         _section("Gaps", _gaps(report, zone, width)),
-        _section("What is counted", _filled(report.boundary_about, width)),
+        _section("What is counted", text_filled(report.boundary_about, width)),
         _section("Inputs", terminal.listing(list(_inputs(report, zone)), width)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -53,14 +53,15 @@ def _heading(report: Report, zone: tzinfo, width: int) -> str:
     named = report.application.name or "this server"
     where = f" ({report.server})" if report.server else ""
     text = f"Carbon report of {named}{where}: {period_words(report, zone)}"
-    return _filled(f"{text}; {report.period.edges}" if report.period.edges else text, width, indent="")
+    return text_filled(f"{text}; {report.period.edges}" if report.period.edges else text, width, indent="")
 
 
 def _section(title: str, body: str) -> str:
     return f"{title}\n{body}" if body else ""
 
 
-def _filled(text: str, width: int, indent: str = "  ") -> str:
+def text_filled(text: str, width: int, indent: str = "  ") -> str:
+    """Return a text in lines of `width` characters, each after `indent`."""
     return textwrap.fill(
         printable(text), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
     )
@@ -111,8 +112,8 @@ def _saved(report: Report, width: int) -> str:
         )
         for item in report.saved
     ]
-    legend = [_filled("points: accuracy given up", width)]
-    legend += [_filled(f"{_bare(item.name)}: {item.about}; shows {item.meaning}", width) for item in report.saved]
+    legend = [text_filled("points: accuracy given up", width)]
+    legend += [text_filled(f"{_bare(item.name)}: {item.about}; shows {item.meaning}", width) for item in report.saved]
     return "\n".join([_table(columns, rows, width), *legend]) if rows else ""
 
 
@@ -174,7 +175,7 @@ def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, s
     if len(found.buckets) > _MOST_BUCKETS:
         left = len(found.buckets) - _MOST_BUCKETS
         body += f"\n  and {left} more: --format csv has all"
-    about = [_filled(text, width) for text in (found.about, entries_words(report, by, zone)) if text]
+    about = [text_filled(text, width) for text in (found.about, entries_words(report, by, zone)) if text]
     return f"Electricity by {by}", "\n".join([body, *about]) if rows else ""
 
 

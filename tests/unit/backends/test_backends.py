@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -223,7 +224,7 @@ def test_missing_tools_are_named(monkeypatch):
 def test_a_failed_compilation_gives_its_reason(tmp_path):
     simple = families.load_family(str(FAMILIES / "simple"))
     with pytest.raises(ProfileError, match="plain Python"):
-        backends.compile_in_subprocess(simple, simple.variants[0], "aoti", tmp_path / "x")
+        asyncio.run(backends.compile_in_background(simple, simple.variants[0], "aoti", tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
 
@@ -276,7 +277,7 @@ def test_cancelling_ends_the_compilation(toy, tmp_path):
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(ProfileError, match="more than 0 s"):
-        backends.compile_in_subprocess(toy, toy.variant("full"), "aoti", tmp_path / "x", timeout_s=0.0)
+        asyncio.run(backends.compile_in_background(toy, toy.variant("full"), "aoti", tmp_path / "x", budget=SPENT))
 
 
 def test_a_compilation_is_charged_for_its_cpu_time_and_ended_if_it_exceeds_its_budget(toy, tmp_path, monkeypatch):
@@ -386,7 +387,7 @@ def test_aoti_agrees_with_eager(toy, tmp_path, monkeypatch):
     torchs = {"TORCHINDUCTOR_VEC_ISA_OK": "1", "AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL": "O0"}
     monkeypatch.setattr(artifacts, "child_environment", lambda: child_environment() | torchs)
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
-    folder = compiled_agrees(toy, "aoti", tmp_path, backends.compile_in_subprocess)
+    folder = compiled_agrees(toy, "aoti", tmp_path, compiling)
     # The package, as a worker on a GPU loads it; it is for CPU cores, which such a worker refuses.
     variant = toy.variant("half")
     import torch
@@ -401,6 +402,13 @@ def test_aoti_agrees_with_eager(toy, tmp_path, monkeypatch):
         backends.get("aoti").load(toy, variant, folder, 1, "cuda")
 
 
+SPENT = artifacts.CpuBudget(math.inf, clock_s=0.0)
+
+
+def compiling(*what):
+    asyncio.run(backends.compile_in_background(*what))
+
+
 def compiled_agrees(toy, name, cache, build):
     backend = backends.get(name)
     if backend.available():
@@ -409,7 +417,7 @@ def compiled_agrees(toy, name, cache, build):
     folder = backends.artifact_dir(cache, toy, variant, name, 1)
     build(toy, variant, name, folder)
     assert backends.is_compiled(folder)
-    backends.compile_in_subprocess(toy, variant, name, folder, timeout_s=0.0)  # there already
+    asyncio.run(backends.compile_in_background(toy, variant, name, folder, budget=SPENT))  # there already
     run = backend.load(toy, variant, folder, 1)
     truth = backends.get("eager").load(toy, variant, folder, 1)
     rows = np.random.RandomState(1).standard_normal((8, 4)).astype(np.float32)

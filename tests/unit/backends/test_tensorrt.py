@@ -6,6 +6,7 @@ that are exported programs on the CPU.  What only a GPU can show is in `tests/gp
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import functools
 import importlib.util
@@ -578,7 +579,7 @@ def test_the_extra_that_is_missing_is_named(toy, tmp_path):
     backend = backends.get("tensorrt")
     assert "clover-inference[tensorrt]" in backend.available()
     with pytest.raises(ProfileError, match=r"full with tensorrt for 1g.5gb failed: .*clover-inference\[tensorrt\]"):
-        backends.compile_in_subprocess(toy, toy.variant("full"), "tensorrt", tmp_path / "x", target=SMALL)
+        asyncio.run(backends.compile_in_background(toy, toy.variant("full"), "tensorrt", tmp_path / "x", target=SMALL))
     for failure in (ProfileError, WorkerError):
         with pytest.raises(failure, match=r"cannot be imported .*install clover-inference\[tensorrt\]"):
             tensorrt._library(failure)

@@ -15,7 +15,7 @@ import pytest
 
 from clover import devices
 from clover.carbon.grid import GridClock
-from clover.cli.doctor import calibration, command, gpu, machine, main, service, software
+from clover.cli.doctor import command, gpu, machine, main, service, software
 from clover.cli.doctor.findings import Finding
 from clover.cli.mig.state import GpuState
 from clover.config import CarbonConfig, EnergyConfig, OtelConfig, ServerConfig, WorkersConfig
@@ -32,7 +32,7 @@ from tests.support.fake_nvml import Board, FakeNvml
 
 @pytest.fixture
 def four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.cli.doctor.calibration.available_cores", lambda: (0, 1, 2, 3))
+    monkeypatch.setattr("clover.cli.doctor.command.available_cores", lambda: (0, 1, 2, 3))
     monkeypatch.setattr("os.cpu_count", lambda: 8)
 
 
@@ -61,9 +61,9 @@ def test_a_busy_machine_is_said_to_be_one(tmp_path: Path, capsys: pytest.Capture
 def test_constants_that_are_hardly_known_are_doubted() -> None:
     steps = (CalibrationStep(0, 0.0, 50.0), CalibrationStep(1, 1.0, 60.0))
     sure = Calibration(steps, idle_w=50.0, idle_error_w=1.0, core_w=10.0, core_error_w=0.5)
-    assert calibration.doubts(sure) == []
+    assert command.doubts(sure) == []
     unsure = Calibration(steps, idle_w=50.0, idle_error_w=1.0, core_w=10.0, core_error_w=2.0)
-    assert calibration.doubts(unsure) == [
+    assert command.doubts(unsure) == [
         "the power of a busy CPU is known to +- 2.00 W only: measure again on a quieter machine, or for longer"
     ]
 

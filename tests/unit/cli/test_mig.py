@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 
 from clover.devices import tables
 from clover.emulation import emulated
-from clover.emulation.cli import emulate
+from clover.emulation.cli.command import parse_box
 from clover.errors import ConfigError
 from clover.planning.packing.geometry import layouts
+from tests.support import disturb
 from tests.support.forks import Forks
 
 pytestmark = pytest.mark.slow
@@ -129,8 +130,8 @@ def shared(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
 def box(shared: Driver, tmp_path: Path) -> Driver:
     """Two A100s with MIG on and nothing on them."""
     shared.cache = tmp_path / "cache"
-    emulated.clear_faults(shared.state)
-    emulated.reboot(shared.state)
+    disturb.clear_faults(shared.state)
+    disturb.reboot(shared.state)
     return shared
 
 
@@ -240,7 +241,7 @@ def test_list_of_a_box_without_mig_mode(hopper: Driver) -> None:
 
 
 def test_a_lost_gpu_does_not_hide_the_others(box: Driver, file: str) -> None:
-    emulated.lose(box.state, 1)
+    disturb.lose(box.state, 1)
     try:
         text = box.good("list")
         assert "MIG on" in text
@@ -250,15 +251,15 @@ def test_a_lost_gpu_does_not_hide_the_others(box: Driver, file: str) -> None:
         assert box.standing(0) == []
         assert "left out" in box.good("export")
     finally:
-        emulated.restore(box.state, 1)
+        disturb.restore(box.state, 1)
 
 
 def test_a_gpu_whose_handle_is_unknown_is_lost_too(box: Driver) -> None:
-    emulated.lose(box.state, 1, "UNKNOWN")
+    disturb.lose(box.state, 1, "UNKNOWN")
     try:
         assert "lost: it does not answer" in box.good("list")
     finally:
-        emulated.restore(box.state, 1)
+        disturb.restore(box.state, 1)
 
 
 # --- assert and export ----------------------------------------------------------------------------------------------
@@ -426,14 +427,14 @@ def test_a_server_on_the_gpu_is_not_disturbed(box: Driver, file: str) -> None:
 
 
 def test_a_step_that_fails_is_named_and_the_rest_can_follow(box: Driver, file: str) -> None:
-    fault = emulated.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=0, error="UNKNOWN", nth=2)
-    emulated.inject(box.state, fault)
+    fault = disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=0, error="UNKNOWN", nth=2)
+    disturb.inject(box.state, fault)
     code, out, err = box("apply", file, "--config", "mixed", "--yes")
     assert code == 1
     assert out.splitlines() == ["made gpu0:4g.20gb@0"]
     assert "gpu0:3g.20gb@4 cannot be made" in err
     assert "the same command takes up from there" in err
-    emulated.clear_faults(box.state)
+    disturb.clear_faults(box.state)
     assert "made gpu0:3g.20gb@4" in apply(box, file, "mixed")
     assert box.good("assert", file, "--config", "mixed")
 
@@ -470,7 +471,7 @@ def test_a_user_without_rights_sees_what_was_given(forks: Forks, tmp_path: Path,
 
 def test_what_one_gpu_refuses_does_not_hide_the_others(box: Driver, file: str) -> None:
     apply(box, file, "mixed")
-    emulated.inject(box.state, emulated.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=0, error="UNKNOWN", count=0))
+    disturb.inject(box.state, disturb.Fault(symbol="nvmlDeviceGetPowerUsage", gpu=0, error="UNKNOWN", count=0))
     text = box.good("list")
     assert "cannot be read: the driver refused: Unknown Error (NVML code 999)" in text
     assert len(box.standing(1)) == 4
@@ -495,13 +496,13 @@ def test_mode_changes_on_ampere_wait_for_a_reset(box: Driver, file: str) -> None
         assert "gpu0 needs a reset for its MIG mode to change" in said
     assert "on until the next reset, then off" in box.good("list")
     for gpu in (0, 1):
-        emulated.reset(box.state, gpu)
+        disturb.reset(box.state, gpu)
     assert box.good("assert", file, "--config", "off")
     assert "make    4g, 3g" in box.good("apply", file, "--config", "mixed", "--mode-changes", "--dry-run")
     said = box.fails(1, "apply", file, "--config", "mixed", "--yes", "--mode-changes")
     assert "then apply again" in said
     for gpu in (0, 1):
-        emulated.reset(box.state, gpu)
+        disturb.reset(box.state, gpu)
     apply(box, file, "mixed")
 
 
@@ -773,8 +774,8 @@ def test_a_key_of_the_terminal_reaches_the_program_once(tmp_path: Path) -> None:
 
 
 def test_boxes_in_words() -> None:
-    assert emulate.parse_box("A100-40GB:2") == ("a100-40gb", 2)
-    assert emulate.parse_box("a30-24gb") == ("a30-24gb", 1)
+    assert parse_box("A100-40GB:2") == ("a100-40gb", 2)
+    assert parse_box("a30-24gb") == ("a30-24gb", 1)
     for text in ("", "a100:", "a100:0", "a100:x", "a100:2:3", ":2"):
         with pytest.raises(ConfigError, match="NAME:COUNT"):
-            emulate.parse_box(text)
+            parse_box(text)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from clover.cluster.cluster_file import parse
 from clover.cluster.controller.actor import ControllerActor, RunningCluster, folder_of, recall, remember, terms_of
-from clover.cluster.controller.origins import OriginShares
+from clover.cluster.controller.demand import OriginShares
+from clover.cluster.controller.dry import NoIngress
+from clover.cluster.controller.memory import FileStore
 from clover.cluster.controller.region_grids import ConfiguredGrids
-from clover.cluster.controller.state_store import FileStore
-from clover.cluster.ingress.absent import NoIngress
 from clover.cluster.nodes import frontiers as node_frontiers
 from clover.cluster.nodes import ray_support
 from clover.cluster.nodes.actor import declared, placed_by

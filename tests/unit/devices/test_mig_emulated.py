@@ -24,7 +24,8 @@ from clover import devices
 from clover.config import WorkersConfig
 from clover.devices import tables
 from clover.emulation import emulated
-from clover.emulation.emulated import Fault
+from tests.support import disturb
+from tests.support.disturb import Fault
 from clover.errors import DeviceError, DeviceLost
 from clover.planning.packing import geometry
 from clover.types import Placement
@@ -252,21 +253,21 @@ def test_refusals_of_the_driver(tmp_path):
         async def soon(seconds):
             pass
         device._work._sleep = soon
-        emulated.inject(STATE, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="INSUFFICIENT_RESOURCES"))
+        disturb.inject(STATE, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="INSUFFICIENT_RESOURCES"))
         refused(device.create(at("4g.20gb")), "compute instance")
         assert device.instances() == () and device.report()["quarantined"] == []
         run(device.create(at("7g.40gb")))  # nothing was left behind
-        emulated.inject(STATE, Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=3))
+        disturb.inject(STATE, Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=3))
         run(device.destroy(at("7g.40gb")))
-        emulated.inject(STATE, Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN"))
+        disturb.inject(STATE, Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN"))
         refused(device.create(at("4g.20gb")), "cannot be made")
         run(device.create(at("4g.20gb")))
         refused(device.create(at("7g.40gb")), "gpu0:4g.20gb@0 (made by Clover)")
-        emulated.clear_faults(STATE)
-        emulated.inject(STATE, Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=0))
+        disturb.clear_faults(STATE)
+        disturb.inject(STATE, Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=0))
         refused(device.destroy(at("4g.20gb")), "no process is to be seen")
         assert all(place.start >= 4 for layout in device.shape().layouts for place in layout)
-        emulated.clear_faults(STATE)
+        disturb.clear_faults(STATE)
         assert run(device.retry_quarantined()) == (at("4g.20gb"),)
         """,
     )
@@ -308,20 +309,20 @@ def test_a_gpu_is_lost_and_comes_back(tmp_path):
         found = build()
         device, other = found["gpu0"], found["gpu1"]
         run(device.create(at("2g.10gb", 2)))
-        emulated.lose(STATE, 0)
+        disturb.lose(STATE, 0)
         assert run(device.poll()) is False and run(other.poll()) is True
         assert device.shape().layouts == () and len(other.shape().layouts) == 19
         refused(device.create(at("1g.5gb", 0)), "gpu0", error=DeviceLost)
         refused(device.destroy(at("2g.10gb", 2)), "gpu0", error=DeviceLost)
         run(other.create(at("2g.10gb", 2, gpu=1)))
         assert run(device.poll()) is False
-        emulated.restore(STATE, 0)
+        disturb.restore(STATE, 0)
         assert run(device.poll()) is True
         assert device.instances() == () and len(device.shape().layouts) == 19
         run(device.create(at("2g.10gb", 2)))
         assert device.instances() == (at("2g.10gb", 2),)
         # Lost in the middle of making one.
-        emulated.inject(STATE, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="GPU_IS_LOST", gpu=0))
+        disturb.inject(STATE, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="GPU_IS_LOST", gpu=0))
         refused(device.create(at("1g.5gb", 0)), "gpu0", error=DeviceLost)
         assert run(device.poll()) is True
         assert device.instances() == (at("2g.10gb", 2),)
@@ -337,9 +338,9 @@ def test_instances_that_a_reboot_took_are_made_again(tmp_path):
         """
         device = build()["gpu0"]
         run(device.create(at("4g.20gb")))
-        emulated.reboot(STATE)
+        disturb.reboot(STATE)
         run(device.create(at("4g.20gb")))
-        emulated.reboot(STATE)
+        disturb.reboot(STATE)
         run(device.destroy(at("4g.20gb")))
         assert device.instances() == ()
         run(device.create(at("7g.40gb")))
@@ -388,13 +389,13 @@ def test_a_server_killed_inside_a_call_leaves_what_the_next_one_can_clear_up(tmp
         f"""
         device = build()["gpu0"]
         run(device.create(at("1g.5gb", 6)))
-        emulated.inject(STATE, Fault(symbol={symbol!r}, delay_s=60.0))
+        disturb.inject(STATE, Fault(symbol={symbol!r}, delay_s=60.0))
         async def change():
             await device.create(at("3g.20gb", 0))
             await device.destroy(at("3g.20gb", 0))
         async def told():
             task = asyncio.ensure_future(change())
-            while not emulated.faults_fired(STATE):
+            while not disturb.faults_fired(STATE):
                 await asyncio.sleep(0.01)
             print("inside", flush=True)
             await task
@@ -409,7 +410,7 @@ def test_a_server_killed_inside_a_call_leaves_what_the_next_one_can_clear_up(tmp
     script(
         tmp_path,
         f"""
-        emulated.clear_faults(STATE)
+        disturb.clear_faults(STATE)
         device = build()["gpu0"]
         kept, steady = at("3g.20gb", 0), at("1g.5gb", 6)
         adopted = run(device.reconcile((steady, kept) if {kept} else (steady,)))

@@ -11,8 +11,9 @@ import pytest
 
 from clover.devices import tables
 from clover.emulation import emulated
-from clover.emulation.emulated import Fault
 from clover.errors import DeviceError
+from tests.support import disturb
+from tests.support.disturb import Fault
 from tests.support.nvml_child import ROOT, Child
 
 pytestmark = pytest.mark.slow
@@ -130,7 +131,7 @@ def test_what_is_not_a_box_is_left_alone(tmp_path: Path) -> None:
     box.write_text("mine")
     with pytest.raises(DeviceError, match="another"):
         emulated.create_box(box, A100, 1)
-    for act in (emulated.reboot, emulated.clear_faults, lambda path: emulated.lose(path, 0)):
+    for act in (disturb.reboot, disturb.clear_faults, lambda path: disturb.lose(path, 0)):
         with pytest.raises(DeviceError, match="DRIVER_NOT_LOADED"):
             act(box)
     assert box.read_text() == "mine"
@@ -143,10 +144,11 @@ def test_acting_on_a_box_leaves_no_library_behind(tmp_path: Path) -> None:
     done = python(
         "import sys, pathlib\n"
         "from clover.emulation import emulated\n"
+        "from tests.support import disturb\n"
         "box = pathlib.Path(sys.argv[1])\n"
         "emulated.create_box(box, 'a100-40gb', 1)\n"
-        "emulated.inject(box, emulated.Fault(symbol='nvmlDeviceGetName', error='UNKNOWN'))\n"
-        "emulated.lose(box, 0); emulated.restore(box, 0); emulated.reboot(box)\n"
+        "disturb.inject(box, disturb.Fault(symbol='nvmlDeviceGetName', error='UNKNOWN'))\n"
+        "disturb.lose(box, 0); disturb.restore(box, 0); disturb.reboot(box)\n"
         "assert not {'torch', 'pynvml'} & set(sys.modules)\n"
         "assert 'nvml_emulator' not in open('/proc/self/maps').read()\n",
         box,
@@ -157,7 +159,7 @@ def test_acting_on_a_box_leaves_no_library_behind(tmp_path: Path) -> None:
 def test_an_act_on_no_such_board_says_so(tmp_path: Path) -> None:
     box = tmp_path / "box.nvml"
     emulated.create_box(box, A100, 2)
-    for act in (emulated.lose, emulated.restore, emulated.reset):
+    for act in (disturb.lose, disturb.restore, disturb.reset):
         for gpu in (-1, 2):
             with pytest.raises(DeviceError, match=f"gpu {gpu}: INVALID_ARGUMENT"):
                 act(box, gpu)
@@ -279,4 +281,4 @@ def test_a_real_reboot_is_a_reboot_of_the_box(tmp_path: Path) -> None:
     with Child(box) as child:
         assert child("instances()") == []
         assert child("n.nvmlDeviceGetMigMode(gpu())") == [1, 1]
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN"))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN"))

@@ -10,6 +10,7 @@ import pytest
 
 from clover.devices import tables
 from clover.emulation import emulated
+from tests.support import disturb
 from tests.support.nvml_child import Child
 
 A100 = "a100-40gb"
@@ -212,11 +213,11 @@ def test_the_mode_waits_for_a_reset_where_the_board_needs_one(
     activation = child("n.nvmlDeviceSetMigMode(gpu(), 1)")
     assert (activation == 16) is waits  # RESET_REQUIRED
     assert child("n.nvmlDeviceGetMigMode(gpu())") == [0 if waits else 1, 1]
-    emulated.reset(box, 0)
+    disturb.reset(box, 0)
     assert child("n.nvmlDeviceGetMigMode(gpu())") == [1, 1]
     assert child("n.nvmlDeviceGetMigMode(gpu(1))") == [0, 0]
     child.run(f"mig('{base}')")
-    emulated.reboot(box)
+    disturb.reboot(box)
     # Ampere keeps its mode in the board's own memory, Hopper in the driver's, which a reboot empties.
     assert child("n.nvmlDeviceGetMigMode(gpu())") == ([1, 1] if waits else [0, 0])
     if waits:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from clover.devices import tables
 from clover.emulation import emulated
-from clover.emulation.emulated import EXACT, BoardPower, Fault
+from clover.emulation.emulated import EXACT, BoardPower
+from tests.support import disturb
+from tests.support.disturb import Fault
 from tests.support.nvml_child import Child
 
 A100 = tables.table("a100-40gb")
@@ -74,9 +76,9 @@ def test_energy_counts_whether_or_not_anybody_looks(process: Child, tmp_path: Pa
     box, child = fresh(process, tmp_path)
     before = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
     child.run("u = mig('3g.20gb', 4); a = attach(u); a.draw(100)")
-    emulated.advance(box, 1000)
+    disturb.advance(box, 1000)
     child.run("a.draw(0)")
-    emulated.advance(box, 3_000_000)  # a month
+    disturb.advance(box, 3_000_000)  # a month
     after = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
     expected = 3_001_000 * IDLE + 1000 * 100_000
     assert expected <= after - before <= expected + REAL_S * (IDLE + 100_000)
@@ -87,7 +89,7 @@ def test_above_the_limit_everybody_gets_a_share(process: Child, tmp_path: Path) 
     box, child = fresh(process, tmp_path)
     child.run("u, v = mig('3g.20gb', 4), mig('2g.10gb', 0)")
     child.run("a, b = attach(u), attach(v); a.draw(600); b.draw(300)")
-    emulated.advance(box, 10_000)
+    disturb.advance(box, 10_000)
     room = MOST - IDLE
     assert child("true_uj(u)") == pytest.approx(room * 2 / 3 * 1000 * 10_000, rel=1e-3)
     assert child("true_uj(v)") == pytest.approx(room / 3 * 1000 * 10_000, rel=1e-3)
@@ -105,12 +107,12 @@ def test_the_slices_add_up_to_the_board(
 ) -> None:
     box, child = fresh(process, tmp_path_factory.mktemp("story"))
     child.run("uuids = [mig('3g.20gb', 4), mig('2g.10gb', 0), mig('1g.5gb', 2)]; users = [attach(u) for u in uuids]")
-    emulated.advance(box, 1)
+    disturb.advance(box, 1)
     child.run("start = n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
     last = child("start")
     for who, watts, seconds, leaves in story:
         child.run(f"users[{who}].draw({watts})")
-        emulated.advance(box, seconds)
+        disturb.advance(box, seconds)
         if leaves:
             child.run(f"users[{who}].close(); users[{who}] = attach(uuids[{who}])")
         now = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
@@ -140,7 +142,7 @@ def test_a_board_that_is_held_draws_more_whatever_its_holders_do(
     child.run("a.draw(99999)")
     assert child(power) == round(gpu.max_w * 1000)
     child.run("a.close(); b.draw(0); before = n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
-    emulated.advance(box, 1000)
+    disturb.advance(box, 1000)
     gained = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu()) - before")
     assert 1000 * held <= gained <= (1000 + REAL_S) * held
     drawn = child("true_uj(u)")
@@ -157,20 +159,20 @@ def test_the_dead_and_the_lost_hold_no_board_awake(process: Child, tmp_path: Pat
     other.kill()
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE
     child.run("a = attach(mig('2g.10gb', 0))")
-    emulated.lose(box, 0)
-    emulated.advance(box, 10)
-    emulated.restore(box, 0)
+    disturb.lose(box, 0)
+    disturb.advance(box, 10)
+    disturb.restore(box, 0)
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE
 
 
 def test_the_counter_moves_in_grains_of_the_boxs_clock(process: Child, tmp_path: Path) -> None:
     box, child = fresh(process, tmp_path, power=BoardPower(context_w=0.0, grain_s=10.0))
     child.run("def total(): return n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
-    emulated.advance(box, 1000)
+    disturb.advance(box, 1000)
     first = child("total()")
     seen = [first]
     for _ in range(50):  # half a grain at a time, give or take what really passes
-        emulated.advance(box, 5.0)
+        disturb.advance(box, 5.0)
         seen.append(child("total()"))
     steps = [after - before for before, after in itertools.pairwise(seen)]
     assert {step for step in steps if step} == {10 * IDLE}
@@ -192,7 +194,7 @@ def test_how_busy_processes_are_is_known_of_a_whole_board_only(process: Child, t
 def test_what_a_slice_drew_outlives_it(process: Child, tmp_path: Path) -> None:
     box, child = fresh(process, tmp_path)
     child.run("u = mig('3g.20gb', 4); a = attach(u); a.draw(10)")
-    emulated.advance(box, 100)
+    disturb.advance(box, 100)
     child.run("a.close(); destroy(0, 2)")
     drawn = child("true_uj(u)")
     assert 1e9 <= drawn <= 1e9 + REAL_S * 1e7
@@ -203,7 +205,7 @@ def test_what_a_slice_drew_outlives_it(process: Child, tmp_path: Path) -> None:
 def test_a_board_as_a_whole_has_its_own_account(process: Child, tmp_path: Path) -> None:
     box, child = fresh(process, tmp_path, mig_enabled=False)
     child.run("u = n.nvmlDeviceGetUUID(gpu()); a = attach(u); a.draw(174)")
-    emulated.advance(box, 10)
+    disturb.advance(box, 10)
     assert 1740e6 <= child("true_uj(u)") <= 174e6 * (10 + REAL_S)
     assert child("n.nvmlDeviceGetUtilizationRates(gpu()).gpu") == 50
     assert child("n.nvmlDeviceGetTemperature(gpu(), 0)") == 55
@@ -218,24 +220,24 @@ def test_hopper_averages_over_a_second(process: Child, tmp_path: Path) -> None:
     gpu = tables.table("h100-sxm-80gb")
     box, child = fresh(process, tmp_path, gpu.name)
     idle = gpu.idle_w * 1000
-    emulated.advance(box, 100)
+    disturb.advance(box, 100)
     child.run("a = attach(mig('3g.40gb', 4)); a.draw(400)")
-    emulated.advance(box, 0.5)
+    disturb.advance(box, 0.5)
     average, instant = child("field(gpu(), 185)"), child("field(gpu(), 186)")
     assert average[0] == instant[0] == 0
     assert instant[1] == idle + 400_000
     assert idle + 150_000 <= average[1] <= idle + 400_000  # half of the second, and what passed meanwhile
-    emulated.advance(box, 1.1)
+    disturb.advance(box, 1.1)
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == pytest.approx(idle + 400_000, abs=2)
     child.run("a.draw(0)")
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") > idle  # still falling
-    emulated.advance(box, 1.1)
+    disturb.advance(box, 1.1)
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == pytest.approx(idle, abs=2)
 
 
 def test_fields(process: Child, tmp_path: Path) -> None:
     box, child = fresh(process, tmp_path)
-    emulated.advance(box, 60)
+    disturb.advance(box, 60)
     assert child("field(gpu(), n.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION)")[1] >= 60 * IDLE
     assert child("field(gpu(), n.NVML_FI_DEV_POWER_INSTANT)") == [0, IDLE]
     assert child("field(gpu(), n.NVML_FI_DEV_POWER_AVERAGE)")[0] == 3  # GA100 has none
@@ -246,31 +248,31 @@ def test_fields(process: Child, tmp_path: Path) -> None:
 def test_a_stuck_sensor_repeats_itself_until_cleared(process: Child, tmp_path: Path) -> None:
     box, child = fresh(process, tmp_path)
     child.run("a = attach(mig('3g.20gb', 4)); a.draw(10)")
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetPowerUsage", gpu=0, error="STUCK"))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetPowerUsage", gpu=0, error="STUCK"))
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE + 10_000
     child.run("a.draw(200)")
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE + 10_000
     assert child("field(gpu(), n.NVML_FI_DEV_POWER_INSTANT)") == [0, IDLE + 10_000]
     before = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
-    emulated.advance(box, 10)
+    disturb.advance(box, 10)
     assert child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())") >= before + 10 * (IDLE + 200_000)  # the counter is not
-    emulated.clear_faults(box)
+    disturb.clear_faults(box)
     assert child("n.nvmlDeviceGetPowerUsage(gpu())") == IDLE + 200_000
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="STUCK", seconds=3600))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetTotalEnergyConsumption", error="STUCK", seconds=3600))
     stuck = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
-    emulated.advance(box, 1000)
+    disturb.advance(box, 1000)
     assert child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())") == stuck
-    emulated.advance(box, 3000)
+    disturb.advance(box, 3000)
     assert child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())") >= stuck + 4000 * (IDLE + 200_000)
 
 
 def test_energy_goes_on_through_a_reboot(process: Child, tmp_path: Path) -> None:
     box, child = fresh(process, tmp_path)
     child.run("a = attach(mig('3g.20gb', 4)); a.draw(100)")
-    emulated.advance(box, 10)
+    disturb.advance(box, 10)
     before = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
-    emulated.reboot(box)
+    disturb.reboot(box)
     assert "GPU_IS_LOST" in child.refused("a.draw(1)")  # it outlived its slice
-    emulated.advance(box, 10)
+    disturb.advance(box, 10)
     gained = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())") - before
     assert 10 * IDLE <= gained <= (10 + REAL_S) * IDLE + REAL_S * 100_000

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from clover.emulation import emulated
-from clover.emulation.emulated import Fault
 from clover.errors import DeviceError
+from tests.support import disturb
+from tests.support.disturb import Fault
 from tests.support.nvml_child import ROOT, Child
 
 CREATE = "nvmlDeviceCreateGpuInstanceWithPlacement"
@@ -48,23 +49,23 @@ def outcomes(child: Child, code: str, times: int) -> list[str]:
 
 
 def test_the_nth_call_and_so_many_of_them(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN", nth=3, count=2))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN", nth=3, count=2))
     assert outcomes(child, "n.nvmlDeviceGetName(gpu())", 6) == ["SUCCESS"] * 2 + ["UNKNOWN"] * 2 + ["SUCCESS"] * 2
-    assert emulated.faults_fired(box) == 2
+    assert disturb.faults_fired(box) == 2
 
 
 def test_of_one_board_only(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetPowerUsage", gpu=1, error="GPU_IS_LOST", count=0))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetPowerUsage", gpu=1, error="GPU_IS_LOST", count=0))
     assert child("outcome(lambda: n.nvmlDeviceGetPowerUsage(gpu(0)))") == "SUCCESS"
     assert outcomes(child, "n.nvmlDeviceGetPowerUsage(gpu(1))", 3) == ["GPU_IS_LOST"] * 3
-    emulated.clear_faults(box)
+    disturb.clear_faults(box)
     assert child("outcome(lambda: n.nvmlDeviceGetPowerUsage(gpu(1)))") == "SUCCESS"
 
 
 def test_for_a_time(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetName", error="TIMEOUT", count=0, seconds=3600))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetName", error="TIMEOUT", count=0, seconds=3600))
     assert outcomes(child, "n.nvmlDeviceGetName(gpu())", 2) == ["TIMEOUT"] * 2
-    emulated.advance(box, 3601)
+    disturb.advance(box, 3601)
     assert outcomes(child, "n.nvmlDeviceGetName(gpu())", 2) == ["SUCCESS"] * 2
 
 
@@ -73,7 +74,7 @@ def test_with_a_probability_that_a_seed_repeats(child: Child, tmp_path: Path) ->
     for number, seed in enumerate((1, 1, 2)):
         box = tmp_path / f"{number}.nvml"
         emulated.create_box(box, "a100-40gb", 1, seed=seed)
-        emulated.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN", count=0, probability=0.5))
+        disturb.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN", count=0, probability=0.5))
         child.move(box)
         child.run("d = gpu()")
         runs.append(child("[outcome(lambda: n.nvmlDeviceGetName(d)) for _ in range(200)]"))
@@ -82,30 +83,30 @@ def test_with_a_probability_that_a_seed_repeats(child: Child, tmp_path: Path) ->
 
 
 def test_of_all_names_that_begin_so(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetPower*", error="GPU_IS_LOST", count=0))
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetPower*", error="GPU_IS_LOST", count=0))
     assert child.refused("n.nvmlDeviceGetPowerUsage(gpu())") == "GPU_IS_LOST"
     assert child.refused("n.nvmlDeviceGetPowerManagementLimit(gpu())") == "GPU_IS_LOST"
     assert child("outcome(lambda: n.nvmlDeviceGetName(gpu()))") == "SUCCESS"
-    emulated.inject(box, Fault(symbol="*", error="UNKNOWN"))
+    disturb.inject(box, Fault(symbol="*", error="UNKNOWN"))
     assert child.refused("gpu()") == "UNKNOWN"
 
 
 def test_a_name_without_its_version(box: Path, child: Child) -> None:
     for name in ("nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetComputeRunningProcesses"):
-        emulated.inject(box, Fault(symbol=name, error="UNKNOWN"))
+        disturb.inject(box, Fault(symbol=name, error="UNKNOWN"))
     assert child.refused("n.nvmlDeviceGetCount()") == "UNKNOWN"
     assert child.refused("gpu()") == "UNKNOWN"
     assert child.refused("processes(gpu())") == "UNKNOWN"
     assert child("processes(gpu())") == []
-    emulated.inject(box, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"))
+    disturb.inject(box, Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"))
     child.run("g = create('1g.5gb', 0); p = n.c_nvmlComputeInstancePlacement_t(0, 1)")
     child.run("n.nvmlGpuInstanceCreateComputeInstanceWithPlacement(g, 0, byref(p))")  # is another function
-    assert emulated.faults_fired(box) == 3
+    assert disturb.faults_fired(box) == 3
 
 
 def test_what_has_no_device_can_fail_too(box: Path, child: Child) -> None:
     for name in ("nvmlSystemGetDriverVersion", "nvmlDeviceGetFanSpeed", "nvmlShutdown"):
-        emulated.inject(box, Fault(symbol=name, error="TIMEOUT"))
+        disturb.inject(box, Fault(symbol=name, error="TIMEOUT"))
         call = f"n.{name}({'gpu()' if 'Device' in name else ''})"
         assert child.refused(call) == "TIMEOUT"
         assert child(f"outcome(lambda: {call})") != "TIMEOUT"
@@ -113,7 +114,7 @@ def test_what_has_no_device_can_fail_too(box: Path, child: Child) -> None:
 
 
 def test_a_session_can_fail_to_start(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol="nvmlInitWithFlags", error="DRIVER_NOT_LOADED"))
+    disturb.inject(box, Fault(symbol="nvmlInitWithFlags", error="DRIVER_NOT_LOADED"))
     child.run("n.nvmlShutdown()")
     assert child.refused("n.nvmlInit()") == "DRIVER_NOT_LOADED"
     child.run("n.nvmlInit()")
@@ -124,29 +125,29 @@ def test_a_session_can_fail_to_start(box: Path, child: Child) -> None:
 
 def test_in_use_for_n_tries(box: Path, child: Child) -> None:
     child.run("g = create('2g.10gb', 0)")
-    emulated.inject(box, Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=3))
+    disturb.inject(box, Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=3))
     assert outcomes(child, "n.nvmlGpuInstanceDestroy(g)", 4) == ["IN_USE"] * 3 + ["SUCCESS"]
 
 
 def test_a_gpu_instance_without_its_compute_instance(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol="nvmlGpuInstanceCreateComputeInstance*", error="INSUFFICIENT_RESOURCES"))
+    disturb.inject(box, Fault(symbol="nvmlGpuInstanceCreateComputeInstance*", error="INSUFFICIENT_RESOURCES"))
     assert child.refused("mig('2g.10gb', 0)") == "INSUFFICIENT_RESOURCES"
     assert child("instances()") == [[3, 14, 0, 2]]
     assert child.refused("n.nvmlDeviceGetMigDeviceHandleByIndex(gpu(), 0)") == "NOT_FOUND"
 
 
 def test_a_refused_creation_leaves_nothing(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol=CREATE, error="INSUFFICIENT_RESOURCES"))
+    disturb.inject(box, Fault(symbol=CREATE, error="INSUFFICIENT_RESOURCES"))
     assert child.refused("create('2g.10gb', 0)") == "INSUFFICIENT_RESOURCES"
     assert child("instances()") == []
 
 
 @pytest.mark.slow
 def test_a_slow_call_keeps_nobody_waiting(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol=CREATE, delay_s=3600))
+    disturb.inject(box, Fault(symbol=CREATE, delay_s=3600))
     with Child(box) as slow:
         slow.tell("create('3g.20gb', 4)")
-        while emulated.faults_fired(box) == 0:
+        while disturb.faults_fired(box) == 0:
             time.sleep(0.01)
         child.run("create('2g.10gb', 0)")  # the fault acted once; this is not held up by the one that sleeps
         assert child("instances()") == [[3, 14, 0, 2]]
@@ -154,15 +155,15 @@ def test_a_slow_call_keeps_nobody_waiting(box: Path, child: Child) -> None:
 
 
 def test_a_slow_call_succeeds_in_the_end(box: Path, child: Child) -> None:
-    emulated.inject(box, Fault(symbol=CREATE, delay_s=0.001), Fault(symbol=CREATE, delay_s=0.001, error="UNKNOWN"))
+    disturb.inject(box, Fault(symbol=CREATE, delay_s=0.001), Fault(symbol=CREATE, delay_s=0.001, error="UNKNOWN"))
     assert child.refused("create('2g.10gb', 0)") == "UNKNOWN"
     child.run("create('2g.10gb', 0)")
-    assert emulated.faults_fired(box) == 2
+    assert disturb.faults_fired(box) == 2
 
 
 def test_a_lost_board_answers_nothing_and_comes_back_empty(box: Path, child: Child) -> None:
     child.run("d = gpu(); u = mig('3g.20gb', 4); a = attach(u); a.draw(100); g = n.nvmlDeviceGetGpuInstanceById(d, 2)")
-    emulated.lose(box, 0)
+    disturb.lose(box, 0)
     for call in ("n.nvmlDeviceGetPowerUsage(d)", "n.nvmlDeviceGetTotalEnergyConsumption(d)", "processes(d)", "gpu()",
                  "n.nvmlGpuInstanceGetInfo(g)", "n.nvmlDeviceGetName(d)",
                  "n.nvmlDeviceGetHandleByUUID(u)"):  # fmt: skip
@@ -171,28 +172,28 @@ def test_a_lost_board_answers_nothing_and_comes_back_empty(box: Path, child: Chi
     assert "GPU_IS_LOST" in child.refused("attach(u)")
     assert child("n.nvmlDeviceGetCount()") == 2
     assert child("n.nvmlDeviceGetPowerUsage(gpu(1))") == 52_000
-    emulated.restore(box, 0)
+    disturb.restore(box, 0)
     assert child("n.nvmlDeviceGetMigMode(d)") == [1, 1]
     assert child("n.nvmlDeviceGetPowerUsage(d)") == 52_000
     assert child("instances()") == []
     assert "GPU_IS_LOST" in child.refused("a.draw(1)")
     assert child("mig('3g.20gb', 4)") == child("u")
-    emulated.restore(box, 0)  # what is not lost keeps its instances
+    disturb.restore(box, 0)  # what is not lost keeps its instances
     assert len(child("instances()")) == 1
 
 
 def test_a_reset_waits_for_the_users(box: Path, child: Child) -> None:
     child.run("a = attach(mig('3g.20gb', 4))")
     with pytest.raises(DeviceError, match="IN_USE"):
-        emulated.reset(box, 0)
+        disturb.reset(box, 0)
     child.run("a.close()")
-    emulated.reset(box, 0)
+    disturb.reset(box, 0)
     assert child("instances()") == []
 
 
 def test_attaching_and_drawing_can_fail(box: Path, child: Child) -> None:
     child.run("u = mig('3g.20gb', 4)")
-    emulated.inject(
+    disturb.inject(
         box,
         Fault(symbol="clover_nvml_attach", error="UNKNOWN"),
         Fault(symbol="clover_nvml_draw", error="GPU_IS_LOST", nth=2),
@@ -218,16 +219,16 @@ def test_attaching_and_drawing_can_fail(box: Path, child: Child) -> None:
 )
 def test_a_fault_that_makes_no_sense_is_refused(box: Path, fault: Fault, says: str) -> None:
     with pytest.raises(DeviceError, match=says):
-        emulated.inject(box, fault)
-    assert emulated.faults_fired(box) == 0
+        disturb.inject(box, fault)
+    assert disturb.faults_fired(box) == 0
 
 
 def test_a_box_takes_so_many_faults(box: Path) -> None:
-    emulated.inject(box, *[Fault(symbol="nvmlDeviceGetName", error="UNKNOWN")] * 32)
+    disturb.inject(box, *[Fault(symbol="nvmlDeviceGetName", error="UNKNOWN")] * 32)
     with pytest.raises(DeviceError, match="INSUFFICIENT_RESOURCES"):
-        emulated.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN"))
-    emulated.clear_faults(box)
-    emulated.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN"))
+        disturb.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN"))
+    disturb.clear_faults(box)
+    disturb.inject(box, Fault(symbol="nvmlDeviceGetName", error="UNKNOWN"))
 
 
 # --- holders of the mutex that die ------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ library.clover_nvml_hold(sys.argv[1].encode(), 0, 1)
 @pytest.mark.slow
 def test_a_holder_killed_in_the_middle_of_a_change_is_repaired(box: Path, child: Child) -> None:
     child.run("u = mig('3g.20gb', 4); create('1g.5gb', 0, 1)")
-    emulated.advance(box, 100)
+    disturb.advance(box, 100)
     energy = child("n.nvmlDeviceGetTotalEnergyConsumption(gpu())")
     for _ in range(2):
         holder = subprocess.Popen([sys.executable, "-c", HOLD, str(box)], stdout=subprocess.PIPE, cwd=ROOT)

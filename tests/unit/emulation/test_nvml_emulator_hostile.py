@@ -50,21 +50,21 @@ def plain(process: Child, tmp_path: Path) -> Child:
 # --- lost boards ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", emulated.LOSSES)
+@pytest.mark.parametrize("error", disturb.LOSSES)
 def test_a_lost_board_answers_the_chosen_error_to_everything(box: Path, child: Child, error: str) -> None:
     child.run("held = gpu(1); uuid = n.nvmlDeviceGetUUID(held)")
-    emulated.lose(box, 1, error)
+    disturb.lose(box, 1, error)
     for call in ("gpu(1)", "n.nvmlDeviceGetPowerUsage(held)", "n.nvmlDeviceGetHandleByUUID(uuid)"):
         assert child.refused(call) == error
     assert child("n.nvmlDeviceGetCount()") == 2
-    emulated.restore(box, 1)
+    disturb.restore(box, 1)
     assert child("n.nvmlDeviceGetPowerUsage(held)") > 0
 
 
 def test_a_board_is_lost_in_known_ways_only(box: Path) -> None:
     with pytest.raises(DeviceError, match="RESET_REQUIRED"):
-        emulated.lose(box, 0, "IN_USE")
-    assert {name: emulated.ERRORS[name] for name in emulated.LOSSES} == CODES
+        disturb.lose(box, 0, "IN_USE")
+    assert {name: emulated.ERRORS[name] for name in disturb.LOSSES} == CODES
 
 
 # --- monitors ---------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_a_prohibited_board_takes_none_and_a_reboot_forgets_it(tmp_path: Path, p
     assert plain.refused("n.nvmlDeviceSetComputeMode(gpu(0), 1)") == "INVALID_ARGUMENT"
     emulated.set_privileged(box, False)
     assert plain.refused("n.nvmlDeviceSetComputeMode(gpu(0), 0)") == "NO_PERMISSION"
-    emulated.reboot(box)
+    disturb.reboot(box)
     plain.run("attach(n.nvmlDeviceGetUUID(gpu(0)))")
     with pytest.raises(DeviceError, match="exclusive"):
         disturb.set_compute_mode(box, 0, "thread")
@@ -151,9 +151,9 @@ def test_placements_are_answered_with_mig_off_too(process: Child, tmp_path: Path
 
 def test_the_driver_says_which_cuda_it_supports(box: Path, child: Child) -> None:
     assert child("n.nvmlSystemGetCudaDriverVersion_v2()") == 13000
-    emulated.set_driver(box, "535.216.01", (12, 2))
+    disturb.set_driver(box, "535.216.01", (12, 2))
     assert child("[n.nvmlSystemGetDriverVersion(), n.nvmlSystemGetCudaDriverVersion_v2()]") == ["535.216.01", 12020]
-    emulated.set_driver(box, "", (0, 0))
+    disturb.set_driver(box, "", (0, 0))
     assert child("[n.nvmlSystemGetDriverVersion(), n.nvmlSystemGetCudaDriverVersion_v2()]") == ["580.emul", 13000]
 
 
@@ -205,7 +205,7 @@ def test_a_board_that_may_sleep_does_so_unused_and_the_next_use_waits_for_it(pro
     def used(seconds: float) -> tuple[float, float]:
         """Seconds that a look takes after so many, and the joules of these."""
         before_mj = child(energy_mj)
-        emulated.advance(path, seconds)
+        disturb.advance(path, seconds)
         began_s, after_mj, ended_s = child(timed)
         return ended_s - began_s, (after_mj - before_mj) / 1e3
 
@@ -254,7 +254,7 @@ def test_waiting_for_a_lost_board_fails_at_once(box: Path, child: Child) -> None
     child.run("events = n.nvmlEventSetCreate()")
     child.run("n.nvmlDeviceRegisterEvents(gpu(1), n.nvmlEventTypeXidCriticalError, events)")
     disturb.report_xid(box, 1, 79)
-    emulated.lose(box, 1)
+    disturb.lose(box, 1)
     assert child("n.nvmlEventSetWait(events, 60000).eventData") == 79
     assert child.refused("n.nvmlEventSetWait(events, 60000)") == "GPU_IS_LOST"
 

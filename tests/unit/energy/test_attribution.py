@@ -13,14 +13,15 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-SCENE = Path(__file__).parents[2] / "support" / "energy_scene.py"
+ROOT = Path(__file__).resolve().parents[3]
 SPREAD = 0.2  # as in the scene
 LINES = ("active_j", "idle_j", "awake_j", "unattributed_j", "unowned_j", "carried_j")
 
 
 def scene(folder: Path, *what: str) -> dict[str, Any]:
     """What the scene found; it runs in a process of its own, which keeps the emulated driver out of this one."""
-    run = subprocess.run([sys.executable, str(SCENE), str(folder), *what], capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-m", "tests.support.energy_scene", str(folder), *what]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
     found: dict[str, Any] = json.loads(run.stdout)
     return found

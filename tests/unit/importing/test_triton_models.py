@@ -12,8 +12,7 @@ import pytest
 
 from clover.importing import folder
 from clover.importing.draft import DraftError
-from clover.importing.triton_models import OpenBounds, draft_of
-from clover.importing.triton_repository import models_of
+from clover.importing.triton_models import OpenBounds, draft_of, models_of
 from tests.support.triton_models import IO, PYTHON, loaded, model
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----\n"

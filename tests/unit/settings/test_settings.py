@@ -24,7 +24,6 @@ from clover.settings import (
     check,
     help_text,
     load,
-    markdown_table,
     override,
     parse_cores,
     print_config,
@@ -33,6 +32,7 @@ from clover.settings import (
 from clover.settings.check import MOST_TENANTS
 from clover.settings.service_links import is_service_link
 from tests.support.examples import examples
+from tests.support.settings_table import markdown_table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 
@@ -71,8 +71,7 @@ def test_nothing_given_is_the_default_and_says_so() -> None:
 
 def test_documentation_lists_every_setting_as_it_is() -> None:
     assert markdown_table() in DOCS.read_text(encoding="utf-8"), (
-        "docs/configuration.md is out of date: paste the output of "
-        "`python -c 'from clover.settings import markdown_table; print(markdown_table())'`"
+        "docs/configuration.md is out of date: paste the output of `python -m tests.support.settings_table`"
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from clover.cluster.controller.controller import ClusterController, in_thread
-from clover.cluster.ingress.absent import NoIngress
+from clover.cluster.controller.dry import NoIngress
 from clover.cluster.planning.planner import plan_cluster
 from clover.cluster.planning.records import ClusterPlan, ClusterProblem, NodeTarget, RegionFlow
 from clover.cluster.ports import NodeReport

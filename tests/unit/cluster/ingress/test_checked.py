@@ -13,7 +13,7 @@ from clover.cluster.controller.actor import may_answer, resident
 from clover.cluster.ingress.checked import CheckedIngress
 from clover.cluster.ingress.config import IngressOrigin, IngressSettings
 from clover.cluster.ingress.haproxy import HAProxyIngress
-from clover.cluster.ingress.weights import whole_weights
+from clover.cluster.ingress.state import whole_weights
 from clover.errors import ClusterError
 
 

@@ -252,23 +252,9 @@ def test_another_controller_goes_on_where_the_last_one_ended(tmp_path: Path) -> 
     run(main())
 
 
-def test_rates_by_origin_come_from_the_counters_of_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_by_origin_and_node_come_from_the_counters_of_servers(tmp_path: Path) -> None:
     async def main() -> None:
         async with adopted(tmp_path, families=("toy",)) as (ingress, haproxy):
-            clock = iter((0.0, 10.0, 20.0))
-            monkeypatch.setattr(module, "monotonic", lambda: next(clock))
-            haproxy.requests = {"http:north": 1000, "grpc:north": 10, "http:south": 5}
-            assert await ingress.origin_rates() == {"north": 0.0, "south": 0.0}
-            haproxy.requests = {"http:north": 1010, "grpc:north": 30, "http:south": 5, "http:south:toy": 70}
-            assert await ingress.demand_rates() == {
-                ("north", ""): 3.0,
-                ("north", "toy"): 0.0,
-                ("south", ""): 0.0,
-                ("south", "toy"): 7.0,
-            }
-            haproxy.requests = {"http:north": 20}  # HAProxy was restarted
-            assert await ingress.origin_rates() == {"north": 2.0, "south": 0.0}
-            monkeypatch.undo()
             await ingress.admit("a", "http://127.0.0.1:80", "127.0.0.1:90")
             haproxy.backends["http:north"]["a"].requests = 3
             haproxy.backends["grpc:north"]["a"].requests = 4

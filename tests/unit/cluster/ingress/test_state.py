@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
 from clover.cluster.ingress.config import backends
 from clover.cluster.ingress.runtime import IngressServer, check_reply, parse_server_states
-from clover.cluster.ingress.state import WantedIngress, differences, leftovers, settled, wanted_of, weights_key
+from clover.cluster.ingress.state import (
+    LARGEST_WEIGHT,
+    WantedIngress,
+    differences,
+    leftovers,
+    settled,
+    wanted_of,
+    weights_key,
+    whole_weights,
+)
+from clover.errors import ClusterError
 from tests.support.fake_haproxy import FakeHAProxy, FakeServer, random_server
 from tests.support.ingress_fixture import settings, upstream
 
@@ -150,3 +163,51 @@ def test_a_family_follows_its_origin_until_it_has_weights_of_its_own() -> None:
     assert wish.shares(family) == wish.shares(north) == {"a": 1}
     wish = WantedIngress(weights={"north": {"a": 1}, weights_key("north", "fashion"): {}})
     assert wish.shares(family) == {}
+
+
+SHARES = st.dictionaries(st.text("abcdef", min_size=1), st.floats(0, 1e12) | st.floats(1e-300, 1e-290), max_size=40)
+
+
+@given(SHARES)
+def test_weights_are_in_proportion_and_no_share_is_lost(shares: dict[str, float]) -> None:
+    weights = whole_weights(shares)
+    assert weights.keys() == shares.keys()
+    most = max(shares.values(), default=0.0)
+    for name, share in shares.items():
+        assert 0 <= weights[name] <= LARGEST_WEIGHT
+        assert (weights[name] > 0) is (share > 0)
+        if share:
+            quota = share / most * LARGEST_WEIGHT
+            assert weights[name] == 1 if quota < 1 else abs(weights[name] - quota) < 1
+        if share and share == most:
+            assert weights[name] == LARGEST_WEIGHT
+
+
+@given(SHARES)
+def test_a_larger_share_never_has_a_smaller_weight(shares: dict[str, float]) -> None:
+    weights = whole_weights(shares)
+    ordered = sorted(shares, key=lambda name: shares[name])
+    for smaller, larger in itertools.pairwise(ordered):
+        assert shares[smaller] == shares[larger] or weights[smaller] <= weights[larger]
+
+
+@given(SHARES)
+def test_largest_remainders_keep_the_sum(shares: dict[str, float]) -> None:
+    """But for those that would have had less than 1."""
+    weights, most = whole_weights(shares), max(shares.values(), default=0.0)
+    quotas = {name: share / most * LARGEST_WEIGHT for name, share in shares.items() if share}
+    if all(quota >= 1 for quota in quotas.values()):
+        assert sum(weights.values()) == round(math.fsum(quotas.values()))
+
+
+def test_equal_shares_have_equal_weights_in_any_unit() -> None:
+    assert whole_weights({"a": 0.1, "b": 0.1, "c": 0.1}) == {"a": 256, "b": 256, "c": 256}
+    assert whole_weights({"a": 300.0, "b": 100.0}) == {"a": 256, "b": 85}
+    assert whole_weights({"a": 0, "b": 0}) == {"a": 0, "b": 0}
+    assert whole_weights({}) == {}
+
+
+@pytest.mark.parametrize("share", [-1.0, math.nan, math.inf])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ClusterError, match="share of node b"):
+        whole_weights({"a": 1.0, "b": share})

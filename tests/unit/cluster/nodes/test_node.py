@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from clover.cluster.cluster_file import parse
-from clover.cluster.nodes.control_client import ControlRefused
 from clover.cluster.nodes.node import LONGEST_WAIT_S, NodeAgent, NodeSetup
-from clover.cluster.nodes.server_process import ServerRecord
+from clover.cluster.nodes.server_process import ControlRefused, ServerRecord
 from clover.cluster.planning.records import DeviceFrontier, NodeTarget
 from clover.errors import ClusterError
 

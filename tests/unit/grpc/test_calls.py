@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("grpc", reason="the extra grpc is not installed")
 
-from clover.grpc.turns import Turns
+from clover.grpc.calls import Turns
 from clover.http.server_state import TURN_BYTES
 from tests.support.grpc_fakes import FakeContext, GrpcDriver
 from tests.support.http_fakes import FakeView

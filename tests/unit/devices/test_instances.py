@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clover.devices import nodes
+from clover.devices import instances
 from clover.devices.mig import MigDevice
 from clover.devices.nvml import Nvml
 from clover.errors import DeviceError
@@ -56,10 +56,10 @@ def refusing(code: int) -> Callable[[Path, int, int], None]:
 def test_missing_nodes_are_made(tmp_path: Path) -> None:
     folder = machine(tmp_path)
     made: Made = []
-    nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=maker(made))
+    instances.provide(0, 1, root=tmp_path, tool=tool, mknod=maker(made))
     mode = stat.S_IFCHR | 0o444
     assert made == [("nvidia-cap12", mode, os.makedev(235, 12)), ("nvidia-cap13", mode, os.makedev(235, 13))]
-    nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=maker(made))
+    instances.provide(0, 1, root=tmp_path, tool=tool, mknod=maker(made))
     assert len(made) == 2, "those that are there are left alone"
     assert sorted(path.name for path in folder.iterdir()) == ["nvidia-cap12", "nvidia-cap13"]
 
@@ -73,7 +73,7 @@ def test_nvidias_own_tool_comes_first(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         (folder / f"nvidia-cap{11 + len(asked)}").touch()
 
-    nodes.provide(0, 1, root=tmp_path, tool=made, mknod=refusing(errno.EPERM))
+    instances.provide(0, 1, root=tmp_path, tool=made, mknod=refusing(errno.EPERM))
     start = "proc/driver/nvidia/capabilities/gpu0/mig/gi1"
     assert asked == [f"{start}/access", f"{start}/ci0/access"]
 
@@ -85,14 +85,14 @@ def test_a_node_that_appears_at_the_same_moment_will_do(tmp_path: Path) -> None:
         path.touch()
         raise FileExistsError
 
-    nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=mknod)
+    instances.provide(0, 1, root=tmp_path, tool=tool, mknod=mknod)
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.EROFS])
 def test_what_cannot_be_made_says_what_the_container_needs(tmp_path: Path, code: int) -> None:
     machine(tmp_path)
     with pytest.raises(DeviceError, match=r"/dev/nvidia-caps/nvidia-cap12 cannot be made.*-v /dev:/dev.*hostPath"):
-        nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=refusing(code))
+        instances.provide(0, 1, root=tmp_path, tool=tool, mknod=refusing(code))
 
 
 def test_what_may_not_be_opened_says_so(tmp_path: Path) -> None:
@@ -100,15 +100,15 @@ def test_what_may_not_be_opened_says_so(tmp_path: Path) -> None:
     folder.mkdir()
     os.symlink("nvidia-cap12", folder / "nvidia-cap12")  # a node that answers an error to whoever opens it
     with pytest.raises(DeviceError, match=r"nvidia-cap12 cannot be"):
-        nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=maker([]))
+        instances.provide(0, 1, root=tmp_path, tool=tool, mknod=maker([]))
 
 
 def test_a_driver_without_capabilities_needs_none(tmp_path: Path) -> None:
-    nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=refusing(errno.EPERM))
+    instances.provide(0, 1, root=tmp_path, tool=tool, mknod=refusing(errno.EPERM))
     folder = machine(tmp_path)
     (tmp_path / "proc/devices").write_text("Character devices:\n195 nvidia\n")
     with pytest.raises(DeviceError, match="/proc/devices names no nvidia-caps"):
-        nodes.provide(0, 1, root=tmp_path, tool=tool, mknod=maker([]))
+        instances.provide(0, 1, root=tmp_path, tool=tool, mknod=maker([]))
     assert not list(folder.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_an_instance_without_its_nodes_is_not_left_standing(tmp_path: Path, monk
     def refuse(gpu: int, instance: int, *, root: Path) -> None:
         raise DeviceError(f"no node of gpu{gpu} gi{instance} in {root}")
 
-    monkeypatch.setattr(nodes, "provide", refuse)
+    monkeypatch.setattr(instances, "provide", refuse)
     board, session = Board(), None
     session = Nvml(FakeNvml(board))
     device = MigDevice.open(session, 0, tmp_path, cores=())

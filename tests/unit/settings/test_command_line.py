@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover import settings
-from clover.settings.in_python import in_python
+from clover.settings.command_line import in_python
 from clover.settings.schema import FLAGS
 
 
