@@ -80,15 +80,11 @@ class Audits:
         self.waiting: dict[int, RouterTicket] = {}
         """Audits that are queued or with a worker, by slot."""
         self.wake: Callable[[], None] = _ignore
+        self._state = state
         self._reader = reader
         self._digests = digests
         self._share = share
         self._hours = 0
-        self._table = state.table
-        self._batcher = state.batcher
-        self._lanes = state.lanes
-        self._deadlines = state.deadlines
-        self._most_rows = state.queue_rows
         self._most = max(1, min(MOST_WAITING, len(state.table.state) // 8))
 
     @property
@@ -180,8 +176,8 @@ class Audits:
 
     def _audit(self, audit: Audit, key: int, slot: int, now_ns: int) -> str:
         """Audit a row whose slot is about to be freed; return why not if that cannot be, else ""."""
-        lanes = self._lanes
-        asked = [lane for lane in range(len(lanes.accuracy)) if lanes.asked >> lane & 1]
+        lanes = self._state.lanes
+        asked = [lane for lane in range(len(lanes.accuracy)) if lanes.is_asked(lane)]
         auditor = max(asked, key=lambda lane: lanes.accuracy[lane], default=-1)
         lane, answer = audit.answers[-1]
         accused = self.guard.accused
@@ -200,7 +196,7 @@ class Audits:
             return ""
         if lanes.relieved:
             return "relief"
-        if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
+        if self._state.batcher.depth() >= self._state.queue_rows or len(self.waiting) >= self._most:
             return "full"
         own = RouterTicket([slot], now_ns)
         own.flow = BACKGROUND
@@ -212,10 +208,10 @@ class Audits:
         own.outstanding = 1
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
-        self._table.hand_over(slot, own)
-        self._batcher.push(auditor, slot, own.deadline_ns, now_ns, own.key, BACKGROUND)
-        self._table.state[slot] = QUEUED
-        self._deadlines.add(own, now_ns)
+        self._state.table.hand_over(slot, own)
+        self._state.batcher.push(auditor, slot, own.deadline_ns, now_ns, own.key, BACKGROUND)
+        self._state.table.state[slot] = QUEUED
+        self._state.deadlines.add(own, now_ns)
         self.waiting[slot] = own
         self._spend()
         self.wake()
@@ -223,7 +219,7 @@ class Audits:
 
     def _may_clear(self, accused: int, best: int) -> bool:
         """Return whether the accused lane answers audits, and is not the best one itself."""
-        return accused != best and bool(self._lanes.asked >> accused & 1)
+        return accused != best and self._state.lanes.is_asked(accused)
 
     def _spend(self) -> None:
         """Count an urgent audit as made, whatever becomes of it, so that making audits fail brings no more of them."""
@@ -255,7 +251,7 @@ class Audits:
 
     def queued(self) -> list[RouterTicket]:
         """Return the audits that wait in the queue."""
-        return [ticket for slot, ticket in self.waiting.items() if self._table.state[slot] == QUEUED]
+        return [ticket for slot, ticket in self.waiting.items() if self._state.table.state[slot] == QUEUED]
 
     def waiting_for(self, lane: int = -1) -> int:
         """Return how many audits wait in the queue of `lane` (-1: of any), behind all clients' rows."""
@@ -263,7 +259,7 @@ class Audits:
 
     def stranded(self) -> list[RouterTicket]:
         """Return the queued audits whose lane has no worker for them any more."""
-        return [ticket for ticket in self.queued() if not self._lanes.asked >> ticket.variants[0] & 1]
+        return [ticket for ticket in self.queued() if not self._state.lanes.is_asked(ticket.variants[0])]
 
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
         """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which

@@ -17,10 +17,9 @@ class StandbyRouting:
     def __init__(self, state: RouterState, retry: Retry) -> None:
         self.standby: StandbyWorkers | None = None
         self.rows = 0
+        self._state = state
         self._relief = Relief()
-        self._lanes = state.lanes
         self._retry = retry
-        self._traffic = state.traffic
 
     @property
     def on(self) -> bool:
@@ -35,19 +34,19 @@ class StandbyRouting:
     def set(self, standby: StandbyWorkers | None) -> None:
         """Use `standby` from now on; relief that is on stays on while there are standby workers."""
         if self._relief.active:
-            self._lanes.end_relief()
-        groups = self._lanes.groups()
+            self._state.lanes.end_relief()
+        groups = self._state.lanes.groups()
         if standby is not None and not standby.entries and [standby.lane] in groups:
             standby = None  # nobody relieves: the plan's workers of that lane serve nothing else
         self.standby = standby
         if self.standby is None:
             self._relief.active = False
             return
-        shares = [self._lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants]
+        shares = [self._state.lanes.routing.shares.get(variant, 0.0) for variant in self._state.traffic.variants]
         most = capacity(self.standby.rates, shares, groups)
         self._relief.set(self.standby.longest_wait_ns, most)
         if self._relief.active:
-            self._lanes.begin_relief(self.standby.entries, self.standby.lane)
+            self._state.lanes.begin_relief(self.standby.entries, self.standby.lane)
 
     def forget(self, worker: WorkerHandle, lane: int = -1) -> None:
         """Remove a worker that is gone, or leaves `lane` (-1: all), from the standby workers."""
@@ -59,33 +58,33 @@ class StandbyRouting:
             self.standby = replace(standby, entries=left) if left else None
             if not left and self._relief.active:
                 self._relief.active = False
-                self._lanes.end_relief()
+                self._state.lanes.end_relief()
 
     def update(self, now_ns: int) -> bool:
         """Turn relief on or off if it is time to, after batches were formed; return whether it turned."""
         standby = self.standby
-        if standby is None or not (self._relief.active or self._lanes.waiting()):
+        if standby is None or not (self._relief.active or self._state.lanes.waiting()):
             return False
         waiting = 0
         for lane in range(len(standby.rates)):
-            if self._lanes.live >> lane & 1:  # rows of other lanes wait for a worker to come
-                waiting += self._lanes.waiting(lane)
+            if self._state.lanes.is_live(lane):  # rows of other lanes wait for a worker to come
+                waiting += self._state.lanes.waiting(lane)
         waits_ns = list(map(self._wait_ns, standby.rates, range(len(standby.rates))))
-        if not self._relief.update(now_ns, longest(waits_ns, self._lanes.groups()), self.rows, waiting):
+        if not self._relief.update(now_ns, longest(waits_ns, self._state.lanes.groups()), self.rows, waiting):
             return False
         if self._relief.active:
-            self._traffic.reliefs += 1
-            self._lanes.begin_relief(standby.entries, standby.lane)
+            self._state.traffic.reliefs += 1
+            self._state.lanes.begin_relief(standby.entries, standby.lane)
             self._retry.shift(standby.lane, now_ns)
         else:
-            self._lanes.end_relief()
+            self._state.lanes.end_relief()
             self._retry.stranded(now_ns)
         return True
 
     def _wait_ns(self, rate: float, lane: int) -> float:
         """Return how long a row that is queued now waits for one of the plan's workers in `lane`."""
-        waiting = self._lanes.waiting(lane)
+        waiting = self._state.lanes.waiting(lane)
         if not waiting or rate <= 0.0:
             return 0.0
-        links = (link for link in self._lanes.links if link.lane == lane and not link.standby)
+        links = (link for link in self._state.lanes.links if link.lane == lane and not link.standby)
         return (waiting + sum(len(batch.slots) for link in links for batch in link.batches.values())) * 1e9 / rate
