@@ -3,9 +3,8 @@ from libc.stdint cimport int64_t, uint64_t
 from clover._native.batcher cimport Batcher
 from clover._native.wire cimport monotonic_ns
 from clover.runtime.router.company cimport Company
-from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.lanes cimport Lanes
-from clover.runtime.router.slots cimport SlotTable
+from clover.runtime.router.tickets cimport Deadlines, SlotTable
 from clover.runtime.router.traffic cimport Traffic
 
 cdef class RouterState:

@@ -12,11 +12,10 @@ from clover.errors import Overloaded, RequestError
 from clover.runtime.memory.rows import Memory
 from clover.runtime.memory.slab import Layout
 from clover.runtime.router.company import Company
-from clover.runtime.router.deadlines import Deadlines
 from clover.runtime.router.demand import AccuracyDemand
 from clover.runtime.router.lanes import MAX_LINKS, Lanes
 from clover.runtime.router.links import WorkerHandle
-from clover.runtime.router.slots import SlotTable
+from clover.runtime.router.tickets import Deadlines, SlotTable
 from clover.runtime.router.traffic import Traffic
 from clover.types import FamilySpec
 
