@@ -8,8 +8,8 @@ from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.monitor cimport Monitor
+from clover.runtime.router.relief cimport StandbyRouting
 from clover.runtime.router.retry_book cimport RetryBook
-from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 

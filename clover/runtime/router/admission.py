@@ -41,9 +41,8 @@ from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.monitor import Monitor
-from clover.runtime.router.relief import capacity
+from clover.runtime.router.relief import StandbyRouting, capacity
 from clover.runtime.router.retry_book import BIN_NS, HORIZON_S, RetryBook
-from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import FOREVER_NS, RouterState
 from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
 

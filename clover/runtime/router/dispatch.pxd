@@ -6,7 +6,7 @@ from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.links cimport Batch, Link
-from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.relief cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 
 cdef class Dispatch:

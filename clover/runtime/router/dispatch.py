@@ -16,7 +16,7 @@ import numpy as np
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.links import Batch, WorkerHandle
 from clover.runtime.router.monitor import Monitor
-from clover.runtime.router.standby_routing import StandbyRouting
+from clover.runtime.router.relief import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import FLYING
 

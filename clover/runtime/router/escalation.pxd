@@ -6,7 +6,7 @@ from clover.runtime.guard.clients cimport Sender
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.links cimport Link
-from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.relief cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 

@@ -11,7 +11,7 @@ from clover.accounting.usage import book_kept
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.router.audits import Audits
-from clover.runtime.router.standby_routing import StandbyRouting
+from clover.runtime.router.relief import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import FLYING, QUEUED, RouterTicket
 
