@@ -15,9 +15,9 @@ from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link, WorkerLinks
-from clover.runtime.router.memory_refusals import MemoryRefusals
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.retry import Retry
+from clover.runtime.router.retry_book import MemoryRefusals
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import CLOSED, DONE, HELD, PENDING, QUEUED, RouterTicket
 from clover.types import Declined
