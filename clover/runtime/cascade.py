@@ -82,8 +82,8 @@ def chain_of(
 
 
 def tighten(chain: RoutedChain, cascade: CascadeProfile, variants: Sequence[str]) -> RoutedChain:
-    """Return a chain of `variants` with tightened thresholds, and what `cascade` expects of it: of the profiled rows that
-    would have ended at a stage, half are escalated."""
+    """Return a chain of `variants` with tightened thresholds, and what `cascade` expects of it: of the profiled rows
+    that would have ended at a stage, half are escalated."""
     scores = [cascade.quantiles.get(variants[lane], ()) for lane in chain.lanes]
     levels = tuple(map(_tighter, scores, chain.thresholds))
     part, below = 0.0, _below(scores[0], levels[0])
