@@ -5,7 +5,7 @@ from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.answer_reader cimport AnswerReader
 from clover.runtime.guard.guard cimport Guard
 from clover.runtime.guard.sampling cimport Sampler
-from clover.runtime.memory.input_digest cimport InputDigests
+from clover.runtime.memory.rows cimport InputDigests
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 

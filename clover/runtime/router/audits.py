@@ -28,7 +28,7 @@ from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.answer_reader import AnswerReader, RowAnswer, same_answer
 from clover.runtime.guard.guard import CASCADE_OFF, OWN, RECOVERY, SERVED, Guard
 from clover.runtime.guard.sampling import LEAST, MOST, Sampler, clean_share
-from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.memory.rows import InputDigests
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import BACKGROUND, PENDING, QUEUED, RouterTicket, StageAnswers
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
-from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.memory.rows import InputDigests
 from clover.runtime.memory.slab import NO_MEMORY, ROWS_REFUSED
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED

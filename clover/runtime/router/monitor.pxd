@@ -6,7 +6,7 @@ from clover.runtime.guard.clients cimport ClientGroups, Sender
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.guard.feedback cimport Feedback
 from clover.runtime.guard.guard cimport Guard
-from clover.runtime.memory.input_digest cimport InputDigests
+from clover.runtime.memory.rows cimport InputDigests
 from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket

@@ -19,7 +19,7 @@ from clover.families import TOP1
 from clover.runtime.guard.answer_reader import AnswerReader
 from clover.runtime.guard.feedback import Feedback
 from clover.runtime.guard.guard import CASCADE_OFF, OK, Guard
-from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.memory.rows import InputDigests
 from clover.runtime.router.audits import Audits
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import RouterTicket
