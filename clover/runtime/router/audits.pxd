@@ -1,13 +1,33 @@
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.answer_reader cimport AnswerReader
 from clover.runtime.guard.guard cimport Guard
-from clover.runtime.guard.sampling cimport Sampler
 from clover.runtime.memory.rows cimport InputDigests
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
+
+cdef uint64_t _GOLDEN, _MASK
+
+cdef class Sampler:
+    cdef public int64_t rows
+    cdef public int64_t taken
+    cdef public object lowest
+    cdef public object last
+    cdef public int64_t hours
+    cdef int64_t _tried
+    cdef int64_t _hour
+    cdef double _owed
+    cdef uint64_t _phase
+    cdef public double share
+    cdef uint64_t _last_picked
+    cdef int64_t _hour_ns
+    cdef double _least
+    cdef double _most
+
+    @cython.locals(hour=int64_t)
+    cpdef bint pick(self, int64_t now_ns) except -1
 
 cdef class Audits:
     cdef public Guard guard
