@@ -56,7 +56,7 @@ from clover.runtime.guard.guard import (
     SERVED,
     Guard,
 )
-from clover.runtime.guard.sampling import LEAST, Sampler, clean_share
+from clover.runtime.router.audits import LEAST, Sampler, clean_share
 from clover.types import CascadeProfile, ChainPoint, FamilyProfile
 
 Images = NDArray[Any]

@@ -36,8 +36,7 @@ from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.lane_pace import ProfiledPace, pace_by
 from clover.runtime.router.router import Router
-from clover.runtime.router.tenant_counts import TenantTotals
-from clover.runtime.router.traffic import Traffic
+from clover.runtime.router.traffic import TenantTotals, Traffic
 from clover.runtime.workers import sandboxes
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut

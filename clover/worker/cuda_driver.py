@@ -1,18 +1,40 @@
-"""The CUDA driver's own calls, for what must not go through CUDA's runtime, which torch shares.
+"""The CUDA driver's own calls, for what must not go through CUDA's runtime, which torch shares: its start, and
+page-locked memory for workers on a GPU.
 
 The runtime remembers the error of a call that was refused, and the next launch of torch reports it as its own; a call
 of the driver returns its code and leaves nothing behind.  And the driver can be started without torch, so before the
 model's code is loaded.
+
+CUDA copies to a device straight out of pageable memory only by way of a buffer of its own; registered with the driver,
+the same memory is read by the device itself, and a copy may overlap with work.  So a worker whose model lives on a GPU
+registers the inputs of the slab, and gathers scattered rows into page-locked arrays of torch's: a backend that says
+`tensor.to(device, non_blocking=True)` for the arrays it is given then has its rows copied from where the server wrote
+them.  Answers come back through buffers of the backend, so outputs need no registration.
+
+If the driver refuses to register memory (sandboxes, limits on locked memory), consecutive rows are gathered into
+torch's arrays too, and if torch gets none either, rows are copied out of pageable memory: slower, not wrong.
+
+Registering makes the inputs of the slab resident in memory.  It ends with the process.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Protocol
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clover.worker.batches import Batches
 
 LIBRARY = "libcuda.so.1"
 
 SUCCESS = 0
+
+_log = logging.getLogger("clover.worker")
 
 
 class DriverCalls(Protocol):
@@ -64,3 +86,54 @@ def start() -> str:
         return str(error)
     code = driver.start()
     return "" if code == SUCCESS else driver.name(code)
+
+
+def pin(sides: Sequence[Batches], max_batch: int, driver: Callable[[], DriverCalls] = CudaDriver) -> int:
+    """Lock the pages that rows pass through, if the loaded model is on a GPU; return the bytes that are locked, those
+    of torch's arrays apart.  `sides` gather from one slab, each into arrays of its own."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        _log.debug("nothing was loaded on a GPU: no memory is page-locked")
+        return 0
+    try:
+        registered, refused = register(driver(), sides[0].direct_inputs())
+    except (OSError, AttributeError) as error:  # no such library, or one that is too old for the call
+        registered, refused = 0, {str(error)}
+    for side in sides:
+        side.stage(max_batch, _torch_array(torch), always=bool(refused))
+    if refused:
+        _log.warning(
+            "CUDA does not page-lock the memory of requests here (%s): rows go to the GPU by way of torch's buffers, "
+            "which is slower",
+            ", ".join(sorted(refused)),
+        )
+    return registered
+
+
+def register(driver: DriverCalls, arrays: Iterable[NDArray[Any]]) -> tuple[int, set[str]]:
+    """Lock the pages of `arrays`, which must live as long as the process; return the bytes registered, and the names
+    of the errors of those that were refused, which stay as they are."""
+    registered = 0
+    refused: set[str] = set()
+    for array in arrays:
+        code = driver.register(array.ctypes.data, array.nbytes)
+        if code == SUCCESS:
+            registered += array.nbytes
+        else:
+            refused.add(driver.name(code))
+    return registered, refused
+
+
+def _torch_array(torch: Any) -> Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]:
+    """Return how to make an array of zeros in page-locked memory of torch's; pageable if torch gets none."""
+
+    def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        size = int(np.prod(shape)) * dtype.itemsize
+        try:
+            room: NDArray[Any] = torch.zeros(size, dtype=torch.uint8, pin_memory=True).numpy()
+        except RuntimeError as error:
+            _log.debug("torch page-locks no memory either: %s", error)
+            return np.zeros(shape, dtype)
+        return room.view(dtype).reshape(shape)
+
+    return made

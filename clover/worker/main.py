@@ -37,7 +37,7 @@ from types import FrameType
 from clover._native.ring import RING_BYTES, Ring
 from clover.errors import DeviceError, WorkerError
 from clover.runtime.memory.slab import Layout, Slab, map_shared
-from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, pinned, sandbox
+from clover.worker import cuda_driver, frames, lifeline, oom_score, orphans, sandbox
 from clover.worker.batches import Batches
 from clover.worker.loop import ParentGone, Scores, ServerChannel, WorkerLoop, send_state
 from clover.worker.pipelined import PipelinedLoop
@@ -80,7 +80,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             residents = ResidentSet(order, slab)
             with contextlib.nullcontext() if pacing is None else pacing.within_its_memory(order):
                 load_ms = residents.load_first()
-                pinned.pin((batches, *also), order.max_batch)
+                cuda_driver.pin((batches, *also), order.max_batch)
                 scores = Scores.of(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)

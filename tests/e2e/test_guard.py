@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import clover
-from clover.runtime.guard.sampling import LEAST
+from clover.runtime.router.audits import LEAST
 from tests.support.toy_family import TOY, settings
 
 pytestmark = [

@@ -4,7 +4,7 @@ Numbers are the server's own, and no two requests have the same one; the front e
 made, so that no client labels the requests of others.  Of every answered row only the answer is kept (a class, a
 number, a text), at most `rows` of them; the oldest requests are dropped first.  Feedback counts once: a request that
 got its labels is forgotten.  The served accuracy found like this is as good as the choice of rows that get labels, and
-as honest as the clients: how many labels one client may give is bounded (`clover.runtime.guard.labellers`).
+as honest as the clients: how many labels one client may give is bounded (`Labellers`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from clover.errors import BadRequest, NotFound, Overloaded, RequestError
 from clover.runtime.guard.answer_reader import RowAnswer, answer_bytes, same_answer
 from clover.runtime.guard.drift import wilson
-from clover.runtime.guard.labellers import Labellers
 from clover.types import FamilySpec
 
 _PART = 64
@@ -26,6 +25,12 @@ _MOST = 4096
 """A full memory drops one part in `_PART` at a time, and no more than `_MOST` requests, as clients wait meanwhile."""
 _LONGEST_ANSWER = 256
 """Bytes: longer answers are not remembered, as labels for them are unlikely and they would fill the memory."""
+_MINUTE_NS = 60_000_000_000
+_TRIES = 600
+"""Ids that are not remembered, a client and minute."""
+_MOST_CLIENTS = 4096
+"""Clients that are counted one by one; those that come later count as one."""
+_OTHERS = "others"
 
 _UNKNOWN = (
     "no answer of that id is remembered: it was never given, is too long ago, or got its labels; id is the "
@@ -197,3 +202,71 @@ def _estimate(right: int, rows: int) -> dict[str, Any] | None:
         return None
     low, high = wilson(right, rows)
     return {"accuracy": 100.0 * right / rows, "low": low, "high": high, "rows": rows, "source": "feedback"}
+
+
+class Labellers:
+    """Counts by client: this minute's rows and tries, and all rows that were labelled.
+
+    A client is an address.  One that labels its own requests wrongly cannot be distinguished from one whose labels are
+    right, so the labels that it may give a minute are bounded, and its share of all labels is reported.  Ids that are
+    not remembered are counted separately, so that guessing ids does not use up the limit of others behind the same
+    proxy.
+    """
+
+    __slots__ = ("_labelled", "_minute", "_rows", "_rows_a_minute", "_tries")
+
+    def __init__(self, rows_a_minute: int) -> None:
+        self._rows_a_minute = rows_a_minute
+        self._minute = -1
+        self._rows: dict[str, int] = {}
+        self._tries: dict[str, int] = {}
+        self._labelled: dict[str, int] = {}
+
+    def count_unknown_id(self, client: str, now_ns: int) -> None:
+        """Count an id that is not remembered; raises Overloaded if the client tried too many this minute."""
+        self._begin_minute(now_ns)
+        found = self._tries.get(_place(self._tries, client), 0)
+        if found >= _TRIES:
+            raise self._wait(now_ns, "too many unknown ids from this address; come again later")
+        self._tries[_place(self._tries, client)] = found + 1
+
+    def count_labels(self, client: str, rows: int, now_ns: int) -> None:
+        """Count labelled rows; raises Overloaded, and counts nothing, if that would be too many this minute."""
+        self._begin_minute(now_ns)
+        place = _place(self._rows, client)
+        found = self._rows.get(place, 0) + rows
+        if found > self._rows_a_minute:
+            raise self._wait(now_ns, "too many labels from this address; come again later with the same ones")
+        self._rows[place] = found
+        place = _place(self._labelled, client)
+        self._labelled[place] = self._labelled.get(place, 0) + rows
+
+    @property
+    def clients(self) -> int:
+        """Clients that gave labels."""
+        return len(self._labelled)
+
+    @property
+    def largest_share(self) -> float | None:
+        """The share of all labelled rows that came from the client with most; None before the first.  Clients that
+        are not counted one by one are left out."""
+        total = sum(self._labelled.values())
+        most = max((rows for client, rows in self._labelled.items() if client != _OTHERS), default=0)
+        return most / total if total else None
+
+    def _begin_minute(self, now_ns: int) -> None:
+        """Reset the counts if another minute has begun."""
+        minute = now_ns // _MINUTE_NS
+        if minute != self._minute:
+            self._minute = minute
+            self._rows.clear()
+            self._tries.clear()
+
+    @staticmethod
+    def _wait(now_ns: int, text: str) -> Overloaded:
+        return Overloaded(text, retry_after_s=(_MINUTE_NS - now_ns % _MINUTE_NS) / 1e9)
+
+
+def _place(counts: dict[str, int], client: str) -> str:
+    """Return the key of a client in a bounded dictionary: its own, or that of all others."""
+    return client if client in counts or len(counts) < _MOST_CLIENTS else _OTHERS

@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from clover._native.inputs import Recent
-from clover.runtime.cascade import RoutedChain
+from clover.runtime.cascade import RoutedChain, tighten
 from clover.runtime.guard.clients import GROUPS, ClientGroups
 from clover.runtime.guard.drift import (
     AGREEMENT_LIMIT,
@@ -55,7 +55,6 @@ from clover.runtime.guard.drift import (
 from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.guard.health import OVERRULED, OWN, REMEMBERED, SCORES, SERVED, Accused, Health
 from clover.runtime.guard.pattern import PatternWatch
-from clover.runtime.guard.tightening import tighten
 from clover.types import CascadeProfile, FamilyProfile, Sureness
 
 log = logging.getLogger("clover.guard")

@@ -1,7 +1,8 @@
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from clover._native.floats cimport Floats
+from clover._native.inputs cimport Digests
 
 cdef class FixedRows:
     cdef public Floats floats
@@ -26,3 +27,11 @@ cdef class ShapeKeys:
     cdef list _variable
     cdef dict _keys
     cdef int64_t _last
+
+cdef class InputDigests:
+    cdef Digests _digests
+    cdef object _memory
+    cdef bint _some
+    cdef tuple _others
+
+    cpdef uint64_t digest(self, Py_ssize_t slot) except? 0

@@ -1,23 +1,17 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-from clover._native.batcher cimport Batcher
 from clover._native.slots cimport SlotAllocator
 from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.memory.rows cimport FixedRows, RowWeights, ShapeKeys
-from clover.runtime.router.audits cimport Audits
 from clover.runtime.router.completion cimport Completion
-from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.lane_pace cimport LanePace
-from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.monitor cimport Monitor
+from clover.runtime.router.relief cimport StandbyRouting
 from clover.runtime.router.retry_book cimport RetryBook
-from clover.runtime.router.slots cimport SlotTable
-from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
-from clover.runtime.router.traffic cimport Traffic
 
 cdef int OPEN, PENDING, QUEUED
 cdef int64_t FOREVER_NS
@@ -31,30 +25,17 @@ cdef class Admission:
     cdef Dispatch _dispatch
     cdef Completion _completion
     cdef Monitor _monitor
-    cdef Audits _audits
     cdef StandbyRouting _standby
-    cdef Batcher _batcher
-    cdef Lanes _lanes
-    cdef SlotTable _table
-    cdef Deadlines _deadlines
-    cdef Traffic _traffic
-    cdef object _demand
-    cdef list _accuracy
-    cdef bytearray _slot_states
-    cdef int64_t _queue_rows
-    cdef int64_t _timeout_ns
     cdef ShapeKeys _keys
     cdef RowWeights _weights
     cdef bint _varies
     cdef object _picked
     cdef RetryBook _book
-    cdef dict _places
     cdef double _max_wait_slo
     cdef double _slo_ms
     cdef double _floor
     cdef double _longest_ns
     cdef double _most_rows_per_s
-    cdef list _paces
     cdef double _usual_rows
     cdef Py_ssize_t _max_batch
     cdef int64_t _sent_at_once

@@ -41,9 +41,8 @@ from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.monitor import Monitor
-from clover.runtime.router.relief import capacity
+from clover.runtime.router.relief import StandbyRouting, capacity
 from clover.runtime.router.retry_book import BIN_NS, HORIZON_S, RetryBook
-from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import FOREVER_NS, RouterState
 from clover.runtime.router.tickets import OPEN, PENDING, QUEUED, RouterTicket
 
@@ -92,25 +91,12 @@ class Admission:
         self._dispatch = dispatch
         self._completion = completion
         self._monitor = monitor
-        self._audits = monitor.audits
         self._standby = standby
-        self._batcher = state.batcher
-        self._lanes = state.lanes
-        self._table = state.table
-        self._deadlines = state.deadlines
-        self._traffic = state.traffic
-        self._demand = state.demand
-        self._accuracy = state.accuracy
-        self._paces = state.lanes.paces
-        self._slot_states = state.table.state
-        self._queue_rows = state.queue_rows
-        self._timeout_ns = state.timeout_ns
         self._keys = ShapeKeys(state.memory, state.spec)
         self._weights = RowWeights(state.memory, state.spec)
         self._varies = any(tensor.variable for tensor in state.spec.inputs)
         self._picked = np.zeros(len(state.table.state), np.uint32)
         self._book = RetryBook(lambda: sum(state.traffic.rows), self._rows_per_s)
-        self._places = self._book.places
         self._max_wait_slo = config.max_wait_slo
         self._slo_ms = 0.0
         self._floor = 101.0  # percent: no variant reaches that, so rows go to another one only once there is a floor
@@ -120,13 +106,13 @@ class Admission:
         self._sent_at_once = _CREDITS * self._max_batch
         self._usual_rows = 1.0  # of a request
         slots = len(state.table.state)
-        self._kept_rows = self._queue_rows // _PART if self._queue_rows >= _SHORT else 0
+        self._kept_rows = state.queue_rows // _PART if state.queue_rows >= _SHORT else 0
         self._kept_slots = slots // _PART if slots >= _SHORT else 0
 
     def aim(self, slo_ms: float, floor: float) -> None:
         """Use this SLO (0: there is none) and accuracy floor (percent) from now on."""
         self._slo_ms, self._floor, self._longest_ns = slo_ms, floor, self._max_wait_slo * slo_ms * 1e6
-        queued_ns = (self._longest_ns or self._timeout_ns) * _QUEUED
+        queued_ns = (self._longest_ns or self._state.timeout_ns) * _QUEUED
         self._book.together = max(1, int(min(queued_ns, HORIZON_S * 1e9) / BIN_NS))
 
     def limit(self, rows_per_s: float) -> None:
@@ -137,17 +123,18 @@ class Admission:
 
     def open(self, rows: int, flow: int, request: int, closed: str) -> RouterTicket:
         """Reserve slots for `rows` rows of `flow`; raises BadRequest, TooLarge, Unavailable or Overloaded."""
-        now_ns = self._state.now_ns()
-        if rows != 1 and not 1 <= rows <= self._queue_rows:
+        state = self._state
+        now_ns = state.now_ns()
+        if rows != 1 and not 1 <= rows <= state.queue_rows:
             if rows < 1:
-                raise self._state.refused(BadRequest("a request needs at least one row"))
-            most = self._queue_rows
-            raise self._state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
+                raise state.refused(BadRequest("a request needs at least one row"))
+            most = state.queue_rows
+            raise state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
         self._admit(rows, flow, request, now_ns, closed)
-        kept = self._table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
-        ticket = self._table.reserve(rows, now_ns) if not kept else None
-        if ticket is None and not kept and self._completion.give_up(self._audits.queued(), "full"):
-            ticket = self._table.reserve(rows, now_ns)
+        kept = state.table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
+        ticket = state.table.reserve(rows, now_ns) if not kept else None
+        if ticket is None and not kept and self._completion.give_up(self._monitor.audits.queued(), "full"):
+            ticket = state.table.reserve(rows, now_ns)
         if ticket is None:
             self._dispatch.make_room(now_ns, False)  # for the next one: slots come back once clients have their answers
             raise self._refuse("slots", "no room for more rows", rows, flow, request, now_ns)
@@ -187,9 +174,9 @@ class Admission:
         if not self._dispatch.busy:
             return 0
         found = 0
-        for lane in range(len(self._accuracy)):
-            if self._lanes.live >> lane & 1:
-                found = self._too_long(lane, flow, 1, self._timeout_ns, part, now_ns)
+        for lane in range(len(self._state.accuracy)):
+            if self._state.lanes.is_live(lane):
+                found = self._too_long(lane, flow, 1, self._state.timeout_ns, part, now_ns)
                 if not found or (found == _SLOW and self._standby.at_hand):
                     return 0
         return found
@@ -198,9 +185,9 @@ class Admission:
         """Count a request that is refused before its rows are known, as one of the usual number; return the seconds
         after which to retry."""
         rows = int(self._usual_rows + 0.5)
-        self._traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
-        self._traffic.refused(429)
-        self._traffic.overloaded(why)
+        self._state.traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
+        self._state.traffic.refused(429)
+        self._state.traffic.overloaded(why)
         return float(self._book.book(request, flow, rows, now_ns, self._refused_before(flow, request, now_ns)))
 
     def _refuse(
@@ -210,7 +197,7 @@ class Admission:
         return the error to raise.  `too_short`: no worker that has something to do meets their timeout."""
         before = self._refused_before(flow, request, now_ns)
         if before >= _TRIES and (too_short or rows > self._max_batch):
-            self._traffic.overloaded(why)
+            self._state.traffic.overloaded(why)
             message += ", each time that this request came back: "
             if rows > self._max_batch:
                 return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
@@ -219,25 +206,26 @@ class Admission:
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
         """Return how often a request that is refused was before, if it comes when it was asked to; 0 otherwise."""
-        before = self._book.use(request or flow, now_ns) if self._places else 0
+        before = self._book.use(request or flow, now_ns) if self._book.places else 0
         if before:
-            self._traffic.came_back("refused")
+            self._state.traffic.came_back("refused")
         return before
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
         """Return the part of the room in the queue that a request finds."""
-        if not self._places or not self._book.expecting(now_ns) or self._book.due(request or flow, now_ns):
+        if not self._book.places or not self._book.expecting(now_ns) or self._book.due(request or flow, now_ns):
             return 1.0
         return _OTHERS
 
     def _rows_per_s(self, now_ns: int) -> float:
         """Return the rows a second that can be served, by the pace of the lanes; 0 if it is not known."""
-        times_ns = [pace.wait_ns(now_ns, 1) for pace in self._paces]
+        state = self._state
+        times_ns = [pace.wait_ns(now_ns, 1) for pace in state.lanes.paces]
         rates = [1e9 / row_ns if row_ns > 0.0 else 0.0 for row_ns in times_ns]
-        lanes = self._lanes
+        lanes = state.lanes
         if lanes.chain is not None:  # as if every row went all the way
             return min([rates[lane] for lane in lanes.chain.lanes if rates[lane] > 0.0], default=0.0)
-        rows_per_s = capacity(rates, [lanes.routing.shares.get(variant, 0.0) for variant in self._traffic.variants])
+        rows_per_s = capacity(rates, [lanes.routing.shares.get(variant, 0.0) for variant in state.traffic.variants])
         return rows_per_s if rows_per_s < float("inf") else 0.0
 
     def lend(
@@ -247,18 +235,19 @@ class Admission:
         receive them into; None if that cannot be.
 
         At most half of the slots are lent.  Those of a client that sends slowly are taken back (`Incoming._vacate`)."""
-        if fixed is None or rows < 1 or closed or not (self._lanes.live or self._state.coming):
+        state = self._state
+        if fixed is None or rows < 1 or closed or not (state.lanes.live or state.coming):
             return None
-        if 2 * (self.lent + rows) > self._table.free.slots:
+        if 2 * (self.lent + rows) > state.table.free.slots:
             return None
-        if self._batcher.depth() + rows > self._queue_rows:
+        if state.batcher.depth() + rows > state.queue_rows:
             return None
-        ticket = self._table.reserve(rows, self._state.now_ns())
+        ticket = state.table.reserve(rows, state.now_ns())
         if ticket is None:
             return None
         view = fixed.view(ticket.slots)
         if view is None:
-            self._table.close(ticket)
+            state.table.close(ticket)
             return None
         ticket.flow = ticket.connection = flow
         ticket.request = request
@@ -281,41 +270,42 @@ class Admission:
 
     def _admit(self, rows: int, flow: int, request: int, now_ns: int, closed: str) -> None:
         """Count `rows` of `flow` that arrive; raises Unavailable or Overloaded if they cannot be taken."""
-        self._traffic.arrivals.add(now_ns, rows)
+        self._state.traffic.arrivals.add(now_ns, rows)
         self._usual_rows += (rows - self._usual_rows) * _NEWEST
-        if closed or not (self._lanes.live or self._state.coming):
+        if closed or not (self._state.lanes.live or self._state.coming):
             raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
         part = self._part(flow, request, now_ns)
         if self._full(rows, flow, part):
             self._dispatch.make_room(now_ns, False)
             if self._full(rows, flow, part):
                 raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
-        if self._batcher.depth() + rows > self._queue_rows:
-            self._completion.give_up(self._audits.queued(), "full")
+        if self._state.batcher.depth() + rows > self._state.queue_rows:
+            self._completion.give_up(self._monitor.audits.queued(), "full")
 
     def _full(self, rows: int, flow: int, part: float) -> bool:
         """Return whether clients' rows leave no room in the queue for `rows` more of `flow`, which find `part` of it;
         audits would give way.  Whoever comes when it was asked to finds room, as long as others leave half of it."""
-        wanted = self._batcher.depth() + rows
-        if part < 1.0 and self._kept_rows > 0 and wanted > part * self._queue_rows and wanted > rows:
+        state = self._state
+        wanted = state.batcher.depth() + rows
+        if part < 1.0 and self._kept_rows > 0 and wanted > part * state.queue_rows and wanted > rows:
             return True
-        if wanted <= self._queue_rows - self._kept_rows:
+        if wanted <= state.queue_rows - self._kept_rows:
             return False
         # Without audits both counts are the same, and the first one is cheap.
-        if wanted > self._queue_rows and self._lanes.waiting() + rows > self._queue_rows:
+        if wanted > state.queue_rows and state.lanes.waiting() + rows > state.queue_rows:
             return True
         return self._has_much(flow, rows, self._kept_rows)
 
     def _has_much(self, flow: int, rows: int, kept: int) -> bool:
         """Return whether `rows` more rows of `flow` would take what is kept for others.  Nothing is kept while no row
         waits: a single request may be as long as the queue."""
-        return kept > 0 and self._batcher.depth() > 0 and self._batcher.waiting_of(flow) + rows > kept
+        return kept > 0 and self._state.batcher.depth() > 0 and self._state.batcher.waiting_of(flow) + rows > kept
 
     def _too_long(self, lane: int, flow: int, rows: int, timeout_ns: int, part: float, now_ns: int) -> int:
         """Return why `rows` more rows of `flow` in `lane` would take too long until they are answered, with the margin:
         `_LATE` or `_SLOW`; 0 if they would not, or if that is not known.  They find `part` of the room."""
-        pace = self._paces[lane]
-        ahead = self._batcher.ahead(lane, flow, rows)
+        pace = self._state.lanes.paces[lane]
+        ahead = self._state.batcher.ahead(lane, flow, rows)
         alone = rows > self._max_batch and ahead <= rows  # none before them: what `_never` lets pass finds room
         wait_ns = pace.wait_ns(now_ns, ahead) * (1.0 if alone else _MARGIN)
         if wait_ns <= 0.0:
@@ -326,7 +316,7 @@ class Admission:
         if longest_ns <= 0.0 or self.takes_late:
             return 0
         if rows > self._max_batch:
-            ahead = self._batcher.ahead(lane, flow, self._max_batch)
+            ahead = self._state.batcher.ahead(lane, flow, self._max_batch)
             wait_ns = pace.wait_ns(now_ns, ahead) * _MARGIN
         if ahead <= _BATCHES * part * pace.useful_rows:
             return 0
@@ -337,34 +327,35 @@ class Admission:
     def _behind(self, lane: int, chained: bool) -> bool:
         """Return whether a row in `lane` has to wait for a worker: the lane is saturated, or will be after this turn;
         if `chained`, some later variant may be."""
-        if self._dispatch.busy and (chained or self._batcher.saturated(lane)):
+        if self._dispatch.busy and (chained or self._state.batcher.saturated(lane)):
             return True
-        return self._batcher.depth(lane) >= self._sent_at_once
+        return self._state.batcher.depth(lane) >= self._sent_at_once
 
     def _in_time(self, ticket: RouterTicket, lane: int, rows: int, timeout_ns: int, now_ns: int) -> int:
         """Return `lane` if `rows` more rows of a ticket in it would be answered within `timeout_ns` and the longest
         wait, else another lane in which all of its rows would be; raises Overloaded if there is none."""
+        state = self._state
         flow, request = ticket.flow, ticket.request
         part = self._part(flow, request, now_ns)
         found = self._too_long(lane, flow, rows, timeout_ns, part, now_ns)
         if ticket.chain is not None:
             for later in ticket.chain.lanes[1:]:
-                if not found and self._batcher.saturated(later):
+                if not found and state.batcher.saturated(later):
                     found = self._too_long(later, flow, 1, timeout_ns, part, now_ns)
         if not found or (found == _SLOW and self._standby.at_hand):  # standby workers take over after this turn
             return lane
-        if self._dispatch.make_room(now_ns, True) and self._lanes.live >> lane & 1:
+        if self._dispatch.make_room(now_ns, True) and state.lanes.is_live(lane):
             return self._in_time(ticket, lane, rows, timeout_ns, now_ns)  # once: at one time it makes room once
         other = self._with_room(ticket, timeout_ns, part, now_ns) if ticket.chain is None else -1
         if other >= 0:
-            self._traffic.diverted_rows += len(ticket.slots)
+            state.traffic.diverted_rows += len(ticket.slots)
             return other
         if found == _LATE:
             never = self._never(lane, rows, timeout_ns, now_ns)
             if never is not None:
-                raise self._state.refused(never)
+                raise state.refused(never)
             why = "too many rows wait: the answer would come after the deadline"
-            too_short = self._paces[lane].least_ns > timeout_ns
+            too_short = state.lanes.paces[lane].least_ns > timeout_ns
             raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns, too_short)
         limit = f"{self._max_wait_slo:g} x the SLO of {self._slo_ms:.4g} ms"
         why = f"too many rows wait: the answer would come later than {limit}"
@@ -375,7 +366,7 @@ class Admission:
         other row waited either; None if they might be."""
         if rows <= self._max_batch:
             return None  # an idle worker takes them, whatever it is believed to need
-        pace = self._paces[lane]
+        pace = self._state.lanes.paces[lane]
         wait_ns = pace.wait_ns(now_ns, rows)
         if self._most_rows_per_s > 0.0:
             wait_ns = min(wait_ns, rows * 1e9 / self._most_rows_per_s)
@@ -388,10 +379,10 @@ class Admission:
     def _with_room(self, ticket: RouterTicket, timeout_ns: int, part: float, now_ns: int) -> int:
         """Return the most accurate lane in which the rows of a ticket would be answered in time, of those that keep the
         accuracy floor; -1 if there is none."""
-        mask = self._lanes.mask(max(ticket.min_accuracy, self._floor))
+        mask = self._state.lanes.mask(max(ticket.min_accuracy, self._floor))
         best = -1
-        for lane in range(len(self._accuracy)):
-            better = mask >> lane & 1 and (best < 0 or self._accuracy[lane] > self._accuracy[best])
+        for lane in range(len(self._state.accuracy)):
+            better = mask >> lane & 1 and (best < 0 or self._state.accuracy[lane] > self._state.accuracy[best])
             if better and not self._too_long(lane, ticket.flow, len(ticket.slots), timeout_ns, part, now_ns):
                 best = lane
         return best
@@ -408,34 +399,35 @@ class Admission:
         context: Any,
     ) -> None:
         """Queue the rows of a ticket; see `Model.submit`."""
+        state = self._state
         if ticket.phase != OPEN:
             raise ValueError("a ticket is submitted once, while it is open")
-        now_ns = self._state.now_ns()
+        now_ns = state.now_ns()
         if timeout_ns < 0:
-            raise self._state.refused(DeadlineMissed("the deadline has passed already"))
+            raise state.refused(DeadlineMissed("the deadline has passed already"))
         if 0.0 < min_accuracy <= 1.0:
-            raise self._state.refused(BadRequest(_FRACTION))
+            raise state.refused(BadRequest(_FRACTION))
         if self._cached is not None and self._cached.answer(ticket, min_accuracy, cascade, now_ns):
             ticket.context, ticket.on_done = context, on_done
             self._completion.recall(ticket)
             self._dispatch.wake()
             return
-        live = self._lanes.live
-        chain = self._lanes.chain_for(min_accuracy) if cascade and not self._standby.on else None
-        if chain is not None and not live >> chain.lanes[0] & 1:
+        live = state.lanes.live
+        chain = state.lanes.chain_for(min_accuracy) if cascade and not self._standby.on else None
+        if chain is not None and not state.lanes.is_live(chain.lanes[0]):
             chain = None
-        mask = 1 << chain.lanes[0] if chain is not None else self._lanes.mask(min_accuracy)
-        variant = self._demand.ask(min_accuracy, len(ticket.slots), now_ns) if min_accuracy > 0.0 else -1
+        mask = 1 << chain.lanes[0] if chain is not None else state.lanes.mask(min_accuracy)
+        variant = state.demand.ask(min_accuracy, len(ticket.slots), now_ns) if min_accuracy > 0.0 else -1
         key = self._shape_key(ticket) if self._varies else 0
         if not mask:
             self._await(ticket, min_accuracy, variant)
-            mask = self._lanes.able(min_accuracy)
-        if ticket.awaits >= 0 and timeout_ns > self._timeout_ns:
+            mask = state.lanes.able(min_accuracy)
+        if ticket.awaits >= 0 and timeout_ns > state.timeout_ns:
             # Rows that wait for a worker that may not come hold their slots no longer than others.
-            timeout_ns = self._timeout_ns
-        timeout_ns = min(timeout_ns or self._timeout_ns, FOREVER_NS) - ticket.waited_ns
+            timeout_ns = state.timeout_ns
+        timeout_ns = min(timeout_ns or state.timeout_ns, FOREVER_NS) - ticket.waited_ns
         if timeout_ns <= 0:
-            raise self._state.refused(DeadlineMissed("the deadline has passed already"))
+            raise state.refused(DeadlineMissed("the deadline has passed already"))
         ticket.key, ticket.min_accuracy = key, min_accuracy
         ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns
@@ -443,53 +435,54 @@ class Admission:
         slots = ticket.slots
         if self._weights.on:
             for slot in slots:
-                self._batcher.weigh(slot, self._weights.of(slot))
+                state.batcher.weigh(slot, self._weights.of(slot))
         if len(slots) == 1:
-            lane = self._lanes.choose(mask)
+            lane = state.lanes.choose(mask)
             if ticket.awaits < 0 and self._behind(lane, chain is not None):
                 lane = self._in_time(ticket, lane, 1, timeout_ns, now_ns)
             ticket.variants = [lane]
-            self._slot_states[slots[0]] = QUEUED
-            self._batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.flow)
+            state.table.state[slots[0]] = QUEUED
+            state.batcher.push(lane, slots[0], ticket.deadline_ns, now_ns, key, ticket.flow)
         else:
             self._push_rows(ticket, mask, timeout_ns, now_ns)
-        if self._places and self._book.use(ticket.request or ticket.flow, now_ns):
-            self._traffic.came_back("taken")
+        if self._book.places and self._book.use(ticket.request or ticket.flow, now_ns):
+            state.traffic.came_back("taken")
         self._standby.rows += len(slots)
         ticket.context, ticket.on_done = context, on_done
         ticket.outstanding = len(slots)
         if self._monitor.auditing:
-            self._audits.mark(ticket, now_ns)
+            self._monitor.audits.mark(ticket, now_ns)
         ticket.phase = PENDING
-        self._state.company.came(now_ns)
-        self._deadlines.add(ticket, now_ns)
+        state.company.came(now_ns)
+        state.deadlines.add(ticket, now_ns)
         self._dispatch.wake()
-        if len(slots) > 1 and ticket.awaits < 0 and mask & live & ~self._lanes.live:
+        if len(slots) > 1 and ticket.awaits < 0 and mask & live & ~state.lanes.live:
             self._completion.move_stranded(now_ns)  # a worker was lost while room was made for other rows of it
 
     def _await(self, ticket: RouterTicket, min_accuracy: float, variant: int) -> None:
         """Let a ticket wait for a worker of `variant` (or a better one), as none that is accurate enough is there;
         raises BadRequest or Unavailable if it cannot."""
-        if min_accuracy > 0.0 and max(self._accuracy) < min_accuracy:
-            raise self._state.refused(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
+        state = self._state
+        if min_accuracy > 0.0 and max(state.accuracy) < min_accuracy:
+            raise state.refused(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
         if variant < 0:
-            if not self._state.coming:
-                raise self._state.refused(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
+            if not state.coming:
+                raise state.refused(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
             return
         rows = len(ticket.slots)
-        coming = bool(self._state.coming & self._lanes.able(min_accuracy))
-        declined = self._demand.declined_to_wait(variant, rows, coming=coming)
+        coming = bool(state.coming & state.lanes.able(min_accuracy))
+        declined = state.demand.declined_to_wait(variant, rows, coming=coming)
         if declined is not None:
-            self._demand.count_declined(variant, rows)
-            raise self._state.refused(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
+            state.demand.count_declined(variant, rows)
+            raise state.refused(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
         ticket.awaits = variant
-        self._demand.wait(variant, rows)
+        state.demand.wait(variant, rows)
 
     def _push_rows(self, ticket: RouterTicket, mask: int, timeout_ns: int, now_ns: int) -> None:
         """Queue several rows, all or none.  Quotas are kept row by row; rows of one variant stay neighbours in the
         slab."""
         slots = ticket.slots
-        self._lanes.choose_many(mask, len(slots), self._picked)
+        self._state.lanes.choose_many(mask, len(slots), self._picked)
         lanes = np.sort(self._picked[: len(slots)])
         ticket.variants = lanes.tolist()
         stops = [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]
@@ -505,10 +498,10 @@ class Admission:
         start = 0
         for stop in stops:
             lane, part = ticket.variants[start], slots[start:stop]
-            self._batcher.push_many(lane, part, ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
+            self._state.batcher.push_many(lane, part, ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
             start = stop
         for slot in slots:
-            self._slot_states[slot] = QUEUED
+            self._state.table.state[slot] = QUEUED
 
     def _shape_key(self, ticket: RouterTicket) -> int:
         """Return the number of the shape of a ticket's rows; raises BadRequest if they differ in shape."""

@@ -1,7 +1,7 @@
 """Audits: a small share of the rows is asked of a better variant too, after the client has its answer.
 
 Which rows are audited is chosen when they are submitted, before anything is known of their answers
-(`clover.runtime.guard.sampling`). The answers of every lane that such a row passes are kept. When its ticket is closed,
+(`Sampler`). The answers of every lane that such a row passes are kept. When its ticket is closed,
 its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that has a
 worker, if only for audits (`Link.background`): the input is in the slot still. A row that the best variant answered
 anyway is audited for free. An input that was audited before adds no evidence: its row is audited only if the hour would
@@ -27,8 +27,7 @@ from typing import Any
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.answer_reader import AnswerReader, RowAnswer, same_answer
 from clover.runtime.guard.guard import CASCADE_OFF, OWN, RECOVERY, SERVED, Guard
-from clover.runtime.guard.sampling import LEAST, MOST, Sampler, clean_share
-from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.memory.rows import InputDigests
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import BACKGROUND, PENDING, QUEUED, RouterTicket, StageAnswers
 
@@ -38,6 +37,125 @@ PATIENCE_NS = 60_000_000_000
 """How long an audit may wait."""
 MOST_WAITING = 64
 """Audits that may wait at a time; and no more than an eighth of the slots."""
+LEAST, MOST = 0.001, 0.02
+"""Within these lies the share of rows that is audited, in every hour without an alarm."""
+URGENT = 0.2
+"""The share right after an alarm, to learn soon whether answers have become worse."""
+HOUR_NS = 3_600_000_000_000
+_BITS = 64
+_MASK = (1 << _BITS) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def clean_share(
+    share: float,
+    g_per_kwh: float,
+    reference_g_per_kwh: float,
+    *,
+    suspicious: bool = False,
+    urgent: bool = False,
+) -> float:
+    """Return the share to audit while the grid has `g_per_kwh`: `share` at the reference intensity, more on a cleaner
+    grid and less on a dirtier one, between `LEAST` and `MOST`; `MOST` while answers look suspicious, `URGENT` right
+    after an alarm."""
+    if urgent:
+        return URGENT
+    if suspicious:
+        return MOST
+    return min(MOST, max(LEAST, share * reference_g_per_kwh / max(g_per_kwh, 1.0)))
+
+
+class Sampler:
+    """Picks the rows that are audited: a share of them, spread evenly, and in every hour at least `LEAST`.  `rows` came
+    and `taken` were picked in the hour under way.
+
+    Row n is picked if the fractional part of n / golden ratio lies below the share: of any run of rows very nearly that
+    part is picked, at distances that fit no period in what clients send.  An audit that could not be made is owed:
+    while an hour is below `LEAST`, the next rows are picked whatever their number, and what an hour still owes at its
+    end is added to the next.  Owed audits never raise the share above `MOST` (`URGENT` does), and those of more than an
+    hour ago are dropped, so that a long time without an auditor is not followed by a flood of audits.
+    """
+
+    __slots__ = (
+        "_hour",
+        "_hour_ns",
+        "_last_picked",
+        "_least",
+        "_most",
+        "_owed",
+        "_phase",
+        "_tried",
+        "hours",
+        "last",
+        "lowest",
+        "rows",
+        "share",
+        "taken",
+    )
+
+    def __init__(self, share: float) -> None:
+        self.rows = 0
+        self.taken = 0
+        self.lowest: float | None = None
+        self.last: float | None = None
+        """The lowest share of any hour that is over, and that of the last; None before one is."""
+        self.hours = 0
+        """Hours with rows that are over."""
+        self._tried = 0
+        self._hour = -1
+        self._owed = 0.0
+        self._phase = 0
+        # Read with each row: an attribute has its C type.
+        self._hour_ns, self._least, self._most = HOUR_NS, LEAST, MOST
+        self.share = 0.0
+        self.set(share)
+
+    def set(self, share: float) -> None:
+        """Pick this share of the rows from now on (of 1, at least `LEAST`)."""
+        if share <= MOST < self.share:
+            self._tried = min(self._tried, int(MOST * self.rows))  # urgent audits do not use up the room for owed ones
+        self.share = min(max(share, LEAST), 1.0)
+        self._last_picked = int(self.share * (1 << _BITS)) - 1
+
+    @property
+    def owed(self) -> float:
+        """Audits that are missing to `LEAST`, including those owed by the hour before."""
+        return max(0.0, LEAST * self.rows + self._owed - self.taken)
+
+    def pick(self, now_ns: int) -> bool:
+        """Return whether to audit the row that comes now."""
+        hour = now_ns // self._hour_ns
+        if hour != self._hour:
+            self._begin_hour(hour)
+        self.rows += 1
+        self._phase = (self._phase + _GOLDEN) & _MASK
+        due = self.taken < self._least * self.rows + self._owed and self._tried < self._most * self.rows
+        if due or self._phase <= self._last_picked:
+            self.taken += 1
+            self._tried += 1
+            return True
+        return False
+
+    def failed(self) -> None:
+        """Take back a pick: the row could not be audited."""
+        self.taken -= 1
+
+    def spared(self) -> bool:
+        """Return whether the hour has its least share without a row that was picked; its pick is taken back then."""
+        if self.taken - 1 < LEAST * self.rows + self._owed:
+            return False
+        self.taken -= 1
+        return True
+
+    def _begin_hour(self, hour: int) -> None:
+        """Record the share of the hour that is over, and carry over what it owes."""
+        if self.rows:
+            self.last = max(self.taken, 0) / self.rows
+            self.lowest = self.last if self.lowest is None else min(self.lowest, self.last)
+            self.hours += 1
+        self._owed = min(self.owed, LEAST * self.rows)
+        self.rows = self.taken = self._tried = 0
+        self._hour = hour
 
 
 class Audit:
@@ -80,15 +198,11 @@ class Audits:
         self.waiting: dict[int, RouterTicket] = {}
         """Audits that are queued or with a worker, by slot."""
         self.wake: Callable[[], None] = _ignore
+        self._state = state
         self._reader = reader
         self._digests = digests
         self._share = share
         self._hours = 0
-        self._table = state.table
-        self._batcher = state.batcher
-        self._lanes = state.lanes
-        self._deadlines = state.deadlines
-        self._most_rows = state.queue_rows
         self._most = max(1, min(MOST_WAITING, len(state.table.state) // 8))
 
     @property
@@ -180,8 +294,8 @@ class Audits:
 
     def _audit(self, audit: Audit, key: int, slot: int, now_ns: int) -> str:
         """Audit a row whose slot is about to be freed; return why not if that cannot be, else ""."""
-        lanes = self._lanes
-        asked = [lane for lane in range(len(lanes.accuracy)) if lanes.asked >> lane & 1]
+        lanes = self._state.lanes
+        asked = [lane for lane in range(len(lanes.accuracy)) if lanes.is_asked(lane)]
         auditor = max(asked, key=lambda lane: lanes.accuracy[lane], default=-1)
         lane, answer = audit.answers[-1]
         accused = self.guard.accused
@@ -200,7 +314,7 @@ class Audits:
             return ""
         if lanes.relieved:
             return "relief"
-        if self._batcher.depth() >= self._most_rows or len(self.waiting) >= self._most:
+        if self._state.batcher.depth() >= self._state.queue_rows or len(self.waiting) >= self._most:
             return "full"
         own = RouterTicket([slot], now_ns)
         own.flow = BACKGROUND
@@ -212,10 +326,10 @@ class Audits:
         own.outstanding = 1
         own.deadline_ns = now_ns + PATIENCE_NS
         own.phase = PENDING
-        self._table.hand_over(slot, own)
-        self._batcher.push(auditor, slot, own.deadline_ns, now_ns, own.key, BACKGROUND)
-        self._table.state[slot] = QUEUED
-        self._deadlines.add(own, now_ns)
+        self._state.table.hand_over(slot, own)
+        self._state.batcher.push(auditor, slot, own.deadline_ns, now_ns, own.key, BACKGROUND)
+        self._state.table.state[slot] = QUEUED
+        self._state.deadlines.add(own, now_ns)
         self.waiting[slot] = own
         self._spend()
         self.wake()
@@ -223,7 +337,7 @@ class Audits:
 
     def _may_clear(self, accused: int, best: int) -> bool:
         """Return whether the accused lane answers audits, and is not the best one itself."""
-        return accused != best and bool(self._lanes.asked >> accused & 1)
+        return accused != best and self._state.lanes.is_asked(accused)
 
     def _spend(self) -> None:
         """Count an urgent audit as made, whatever becomes of it, so that making audits fail brings no more of them."""
@@ -255,7 +369,7 @@ class Audits:
 
     def queued(self) -> list[RouterTicket]:
         """Return the audits that wait in the queue."""
-        return [ticket for slot, ticket in self.waiting.items() if self._table.state[slot] == QUEUED]
+        return [ticket for slot, ticket in self.waiting.items() if self._state.table.state[slot] == QUEUED]
 
     def waiting_for(self, lane: int = -1) -> int:
         """Return how many audits wait in the queue of `lane` (-1: of any), behind all clients' rows."""
@@ -263,7 +377,7 @@ class Audits:
 
     def stranded(self) -> list[RouterTicket]:
         """Return the queued audits whose lane has no worker for them any more."""
-        return [ticket for ticket in self.queued() if not self._lanes.asked >> ticket.variants[0] & 1]
+        return [ticket for ticket in self.queued() if not self._state.lanes.is_asked(ticket.variants[0])]
 
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
         """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which

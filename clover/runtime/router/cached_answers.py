@@ -28,7 +28,7 @@ from clover.runtime.guard.guard import OK
 from clover.runtime.memory.answer_cache import AnswerCache, KeptAnswer
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.monitor import Monitor
-from clover.runtime.router.standby_routing import StandbyRouting
+from clover.runtime.router.relief import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import DONE, RouterTicket
 from clover.types import Receipt, Routing

@@ -1,20 +1,14 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-from clover._native.batcher cimport Batcher
 from clover.accounting.account cimport Account
 from clover.accounting.meters cimport WorkerMeter
-from clover.runtime.router.audits cimport Audits
-from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.escalation cimport Escalation
 from clover.runtime.router.lane_pace cimport LanePace
-from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.links cimport Batch, Link, WorkerLinks
 from clover.runtime.router.monitor cimport Monitor
-from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
-from clover.runtime.router.traffic cimport Traffic
 
 cdef int PENDING, DONE, CLOSED, HELD, QUEUED, ROWS_REFUSED, NO_MEMORY
 cdef double _ROUNDING
@@ -26,17 +20,6 @@ cdef class Completion:
     cdef Escalation _escalation
     cdef Monitor _monitor
     cdef Account _account
-    cdef Audits _audits
-    cdef Batcher _batcher
-    cdef Lanes _lanes
-    cdef SlotTable _table
-    cdef Deadlines _deadlines
-    cdef Traffic _traffic
-    cdef object _demand
-    cdef str _name
-    cdef list _accuracy
-    cdef bytearray _slot_states
-    cdef int64_t _timeout_ns
     cdef list _finished
     cdef object _memory_refusals
     cdef list _withdrawn

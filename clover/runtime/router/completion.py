@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 
 from clover.accounting.account import Account
-from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.memory.rows import InputDigests
 from clover.runtime.memory.slab import NO_MEMORY, ROWS_REFUSED
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.demand import UNPLANNED
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.links import Batch, Link, WorkerLinks
-from clover.runtime.router.memory_refusals import MemoryRefusals
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.retry import Retry
+from clover.runtime.router.retry_book import MemoryRefusals
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import CLOSED, DONE, HELD, PENDING, QUEUED, RouterTicket
 from clover.types import Declined
@@ -45,17 +45,6 @@ class Completion:
         self._escalation = escalation
         self._monitor = monitor
         self._account = account
-        self._audits = monitor.audits
-        self._batcher = state.batcher
-        self._lanes = state.lanes
-        self._table = state.table
-        self._deadlines = state.deadlines
-        self._traffic = state.traffic
-        self._demand = state.demand
-        self._name = state.name
-        self._accuracy = state.accuracy
-        self._slot_states = state.table.state
-        self._timeout_ns = state.timeout_ns
         self._finished: list[RouterTicket] = []
         self._memory_refusals = MemoryRefusals(InputDigests(state.memory, state.spec))
         self._withdrawn = [0] * len(state.accuracy)
@@ -70,7 +59,7 @@ class Completion:
     def collect(self, now_ns: int) -> bool:
         """Take every completion there is; return whether any worker held a batch."""
         found = False
-        for process in self._lanes.processes[:]:
+        for process in self._state.lanes.processes[:]:
             if process.broken or not process.held:
                 continue
             found = True
@@ -91,6 +80,7 @@ class Completion:
 
     def _complete(self, process: WorkerLinks, frame: tuple[int, int, int, int, int, int], now_ns: int) -> None:
         """Record a completed batch and settle its rows."""
+        state = self._state
         batch_id, status, count, start_ns, end_ns, cpu_ns = frame
         refused = None
         batch = None
@@ -101,7 +91,7 @@ class Completion:
         if batch is None or count != len(batch.slots):
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
         if status == ROWS_REFUSED:
-            status, refused = 0, self._state.memory.refusals(batch.slots)
+            status, refused = 0, state.memory.refusals(batch.slots)
         link.landed(batch, now_ns)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
@@ -109,11 +99,11 @@ class Completion:
         end_ns = min(max(end_ns, least_ns), now_ns)
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
-        pace = self._lanes.paces[link.lane]
+        pace = state.lanes.paces[link.lane]
         # Of a worker that several lanes share, the batch before is another lane's, and the batcher adds its time.
         pace.done(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
-        self._batcher.expect(link.lane, pace.least_ns)
-        self._batcher.credit(link.index, end_ns)
+        state.batcher.expect(link.lane, pace.least_ns)
+        state.batcher.credit(link.index, end_ns)
         meter = link.meter
         energy_j = meter.add(count, busy_ns, cpu_ns, start_ns - process.ended_ns, status)
         if batch.tenants is not None:
@@ -126,21 +116,21 @@ class Completion:
             escalated, audits, late, turned_away = self._settle(
                 link, batch, status, start_ns, busy_ns, energy_j, now_ns, refused
             )
-            surplus = self._traffic.accuracy_rows - self._right
-            self._right = self._traffic.accuracy_rows
+            surplus = state.traffic.accuracy_rows - self._right
+            self._right = state.traffic.accuracy_rows
             if not status:
                 passed_on, audited, wasted = escalated, audits, late + turned_away
                 answered = count - escalated - audits - turned_away
-                surplus -= (count - audits - turned_away) * self._accuracy[link.lane]
+                surplus -= (count - audits - turned_away) * state.accuracy[link.lane]
                 self._escalation.busy_ns[link.lane] = busy_ns
-                self._traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
+                state.traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
                 if link.standby:
-                    self._traffic.relieved_rows += answered
-                self._account.rows_done(self._name, answered, now_ns)
+                    state.traffic.relieved_rows += answered
+                self._account.rows_done(state.name, answered, now_ns)
                 meter.answered += answered
                 if batch.tenants is not None:
                     meter.note_answered(batch.tenants)
-                    self._traffic.answered_to(link.lane, batch.tenants)
+                    state.traffic.answered_to(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
@@ -152,7 +142,7 @@ class Completion:
                 wasted += paid
             if wasted:
                 meter.waste(wasted)
-        self._lanes.forget_idle(link)
+        state.lanes.forget_idle(link)
 
     def _settle(
         self,
@@ -168,16 +158,17 @@ class Completion:
         """Return the rows of a completed batch to their tickets, escalate those that are not sure enough, and finish
         tickets that have all of theirs; `refused` has the reason for each slot whose row the worker could not take.
         Return how many rows were escalated, how many were audits, how many came too late, and how many were refused."""
+        state = self._state
         lane, escalated, audits, late, turned_away = link.lane, 0, 0, 0, 0
         watching = not status and self._monitor.watching
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
-            ticket = self._table.landed(slot)
+            ticket = state.table.landed(slot)
             if ticket is None:
                 late += 1
                 if not status:
-                    self._traffic.accuracy_rows += self._accuracy[lane]
+                    state.traffic.accuracy_rows += state.accuracy[lane]
                 continue
             ticket.energy_j += energy_j
             if ticket.audit is not None:
@@ -207,7 +198,7 @@ class Completion:
                         self.finish(ticket, 500, "the model failed on this request", now_ns)
                     continue
             elif ticket.chain is None:
-                self._traffic.accuracy_rows += self._accuracy[lane]
+                state.traffic.accuracy_rows += state.accuracy[lane]
             else:
                 scores = scores or self._monitor.scores(batch.slots)
                 if self._escalation.escalate(ticket, ticket.chain, slot, lane, scores[at], now_ns):
@@ -233,6 +224,7 @@ class Completion:
     def recover(self, process: WorkerLinks, reason: str, now_ns: int, *, blame: bool) -> None:
         """Take what a dead worker still completed, detach it, and queue the rows that it held again, once.  With
         `blame` False no row counts the death."""
+        state = self._state
         worker = process.worker
         untaken = 0
         try:
@@ -240,18 +232,18 @@ class Completion:
                 self.take(process, now_ns)
                 untaken = worker.ring.untaken()
         except ValueError as error:
-            log.warning("%s: the ring of worker %d is corrupt: %s", self._name, worker.pid, error)
+            log.warning("%s: the ring of worker %d is corrupt: %s", state.name, worker.pid, error)
         links = process.links[:]
         batches = sorted([batch for link in links for batch in link.batches.values()], key=lambda batch: batch.id)
-        self._traffic.lost_workers += 1
-        log.warning("%s: worker %d died (%s) with %d batches in flight", self._name, worker.pid, reason, len(batches))
+        state.traffic.lost_workers += 1
+        log.warning("%s: worker %d died (%s) with %d batches in flight", state.name, worker.pid, reason, len(batches))
         process.held = 0
         for link in links:
             for _ in link.batches:
-                self._batcher.credit(link.index)
+                state.batcher.credit(link.index)
             link.batches.clear()
         for link in links:
-            self._lanes.detach(link)
+            state.lanes.detach(link)
 
         def poisoned(ticket: RouterTicket) -> None:
             self.finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
@@ -260,7 +252,7 @@ class Completion:
 
     def move_stranded(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to another lane, and give up audits that do."""
-        self.give_up(self._audits.stranded(), "nobody")
+        self.give_up(self._monitor.audits.stranded(), "nobody")
         self._retry.stranded(now_ns)
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
@@ -270,29 +262,30 @@ class Completion:
     ) -> None:
         """End a pending ticket with an HTTP status; its client is called back by `deliver`.  Does nothing for a ticket
         that has ended."""
+        state = self._state
         if ticket.phase != PENDING:
             return
-        self._deadlines.discard(ticket)
+        state.deadlines.discard(ticket)
         if status != 200:
             self.withdraw(ticket)
-            self._table.cancel(ticket)
+            state.table.cancel(ticket)
         if ticket.audit is not None:
-            self._audits.finished(ticket, status)
+            self._monitor.audits.finished(ticket, status)
             ticket.phase = CLOSED
-            self._table.close(ticket)
+            state.table.close(ticket)
             return
-        self._state.company.left(now_ns)
+        state.company.left(now_ns)
         self.stop_waiting(ticket)
         ticket.phase = DONE
         ticket.status = status
         ticket.error = error
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
-        self._traffic.finished(
+        state.traffic.finished(
             status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
         if ticket.tenant is not None:
-            self._traffic.of(ticket.tenant.name).count(status)
+            state.traffic.of(ticket.tenant.name).count(status)
         if ticket.unanswered is not None and status == 200 and self._cached is not None:
             self._cached.keep(ticket, now_ns)
         self._finished.append(ticket)
@@ -308,22 +301,22 @@ class Completion:
         answered = len(ticket.slots) - ticket.outstanding
         if not answered:
             return
-        held = [row for row, slot in enumerate(ticket.slots) if self._slot_states[slot] == HELD]
+        held = [row for row, slot in enumerate(ticket.slots) if self._state.table.state[slot] == HELD]
         for row in held[:answered]:
             self._withdrawn[ticket.variants[row]] += 1
 
     def fail_pending(self, message: str, now_ns: int) -> None:
         """Answer every pending ticket with 503."""
-        for ticket in self._table.pending():
+        for ticket in self._state.table.pending():
             self.finish(ticket, 503, message, now_ns, 1.0)
         self.deliver()
 
     def expire(self, now_ns: int) -> None:
         """End the tickets whose deadline has passed; rows of a cascade keep the answer that they have."""
-        for ticket in self._deadlines.due(now_ns):
+        for ticket in self._state.deadlines.due(now_ns):
             if ticket.paths and self._escalation.keep_all(ticket):
                 self.finish(ticket, 200, "", now_ns)
-            elif ticket.awaits >= 0 and not self._lanes.mask(ticket.min_accuracy):
+            elif ticket.awaits >= 0 and not self._state.lanes.mask(ticket.min_accuracy):
                 self.unserved(ticket, now_ns)
             else:
                 self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
@@ -331,23 +324,24 @@ class Completion:
     def too_late(self, slots: list[int], now_ns: int) -> None:
         """End the tickets of rows that left the queue because their deadline comes before an answer could; rows of a
         cascade keep the answer that they have."""
+        state = self._state
         for slot in slots:
-            ticket = self._table.owner[slot]
+            ticket = state.table.owner[slot]
             if ticket is None or ticket.phase != PENDING:
                 continue  # another row of it was too late as well
             if ticket.paths and self._escalation.keep(ticket, ticket.row_of(slot), "deadline"):
-                self._table.state[slot] = HELD
+                state.table.state[slot] = HELD
                 ticket.outstanding -= 1
                 if not ticket.outstanding:
                     self.finish(ticket, 200, "", now_ns)
                 continue
             if ticket.audit is None:
-                self._traffic.overloaded("dropped")
+                state.traffic.overloaded("dropped")
             self.finish(ticket, 504, "the deadline would have passed before an answer was there", now_ns)
 
     def unserved(self, ticket: RouterTicket, now_ns: int) -> None:
         """End a ticket whose worker did not come: 503 if the reason is known, else 504."""
-        declined = self._demand.declined(ticket.awaits)
+        declined = self._state.demand.declined(ticket.awaits)
         if declined is None:
             error = "the deadline passed before a worker that is accurate enough was there"
             self.finish(ticket, 504, error, now_ns)
@@ -356,45 +350,46 @@ class Completion:
 
     def _decline(self, ticket: RouterTicket, variant: int, declined: Declined, now_ns: int) -> None:
         """End a ticket that needs a worker of `variant`, as none comes."""
-        self._demand.count_declined(variant, len(ticket.slots))
+        self._state.demand.count_declined(variant, len(ticket.slots))
         self.finish(ticket, 503, declined.why, now_ns, declined.retry_after_s)
 
     def settle_stranded(self, now_ns: int) -> None:
         """Refuse rows that wait for a lane without a worker if none will come; rows of a cascade keep the answer that
         they have.  The others wait on, no longer than the family's timeout."""
-        self._state.stranded = False
-        for slot, ticket in self._table.queued():
+        state = self._state
+        state.stranded = False
+        for slot, ticket in state.table.queued():
             row = ticket.row_of(slot)
             lane = ticket.variants[row]
-            if self._slot_states[slot] != QUEUED or ticket.audit is not None or self._lanes.staffed >> lane & 1:
+            if state.table.state[slot] != QUEUED or ticket.audit is not None or state.lanes.is_staffed(lane):
                 continue  # it was settled with another row of its ticket, or a worker takes it
-            if self._state.coming & self._lanes.able(ticket.min_accuracy):
+            if state.coming & state.lanes.able(ticket.min_accuracy):
                 continue
             if self._escalation.keep(ticket, row, "nobody"):
-                self._batcher.cancel(slot)
-                self._slot_states[slot] = HELD
+                state.batcher.cancel(slot)
+                state.table.state[slot] = HELD
                 ticket.outstanding -= 1
                 if not ticket.outstanding:
                     self.finish(ticket, 200, "", now_ns)
                 continue
-            variant = ticket.awaits if ticket.awaits >= 0 else self._demand.variant_needed(ticket.min_accuracy)
-            declined = self._demand.declined(variant)
+            variant = ticket.awaits if ticket.awaits >= 0 else state.demand.variant_needed(ticket.min_accuracy)
+            declined = state.demand.declined(variant)
             if declined is not None and declined is not UNPLANNED and not declined.waits:
                 self._decline(ticket, variant, declined, now_ns)
                 continue
             # Without a controller a worker that it had may still be restarted.
             if declined is not UNPLANNED and variant >= 0 and ticket.awaits < 0:
                 ticket.awaits = variant
-                self._demand.wait(variant, len(ticket.slots))
-            if ticket.deadline_ns > now_ns + self._timeout_ns:
-                self._deadlines.discard(ticket)
-                ticket.deadline_ns = now_ns + self._timeout_ns
-                self._deadlines.add(ticket, now_ns)
+                state.demand.wait(variant, len(ticket.slots))
+            if ticket.deadline_ns > now_ns + state.timeout_ns:
+                state.deadlines.discard(ticket)
+                ticket.deadline_ns = now_ns + state.timeout_ns
+                state.deadlines.add(ticket, now_ns)
 
     def stop_waiting(self, ticket: RouterTicket) -> None:
         """Count a ticket that waited for a worker as waiting no longer."""
         if ticket.awaits >= 0:
-            self._demand.leave(ticket.awaits, len(ticket.slots))
+            self._state.demand.leave(ticket.awaits, len(ticket.slots))
 
     def give_up(self, audits: list[RouterTicket], why: str) -> bool:
         """End audits that wait; return whether there were any."""
@@ -414,4 +409,4 @@ class Completion:
                     try:
                         callback(ticket)
                     except Exception:
-                        log.exception("%s: a completion callback failed", self._name)
+                        log.exception("%s: a completion callback failed", self._state.name)

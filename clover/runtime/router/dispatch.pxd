@@ -3,14 +3,10 @@ from libc.stdint cimport int64_t
 
 from clover._native.batcher cimport Batcher
 from clover.runtime.router.audits cimport Audits
-from clover.runtime.router.company cimport Company
 from clover.runtime.router.completion cimport Completion
-from clover.runtime.router.deadlines cimport Deadlines
 from clover.runtime.router.lane_pace cimport LanePace
-from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.links cimport Batch, Link
-from clover.runtime.router.slots cimport SlotTable
-from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.relief cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 
 cdef class Dispatch:
@@ -19,13 +15,6 @@ cdef class Dispatch:
     cdef StandbyRouting _standby
     cdef Audits _audits
     cdef object _loop
-    cdef Batcher _batcher
-    cdef Company _company
-    cdef Lanes _lanes
-    cdef Deadlines _deadlines
-    cdef SlotTable _table
-    cdef bytearray _slot_states
-    cdef list _paces
     cdef readonly bint busy
     cdef object _out
     cdef int64_t _batch_id

@@ -1,7 +1,7 @@
 """Turns: at the end of each turn of the event loop in which something came in, batches form and go to workers.
 
 All requests that were read in one turn therefore share batches, and an idle server adds no delay: the turn ends at
-once.  Where rows may wait for their batch to fill, they do while further requests are to be expected (`company`).
+once.  Where rows may wait for their batch to fill, they do while further requests are to be expected (`Company`).
 Rows that cannot be answered in time any more are given up then (`csrc/batcher.pyx`).  A timer starts a turn for
 the nearest deadline, and for rows that waited long enough for their batch to fill.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from clover.runtime.router.completion import Completion
 from clover.runtime.router.links import Batch, WorkerHandle
 from clover.runtime.router.monitor import Monitor
-from clover.runtime.router.standby_routing import StandbyRouting
+from clover.runtime.router.relief import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import FLYING
 
@@ -44,13 +44,6 @@ class Dispatch:
         self._standby = standby
         self._audits = monitor.audits
         self._loop = loop
-        self._batcher = state.batcher
-        self._company = state.company
-        self._lanes = state.lanes
-        self._paces = state.lanes.paces
-        self._deadlines = state.deadlines
-        self._table = state.table
-        self._slot_states = state.table.state
         self._out = np.zeros(max(state.spec.max_batch, 1), np.uint32)
         self._batch_id = 0
         self._scheduled = False
@@ -70,7 +63,7 @@ class Dispatch:
         if self._standby.update(now_ns):
             self._completion.give_up(self._audits.queued(), "relief")
             self._form_batches(now_ns)
-        if self._lanes.leaving and self._lanes.detach_done():
+        if self._state.lanes.leaving and self._state.lanes.detach_done():
             self._completion.move_stranded(now_ns)  # rows that came later than those that a worker stayed for
         if self._state.stranded:
             self._completion.settle_stranded(now_ns)
@@ -118,15 +111,16 @@ class Dispatch:
 
     def _form_batches(self, now_ns: int) -> None:
         """Send every batch that is due to its worker."""
-        batcher, out = self._batcher, self._out
+        state = self._state
+        batcher, out = state.batcher, self._out
         broken: list[tuple[WorkerHandle, str]] = []
-        if self._lanes.delayed:
-            batcher.patient = self._company.expected(now_ns)
+        if state.lanes.delayed:
+            batcher.patient = state.company.expected(now_ns)
         formed = batcher.dispatch(now_ns, out)
         while formed is not None:
             index, count = formed
-            link = self._lanes.by_index(index)
-            pace = self._paces[link.lane]
+            link = state.lanes.by_index(index)
+            pace = state.lanes.paces[link.lane]
             if pace.since_ns:
                 pace.left(now_ns, count, batcher.depth(link.lane), batcher.most(index))
             self._batch_id += 1
@@ -136,10 +130,10 @@ class Dispatch:
                 out[:count] = ordered
                 slots = ordered
             for slot in slots:
-                self._slot_states[slot] = FLYING
+                state.table.state[slot] = FLYING
             batch = Batch(self._batch_id, slots, now_ns)
-            if self._state.tenanted:
-                batch.tenants = self._table.tenants(slots)
+            if state.tenanted:
+                batch.tenants = state.table.tenants(slots)
             link.sent(batch, now_ns)
             try:
                 # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
@@ -155,18 +149,18 @@ class Dispatch:
             self._completion.too_late(batcher.take_dropped(), now_ns)
         if self.busy or batcher.depth():
             self.busy = False
-            for lane, pace in enumerate(self._paces):
+            for lane, pace in enumerate(state.lanes.paces):
                 saturated = batcher.saturated(lane)
                 pace.saturated(now_ns, saturated)
                 self.busy = self.busy or saturated
         for worker, reason in broken:
-            self._state.lost(worker, reason)
+            state.lost(worker, reason)
 
     def _set_timer(self, now_ns: int) -> None:
         """Keep one timer, for the nearest deadline or, if batches wait to fill, the end of the nearest wait."""
-        next_ns, rounding_ns = self._deadlines.next_ns(), 0
-        if self._lanes.delayed:
-            delay_ns = self._batcher.next_event_ns(now_ns)
+        next_ns, rounding_ns = self._state.deadlines.next_ns(), 0
+        if self._state.lanes.delayed:
+            delay_ns = self._state.batcher.next_event_ns(now_ns)
             if delay_ns and (not next_ns or delay_ns < next_ns):
                 # To the end of the tick in which it is due: woken before, the loop would only wait for the rest.
                 # Nearly half a tick more, because the loop rounds to the nearest one.  (Deadlines are late already.)

@@ -1,17 +1,14 @@
 cimport cython
 from libc.stdint cimport int64_t
 
-from clover._native.batcher cimport Batcher
 from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.clients cimport Sender
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.router.audits cimport Audits
-from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.links cimport Link
-from clover.runtime.router.slots cimport SlotTable
-from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.relief cimport StandbyRouting
+from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
-from clover.runtime.router.traffic cimport Traffic
 
 cdef int FLYING, QUEUED
 
@@ -20,14 +17,8 @@ cdef class Escalation:
     cdef public Audits audits
     cdef public EscalationLimit limit
     cdef public int64_t kept
-    cdef SlotTable _table
-    cdef bytearray _slot_states
-    cdef Batcher _batcher
-    cdef Lanes _lanes
-    cdef Traffic _traffic
+    cdef RouterState _state
     cdef StandbyRouting _standby
-    cdef object _max_batch
-    cdef str _name
     cdef object _account
     cdef list _unescalated
 

@@ -11,7 +11,7 @@ from clover.accounting.usage import book_kept
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.router.audits import Audits
-from clover.runtime.router.standby_routing import StandbyRouting
+from clover.runtime.router.relief import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import FLYING, QUEUED, RouterTicket
 
@@ -28,14 +28,8 @@ class Escalation:
         self.audits: Audits | None = None
         self.limit: EscalationLimit | None = None
         self.kept = 0
-        self._table = state.table
-        self._slot_states = state.table.state
-        self._batcher = state.batcher
-        self._lanes = state.lanes
-        self._traffic = state.traffic
+        self._state = state
         self._standby = standby
-        self._max_batch = state.spec.max_batch
-        self._name = state.name
         self._account = account
         self._unescalated = [(name,) for name in state.traffic.variants]
         """By lane, the path of one row that only that lane was asked of: the same object for each, as receipts are
@@ -48,7 +42,7 @@ class Escalation:
         stage's threshold; return whether it was."""
         stage = chain.stage(lane)
         if stage < 0:  # after a death or relief, a lane outside the chain answered
-            self._traffic.accuracy_rows += self._lanes.accuracy[lane]
+            self._state.traffic.accuracy_rows += self._state.lanes.accuracy[lane]
             return False
         last = stage == len(chain.thresholds)
         threshold = 0.0 if last else chain.thresholds[stage]
@@ -57,7 +51,7 @@ class Escalation:
             return False
         row, target = ticket.row_of(slot), chain.lanes[stage + 1]
         why = ""
-        if not self._lanes.live >> target & 1:
+        if not self._state.lanes.is_live(target):
             why = "nobody"
         elif self._standby.on:
             why = "relief"
@@ -77,8 +71,8 @@ class Escalation:
         if ticket.torn:  # the slot holds a complete answer again
             ticket.torn = tuple([other for other in ticket.torn if other != row])
         ticket.variants[row] = target
-        self._batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
-        self._slot_states[slot] = QUEUED
+        self._state.batcher.requeue(target, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
+        self._state.table.state[slot] = QUEUED
         return True
 
     def keep(self, ticket: RouterTicket, row: int, why: str) -> bool:
@@ -91,10 +85,10 @@ class Escalation:
         ticket.variants[row] = before[-1]
         if len(before) > 1:
             ticket.paths[row] = before[:-1]
-        self._traffic.rows[before[-1]] += 1
+        self._state.traffic.rows[before[-1]] += 1
         tenant = ticket.tenant.name if ticket.tenant is not None else ""
-        self._traffic.answered_to(before[-1], [tenant])
-        book_kept(self._account.usage, self._name, self._traffic.variants[before[-1]], tenant)
+        self._state.traffic.answered_to(before[-1], [tenant])
+        book_kept(self._account.usage, self._state.name, self._state.traffic.variants[before[-1]], tenant)
         self.kept += 1
         self._cut_short(ticket, ticket.chain, row, before[-1], why)
         return True
@@ -102,19 +96,19 @@ class Escalation:
     def keep_all(self, ticket: RouterTicket) -> bool:
         """Let all rows of a ticket that is due keep the answers they have, if every row that is out only waits in a
         queue; return whether that was so."""
-        if any(self._slot_states[slot] == FLYING for slot in ticket.slots):
+        if any(self._state.table.state[slot] == FLYING for slot in ticket.slots):
             return False  # a worker may be writing into the slot
-        waiting = [row for row, slot in enumerate(ticket.slots) if self._slot_states[slot] == QUEUED]
+        waiting = [row for row, slot in enumerate(ticket.slots) if self._state.table.state[slot] == QUEUED]
         if not all(ticket.paths.get(row) and row not in ticket.torn for row in waiting):
             return False
-        self._table.cancel(ticket)
+        self._state.table.cancel(ticket)
         for row in waiting:
             self.keep(ticket, row, "deadline")
         return True
 
     def paths(self, ticket: RouterTicket) -> tuple[str, ...]:
         """Return, for each row, the variants that it was asked of in that order, as "small>xlarge"."""
-        names, paths = self._traffic.variants, ticket.paths
+        names, paths = self._state.traffic.variants, ticket.paths
         if len(ticket.variants) == 1 and not paths:
             return self._unescalated[ticket.variants[0]]
         return tuple(
@@ -127,7 +121,7 @@ class Escalation:
         for row, lane in enumerate(ticket.variants):
             stage = chain.stage(lane)
             if stage < 0:
-                total += self._lanes.accuracy[lane]
+                total += self._state.lanes.accuracy[lane]
             else:
                 total += chain.cut[stage] if row in ticket.cut_short else chain.ends[stage]
         return total / len(ticket.variants)
@@ -136,7 +130,7 @@ class Escalation:
         """Return the time that a row queued for `lane` now will take: one batch, and one more for each batch ahead of
         it, of other lanes too where a worker serves several, each as long as the last of its lane."""
         workers, batches, spent_ns = 0, 0, 0
-        for link in self._lanes.links:
+        for link in self._state.lanes.links:
             if link.attached and link.lane == lane:
                 workers += 1
                 batches += len(link.batches)
@@ -145,7 +139,7 @@ class Escalation:
                         if other is not link:
                             spent_ns += self.busy_ns[other.lane] * len(other.batches)
         busy_ns = self.busy_ns[lane]
-        ahead = batches + self._lanes.waiting(lane) / self._max_batch
+        ahead = batches + self._state.lanes.waiting(lane) / self._state.spec.max_batch
         return busy_ns + (busy_ns * ahead + spent_ns) / max(1, workers)
 
     def _cut_short(self, ticket: RouterTicket, chain: RoutedChain, row: int, lane: int, why: str) -> None:
@@ -154,24 +148,24 @@ class Escalation:
             ticket.cut_short.add(row)
         else:
             ticket.cut_short = {row}
-        self._traffic.cut(why)
+        self._state.traffic.cut(why)
         stage = chain.stage(lane)
-        usual = self._lanes.accuracy[lane]
+        usual = self._state.lanes.accuracy[lane]
         self._ends(ticket, ticket.slots[row], chain.cut[stage] if stage >= 0 else usual, usual)
 
     def _ends(self, ticket: RouterTicket, slot: int, accuracy: float, usual: float) -> None:
         """Count the accuracy (percent) expected of a row that has its answer; `usual`: that of any row which ends this
         way, 0 if it is unknown."""
-        self._traffic.accuracy_rows += accuracy
+        self._state.traffic.accuracy_rows += accuracy
         sender, limit = ticket.sender, self.limit
         if limit is None or sender is None:
             return
         if limit.leaves_out(sender):
-            self._traffic.left_out_rows += 1
-            self._traffic.left_out_accuracy_rows += accuracy
+            self._state.traffic.left_out_rows += 1
+            self._state.traffic.left_out_accuracy_rows += accuracy
         elif usual > 0.0 and ticket.repeats and slot in ticket.repeats:
-            self._traffic.repeated_rows += 1
-            self._traffic.repeated_surplus += accuracy - usual
+            self._state.traffic.repeated_rows += 1
+            self._state.traffic.repeated_surplus += accuracy - usual
 
     def _allows(self, ticket: RouterTicket) -> bool:
         """Return whether the client of a ticket may have a row escalated; one that asked for an accuracy always may."""

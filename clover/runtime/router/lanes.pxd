@@ -36,6 +36,9 @@ cdef class Lanes:
     cdef object _change
 
     cpdef object waiting(self, int lane=*)
+    cpdef bint is_live(self, int lane) except -1
+    cpdef bint is_asked(self, int lane) except -1
+    cpdef bint is_staffed(self, int lane) except -1
     cpdef int choose(self, object mask) except -1
     cpdef object mask(self, double min_accuracy)
     cpdef RoutedChain chain_for(self, double min_accuracy)

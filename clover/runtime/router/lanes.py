@@ -97,6 +97,18 @@ class Lanes:
         depth = self._batcher.depth(lane)
         return depth - self.audits_waiting(lane) if depth else 0
 
+    def is_live(self, lane: int) -> bool:
+        """Return whether a worker of `lane` takes new rows."""
+        return bool(self.live >> lane & 1)
+
+    def is_asked(self, lane: int) -> bool:
+        """Return whether a worker of `lane` answers audits."""
+        return bool(self.asked >> lane & 1)
+
+    def is_staffed(self, lane: int) -> bool:
+        """Return whether any worker of `lane` is attached, if only for rows that wait already."""
+        return bool(self.staffed >> lane & 1)
+
     def choose(self, mask: int) -> int:
         """Return the lane of the next row, by the quotas, among those of `mask`; raises ValueError if it has none."""
         return self._quota.choose(mask)
@@ -135,7 +147,7 @@ class Lanes:
         return next(found, None)
 
     def _followed(self, chain: Sequence[str]) -> bool:
-        return all(self.live >> self._variants.index(variant) & 1 for variant in chain)
+        return all(self.is_live(self._variants.index(variant)) for variant in chain)
 
     def able(self, min_accuracy: float) -> int:
         """Return the lanes, live or not, that meet `min_accuracy`, as bits."""
@@ -144,7 +156,7 @@ class Lanes:
     def lane_for(self, lane: int, min_accuracy: float) -> int:
         """Return `lane` if it is live, else a live one that is accurate enough, else `lane`, which a respawned worker
         may serve."""
-        if self.live >> lane & 1:
+        if self.is_live(lane):
             return lane
         mask = self.mask(min_accuracy)
         return self.choose(mask) if mask else lane
@@ -302,7 +314,7 @@ class Lanes:
             link
             for link in self.links
             if link.leaving
-            and (link.remaining <= 0 or self.live >> link.lane & 1 or not self._batcher.depth(link.lane))
+            and (link.remaining <= 0 or self.is_live(link.lane) or not self._batcher.depth(link.lane))
         ]
         for link in done:
             self.detach(link)
@@ -419,13 +431,13 @@ class Lanes:
         self.leaving = any(link.leaving for link in self.links)
         self.delayed = False
         for lane, (largest, delay_ns) in enumerate(self._forming):
-            if not live >> lane & 1:
+            if not self.is_live(lane):
                 delay_ns = 0  # no further row comes to fill its batches
             self._batcher.set_lane(lane, largest, delay_ns)
             self.delayed = self.delayed or delay_ns > 0
         self._open = live
         if self._cascade_off and live and not self.relieved:  # in a burst, any answer is better than none
-            able = [lane for lane in range(len(self.accuracy)) if live >> lane & 1]
+            able = [lane for lane in range(len(self.accuracy)) if self.is_live(lane)]
             self._open = 1 << max(able, key=lambda lane: self.accuracy[lane])
         self._masks.clear()
         self._chains.clear()

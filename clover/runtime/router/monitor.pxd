@@ -6,9 +6,8 @@ from clover.runtime.guard.clients cimport ClientGroups, Sender
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 from clover.runtime.guard.feedback cimport Feedback
 from clover.runtime.guard.guard cimport Guard
-from clover.runtime.memory.input_digest cimport InputDigests
+from clover.runtime.memory.rows cimport InputDigests
 from clover.runtime.router.audits cimport Audits
-from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 
@@ -23,7 +22,6 @@ cdef class Monitor:
     cdef InputDigests _digests
     cdef float[:] _scores
     cdef RouterState _state
-    cdef Lanes _lanes
 
     cdef bint watches(self, int lane) except -1
     cdef list scores(self, list slots)

@@ -19,7 +19,7 @@ from clover.families import TOP1
 from clover.runtime.guard.answer_reader import AnswerReader
 from clover.runtime.guard.feedback import Feedback
 from clover.runtime.guard.guard import CASCADE_OFF, OK, Guard
-from clover.runtime.memory.input_digest import InputDigests
+from clover.runtime.memory.rows import InputDigests
 from clover.runtime.router.audits import Audits
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tickets import RouterTicket
@@ -47,7 +47,6 @@ class Monitor:
         self._digests = InputDigests(state.memory, state.spec)
         self._scores = state.memory.score.data
         self._state = state
-        self._lanes = state.lanes
         share = config.audit if self._configured else 0.0
         self.audits = Audits(state, self.guard, self._reader, self._digests, share)
         state.lanes.audits_waiting = self.audits.waiting_for
@@ -128,7 +127,7 @@ class Monitor:
                 f"labels are not taken for this family: it judges its answers by a metric of its own, {own!r}, which "
                 "needs whole answers, and a server remembers less; add labelled rows to its evaluation set instead"
             )
-        return self.feedback.take(number, labels, client, self._state.now_ns(), self._lanes.expected())
+        return self.feedback.take(number, labels, client, self._state.now_ns(), self._state.lanes.expected())
 
     # --- for people ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +140,7 @@ class Monitor:
     def _alarm_level_changed(self) -> None:
         """Apply the guard's alarm level: tighten the chains, switch them off, or restore them."""
         level = self.guard.alarm_level
-        self._lanes.tighten(self.guard.tightened if level != OK else None, cascade_off=level == CASCADE_OFF)
+        self._state.lanes.tighten(self.guard.tightened if level != OK else None, cascade_off=level == CASCADE_OFF)
 
 
 def _own_metric(spec: FamilySpec) -> str:

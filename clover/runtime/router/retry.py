@@ -21,10 +21,6 @@ class Retry:
     """Queues rows again, within their deadlines and without regard to the queue's bound."""
 
     def __init__(self, state: RouterState) -> None:
-        self._table = state.table
-        self._batcher = state.batcher
-        self._lanes = state.lanes
-        self._traffic = state.traffic
         self._state = state
         self._alone = 0
         self._retried: dict[int, int] = {}
@@ -45,7 +41,7 @@ class Retry:
         count."""
         begun_batches = max(len(batches) - untaken, 0)
         begun = {slot for batch in batches[:begun_batches] for slot in batch.slots}
-        landed = [(slot, self._table.landed(slot)) for batch in batches for slot in batch.slots]
+        landed = [(slot, self._state.table.landed(slot)) for batch in batches for slot in batch.slots]
         guilty = set()
         for slot, ticket in landed:
             if ticket is not None and slot in begun:
@@ -56,20 +52,20 @@ class Retry:
             if ticket.audit is not None:
                 poisoned(ticket)  # no client waits for an audit, so it is not retried
             elif ticket.deaths >= 2:
-                self._traffic.poisoned += 1
+                self._state.traffic.poisoned += 1
                 poisoned(ticket)
             else:
                 self._isolate(ticket)
         for slot, owner in landed:
             if owner is not None and owner.phase == PENDING:
-                self._traffic.retried_rows += 1
+                self._state.traffic.retried_rows += 1
                 self.again(owner, slot, now_ns)
 
     def after_failure(self, batch: Batch, now_ns: int, *, by_chance: bool = False) -> bool:
         """Queue the rows of a batch on which the model failed again, each ticket in batches of its own; its slots have
         not landed yet.  Return False, and do nothing, if all rows are of one ticket: it is known what failed.  If it
         failed `by_chance`, such rows are tried a second time, too, whatever befell other batches of their ticket."""
-        table = self._table
+        table = self._state.table
         tickets = {table.owner[slot] for slot in batch.slots}
         if len(tickets) < 2 and not (by_chance and self._tried_once(batch.slots)):
             return False
@@ -79,21 +75,21 @@ class Retry:
         for slot in batch.slots:
             ticket = table.landed(slot)
             if ticket is not None:
-                self._traffic.retried_rows += 1
+                self._state.traffic.retried_rows += 1
                 self._retried[slot] = ticket.key
                 self.again(ticket, slot, now_ns)
         return True
 
     def _tried_once(self, slots: list[int]) -> bool:
         """Return whether no row in `slots` was queued again after a failed batch before."""
-        owners = [(slot, self._table.owner[slot]) for slot in slots]
+        owners = [(slot, self._state.table.owner[slot]) for slot in slots]
         return all(owner is None or self._retried.get(slot) != owner.key for slot, owner in owners)
 
     def stranded(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to a live lane that is accurate enough, if there is one."""
-        live = self._lanes.live
-        lanes = range(len(self._lanes.accuracy))
-        stranded = {lane for lane in lanes if not live >> lane & 1 and self._batcher.depth(lane)}
+        lanes, batcher = self._state.lanes, self._state.batcher
+        every = range(len(lanes.accuracy))
+        stranded = {lane for lane in every if not lanes.is_live(lane) and batcher.depth(lane)}
         if not stranded:
             return
         for slot, ticket in self._waiting():
@@ -101,32 +97,32 @@ class Retry:
             if ticket.variants[row] not in stranded:
                 continue
             lane = self._lane(ticket, row)
-            if live >> lane & 1:
-                self._batcher.cancel(slot)
+            if lanes.is_live(lane):
+                batcher.cancel(slot)
                 self._queue(ticket, slot, lane, now_ns)
-            elif not self._lanes.staffed >> lane & 1:
+            elif not lanes.is_staffed(lane):
                 self._state.stranded = True
 
     def shift(self, lane: int, now_ns: int) -> None:
         """Move rows that wait for other lanes to `lane` if it is accurate enough for them.  Escalated rows have an
         answer already, and do not move."""
-        accuracy = self._lanes.accuracy[lane]
+        accuracy = self._state.lanes.accuracy[lane]
         for slot, ticket in self._waiting():
             row = ticket.row_of(slot)
             if ticket.variants[row] != lane and accuracy >= ticket.min_accuracy and row not in ticket.paths:
-                self._batcher.cancel(slot)
+                self._state.batcher.cancel(slot)
                 ticket.variants[row] = lane
                 self.again(ticket, slot, now_ns)
 
     def _waiting(self) -> list[tuple[int, RouterTicket]]:
         """Return every queued slot with its ticket, those that were submitted first in front: rows that move to another
         lane take new places there."""
-        return sorted(self._table.queued(), key=lambda queued: queued[1].submit_ns)
+        return sorted(self._state.table.queued(), key=lambda queued: queued[1].submit_ns)
 
     def again(self, ticket: RouterTicket, slot: int, now_ns: int) -> None:
         """Queue one row of a pending ticket again."""
         lane = self._lane(ticket, ticket.row_of(slot))
-        if not self._lanes.staffed >> lane & 1:
+        if not self._state.lanes.is_staffed(lane):
             self._state.stranded = True
         self._queue(ticket, slot, lane, now_ns)
 
@@ -134,8 +130,8 @@ class Retry:
         """Return the lane that a row is to wait for: its own if that is live, or if no live one may serve it."""
         lane = ticket.variants[row]
         if ticket.chain is not None:
-            lane = ticket.chain.from_on(lane, self._lanes.live)
-        return self._lanes.lane_for(lane, ticket.min_accuracy)
+            lane = ticket.chain.from_on(lane, self._state.lanes.live)
+        return self._state.lanes.lane_for(lane, ticket.min_accuracy)
 
     def _queue(self, ticket: RouterTicket, slot: int, lane: int, now_ns: int) -> None:
         """Queue one row for `lane`."""
@@ -144,8 +140,8 @@ class Retry:
         if lane in (path := ticket.paths.get(row, ())):
             ticket.paths[row] = path[: path.index(lane)]  # it is asked there again
             ticket.torn += (row,)  # its slot does not hold the answer of its path's last lane
-        self._batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
-        self._table.state[slot] = QUEUED
+        self._state.batcher.requeue(lane, [slot], ticket.deadline_ns, now_ns, ticket.key, ticket.flow)
+        self._state.table.state[slot] = QUEUED
 
     def _isolate(self, ticket: RouterTicket) -> None:
         """Keep the rows of other tickets out of this ticket's batches from now on."""

@@ -12,7 +12,7 @@ from clover.runtime.router.completion cimport Completion
 from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.escalation cimport Escalation
 from clover.runtime.router.monitor cimport Monitor
-from clover.runtime.router.standby_routing cimport StandbyRouting
+from clover.runtime.router.relief cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tenant_gate cimport TenantGate
 from clover.runtime.router.tickets cimport RouterTicket

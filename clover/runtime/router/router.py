@@ -2,16 +2,16 @@
 
 Parts, each in a module beside this one:
 
-`tenant_gate`      before that, for rows of tenants: rates, and counts of requests by tenant
-`cached_answers`   the same rows again, if the family keeps answers: no row joins a queue then
-`admission`        rows in: is a request taken, which slots does it get, and which variant's queue do its rows join
-`dispatch`         turns: batches form and go to workers, once at the end of each turn of the event loop
-`completion`       answers back: completed batches settle with their tickets, and clients are called back
-`monitor`          the guard, audits and late labels: are the answers still what the profile says
-`escalation`       cascades: a row whose score is below its stage's threshold is asked of the next variant
-`standby_routing`  bursts: standby workers take what the plan's workers cannot serve in time
-`retry`            rows of workers that died, and of batches that failed, are queued again
-`demand`           rows that need a variant without a worker wait for one that may come
+`tenant_gate`    before that, for rows of tenants: rates, and counts of requests by tenant
+`cached_answers` the same rows again, if the family keeps answers: no row joins a queue then
+`admission`      rows in: is a request taken, which slots does it get, and which variant's queue do its rows join
+`dispatch`       turns: batches form and go to workers, once at the end of each turn of the event loop
+`completion`     answers back: completed batches settle with their tickets, and clients are called back
+`monitor`        the guard, audits and late labels: are the answers still what the profile says
+`escalation`     cascades: a row whose score is below its stage's threshold is asked of the next variant
+`relief`         bursts: standby workers take what the plan's workers cannot serve in time
+`retry`          rows of workers that died, and of batches that failed, are queued again
+`demand`         rows that need a variant without a worker wait for one that may come
 
 Routing.  The plan's quotas are kept row by row over the variants that have a worker now and meet the request's minimum
 accuracy; if the plan gives none of those a share, the cheapest of them serves.  If it gives a variant a wait, rows of
@@ -52,9 +52,8 @@ from clover.runtime.router.lane_pace import ProfiledPace
 from clover.runtime.router.lanes import MAX_WORKERS, Entry, expected_accuracy
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.monitor import Monitor
-from clover.runtime.router.relief import StandbyWorkers
+from clover.runtime.router.relief import StandbyRouting, StandbyWorkers
 from clover.runtime.router.retry import Retry
-from clover.runtime.router.standby_routing import StandbyRouting
 from clover.runtime.router.state import RouterState
 from clover.runtime.router.tenant_gate import TenantGate
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket

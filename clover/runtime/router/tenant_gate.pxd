@@ -3,12 +3,10 @@ from libc.stdint cimport int64_t
 from clover.runtime.router.admission cimport Admission
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
-from clover.runtime.router.traffic cimport Traffic
 
 cdef class TenantGate:
     cdef RouterState _state
     cdef Admission _admission
-    cdef Traffic _traffic
 
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, object tenant, str closed)
     cdef double crowded(self, int64_t flow, int64_t request, object tenant) except? -1.0

@@ -22,7 +22,6 @@ class TenantGate:
     def __init__(self, state: RouterState, admission: Admission) -> None:
         self._state = state
         self._admission = admission
-        self._traffic = state.traffic
 
     def open(self, rows: int, flow: int, request: int, tenant: Tenant, closed: str) -> RouterTicket:
         """Reserve slots for `rows` rows of a tenant, which came by the connection `flow`; raises as `Admission.open`
@@ -48,7 +47,7 @@ class TenantGate:
             raise self._over(tenant, limit, early_s)
         wait_s = self._admission.crowded(tenant.flow, key)
         if wait_s > 0.0:
-            self._traffic.of(tenant.name).count(429)
+            self._state.traffic.of(tenant.name).count(429)
         return wait_s
 
     def room(self, flow: int, request: int, tenant: Tenant) -> int:
@@ -87,7 +86,7 @@ class TenantGate:
 
     def refused(self, tenant: Tenant, rows: int, error: RequestError) -> None:
         """Count a tenant's request of `rows` rows that was refused after its rate let it through."""
-        self._traffic.of(tenant.name).count(error.status)
+        self._state.traffic.of(tenant.name).count(error.status)
         if tenant.limit is not None:
             tenant.limit.give_back(rows)
 
@@ -97,7 +96,7 @@ class TenantGate:
         if limit is None:
             return None
         if rows > limit.burst:
-            self._traffic.of(tenant.name).count(TooLarge.status)
+            self._state.traffic.of(tenant.name).count(TooLarge.status)
             why = f"a request of tenant {tenant.name} has at most {limit.burst} rows (burst), and this one has {rows}"
             return self._state.refused(TooLarge(why))
         wait_s = limit.take(key, rows, self._state.now_ns())
@@ -105,7 +104,7 @@ class TenantGate:
 
     def _over(self, tenant: Tenant, limit: RateLimit, wait_s: int) -> RequestError:
         """Count a request of a tenant that is over its rate; return the error."""
-        counts = self._traffic.of(tenant.name)
+        counts = self._state.traffic.of(tenant.name)
         counts.count(Overloaded.status)
         counts.limited += 1
         why = f"tenant {tenant.name} is over its limit of {limit.rate:g} rows a second; try again after Retry-After"

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 
 from clover.accounting.account import Account
 from clover.accounting.labels import grams_method
-from clover.runtime.router.tenant_counts import TenantTotals
+from clover.runtime.router.traffic import TenantTotals
 from clover.runtime.served import Served
 from clover.telemetry.metrics.table import COUNTER, MetricSpec, Sample, collect
 

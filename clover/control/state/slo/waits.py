@@ -8,7 +8,7 @@ meanwhile is at most `ROOM` of the SLO, and the next hold is twice as long, up t
 after waits that went well for `WELL_S`.  A deployment from before the hold that comes back, because the one after it
 was rolled back, brings its waits with it: that is a reason to plan too.
 
-(That no row waits where no other can come is the router's: `clover.runtime.router.company`.)
+(That no row waits where no other can come is the router's: `clover.runtime.router.state.Company`.)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clover.runtime.guard import drift
 from clover.runtime.guard.drift import AgreementWatch, Detector, ScoreWatch, bet, most
 from clover.runtime.guard.guard import URGENT_AUDITS
-from clover.runtime.guard.sampling import HOUR_NS, LEAST, MOST, URGENT, Sampler, clean_share
+from clover.runtime.router.audits import HOUR_NS, LEAST, MOST, URGENT, Sampler, clean_share
 
 TENTHS = [0.1] * 10
 

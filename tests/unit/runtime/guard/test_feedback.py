@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from clover.errors import BadRequest, NotFound, Overloaded
 from clover.runtime.guard.drift import wilson
-from clover.runtime.guard.feedback import Feedback
-from clover.runtime.guard.labellers import Labellers
+from clover.runtime.guard.feedback import Feedback, Labellers
 from clover.types import EvaluationSpec, TensorSpec
 from tests.support.guard_fixture import LARGE, SMALL, Audited
 from tests.support.router_fixture import family

@@ -7,8 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from clover.runtime.memory.input_digest import InputDigests
-from clover.runtime.memory.rows import write_array, write_bytes
+from clover.runtime.memory.rows import InputDigests, write_array, write_bytes
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import TensorSpec
 from tests.support.router_fixture import family

@@ -9,8 +9,7 @@ import pytest
 
 from clover.errors import Overloaded, Unavailable
 from clover.runtime.guard.guard import URGENT_AUDITS
-from clover.runtime.guard.sampling import HOUR_NS, LEAST, MOST, URGENT
-from clover.runtime.router.audits import PATIENCE_NS
+from clover.runtime.router.audits import HOUR_NS, LEAST, MOST, PATIENCE_NS, URGENT
 from clover.runtime.router.tickets import FREE
 from tests.support.guard_fixture import LARGE, MEDIUM, SMALL, Audited
 from tests.support.router_fixture import MS, SECOND

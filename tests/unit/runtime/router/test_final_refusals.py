@@ -12,7 +12,7 @@ from clover.config import TenantConfig
 from clover.errors import RequestError
 from clover.runtime.memory.slab import NO_MEMORY
 from clover.runtime.router.lane_pace import ProfiledPace
-from clover.runtime.router.memory_refusals import WAITS_S
+from clover.runtime.router.retry_book import WAITS_S
 from clover.runtime.router.tickets import RouterTicket
 from clover.tenants import Tenant, Tenants
 from tests.support.overload import Load

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from clover.runtime.router.company import MOST_HERE, Company
+from clover.runtime.router.state import MOST_HERE, Company
 
 MS, SECOND = 1_000_000, 1_000_000_000
 WAIT_NS = 4 * MS

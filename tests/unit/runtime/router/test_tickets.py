@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.runtime.memory.slab import Layout
-from clover.runtime.router.deadlines import Deadlines
 from clover.runtime.router.state import slots_in_turn
-from clover.runtime.router.tickets import RouterTicket
+from clover.runtime.router.tickets import Deadlines, RouterTicket
 from clover.runtime.router.traffic import Rate, Traffic, TrailingHistogram
 from clover.types import TensorSpec
 from tests.support.router_fixture import House, family

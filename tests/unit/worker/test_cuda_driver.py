@@ -12,7 +12,7 @@ import pytest
 
 from clover.runtime.memory.slab import Layout, Slab
 from clover.types import FamilySpec, TensorSpec, VariantSpec
-from clover.worker import cuda_driver, frames, main, pinned
+from clover.worker import cuda_driver, frames, main
 from clover.worker.batches import Batches
 
 SPEC = FamilySpec(
@@ -92,7 +92,7 @@ def fill(slab: Slab) -> None:
 def test_nothing_is_locked_unless_a_gpu_is_used(slab: Slab, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     monkeypatch.setitem(sys.modules, "torch", Torch(initialised=False))
-    assert pinned.pin([Batches(slab)], 4, lambda: driver) == 0
+    assert cuda_driver.pin([Batches(slab)], 4, lambda: driver) == 0
     assert driver.regions == []
 
 
@@ -102,7 +102,7 @@ def test_inputs_of_the_slab_are_registered_and_scattered_rows_go_into_memory_of_
     fill(slab)
     driver, torch, batches = Driver(), Torch(initialised=True), Batches(slab)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    assert pinned.pin([batches], 4, lambda: driver) == 8 * ROW_BYTES
+    assert cuda_driver.pin([batches], 4, lambda: driver) == 8 * ROW_BYTES
     ((address, size),) = driver.regions  # neither bytes nor outputs
     assert (address, size) == (slab.input(0).ctypes.data, 8 * ROW_BYTES)
     (staged,) = torch.locked
@@ -117,7 +117,7 @@ def test_what_the_driver_refuses_goes_by_way_of_torch_and_is_said_once(
     fill(slab)
     torch, batches = Torch(initialised=True), Batches(slab)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    assert pinned.pin([batches], 4, lambda: Driver(code=801)) == 0
+    assert cuda_driver.pin([batches], 4, lambda: Driver(code=801)) == 0
     (record,) = caplog.records
     assert (record.levelname, "CUDA_ERROR_801" in record.getMessage()) == ("WARNING", True)
     (staged,) = torch.locked
@@ -135,7 +135,7 @@ def test_without_driver_and_without_memory_of_torch_rows_are_copied_out_of_pagea
     fill(slab)
     batches = Batches(slab)
     monkeypatch.setitem(sys.modules, "torch", Torch(initialised=True, full=True))
-    assert pinned.pin([batches], 4, none) == 0
+    assert cuda_driver.pin([batches], 4, none) == 0
     assert "libcuda.so.1" in caplog.text
     assert batches.gather(np.array([1, 2], np.uint32))[0][:, 0].tolist() == [1.0, 2.0]
 
