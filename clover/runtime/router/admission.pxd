@@ -12,7 +12,6 @@ from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.lanes cimport Lanes
 from clover.runtime.router.monitor cimport Monitor
-from clover.runtime.router.retry_book cimport RetryBook
 from clover.runtime.router.slots cimport SlotTable
 from clover.runtime.router.standby_routing cimport StandbyRouting
 from clover.runtime.router.state cimport RouterState
@@ -47,7 +46,7 @@ cdef class Admission:
     cdef RowWeights _weights
     cdef bint _varies
     cdef object _picked
-    cdef RetryBook _book
+    cdef object _book
     cdef dict _places
     cdef double _max_wait_slo
     cdef double _slo_ms

@@ -1,14 +1,13 @@
 from libc.stdint cimport int64_t
 
 from clover.runtime.router.lanes cimport Lanes
-from clover.runtime.router.relief cimport Relief
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.traffic cimport Traffic
 
 cdef class StandbyRouting:
     cdef public object standby
     cdef public int64_t rows
-    cdef Relief _relief
+    cdef object _relief
     cdef Lanes _lanes
     cdef object _retry
     cdef Traffic _traffic
