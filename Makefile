@@ -13,7 +13,7 @@ GPU_EXTRAS ?= onnx,dashboard,test
 JOBS ?= 4
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 PY := $(VENV)/bin/python
-COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*/*.pxd clover/*/*/*.pxd))
+COMPILED := $(filter-out clover/_native/%,$(wildcard clover/*.pxd clover/*/*.pxd clover/*/*/*.pxd))
 INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc/nvml_emulator/*.[ch] clover/_native/*.pxd) \
 	$(COMPILED) $(COMPILED:.pxd=.py)
 

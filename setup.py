@@ -40,6 +40,8 @@ DIRECTIVES = {
     "initializedcheck": CHECKED,
     "cdivision": not CHECKED,
     "embedsignature": True,
+    "auto_pickle": False,
+    "emit_code_comments": False,
     "linetrace": MODE == "coverage",
     "show_performance_hints": False,
 }
@@ -77,6 +79,8 @@ AS_PYTHON = {
     "cdivision": False,
     "nonecheck": True,
     "embedsignature": True,
+    "auto_pickle": False,
+    "emit_code_comments": False,
     "show_performance_hints": False,
 }
 AS_COMPILED = ["-O1", "-g1", *SANITIZERS] if SANITIZE else ["-O2", "-g0"]
@@ -91,6 +95,11 @@ COMPILED = [
     for source in sorted(Path("clover").rglob("*.pxd"))
     if source.parent.name != "_native" and (MODE == "release" or SANITIZE)
 ]
+
+# What Cython would otherwise put into every module (memory views, calls, conversions): half of all C.
+SHARED = "clover._native.shared" if MODE == "release" or SANITIZE else None
+if SHARED:
+    EXTENSIONS.append(Extension(SHARED, sources=[], extra_compile_args=AS_COMPILED, extra_link_args=LINK))
 
 # The emulated NVML is plain C and no module of Python: it takes NVML's soname and is found by its path.
 EMULATOR = Path("csrc/nvml_emulator")
@@ -116,9 +125,23 @@ for folder, kind in (("csrc", ".pyx"), ("clover", ".py")):
     for made in Path(BUILD_DIR or ".", folder).rglob("*.c"):
         stem = made.relative_to(BUILD_DIR or ".").with_suffix(kind)
         declared = Path("clover/_native", f"{made.stem}.pxd") if kind == ".pyx" else stem.with_suffix(".pxd")
-        causes = [path for path in (Path("setup.py"), declared) if path.exists()]
-        if stem.exists() and made.stat().st_mtime < max(path.stat().st_mtime for path in causes):
+        changed = max(path.stat().st_mtime for path in (Path("setup.py"), declared) if path.exists())
+        if (stem.exists() or made.name == "shared.c") and made.stat().st_mtime < changed:
             made.unlink()
+
+# Python would find the library of a module that is compiled no more before its source.
+BUILT = {extension.name for extension in (*EXTENSIONS, *COMPILED)}
+if MODE == "release":
+    for library in Path("clover").rglob("*.so"):
+        if ".".join((*library.parent.parts, library.name.partition(".")[0])) not in BUILT:
+            library.unlink()
+
+TRANSLATE = {
+    "include_path": ["."],
+    "build_dir": BUILD_DIR,
+    "nthreads": WORKERS,
+    "shared_utility_qualified_name": SHARED,
+}
 
 setup(
     packages=[*find_packages(include=["clover", "clover.*"]), *FAMILIES],
@@ -139,10 +162,8 @@ setup(
     },
     include_package_data=False,
     ext_modules=[
-        *cythonize(
-            EXTENSIONS, include_path=["."], build_dir=BUILD_DIR, compiler_directives=DIRECTIVES, nthreads=WORKERS
-        ),
-        *cythonize(COMPILED, include_path=["."], build_dir=BUILD_DIR, compiler_directives=AS_PYTHON, nthreads=WORKERS),
+        *cythonize(EXTENSIONS, compiler_directives=DIRECTIVES, **TRANSLATE),
+        *cythonize(COMPILED, compiler_directives=AS_PYTHON, **TRANSLATE),
     ],
     options={"build_ext": {"parallel": WORKERS}},
 )

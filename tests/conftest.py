@@ -52,7 +52,8 @@ class OtherBuild(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         place = Path(*fullname.split(".")).with_suffix(EXTENSION_SUFFIXES[0])
-        if fullname not in COMPILED and not (ROOT / "csrc" / f"{place.name.partition('.')[0]}.pyx").exists():
+        kernel = (ROOT / "csrc" / f"{place.name.partition('.')[0]}.pyx").exists() or place.name.startswith("shared.")
+        if fullname not in COMPILED and not kernel:
             return None
         if fullname not in COMPILED and not fullname.startswith("clover._native."):
             return None

@@ -9,7 +9,6 @@ from clover.runtime.router.dispatch cimport Dispatch
 from clover.runtime.router.lane_pace cimport LanePace
 from clover.runtime.router.monitor cimport Monitor
 from clover.runtime.router.relief cimport StandbyRouting
-from clover.runtime.router.retry_book cimport RetryBook
 from clover.runtime.router.state cimport RouterState
 from clover.runtime.router.tickets cimport RouterTicket
 
@@ -30,7 +29,7 @@ cdef class Admission:
     cdef RowWeights _weights
     cdef bint _varies
     cdef object _picked
-    cdef RetryBook _book
+    cdef object _book
     cdef double _max_wait_slo
     cdef double _slo_ms
     cdef double _floor
