@@ -35,8 +35,7 @@ from clover.config import FamilyConfig, LimitsConfig, ServerConfig
 from clover.http.api.routes import Routes
 from clover.http.connection import Connection, Incoming
 from clover.http.heads import Head
-from clover.http.server_state import ServerState
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats, ServerState
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.router import Router
 from clover.types import FamilySpec, PublishedAccuracy, Routing, TensorSpec, VariantSpec

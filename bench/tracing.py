@@ -44,8 +44,7 @@ from clover.config import LimitsConfig, ListenConfig, OtelConfig, ServerConfig
 from clover.http.access import Access
 from clover.http.api.routes import Routes
 from clover.http.connection import Connection
-from clover.http.server_state import RequestTracer, ServerState
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats, RequestTracer, ServerState
 from clover.runtime.memory.slab import Layout, Slab
 from clover.telemetry import otel
 from clover.telemetry.otel.tracer import Tracer

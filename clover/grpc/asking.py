@@ -13,9 +13,9 @@ from typing import Any
 from clover.errors import BadRequest, DeadlineMissed, ModelFailed, Overloaded, RequestError, TooLarge, Unavailable
 from clover.grpc import infer
 from clover.grpc.calls import GrpcCaller, Metadata
-from clover.http.ids import RequestIds
 from clover.http.inference import PROXIED, InferEndpoint, receipt_field, receipt_json
 from clover.http.oip.signature import InferRequest
+from clover.http.server_state import RequestIds
 from clover.interfaces import SplitModel, Ticket
 
 _ERRORS: dict[int, type[RequestError]] = {

@@ -32,7 +32,7 @@ from clover.grpc.service import INFER_PATH, OipService
 from clover.grpc.stats import GrpcStats
 from clover.http.access import Access
 from clover.http.audit import Operators
-from clover.http.ids import RequestIds
+from clover.http.server_state import RequestIds
 from clover.interfaces import ServerView
 from clover.tenants import Tenants
 

@@ -40,8 +40,8 @@ from clover.grpc.calls import (
 )
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
 from clover.http.api import metadata, named
-from clover.http.ids import RequestIds
 from clover.http.inference import InferEndpoint
+from clover.http.server_state import RequestIds
 from clover.interfaces import Model, ServerView, SplitModel
 
 log = logging.getLogger("clover.grpc")

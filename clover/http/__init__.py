@@ -11,7 +11,7 @@ answer is written at most once per connection and turn of the loop, head and bod
 """
 
 from clover.http.frontend import Frontend, Inherited, Mounted
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats
 from clover.http.streams import EventStreams
 
 __all__ = ["EventStreams", "Frontend", "HttpStats", "Inherited", "Mounted"]

@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from clover.http.connection import Connection
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats
 
 log = logging.getLogger("clover.http")
 

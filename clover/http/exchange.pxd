@@ -3,8 +3,7 @@ from libc.stdint cimport int64_t
 
 from clover._native.wire cimport joined
 from clover.http.heads cimport Head
-from clover.http.server_state cimport ConnectionBase, ServerState
-from clover.http.ids cimport RequestIds
+from clover.http.server_state cimport ConnectionBase, RequestIds, ServerState
 from clover.interfaces cimport Model, Ticket
 
 cdef bytes _GOOD

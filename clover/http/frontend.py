@@ -23,9 +23,7 @@ from clover.http.api.routes import Methods, Routes
 from clover.http.audit import Operators
 from clover.http.connection import SWEEP_S, Connection, Incoming
 from clover.http.held import RefusalBudget
-from clover.http.ids import RequestIds
-from clover.http.server_state import RequestTracer, ServerState
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats, RequestIds, RequestTracer, ServerState
 from clover.http.streams import EventStreams
 from clover.interfaces import ServerView
 from clover.tenants import Tenants

@@ -1,10 +1,34 @@
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
+from clover._native.wire cimport sealed, unsealed
 from clover.http.heads cimport Heads
 from clover.http.held cimport RefusalBudget
-from clover.http.ids cimport RequestIds
-from clover.http.stats cimport HttpStats
+
+cdef class RequestIds:
+    cdef bytes _prefix
+    cdef uint64_t _low
+    cdef uint64_t _high
+    cdef int64_t _number
+
+    cpdef int64_t take(self) except -1
+    cpdef bytes text(self, int64_t number)
+
+cdef class HttpStats:
+    cdef public int64_t open_connections
+    cdef public int64_t accepted_connections
+    cdef public int64_t refused_connections
+    cdef public int64_t malformed
+    cdef public int64_t deadlines_missed
+    cdef public int64_t dropped_connections
+    cdef public int64_t failed_handshakes
+    cdef public int64_t held_requests
+    cdef public int64_t received_bytes
+    cdef public int64_t sent_bytes
+    cdef int64_t _fine
+    cdef dict _others
+
+    cpdef answered(self, int status)
 
 cdef class ConnectionBase:
     cdef public ServerState state

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,11 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from clover._native.wire import sealed, unsealed
 from clover.config import LimitsConfig
 from clover.http.heads import Head, Heads
 from clover.http.held import RefusalBudget
-from clover.http.ids import RequestIds
-from clover.http.stats import HttpStats
 
 SCRATCH_BYTES = 1 << 16
 TURN_BYTES = 256 << 10
@@ -183,3 +183,81 @@ class ServerState:
             self._working = bool(waiting)
             if waiting:
                 self.loop.call_soon(self.work)
+
+
+class RequestIds:
+    """Makes the ids of a server, shared by its sockets, and recognises them: consecutive numbers, each with a tag that
+    no one else can make.
+
+    An id is a random prefix, a number and the number's SipHash-2-4 (a keyed pseudo-random function) under a random key
+    of 128 bits that never leaves this process.  Whoever knows some ids guesses the tag of another one with a chance of
+    2**-64, so naming an id is proof of having read it.  Checking one takes no memory.
+    """
+
+    __slots__ = ("_high", "_low", "_number", "_prefix")
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(6).hex().encode() + b"-"
+        self._low = int.from_bytes(os.urandom(8), "little")
+        self._high = int.from_bytes(os.urandom(8), "little")
+        self._number = 0
+
+    def take(self) -> int:
+        """Return the next number, from 1 on."""
+        self._number += 1
+        return self._number
+
+    def text(self, number: int) -> bytes:
+        """Return the id of a number."""
+        return sealed(self._prefix, number, self._low, self._high)
+
+    def number_of(self, text: str) -> int:
+        """Return the number of an id of ours; 0 for any other text."""
+        number: int | None = unsealed(self._prefix, text.encode(), self._low, self._high)
+        return number or 0
+
+
+class HttpStats:
+    """Plain counters of a front end, for the metrics to read: totals since the start, except `open_connections`.
+    `requests` counts answers by status code."""
+
+    __slots__ = (
+        "_fine",
+        "_others",
+        "accepted_connections",
+        "deadlines_missed",
+        "dropped_connections",
+        "failed_handshakes",
+        "held_requests",
+        "malformed",
+        "open_connections",
+        "received_bytes",
+        "refused_connections",
+        "sent_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.open_connections = 0
+        self.accepted_connections = 0
+        self.refused_connections = 0
+        self.malformed = 0
+        self.deadlines_missed = 0
+        self.dropped_connections = 0
+        self.failed_handshakes = 0
+        self.held_requests = 0
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._fine = 0
+        self._others: dict[int, int] = {}
+
+    def answered(self, status: int) -> None:
+        """Count an answer."""
+        if status == 200:
+            self._fine += 1
+        else:
+            self._others[status] = self._others.get(status, 0) + 1
+
+    @property
+    def requests(self) -> dict[int, int]:
+        """Answers by status."""
+        return ({200: self._fine} if self._fine else {}) | self._others

@@ -18,7 +18,7 @@ from clover.grpc.messages import SERVICE, message_class
 from clover.grpc.service import OipService
 from clover.grpc.stats import GrpcStats
 from clover.http.access import Access
-from clover.http.ids import RequestIds
+from clover.http.server_state import RequestIds
 from clover.tenants import Tenants
 from tests.support.http_fakes import FakeView
 

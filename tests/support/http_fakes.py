@@ -21,8 +21,7 @@ from clover.http.api.routes import Routes
 from clover.http.audit import Operators
 from clover.http.connection import Connection, Incoming
 from clover.http.oip.tensors import DATATYPES
-from clover.http.server_state import ServerState
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats, ServerState
 from clover.interfaces import LATE_ROOM, NO_ROOM, ROOM, Model, SplitModel, Ticket
 from clover.tenants import Tenants
 from clover.types import FamilySpec, Receipt, TensorSpec, VariantSpec

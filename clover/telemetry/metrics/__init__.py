@@ -22,7 +22,7 @@ from clover.accounting.sci import SciReport
 from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
 from clover.control.state.parked import ParkedTime
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats
 from clover.runtime.served import Served
 from clover.telemetry.ledger.writing import LedgerStatus
 from clover.telemetry.metrics import energy, guard, models, server, tenants

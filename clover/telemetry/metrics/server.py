@@ -15,7 +15,7 @@ from clover.carbon.chain import STATES, SourceChain
 from clover.control.state.parked import ParkedTime
 from clover.grpc.stats import GrpcStats
 from clover.http.audit import AuditLog
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats
 from clover.http.streams import EventStreams
 from clover.telemetry import logs
 from clover.telemetry.ledger.writing import LedgerStatus

@@ -27,7 +27,7 @@ from clover.grants import Grants
 from clover.grpc.frontend import GrpcFrontend
 from clover.grpc.messages import ModelInferRequest, ModelInferResponse, message_class
 from clover.http.audit import Operators
-from clover.http.ids import RequestIds
+from clover.http.server_state import RequestIds
 from clover.server import front_ends
 from clover.tenants import Tenants
 from tests.support.http_fakes import FakeModel, FakeView, family, make_certificate, tensor

@@ -14,7 +14,7 @@ from clover.accounting.embodied import EmbodiedLedger, Hardware
 from clover.accounting.sci import sci
 from clover.control.baselines.saved import Compared
 from clover.control.state.parked import ParkedTime
-from clover.http.stats import HttpStats
+from clover.http.server_state import HttpStats
 from clover.runtime.router.traffic import Traffic
 from clover.telemetry.ledger.writing import LedgerStatus
 from clover.telemetry.metrics import Metrics
