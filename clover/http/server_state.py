@@ -186,8 +186,8 @@ class ServerState:
 
 
 class RequestIds:
-    """Makes the ids of a server, shared by its sockets, and recognises them: consecutive numbers, each with a tag that no
-    one else can make.
+    """Makes the ids of a server, shared by its sockets, and recognises them: consecutive numbers, each with a tag that
+    no one else can make.
 
     An id is a random prefix, a number and the number's SipHash-2-4 (a keyed pseudo-random function) under a random key
     of 128 bits that never leaves this process.  Whoever knows some ids guesses the tag of another one with a chance of

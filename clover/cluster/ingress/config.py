@@ -38,7 +38,7 @@ _REWRITE_BYTES = 1024
 """What HAProxy keeps of the buffer for headers that it adds (`tune.maxrewrite`)."""
 _CHECKS_PER_S = 2000
 # Labels must reach the server that gave the answer.  The ids that servers make begin with a random word of the process
-# (`clover.http.ids`): it is learned from answers, and only where it is the server's, not the client's.
+# (`RequestIds`): it is learned from answers, and only where it is the server's, not the client's.
 _LABELED_ANSWER = r"""  stick store-response "res.fhdr(clover-receipt),field(-2,'\"'),field(1,-)" table answered_by"""
 _LABELS = (
     "  stick store-response res.hdr(x-request-id),field(1,-) table answered_by if !{ var(txn.named) -m found }",

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from clover.runtime.memory.rows import InputDigests
 
@@ -226,12 +225,14 @@ class RetryBook:
         self._share = max(_LEAST_SHARE, self._share + (came / rows - self._share) / 4)
 
 
-@dataclass(slots=True)
 class _Refusal:
     """How often a request was refused, and when the last time was."""
 
-    times: int
-    at_ns: int
+    __slots__ = ("at_ns", "times")
+
+    def __init__(self, times: int, at_ns: int) -> None:
+        self.times = times
+        self.at_ns = at_ns
 
 
 class MemoryRefusals:
