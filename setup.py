@@ -132,9 +132,10 @@ for folder, kind in (("csrc", ".pyx"), ("clover", ".py")):
 # Python would find the library of a module that is compiled no more before its source.
 BUILT = {extension.name for extension in (*EXTENSIONS, *COMPILED)}
 if MODE == "release":
-    for library in Path("clover").rglob("*.so"):
-        if ".".join((*library.parent.parts, library.name.partition(".")[0])) not in BUILT:
-            library.unlink()
+    for root in (Path(), *Path("build").glob("lib.*")):
+        for library in (root / "clover").rglob("*.so"):
+            if ".".join((*library.relative_to(root).parent.parts, library.name.partition(".")[0])) not in BUILT:
+                library.unlink()
 
 TRANSLATE = {
     "include_path": ["."],
