@@ -83,7 +83,7 @@ AS_PYTHON = {
     "emit_code_comments": False,
     "show_performance_hints": False,
 }
-AS_COMPILED = ["-O1", "-g1", *SANITIZERS] if SANITIZE else ["-O2", "-g0"]
+AS_COMPILED = ["-O1", "-g1", *SANITIZERS] if SANITIZE else ["-O1", "-g0"]
 COMPILED = [
     Extension(
         ".".join(source.with_suffix("").parts),
@@ -99,7 +99,7 @@ COMPILED = [
 # What Cython would otherwise put into every module (memory views, calls, conversions): half of all C.
 SHARED = "clover._native.shared" if MODE == "release" or SANITIZE else None
 if SHARED:
-    EXTENSIONS.append(Extension(SHARED, sources=[], extra_compile_args=AS_COMPILED, extra_link_args=LINK))
+    EXTENSIONS.append(Extension(SHARED, sources=[], extra_compile_args=COMPILE, extra_link_args=LINK))
 
 # The emulated NVML is plain C and no module of Python: it takes NVML's soname and is found by its path.
 EMULATOR = Path("csrc/nvml_emulator")
@@ -132,9 +132,10 @@ for folder, kind in (("csrc", ".pyx"), ("clover", ".py")):
 # Python would find the library of a module that is compiled no more before its source.
 BUILT = {extension.name for extension in (*EXTENSIONS, *COMPILED)}
 if MODE == "release":
-    for library in Path("clover").rglob("*.so"):
-        if ".".join((*library.parent.parts, library.name.partition(".")[0])) not in BUILT:
-            library.unlink()
+    for root in (Path(), *Path("build").glob("lib.*")):
+        for library in (root / "clover").rglob("*.so"):
+            if ".".join((*library.relative_to(root).parent.parts, library.name.partition(".")[0])) not in BUILT:
+                library.unlink()
 
 TRANSLATE = {
     "include_path": ["."],
