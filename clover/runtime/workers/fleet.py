@@ -6,7 +6,7 @@ rather than being refused.  A worker that completes nothing for `silent_s` while
 (`clover.runtime.workers.deaths.Silence`), or that breaks the protocol of its ring, is killed and restarted alike.
 
 If the family has relief, a cheaper standby worker waits at every placement that is routed to
-(`clover.runtime.workers.standby_crew`).  It is a member too, but neither in `ready_assignments` nor seen by a
+(`clover.runtime.workers.standby`).  It is a member too, but neither in `ready_assignments` nor seen by a
 transition.  One that a transition spawns becomes a worker like any other, at once.
 """
 
@@ -30,8 +30,7 @@ from clover.runtime.router.router import Router
 from clover.runtime.workers.deaths import Silence
 from clover.runtime.workers.member import FleetWorker, Member, held_bytes, holds, learn
 from clover.runtime.workers.members import Members
-from clover.runtime.workers.standby import StandbyPolicy
-from clover.runtime.workers.standby_crew import StandbyCrew
+from clover.runtime.workers.standby import StandbyCrew, StandbyPolicy
 from clover.types import Asked, Assignment, Declined, Placement, Routing, WorkReport
 
 _SECOND_NS = 1_000_000_000
