@@ -130,7 +130,6 @@ class Served:
         )
         self.fleet = FamilyFleet(
             self.router,
-            account,
             start=self._start,
             profiled=self._profiled,
             silent_s=workers.silent_s,

@@ -109,11 +109,9 @@ class House:
         self.failure: CloverError = WorkerError("asked to fail")
         self.fleet = FamilyFleet(
             self.router,
-            self.account,
             start=self.start,
             profiled=lambda _: ProfiledEnergy(),
             silent_s=silent_s,
-            clock=lambda: self.now_ns,
             sleep=self.sleep,
         )
 

@@ -181,7 +181,6 @@ class _Play:
             reserve.use(profile)
         fleet = FamilyFleet(
             router,
-            account,
             start=self._started(router, slab, lambda: fleet),
             profiled=lambda item: profiled_energy(
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
@@ -189,7 +188,6 @@ class _Play:
             silent_s=1e9,
             pace=lambda item: pace_by(self.services[item.variant, item.placement.profile]),
             standby=reserve,
-            clock=self._now_ns,
         )
         family = controller.add(self.spec, profile, fleet, config)
         router.aim(family.targets.slo_ms, family.targets.accuracy_floor)

@@ -37,7 +37,7 @@ cdef class Router(Model):
     cdef readonly object cached
     cdef StandbyRouting _standby
     cdef Completion _completion
-    cdef Account _account
+    cdef readonly Account account
     cdef readonly double front_ms
     cdef list _fixed_in
     cdef list _fixed_out

@@ -107,7 +107,7 @@ class Router(Model):
         self.admission = Admission(state, self.dispatch, self._completion, self.monitor, self._standby, config, cached)
         state.lost = self.died
         self.gate = TenantGate(state, self.admission)
-        self._account = account
+        self.account = account
         self.front_ms = 0.0  # what HTTP adds to a p95
         self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
         self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
@@ -248,7 +248,7 @@ class Router(Model):
             accuracy = self.accuracy[lanes[0]]
         else:
             accuracy = sum([self.accuracy[lane] for lane in lanes]) / rows
-        receipt = self._account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+        receipt = self.account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
         return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 
     def _joined(self, lanes: list[int]) -> str:
@@ -342,7 +342,7 @@ class Router(Model):
 
     def guard_report(self) -> dict[str, Any]:
         """Return what the guard saw and did, the audits (their joules with the method), and late labels."""
-        return self.monitor.report(self._account.method_of(self.name))
+        return self.monitor.report(self.account.method_of(self.name))
 
     def observe(self) -> dict[str, float]:
         """Return live figures; `p95_ms` as clients see it, and what it is at least for sure, are there only if

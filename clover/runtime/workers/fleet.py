@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
 
-from clover.accounting import Account, ProfiledEnergy
+from clover.accounting import ProfiledEnergy
 from clover.errors import CloverError, PlanError, WorkerError, says_out_of_memory
 from clover.planning.transition.memory import SliceMemory
 from clover.planning.transition.stages import start_key
@@ -69,7 +68,7 @@ class StepTimes:
 
 
 class FamilyFleet:
-    """Implements `clover.interfaces.Fleet` for the family of `router`.
+    """Implements `clover.interfaces.Fleet` for the family of `router`, by that router's account and clock.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
     `profiled` gives what the profile expects of its energy, and `pace` of its speed; `memory`, an attribute, is what is
@@ -81,7 +80,6 @@ class FamilyFleet:
     def __init__(
         self,
         router: Router,
-        account: Account,
         *,
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
@@ -89,25 +87,21 @@ class FamilyFleet:
         pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace(),
         one_process: Callable[[Placement], bool] = lambda place: False,
         standby: StandbyPolicy | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
         self.members = Members(
             router,
-            account,
             start=self._noted(start),
             profiled=profiled,
             one_process=one_process,
-            clock=clock,
             sleep=sleep,
         )
         self.standby_crew = StandbyCrew(router, self.members, standby)
-        self._account = account
         self.swaps = 0
         self.repartitions = 0
-        self._silence = Silence(router, int(silent_s * _SECOND_NS), clock)
-        self._clock = clock
+        self._silence = Silence(router, int(silent_s * _SECOND_NS), router.state.clock)
+        self._clock = router.state.clock
         self._routing = Routing(shares={})
         self._target: tuple[Assignment, ...] = ()
         self._variants = {variant.name for variant in router.spec.variants}
@@ -319,11 +313,11 @@ class FamilyFleet:
 
     def work_report(self) -> WorkReport:
         """See `Fleet.work_report`."""
-        return self._account.work_report(self.router.name)
+        return self.router.account.work_report(self.router.name)
 
     def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
         """See `Fleet.correct_energy`."""
-        self._account.correct(self.router.name, factors)
+        self.router.account.correct(self.router.name, factors)
 
     def correct_front(self, front_ms: float) -> None:
         """See `Fleet.correct_front`."""

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter
+from clover.accounting import HostProcess, ProfiledEnergy, WorkerMeter
 from clover.errors import CloverError, WorkerError
 from clover.runtime.router.lanes import Entry
 from clover.runtime.router.links import WorkerHandle
@@ -58,12 +58,10 @@ class Members:
     def __init__(
         self,
         router: Router,
-        account: Account,
         *,
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         one_process: Callable[[Placement], bool],
-        clock: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self.spawned: dict[Assignment, Member] = {}
@@ -80,9 +78,9 @@ class Members:
         self.start = start
         self.sleep = sleep
         self._router = router
-        self._account = account
+        self._account = router.account
         self._profiled = profiled
-        self._clock = clock
+        self._clock = router.state.clock
         self._letting_go: dict[asyncio.Task[None], Assignment] = {}
         self._starting: dict[Placement, asyncio.Lock] = {}
         self._launch_failures = LaunchFailures()
