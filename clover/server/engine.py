@@ -97,7 +97,6 @@ class Engine:
         self._stack.push_async_callback(self.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(pool.stop)
         self._answered, self._completions = True, pool.completions
-        self.machine.served = self.served
         files = RolloutFiles.of(config)
         self._stack.callback(self._free)
         try:
@@ -204,7 +203,7 @@ class Engine:
             stack.push_async_callback(frontend.close)
             await frontend.start(self._succession.inherited if self._succession is not None else None)
         await self._pool.start()
-        await self.machine.start()
+        await self.machine.start([served.spec.folder for served in self.served.values()])
         if self.ledger is not None:
             stack.push_async_callback(self.ledger.close)  # after all that counts
             if self._succession is None:
