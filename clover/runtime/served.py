@@ -135,10 +135,10 @@ class Served:
             start=self._start,
             profiled=self._profiled,
             silent_s=workers.silent_s,
+            pace=self._pace,
+            one_process=self._one_process,
             standby=self._standby_policy,
         )
-        self.fleet.pace = self._pace
-        self.fleet.members.one_process = self._one_process
         self._know_memory(None)
 
     def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:

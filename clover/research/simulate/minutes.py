@@ -187,10 +187,10 @@ class _Play:
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
             silent_s=1e9,
+            pace=lambda item: pace_by(self.services[item.variant, item.placement.profile]),
             standby=reserve,
             clock=self._now_ns,
         )
-        fleet.pace = lambda item: pace_by(self.services[item.variant, item.placement.profile])
         family = controller.add(self.spec, profile, fleet, config)
         router.aim(family.targets.slo_ms, family.targets.accuracy_floor)
         tending = loop.create_task(_tend(fleet))

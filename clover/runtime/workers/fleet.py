@@ -73,10 +73,10 @@ class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`.
 
     `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace`, an attribute, of its speed; `memory`, another,
-    is what is known of the memory that workers need and have.  `standby` chooses
-    the standby workers; None: there are none.  A transition plans what is desired; `members.spawned` is what was
-    spawned; `ready_assignments` what has a worker now.
+    `profiled` gives what the profile expects of its energy, and `pace` of its speed; `memory`, an attribute, is what is
+    known of the memory that workers need and have.  `one_process` says whether the device of a placement takes one
+    process at a time.  `standby` chooses the standby workers; None: there are none.  A transition plans what is
+    desired; `members.spawned` is what was spawned; `ready_assignments` what has a worker now.
     """
 
     def __init__(
@@ -87,12 +87,22 @@ class FamilyFleet:
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
         silent_s: float,
+        pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace(),
+        one_process: Callable[[Placement], bool] = lambda place: False,
         standby: StandbyPolicy | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.router = router
-        self.members = Members(router, account, start=self._noted(start), profiled=profiled, clock=clock, sleep=sleep)
+        self.members = Members(
+            router,
+            account,
+            start=self._noted(start),
+            profiled=profiled,
+            one_process=one_process,
+            clock=clock,
+            sleep=sleep,
+        )
         self.standby_crew = StandbyCrew(router, self.members, standby)
         self._account = account
         self.swaps = 0
@@ -102,7 +112,7 @@ class FamilyFleet:
         self._routing = Routing(shares={})
         self._target: tuple[Assignment, ...] = ()
         self._variants = {variant.name for variant in router.spec.variants}
-        self.pace: Callable[[Assignment], ProfiledPace] = lambda item: ProfiledPace()
+        self.pace = pace
         self.memory = SliceMemory()
         self._step_times = StepTimes()
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}

@@ -51,8 +51,8 @@ class Members:
 
     `start` starts a worker for an assignment and returns it ready; `profiled` gives what the profile expects
     of its energy.  `routed`: the assignments that are to receive rows, all of them spawned; `awaited`: those that take
-    the place of all that is routed to, and for which rows wait meanwhile.  `one_process`, an attribute, says whether
-    the device of a placement takes one process at a time.
+    the place of all that is routed to, and for which rows wait meanwhile.  `one_process` says whether the device of a
+    placement takes one process at a time.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Members:
         *,
         start: Callable[[Assignment], Awaitable[FleetWorker]],
         profiled: Callable[[Assignment], ProfiledEnergy],
+        one_process: Callable[[Placement], bool],
         clock: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -71,7 +72,7 @@ class Members:
         self.routed: tuple[Assignment, ...] = ()
         self.awaited: tuple[Assignment, ...] = ()
         self.closing = False
-        self.one_process: Callable[[Placement], bool] = lambda place: False
+        self.one_process = one_process
         self.restarts = 0
         self.given_up = 0
         self.events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
