@@ -60,8 +60,9 @@ from clover.hints import named_wait
 from clover.interfaces import Device, Fleet
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
+from clover.profiles import ProfileStore
 from clover.runtime.guard.guard import ALARM_LEVELS
-from clover.types import FamilyProfile, FamilySpec
+from clover.types import FamilyProfile, FamilySpec, FrontLag
 
 log = logging.getLogger("clover.control")
 
@@ -72,8 +73,10 @@ class Controller:
     """Implements `clover.interfaces.Control`.
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
-    share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives`
-    finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would do.
+    share.  What is learned is kept beside the profiles of `store`, budgets in `ledger_files`; without these both are
+    lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).  `totals`
+    gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives` finds the fixed
+    mixes that savings are compared with beside BASE; `fewest_cores` how few cores would do.
     """
 
     def __init__(
@@ -83,6 +86,9 @@ class Controller:
         devices: Mapping[str, Device],
         grid: Grid,
         solver: Solver,
+        store: ProfileStore | None = None,
+        ledger_files: LedgerFiles | None = None,
+        front_lag: Callable[[], FrontLag | None] = lambda: None,
         totals: Callable[[], dict[str, Any]] | None = None,
         alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
@@ -93,13 +99,13 @@ class Controller:
         self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
-        self.learner = Learner(self.context, wall=clocks.wall)
+        self.learner = Learner(self.context, store=store, front_lag=front_lag, wall=clocks.wall)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
-        self.ledger_files = LedgerFiles()
-        """Where budgets are kept over a restart; nowhere unless the server says so."""
+        self.ledger_files = ledger_files or LedgerFiles()
+        """Where budgets are kept over a restart."""
         self.further: dict[str, Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]]] = {}
         """Commands that are carried out elsewhere, with their arguments and the operator."""
         self._solver = solver

@@ -86,8 +86,8 @@ class _Entry:
         if engine.frontend is None:  # one that listens nowhere
             tracer = engine.otel.tracer if engine.otel is not None else None
             who = engine.tenants, engine.operators
-            engine.frontend = FrontEnds(engine, engine.config, engine.loop, *who, None, tracer)
-            engine.frontend.watch(engine.controller.learner)
+            engine.frontend = FrontEnds(engine, engine.config, engine.loop, *who, engine.lag, None, tracer)
+            engine.frontend.watch()
         self.routes, self.state = engine.frontend.http.mount()
         self.flows: OrderedDict[Any, int] = OrderedDict()
 

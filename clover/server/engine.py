@@ -31,6 +31,7 @@ from clover.control.watch.slo import slo_gauges
 from clover.control_time import control_task
 from clover.errors import BadRequest, CloverError, ConfigError, NotFound, ProfileError, StartError
 from clover.http.audit import Operators
+from clover.http.loop_lag import LagWindows
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
 from clover.profiles import ProfileStore
@@ -109,18 +110,19 @@ class Engine:
             self._free()  # there is no engine to stop
             self.machine.close()
             raise
-        solver = SolverClient()
+        self.lag, solver = LagWindows(), SolverClient()
         controller = self.controller = Controller(
             config.controller,
             devices=self.devices,
             grid=self.grid,
             solver=solver,
+            store=ProfileStore(cache),
+            ledger_files=LedgerFiles(budgets_folder(config), beside=succession is not None),
+            front_lag=self.lag.typical,
             totals=self.totals,
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
         )
-        controller.learner.store = ProfileStore(cache)
-        controller.ledger_files = LedgerFiles(budgets_folder(config), beside=succession is not None)
         self.loading = Loading(controller, self._unplanned, drain_s=config.limits.drain_s, changed=self._follow_targets)
         self.rollouts = RollOuts(self, files)
         controller.further["roll-out"] = self.rollouts.command
@@ -133,13 +135,12 @@ class Engine:
             source = LedgerSource(self.account, self.machine, self.served, self.controller, self.operators.audit)
             self.ledger = ServerLedger(config, source, self.account, self.footprint.hardware)
         self.otel = build_otel(config, loop, self.account, self.machine)
-        self._metrics = metrics_of(self)
-        self.page = DashboardPage(self, self._metrics) if http and config.listen.dashboard else None
+        self.page = DashboardPage(self) if http and config.listen.dashboard else None
         if http:
             mounted = self.page.mounted if self.page is not None else None
             tracer = self.otel.tracer if self.otel is not None else None
-            self.frontend = FrontEnds(self, config, loop, self.tenants, self.operators, mounted, tracer)
-            self._metrics.further.append(self.frontend.metrics)
+            self.frontend = FrontEnds(self, config, loop, self.tenants, self.operators, self.lag, mounted, tracer)
+        self._metrics = metrics_of(self)
 
     def _add(self, item: FamilyConfig, spec: FamilySpec) -> None:
         families.check_manifest(spec, required=self.config.require_manifest)
@@ -248,7 +249,7 @@ class Engine:
             task = control_task(each_second(turn, what), name=f"clover: {what}")
             stack.push_async_callback(cancelled, task)
         if self.frontend is not None:
-            self.frontend.watch(self.controller.learner)
+            self.frontend.watch()
         if self.page is not None:
             self.page.start(stack)
 

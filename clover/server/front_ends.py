@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import Metric
 
 from clover.config import ServerConfig
-from clover.control.state.learner import Learner
 from clover.errors import ConfigError
 from clover.http import Frontend, HttpStats, Inherited, Mounted
 from clover.http.audit import Operators
@@ -31,8 +30,8 @@ _PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
 
 class FrontEnds:
-    """Starts, drains and closes both.  `grpc` is None if `listen.grpc_port` is not set; `lag` is how long requests wait
-    for the loop, once it is watched."""
+    """Starts, drains and closes both.  `grpc` is None if `listen.grpc_port` is not set; `lag` takes how long requests
+    wait for the loop, once it is watched."""
 
     def __init__(
         self,
@@ -41,11 +40,12 @@ class FrontEnds:
         loop: asyncio.AbstractEventLoop,
         tenants: Tenants,
         operators: Operators,
+        lag: LagWindows,
         mounted: Mounted | None,
         tracer: RequestTracer | None,
     ) -> None:
         self.http = Frontend(view, config, loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer)
-        self.lag = LagWindows()
+        self.lag = lag
         self._probes = LoopLag(loop, self.lag.note)
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
@@ -79,10 +79,9 @@ class FrontEnds:
             await self.grpc.start(grpc_port)
         await self.http.open()  # last, as it cannot fail for what another server holds
 
-    def watch(self, learner: Learner) -> None:
-        """Let `learner` see from now on how long requests wait for the loop: once the server is ready, as measuring and
-        the first plan would count else."""
-        learner.front_lag = self.lag.typical
+    def watch(self) -> None:
+        """Probe from now on how long requests wait for the loop: once the server is ready, as measuring and the first
+        plan would count else."""
         self._probes.start()
 
     def own(self) -> None:

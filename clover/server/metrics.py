@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def metrics_of(engine: Engine) -> Metrics:
-    """Return the metrics of an engine, whose parts are read at each scrape; its front ends add theirs."""
+    """Return the metrics of an engine, whose parts are read at each scrape."""
     controller = engine.controller
-    found = Metrics(
+    return Metrics(
         families=lambda: engine.served,
         account=engine.account,
         chain=engine.chain,
@@ -25,15 +25,15 @@ def metrics_of(engine: Engine) -> Metrics:
         compared=lambda: compared(controller.shadows.of, engine.account.devices()),
         sci=engine.footprint.report,
         turned=lambda: {name: (own.changes, own.turned) for name, own in controller.context.families.items()},
+        parked=lambda: controller.context.parked.known,
+        ledger=lambda: engine.ledger.status if engine.ledger is not None else None,
+        spans=engine.otel.counts if engine.otel is not None else dict,
+        further=[
+            lambda: sandbox(engine.machine.sandbox()),
+            lambda: control_calls(engine.operators.audit),
+            lambda: rollouts(engine.rollouts.report(), engine.rollouts.counts),
+            lambda: cluster(engine.cluster.report()),
+            *([engine.page.metrics] if engine.page is not None else []),
+            *([engine.frontend.metrics] if engine.frontend is not None else []),
+        ],
     )
-    found.parked = controller.context.parked.known
-    found.ledger = lambda: engine.ledger.status if engine.ledger is not None else None
-    if engine.otel is not None:
-        found.spans = engine.otel.counts
-    found.further += [
-        lambda: sandbox(engine.machine.sandbox()),
-        lambda: control_calls(engine.operators.audit),
-        lambda: rollouts(engine.rollouts.report(), engine.rollouts.counts),
-        lambda: cluster(engine.cluster.report()),
-    ]
-    return found

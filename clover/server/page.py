@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import Metric
 
 from clover._native.histogram import Histogram
 from clover.dashboard import Feed, FeedSources, ReportMaker, dashboard_paths
@@ -13,7 +15,6 @@ from clover.dashboard.paths import NO_REPORT, NOT_INSTALLED
 from clover.dashboard.today import read_today
 from clover.server.tasks import cancelled
 from clover.telemetry.ledger.report_order import ReportOrder
-from clover.telemetry.metrics import Metrics
 from clover.telemetry.metrics.server import pages
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class DashboardPage:
-    """The feed and the paths of an engine whose controller is made; what it counts is added to `metrics`."""
+    """The feed and the paths of an engine whose controller is made."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine) -> None:
         context = engine.controller.context
         ledger = engine.ledger.status.path if engine.ledger is not None else None
 
@@ -57,7 +58,10 @@ class DashboardPage:
             )
         )
         self.mounted = dashboard_paths(self.feed.streams, report)
-        metrics.further.append(lambda: pages(self.feed.streams))
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return how many pages are open, and what they were sent."""
+        return pages(self.feed.streams)
 
     def start(self, stack: AsyncExitStack) -> None:
         """Begin to look at the engine, in the running loop, until `stack` is closed."""

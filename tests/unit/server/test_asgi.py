@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -19,6 +18,7 @@ import httpx
 from clover.config import LimitsConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.errors import StartError
 from clover.http.audit import Operators
+from clover.http.loop_lag import LagWindows
 from clover.server.asgi import AsgiApp
 from clover.server.server import Server
 from clover.tenants import Tenants
@@ -38,8 +38,7 @@ class FakeEngine(FakeView):
         self.otel = None
         self.frontend: Any = None
         self.draining = False
-        self.learner = SimpleNamespace(front_lag=lambda: None)
-        vars(self.controller)["learner"] = self.learner
+        self.lag = LagWindows()
         self.stopped = False
 
     async def drain(self) -> bool:
@@ -285,7 +284,7 @@ def test_how_long_requests_wait_for_the_loop_is_seen_from_the_first_request_unti
             engine = server.engine
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop.example") as client:
                 await client.get("/v2")
-            assert engine.learner.front_lag == engine.frontend.lag.typical
+            assert engine.frontend.lag is engine.lag
             assert descriptors() == before + 1, "the alarm of its probes"
         assert engine.stopped
         assert descriptors() == before
