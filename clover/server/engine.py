@@ -38,7 +38,6 @@ from clover.profiles import ProfileStore
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
 from clover.server.cluster_follower import ClusterFollower
-from clover.server.each_second import TICK_S, each_second
 from clover.server.family_checks import check_floor, check_variants, without_plan
 from clover.server.footprint import Footprint
 from clover.server.front_ends import FrontEnds
@@ -49,10 +48,10 @@ from clover.server.machine import NEVER_NS, Machine
 from clover.server.metrics import metrics_of
 from clover.server.otel import build_otel
 from clover.server.page import DashboardPage
+from clover.server.periodic import TICK_S, cancelled, each_second
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
 from clover.server.takeover.succession import Succession
-from clover.server.tasks import cancelled
 from clover.server.totals import closing_words, model_totals
 from clover.server.unplanned import Unplanned
 from clover.tenants import Tenants

@@ -33,10 +33,10 @@ from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
 from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
+from clover.server.periodic import cancelled
 from clover.server.stop_limit import GPU_STOP_S, STOP_S, StopLimit
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
-from clover.server.tasks import cancelled
 from clover.settings.check import on_gpus
 from clover.settings.in_python import in_python
 from clover.types import FamilySpec

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from clover.config import FamilyConfig
-from clover.server.each_second import each_second
 from clover.server.engine import Engine
+from clover.server.periodic import each_second
 from tests.support.control_fixture import Rig
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from clover.errors import CloverError
 
@@ -25,3 +27,10 @@ async def each_second(
             log.warning("%s failed: %s", what, error)
         except Exception:
             log.exception("%s failed", what)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` and wait for its end."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
