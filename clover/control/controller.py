@@ -33,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from clover.carbon.grid import Grid
@@ -74,9 +74,9 @@ class Controller:
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
     share.  What is learned is kept beside the profiles of `store`, budgets in `ledger_files`; without these both are
-    lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).  `totals`
-    gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives` finds the fixed
-    mixes that savings are compared with beside BASE; `fewest_cores` how few cores would do.
+    lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
+    `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
+    do.
     """
 
     def __init__(
@@ -89,14 +89,12 @@ class Controller:
         store: ProfileStore | None = None,
         ledger_files: LedgerFiles | None = None,
         front_lag: Callable[[], FrontLag | None] = lambda: None,
-        totals: Callable[[], dict[str, Any]] | None = None,
         alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks)
-        self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self.learner = Learner(self.context, store=store, front_lag=front_lag, wall=clocks.wall)
@@ -106,8 +104,6 @@ class Controller:
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
         self.ledger_files = ledger_files or LedgerFiles()
         """Where budgets are kept over a restart."""
-        self.further: dict[str, Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]]] = {}
-        """Commands that are carried out elsewhere, with their arguments and the operator."""
         self._solver = solver
         self._sleep = clocks.sleep
         self._task: asyncio.Task[None] | None = None
@@ -335,9 +331,10 @@ class Controller:
 
     # --- what the front end sees --------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """See `clover.interfaces.Control.state`."""
-        return report(self.context, self.shadows, self.core_need, self.totals)
+    def state(self, totals: Callable[[], dict[str, Any]] | None = None) -> dict[str, Any]:
+        """See `clover.interfaces.Control.state`.  `totals` gives what the server counts: joules, grams, rows, served
+        accuracy."""
+        return report(self.context, self.shadows, self.core_need, totals)
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""
@@ -349,8 +346,12 @@ class Controller:
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """See `clover.interfaces.Control.command`.  Unavailable once the server stops."""
+        return await self.carry_out(lambda: self._run_command(verb, arguments, operator))
+
+    async def carry_out(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+        """Do what an operator asks for, in a task that `stop` breaks off; Unavailable once the server stops."""
         self._refuse_if_stopped()
-        task = control_task(self._run_command(verb, arguments, operator))
+        task = control_task(work())
         self._commanded.add(task)
         task.add_done_callback(self._commanded.discard)
         try:
@@ -363,8 +364,6 @@ class Controller:
 
     async def _run_command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Carry out a command; refuse the rows at once for which no worker will come after it."""
-        if verb in self.further:
-            return await self.further[verb](arguments, operator)
         try:
             return await self._commands.run(verb, arguments, operator)
         finally:
