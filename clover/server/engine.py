@@ -73,11 +73,11 @@ class Engine:
         self.frontend: FrontEnds | None = None
         if http:
             self.frontend = FrontEnds(self, parts, self.page.mounted if self.page is not None else None)
-        self._metrics = self._read_by_metrics()
-        parts.families.when_led(self._forget_endpoints)
+        self._metrics = self._make_metrics()
+        parts.families.on_change(self._forget_endpoints)
 
-    def _read_by_metrics(self) -> Metrics:
-        """Return the metrics, which are read from the parts at each scrape."""
+    def _make_metrics(self) -> Metrics:
+        """Return the metrics, which read the parts at each scrape."""
         parts, controller, ledger = self.parts, self.controller, self.ledger
         return Metrics(
             families=lambda: self.served,

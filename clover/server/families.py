@@ -49,7 +49,7 @@ class ServedFamilies:
         self._config = config
         self._tenants = tenants
         self._loop = loop
-        self._led: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def serve(self, item: FamilyConfig, spec: FamilySpec) -> None:
         """Make what serves a configured family, and let its name lead there; raises ConfigError."""
@@ -109,12 +109,12 @@ class ServedFamilies:
         self.models.update(names)
         for name in nowhere:
             self.models.pop(name, None)
-        for led in self._led:
-            led()
+        for listener in self._listeners:
+            listener()
 
-    def when_led(self, call: Callable[[], None]) -> None:
-        """Call `call` each time that names lead to other models."""
-        self._led.append(call)
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` each time that names lead to other models."""
+        self._listeners.append(listener)
 
     # --- what the controller decides ----------------------------------------------------------------------------------
 

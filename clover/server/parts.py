@@ -84,8 +84,12 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
     `given` are family specs by name that need not be loaded.  `boxes` is the folder of the emulated GPUs of a server
     that starts beside another one, whose place it is to take: idle power, counters and files are that one's until then.
     """
-    loop, life, beside, cache = asyncio.get_running_loop(), Life(), boxes is not None, cache_folder(config.cache_dir)
-    tenants, operators = Tenants(config.tenants), Operators.of(config)
+    loop = asyncio.get_running_loop()
+    life = Life()
+    tenants = Tenants(config.tenants)
+    operators = Operators.of(config)
+    cache = cache_folder(config.cache_dir)
+    beside = boxes is not None
     account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
     machine = Machine(config, boxes or cache, account)
     devices = machine.devices
@@ -102,7 +106,8 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
         grid = Grid(chain, grid_clock.now)
         for item in config.families:
             all_families.serve(item, families.chosen(given.get(item.family) or files.serve(item), item.only))
-        lag, solver = LagWindows(), SolverClient()
+        lag = LagWindows()
+        solver = SolverClient()
         controller = Controller(
             config.controller,
             devices=devices,
