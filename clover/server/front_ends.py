@@ -72,8 +72,8 @@ class FrontEnds:
         await self.http.open()  # last, as it cannot fail for what another server holds
 
     def watch(self) -> None:
-        """Probe from now on how long requests wait for the loop: once the server is ready, as measuring and the first
-        plan would count else."""
+        """Begin to probe how long requests wait for the loop: once the server is ready, as measuring and the first plan
+        would count else."""
         self._probes.start()
 
     def own(self) -> None:

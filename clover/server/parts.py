@@ -37,7 +37,7 @@ from clover.server.machine import NEVER_NS, Machine
 from clover.server.periodic import EnergyWindows, Periodic
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
-from clover.server.totals import Totals
+from clover.server.totals import ServerTotals
 from clover.telemetry import otel
 from clover.tenants import Tenants
 from clover.types import FamilySpec
@@ -67,7 +67,7 @@ class Parts:
     ledger: ServerLedger | None
     windows: EnergyWindows
     rollouts: RollOuts
-    totals: Totals
+    totals: ServerTotals
     control: ServerControl
     periodic: Periodic
     otel: otel.OpenTelemetry | None
@@ -134,7 +134,9 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             ledger = ServerLedger(config, source, account, footprint.hardware)
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
-        totals = Totals(account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster)
+        totals = ServerTotals(
+            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster
+        )
         parts = Parts(
             config=config,
             loop=loop,

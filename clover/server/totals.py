@@ -20,7 +20,7 @@ from clover.server.rollouts import RollOuts
 from clover.tenants import Tenants
 
 
-class Totals:
+class ServerTotals:
     """Reads what the parts of a server counted."""
 
     def __init__(
