@@ -287,7 +287,7 @@ class Controller:
         if family.sleep.look(family.slo.late, devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
-        trigger = self._trigger(family, now_s)
+        trigger = self._trigger(family, now_s)  # asked in any case: triggers count what they observe
         trigger = reason or trigger
         if not trigger:
             return
