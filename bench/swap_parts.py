@@ -185,7 +185,7 @@ class Bench:
         self.server = server
         self.backend = backend
         (self.served,) = server.engine.served.values()
-        self._pool = server.engine._pool
+        self._pool = server.engine.parts.pool
 
     async def pin(self, variant: str, ask: Callable[[], None] | None = None) -> Swap:
         """Swap to `variant`, through the controller, and `ask` once rows go there; returns when the old worker is

@@ -359,7 +359,8 @@ class Account:
         now_ns: int,
         path: tuple[str, ...] = (),
     ) -> Receipt:
-        """Return the receipt of `rows` rows with `active_j` joules (as their workers' meters gave them).
+        """Bill `rows` rows with `active_j` joules (as their workers' meters gave them) and return their receipt.  Call
+        it once for each ticket.
 
         Energy includes their share of idle energy and of the front end's, carbon also the PUE.  The rows of a batch
         share one object.

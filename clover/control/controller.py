@@ -33,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from clover.carbon.grid import Grid
@@ -61,8 +61,9 @@ from clover.hints import named_wait
 from clover.interfaces import Device, Fleet
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds
+from clover.profiles import ProfileStore
 from clover.runtime.guard.guard import ALARM_LEVELS
-from clover.types import FamilyProfile, FamilySpec
+from clover.types import FamilyProfile, FamilySpec, FrontLag
 
 log = logging.getLogger("clover.control")
 
@@ -73,8 +74,10 @@ class Controller:
     """Implements `clover.interfaces.Control`.
 
     Families join by `adopt` and leave by `release`, before `start` or while it runs.  `context` is what its parts
-    share.  `totals` gives what the server counts (joules, grams, rows, served accuracy) for `state`; `alternatives`
-    finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would do.
+    share.  What is learned is kept beside the profiles of `store`, budgets in `ledger_files`; without these both are
+    lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
+    `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
+    do.
     """
 
     def __init__(
@@ -84,25 +87,24 @@ class Controller:
         devices: Mapping[str, Device],
         grid: Grid,
         solver: Solver,
-        totals: Callable[[], dict[str, Any]] | None = None,
+        store: ProfileStore | None = None,
+        ledger_files: LedgerFiles | None = None,
+        front_lag: Callable[[], FrontLag | None] = lambda: None,
         alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks)
-        self.totals = totals
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
-        self.learner = Learner(self.context, wall=clocks.wall)
+        self.learner = Learner(self.context, store=store, front_lag=front_lag, wall=clocks.wall)
         self._executor = Executor(self.context)
         self._planner = Planner(self.context, solver, self._executor)
         self._device_watch = DeviceWatch(self.context, self._executor)
         self._commands = Commands(self.context, self._planner, self._executor, self._device_watch)
-        self.ledger_files = LedgerFiles()
-        """Where budgets are kept over a restart; nowhere unless the server says so."""
-        self.further: dict[str, Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]]] = {}
-        """Commands that are carried out elsewhere, with their arguments and the operator."""
+        self.ledger_files = ledger_files or LedgerFiles()
+        """Where budgets are kept over a restart."""
         self._solver = solver
         self._sleep = clocks.sleep
         self._task: asyncio.Task[None] | None = None
@@ -285,7 +287,7 @@ class Controller:
         if family.sleep.look(family.slo.late, devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
-        trigger = self._trigger(family, now_s)
+        trigger = self._trigger(family, now_s)  # asked in any case: triggers count what they observe
         trigger = reason or trigger
         if not trigger:
             return
@@ -320,9 +322,10 @@ class Controller:
 
     # --- what the front end sees --------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """See `clover.interfaces.Control.state`."""
-        return report(self.context, self.shadows, self.core_need, self.totals)
+    def state(self, totals: Callable[[], dict[str, Any]] | None = None) -> dict[str, Any]:
+        """See `clover.interfaces.Control.state`.  `totals` gives what the server counts: joules, grams, rows, served
+        accuracy."""
+        return report(self.context, self.shadows, self.core_need, totals)
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest decisions as plain objects, newest first."""
@@ -334,8 +337,12 @@ class Controller:
 
     async def command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """See `clover.interfaces.Control.command`.  Unavailable once the server stops."""
+        return await self.carry_out(lambda: self._run_command(verb, arguments, operator))
+
+    async def carry_out(self, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+        """Do what an operator asks for, in a task that `stop` breaks off; Unavailable once the server stops."""
         self._refuse_if_stopped()
-        task = control_task(self._run_command(verb, arguments, operator))
+        task = control_task(work())
         self._commanded.add(task)
         task.add_done_callback(self._commanded.discard)
         try:
@@ -348,8 +355,6 @@ class Controller:
 
     async def _run_command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Carry out a command; refuse the rows at once for which no worker will come after it."""
-        if verb in self.further:
-            return await self.further[verb](arguments, operator)
         try:
             return await self._commands.run(verb, arguments, operator)
         finally:

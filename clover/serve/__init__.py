@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from clover.errors import not_installed
 from clover.hints import importing
 from clover.low_priority import LowPriority
+from clover.serve.upgrade import TAKE_OVER
 
 __all__ = ["main"]
-
-TAKE_OVER = "--take-over"
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:

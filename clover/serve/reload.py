@@ -152,7 +152,7 @@ class Reload:
             log.warning("SIGHUP: nothing was changed: the server is still starting")
             return
         self._new = new
-        self.server.engine.reloads += 1
+        self.server.engine.life.reloads += 1
         changes = differences(self._current, new)
         for key in sorted({key for key, _, _ in changes if key not in (*LIVE, *_BEARERS)}):
             log.warning("SIGHUP: %s changes at a restart only", key)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from clover.serve import TAKE_OVER  # circle: that file needs the word before it imports anything else
-
 log = logging.getLogger("clover.serve")
+
+TAKE_OVER = "--take-over"
 
 
 def successor_command(original: Sequence[str], executable: str) -> list[str]:

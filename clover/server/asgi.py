@@ -21,7 +21,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -32,9 +32,7 @@ from clover.http.heads import Head, MalformedError
 from clover.http.inference import InferEndpoint
 from clover.http.server_state import ConnectionBase, ServerState
 from clover.server.front_ends import FrontEnds
-
-if TYPE_CHECKING:
-    from clover.server.engine import Engine
+from clover.server.parts import Parts
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,15 +41,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 _FLOWS = 65_536
 _OF_THE_CONNECTION = (b"transfer-encoding", b"content-length", b"connection", b"expect", b"upgrade", b"keep-alive")
-
-
-class HostedServer(Protocol):
-    """What an application needs of its server: its engine once it runs (None before and after), and its life."""
-
-    @property
-    def running(self) -> Engine | None: ...
-    async def start(self) -> Any: ...
-    async def stop(self) -> bool: ...
 
 
 class AsgiConnection(ConnectionBase):
@@ -79,16 +68,11 @@ class AsgiConnection(ConnectionBase):
 
 
 class _Entry:
-    """The way into one engine: its routes, and what its requests share."""
+    """The way into one server: its routes, and what its requests share."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        if engine.frontend is None:  # one that listens nowhere
-            tracer = engine.otel.tracer if engine.otel is not None else None
-            who = engine.tenants, engine.operators
-            engine.frontend = FrontEnds(engine, engine.config, engine.loop, *who, None, tracer)
-            engine.frontend.watch(engine.controller.learner)
-        self.routes, self.state = engine.frontend.http.mount()
+    def __init__(self, parts: Parts, front: FrontEnds) -> None:
+        self.parts = parts
+        self.routes, self.state = front.http.mount()
         self.flows: OrderedDict[Any, int] = OrderedDict()
 
     def head(self, raw: bytes) -> Head:
@@ -131,23 +115,36 @@ class _Entry:
 
 
 class AsgiApp:
-    """The application; made by `Server.asgi()`."""
+    """The application; made by `Server.asgi()`.
 
-    def __init__(self, server: HostedServer) -> None:
-        self._server = server
+    `running` returns the parts of the server while it runs, None before and after; `mount` its front end then; `start`
+    and `stop` are its life.
+    """
+
+    def __init__(
+        self,
+        running: Callable[[], Parts | None],
+        mount: Callable[[], FrontEnds],
+        start: Callable[[], Awaitable[object]],
+        stop: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._running = running
+        self._mount = mount
+        self._start = start
+        self._stop = stop
         self._entry: _Entry | None = None
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
         """Start the server unless it runs, and stop it at the end if it was started here."""
-        started = self._server.running is None
+        started = self._running() is None
         if started:
-            await self._server.start()
+            await self._start()
         try:
             yield
         finally:
             if started:
-                await self._server.stop()
+                await self._stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection of the outer server."""
@@ -172,21 +169,21 @@ class AsgiApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        engine = self._server.running
-        if engine is None:
+        parts = self._running()
+        if parts is None:
             await _send_plain(send, 503, "the server is not running: start it in the lifespan of the application")
             return
-        if engine.loop is not asyncio.get_running_loop():
+        if parts.loop is not asyncio.get_running_loop():
             raise RuntimeError("a server is mounted in the event loop that it was started in")
         entry = self._entry
-        if entry is None or entry.engine is not engine:
-            entry = self._entry = _Entry(engine)
+        if entry is None or entry.parts is not parts:
+            entry = self._entry = _Entry(parts, self._mount())
         try:
             head = entry.head(_raw_head(scope))
         except MalformedError as error:
             await _send_plain(send, error.status, error.text)
             return
-        exchange = Exchange(entry.connect(scope.get("client"), engine.loop.create_future()), head)
+        exchange = Exchange(entry.connect(scope.get("client"), parts.loop.create_future()), head)
         try:
             await _exchanged(entry, exchange, receive)
         finally:
@@ -208,7 +205,7 @@ async def _exchanged(entry: _Entry, exchange: Exchange, receive: Receive) -> Non
         return
     if body is None:
         exchange.fail(413, head.too_large())
-    elif entry.engine.draining and head.endpoint is not None:
+    elif entry.parts.life.draining and head.endpoint is not None:
         exchange.fail(503, "the server is shutting down")
     else:
         entry.take(exchange, body)

@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
 
-from clover.config import ServerConfig
-from clover.control.state.learner import Learner
 from clover.errors import ConfigError
 from clover.http import Frontend, HttpStats, Inherited, Mounted
-from clover.http.audit import Operators
-from clover.http.loop_lag import LagWindows, LoopLag
-from clover.http.server_state import RequestTracer
+from clover.http.loop_lag import LoopLag
 from clover.interfaces import ServerView
+from clover.server.parts import Parts
 from clover.telemetry.metrics.server import grpc_calls
-from clover.tenants import Tenants
 
 if TYPE_CHECKING:
     from clover.grpc.frontend import GrpcFrontend
@@ -31,22 +27,18 @@ _PACKAGES = ("grpc", "google.protobuf", "grpc_health", "grpc_reflection")
 
 
 class FrontEnds:
-    """Starts, drains and closes both.  `grpc` is None if `listen.grpc_port` is not set; `lag` is how long requests wait
-    for the loop, once it is watched."""
+    """Starts, drains and closes both: the ways into `view`, which is made of `parts`.  `mounted` are paths of HTTP
+    beside the server's own.  `grpc` is None if `listen.grpc_port` is not set; `lag` takes how long requests wait for
+    the loop, once it is watched."""
 
-    def __init__(
-        self,
-        view: ServerView,
-        config: ServerConfig,
-        loop: asyncio.AbstractEventLoop,
-        tenants: Tenants,
-        operators: Operators,
-        mounted: Mounted | None,
-        tracer: RequestTracer | None,
-    ) -> None:
-        self.http = Frontend(view, config, loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer)
-        self.lag = LagWindows()
-        self._probes = LoopLag(loop, self.lag.note)
+    def __init__(self, view: ServerView, parts: Parts, mounted: Mounted | None) -> None:
+        config, tenants, operators = parts.config, parts.tenants, parts.operators
+        tracer = parts.otel.tracer if parts.otel is not None else None
+        self.http = Frontend(
+            view, config, parts.loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer
+        )
+        self.lag = parts.lag
+        self._probes = LoopLag(parts.loop, self.lag.note)
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
             check_grpc()
@@ -79,10 +71,9 @@ class FrontEnds:
             await self.grpc.start(grpc_port)
         await self.http.open()  # last, as it cannot fail for what another server holds
 
-    def watch(self, learner: Learner) -> None:
-        """Let `learner` see from now on how long requests wait for the loop: once the server is ready, as measuring and
-        the first plan would count else."""
-        learner.front_lag = self.lag.typical
+    def watch(self) -> None:
+        """Begin to probe how long requests wait for the loop: once the server is ready, as measuring and the first plan
+        would count else."""
         self._probes.start()
 
     def own(self) -> None:

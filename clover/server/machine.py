@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from clover.energy.marks import ClosedMeters, MeterMark
 from clover.errors import CloverError, ConfigError, DeviceError
 from clover.interfaces import Device, EnergyMeter
 from clover.process_clock import process_ns
-from clover.runtime.served import Served
 from clover.runtime.workers import sandboxes
 from clover.settings.check import on_gpus
 from clover.types import DeviceShape, EnergySample, Method, Reading
@@ -72,8 +71,6 @@ class Machine:
         self.beside = False
         """Whether another server meters the machine, and this one counts only what its own processes use."""
         self.core_idle: CoreIdle | None = None
-        self.served: Mapping[str, Served] = {}
-        """The families, whose folders `start` looks through for files that the sandbox does not keep from models."""
         self._polls = GpuPolls()
         self._idles = KeptIdles(cache)
         self._retry_s = time.monotonic() + _RETRY_S
@@ -121,10 +118,12 @@ class Machine:
         self._account.add_device(name, slices, front_end, foreign)
         self._account.add_host(name, self._host)
 
-    async def start(self) -> None:
-        """Start the meters of the GPUs.  Call it before there are workers: it measures idle watts of all devices."""
+    async def start(self, folders: Sequence[str]) -> None:
+        """Start the meters of the GPUs.  Call it before there are workers: it measures idle watts of all devices.
+
+        `folders`: those of the families, which are searched for files that the sandbox does not keep from models."""
         sandboxes.check(self._config.workers, gpu=self._real_gpus())
-        for line in sandboxes.exposed(self._config, [served.spec.folder for served in self.served.values()]):
+        for line in sandboxes.exposed(self._config, folders):
             log.warning("%s", line)
         for meter in self.meters.values():
             if isinstance(meter, energy.RaplMeter):

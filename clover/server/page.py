@@ -1,41 +1,40 @@
-"""The dashboard as the engine holds it: its feed, its paths, and the report that it shows."""
+"""The dashboard of a server: its feed, its paths, and the report that it shows."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from prometheus_client.core import Metric
 
 from clover._native.histogram import Histogram
 from clover.dashboard import Feed, FeedSources, ReportMaker, dashboard_paths
 from clover.dashboard.paths import NO_REPORT, NOT_INSTALLED
 from clover.dashboard.today import read_today
-from clover.server.tasks import cancelled
+from clover.server.parts import Parts
+from clover.server.periodic import cancelled
 from clover.telemetry.ledger.report_order import ReportOrder
-from clover.telemetry.metrics import Metrics
 from clover.telemetry.metrics.server import pages
-
-if TYPE_CHECKING:
-    from clover.server.engine import Engine  # circle: types only; the engine makes its own page
 
 
 class DashboardPage:
-    """The feed and the paths of an engine whose controller is made; what it counts is added to `metrics`."""
+    """The feed and the paths of the page of a server that is made of `parts`; `ready` says whether it is."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        context = engine.controller.context
-        ledger = engine.ledger.status.path if engine.ledger is not None else None
+    def __init__(self, parts: Parts, ready: Callable[[], bool]) -> None:
+        context = parts.controller.context
+        ledger = parts.ledger.status.path if parts.ledger is not None else None
 
         def latency() -> Mapping[str, Histogram]:
-            return {name: served.traffic.latency for name, served in engine.served.items()}
+            return {name: served.traffic.latency for name, served in parts.families.served.items()}
 
         def today(now_s: float) -> dict[str, Any]:
             assert ledger is not None
             return read_today(ledger, now_s)
 
         def order() -> ReportOrder:
-            return ReportOrder(str(ledger), engine.config.report)
+            return ReportOrder(str(ledger), parts.config.report)
 
         report: ReportMaker | str = ReportMaker(order)
         if ledger is None:
@@ -45,21 +44,24 @@ class DashboardPage:
 
         self.feed = Feed(
             FeedSources(
-                state=engine.controller.state,
+                state=parts.control.state,
                 decisions=context.decisions.records,
                 latency=latency,
-                ready=engine.ready,
-                draining=lambda: engine.draining,
-                grid=engine.grid,
-                chain=engine.chain,
+                ready=ready,
+                draining=lambda: parts.life.draining,
+                grid=parts.grid,
+                chain=parts.chain,
                 intensity_change=lambda: context.config.intensity_change,
                 today=today if ledger is not None else None,
             )
         )
         self.mounted = dashboard_paths(self.feed.streams, report)
-        metrics.further.append(lambda: pages(self.feed.streams))
+
+    def metrics(self) -> Iterable[Metric]:
+        """Return how many pages are open, and what they were sent."""
+        return pages(self.feed.streams)
 
     def start(self, stack: AsyncExitStack) -> None:
-        """Begin to look at the engine, in the running loop, until `stack` is closed."""
+        """Begin to look at the server, in the running loop, until `stack` is closed."""
         stack.push_async_callback(self.feed.stop)
         stack.push_async_callback(cancelled, self.feed.start())

@@ -6,23 +6,21 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from clover import families, profiling
 from clover.cache import check_files
-from clover.config import RolloutConfig
+from clover.config import RolloutConfig, ServerConfig
 from clover.errors import BadRequest, ConfigError, ProfileError
 from clover.hints import did_you_mean
 from clover.interfaces import Device
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.served import Served
+from clover.runtime.workers.pool import Pool
 from clover.steps import described
 from clover.types import Assignment, FamilyProfile, FamilySpec
-
-if TYPE_CHECKING:
-    from clover.server.engine import Engine  # circle: types only; the engine makes its own roll-outs
 
 _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MB = 1e6
@@ -140,14 +138,16 @@ def why_no_room(served: Served, devices: Mapping[str, Device], deployment: Itera
     return ""
 
 
-async def profile_for(engine: Engine, served: Served, spec: FamilySpec) -> tuple[FamilyProfile | None, str]:
+async def profile_for(
+    config: ServerConfig, devices: Mapping[str, Device], pool: Pool, served: Served, spec: FamilySpec
+) -> tuple[FamilyProfile | None, str]:
     """Return the profile of a new version and how it is known: measured, if its folder was profiled on this machine
     before, else the stable version's carried over.  Measuring now would disturb what is served."""
     if served.profile is None:
         return None, "none, as the stable version has none"
-    stored = msgspec.structs.replace(engine.config, profile="require")
+    stored = msgspec.structs.replace(config, profile="require")
     try:
-        found = await profiling.ensure(spec, engine.devices, engine.pool, stored)
+        found = await profiling.ensure(spec, devices, pool, stored)
     except ProfileError:
         return served.profile, f"carried over from version {served.spec.version}"
     return found, "measured"

@@ -14,17 +14,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from clover.config import RolloutConfig
+from clover.config import RolloutConfig, ServerConfig
+from clover.control.controller import Controller
 from clover.control.state.decisions import DecisionEntry
-from clover.errors import BadRequest, CloverError, Conflict, Unavailable
+from clover.errors import BadRequest, CloverError, Conflict, NotFound, Unavailable
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
 from clover.runtime.served import Served
 from clover.runtime.split import ServedVersion, VersionSplit
+from clover.server.families import ServedFamilies
+from clover.server.life import Life
+from clover.server.loading import Loading
 from clover.server.rollout_checks import (
     find_version,
     has_changed,
@@ -35,9 +40,6 @@ from clover.server.rollout_checks import (
 )
 from clover.server.rollout_files import RolloutFiles
 from clover.types import Assignment, Declined, FamilySpec, Routing
-
-if TYPE_CHECKING:
-    from clover.server.engine import Engine  # circle: types only; the engine makes its own roll-outs
 
 log = logging.getLogger("clover.server")
 
@@ -98,12 +100,27 @@ class RollOut:
 
 
 class RollOuts:
-    """The roll-outs of one server: at most one a model."""
+    """The roll-outs of one server: at most one a model.  `forget` counts what a version used that is about to go."""
 
-    def __init__(self, engine: Engine, files: RolloutFiles) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        files: RolloutFiles,
+        families: ServedFamilies,
+        controller: Controller,
+        loading: Loading,
+        life: Life,
+        *,
+        forget: Callable[[str], Awaitable[None]],
+    ) -> None:
         self.counts = dict.fromkeys(OUTCOMES, 0)
-        self._engine = engine
+        self._config = config
         self._files = files
+        self._families = families
+        self._controller = controller
+        self._loading = loading
+        self._life = life
+        self._forget = forget
         self._active: dict[str, RollOut] = {}
         self._last: dict[str, RollOut] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,13 +142,22 @@ class RollOuts:
             "first"
         )
 
-    def find(self, name: str) -> Served | None:
-        """Return the family behind NAME@VERSION while NAME is being rolled out."""
+    def pick(self, name: str | None) -> Served:
+        """Return the family of that name, or the only one for None; while NAME is being rolled out, NAME@VERSION is a
+        name, too.  Raises NotFound or BadRequest."""
+        families, trials = self._families.served, self.trials()
+        if name is None:
+            own = [served for key, served in families.items() if key not in trials]
+            if len(own) != 1:
+                raise BadRequest(f"say which model: {', '.join(served.name for served in own)}")
+            return own[0]
+        served = families.get(name)
         model, _, version = name.partition("@")
-        one = self._active.get(model)
-        if one is None or not version:
-            return None
-        return self._engine.served.get(model if version == one.stable.version else name)
+        if served is None and version and (one := self._active.get(model)) is not None:
+            served = families.get(model if version == one.stable.version else name)
+        if served is None:
+            raise NotFound("Request for unknown model: no model of that name is served")
+        return served
 
     def trials(self) -> set[str]:
         """Return the names inside of the versions that are tried: they are no models of their own."""
@@ -147,7 +173,7 @@ class RollOuts:
         Conflict or Unavailable."""
         given = dict(arguments)
         wanted = len({"action", "folder"} & given.keys())
-        served = self._engine.pick(_text(given, "model") or None)
+        served = self.pick(_text(given, "model") or None)
         action, folder, dry_run = _text(given, "action"), _text(given, "folder"), given.pop("dry_run", False)
         if type(dry_run) is not bool:
             raise BadRequest("dry_run is true or false")
@@ -174,24 +200,23 @@ class RollOuts:
     ) -> dict[str, Any]:
         """Start a roll-out; `asked` has its settings, the operator, and whether it is a dry run."""
         given, operator, dry_run = asked
-        engine = self._engine
         self.check_free(served.name)
-        if engine.draining:
+        if self._life.draining:
             raise Unavailable("the server is shutting down")
         if served.state != "READY" or not served.ready:
             raise Conflict(f"{served.name} is not ready: there is nothing to compare a new version with")
-        settings = settings_of(engine.config.rollout, given)
-        listed, only = engine.config.require_manifest, served.config.only
+        settings = settings_of(self._config.rollout, given)
+        listed, only = self._config.require_manifest, served.config.only
         spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root, listed, only)
         self.check_free(served.name)
-        if why := why_no_room(served, engine.devices, self._deployment(served)[0]):
+        if why := why_no_room(served, self._families.devices, self._deployment(served)[0]):
             raise Conflict(f"version {spec.version} cannot run beside version {served.spec.version}: {why}")
         one = RollOut(served.name, spec, served.spec, settings, operator or "operator")
         if dry_run:
             return {**one.report(time.monotonic()), "phase": "checked", "dry_run": True}
         self._active[served.name] = one
         try:
-            async with engine.loading.changing:
+            async with self._loading.changing:
                 await self._start(one, served)
         except BaseException as error:
             one.phase, one.why = "failed", str(error)
@@ -206,15 +231,14 @@ class RollOuts:
 
     def _deployment(self, served: Served) -> tuple[tuple[Assignment, ...], Routing]:
         """Return what the stable version runs and how rows go to it."""
-        family = self._engine.controller.context.families.get(served.name)
+        family = self._controller.context.families.get(served.name)
         if family is not None and family.deployed is not None:
             return family.deployed.deployment, family.deployed.routing
         return served.fleet.routed, served.fleet.routing
 
     async def _start(self, one: RollOut, served: Served) -> None:
         """Start the workers of a new version and give it its share."""
-        engine = self._engine
-        context, settings = engine.controller.context, one.settings
+        families, context, settings = self._families, self._controller.context, one.settings
         if served.state != "READY":  # it was unloaded while another change was awaited
             raise Conflict(f"{served.name} is not ready any more: there is nothing to compare a new version with")
         family = context.families.get(served.name)
@@ -222,12 +246,12 @@ class RollOuts:
             one.frozen, family.frozen, family.trial = family.frozen, True, one.spec.version
         async with context.lock:  # so that a plan that is being carried out is there
             deployment, routing = self._deployment(served)
-        profile, one.profile = await profile_for(engine, served, one.spec)
+        profile, one.profile = await profile_for(self._config, families.devices, families.pool, served, one.spec)
         config = msgspec.structs.replace(served.config, name=one.key, relief="", guard="off", audit=0.0)
-        new = one.served = engine.add_served(config, one.spec)
+        new = one.served = families.add(config, one.spec)
         new.memory_share = served.memory_share
         new.use(profile, served.drawn)
-        engine.account.add_family(new.name, time.monotonic_ns())
+        families.account.add_family(new.name, time.monotonic_ns())
         one.deployment = mirrored(deployment, new.name)
         for item in one.deployment:
             await context.instances.hold(new.name, item.placement)
@@ -249,10 +273,8 @@ class RollOuts:
             ServedVersion(served.router, served.slab), ServedVersion(new.router, new.slab), tests
         )
         split.share, split.paired = settings.percent / 100.0, settings.paired / 100.0
-        models = engine.models()
-        models[f"{one.name}@{one.stable.version}"], models[one.key] = served.router, new.router
-        models[one.name] = split
-        engine.forget_endpoints()
+        versions = {f"{one.name}@{one.stable.version}": families.own_model(one.name)}
+        families.lead({**versions, one.key: families.own_model(one.key), one.name: split})
         one.phase = "trial"
         self._files.tried(one.name, served.config.family, one.spec)
         words = f"version {one.spec.version} takes {settings.percent:g} % of the requests; its profile is {one.profile}"
@@ -260,7 +282,7 @@ class RollOuts:
 
     def announce(self) -> None:
         """Record what this start made of roll-outs before it."""
-        context = self._engine.controller.context
+        context = self._controller.context
         for name, text in self._files.notes.items():
             context.decisions.record(
                 DecisionEntry(
@@ -279,12 +301,12 @@ class RollOuts:
         """Judge every version that is tried, and begin to do what follows."""
         now_s = time.monotonic()
         for one in list(self._active.values()):
-            if one.phase != "trial" or one.split is None or self._engine.draining:
+            if one.phase != "trial" or one.split is None or self._life.draining:
                 continue
             one.split.tests.look(now_s)
             verdict = one.split.tests.verdict(now_s)
             if verdict.action:
-                task = self._engine.loop.create_task(self._finish(one, verdict, ""), name="clover-rollout")
+                task = asyncio.get_running_loop().create_task(self._finish(one, verdict, ""), name="clover-rollout")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -304,8 +326,8 @@ class RollOuts:
         promote = verdict.action == "promote"
         one.phase, one.why = "promoting" if promote else "rolling back", verdict.why
         one.operator = operator or one.operator
-        engine, began_s = self._engine, time.monotonic()
-        async with engine.loading.changing:
+        began_s = time.monotonic()
+        async with self._loading.changing:
             try:
                 outcome, more = await self._promote(one) if promote else ("rolled back", "")
             except Exception as error:
@@ -321,7 +343,7 @@ class RollOuts:
         one.why = "; ".join(filter(None, (verdict.why, more)))
         self._over(one)
         if outcome == "promoted":
-            self._files.promoted(one.name, engine.served[one.name].config.family, one.spec)
+            self._files.promoted(one.name, self._families.served[one.name].config.family, one.spec)
         else:
             self._files.ended(one.name)
         action = {"promoted": "applied", "rolled back": "rolled back"}.get(outcome, "failed")
@@ -329,23 +351,23 @@ class RollOuts:
 
     async def _promote(self, one: RollOut) -> tuple[str, str]:
         """Serve the new version in the place of the stable one; return the outcome, and what went wrong."""
-        engine, split = self._engine, one.split
-        served, new = engine.served[one.name], one.served
+        split = one.split
+        served, new = self._families.served[one.name], one.served
         assert split is not None
         assert new is not None
         if await asyncio.to_thread(has_changed, one.spec):
             return "failed", "its files have changed since its trial began: begin again"
         old_spec, old_profile = served.spec, served.profile
         split.share, split.paired = 1.0, 0.0
-        await engine.loading.settled([served.router])
+        await self._loading.settled([served.router])
         split.alone = True
         try:
-            await engine.loading.replace(served, one.spec, new.profile)
+            await self._loading.replace(served, one.spec, new.profile)
         except CloverError as error:
             version = one.spec.version
             log.warning("%s: version %s does not start in the place of the stable one: %s", one.name, version, error)
             try:
-                await engine.loading.replace(served, old_spec, old_profile)
+                await self._loading.replace(served, old_spec, old_profile)
             except CloverError as worse:
                 self._stuck(one, f"{error}; the stable version did not start again either: {worse}")
                 return "stuck", ""
@@ -360,44 +382,41 @@ class RollOuts:
 
     def _restore(self, one: RollOut) -> None:
         """Have all requests go to the family's own workers again."""
-        engine = self._engine
-        models = engine.models()
-        models[one.name] = engine.models_own(one.name)
-        for version in (one.stable.version, one.spec.version):
-            models.pop(f"{one.name}@{version}", None)
         if one.split is not None:
             one.split.share = one.split.paired = 0.0
             one.split.closed_reason = _OVER
-        engine.forget_endpoints()
+        versions = [f"{one.name}@{version}" for version in (one.stable.version, one.spec.version)]
+        self._families.lead({one.name: self._families.own_model(one.name)}, nowhere=versions)
         self._thaw(one)
 
     def _thaw(self, one: RollOut) -> None:
         """Leave the plan of the family as free as it was."""
-        family = self._engine.controller.context.families.get(one.name)
+        family = self._controller.context.families.get(one.name)
         if family is not None and one.frozen is not None:
             family.frozen, family.trial = one.frozen, ""
 
     async def _settle(self, one: RollOut) -> None:
         """Wait until every request that came through the split has its answer, at most as long as a drain."""
-        end_s = time.monotonic() + self._engine.config.limits.drain_s
+        end_s = time.monotonic() + self._config.limits.drain_s
         while one.split is not None and one.split.waiting and time.monotonic() < end_s:
             await asyncio.sleep(_SETTLE_STEP_S)
 
     async def _clear(self, one: RollOut) -> None:
         """End the workers of the version that was tried, and free what it held."""
-        engine, new = self._engine, one.served
+        new = one.served
         if one.split is None:
             self._thaw(one)
         if new is None:
             return
         new.fleet.closing = True
-        await engine.loading.retire(new, _OVER)
+        await self._loading.retire(new, _OVER)
         for item in one.deployment:
             try:
-                await engine.controller.context.instances.release(new.name, item.placement)
+                await self._controller.context.instances.release(new.name, item.placement)
             except CloverError as error:
                 log.warning("%s: %s", new.name, error)
-        await engine.drop_served(new)
+        await self._forget(new.name)
+        self._families.drop(new)
         one.served = None
 
     def _over(self, one: RollOut) -> None:
@@ -409,7 +428,7 @@ class RollOuts:
 
     def _record(self, one: RollOut, action: str, detail: str, seconds: float = 0.0) -> None:
         """Record a decision about a roll-out; the ledger takes it from there."""
-        context = self._engine.controller.context
+        context = self._controller.context
         family = context.families.get(one.name)
         context.decisions.record(
             DecisionEntry(

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from clover import settings
+from clover.cache import cache_folder
 from clover.config import ServerConfig
 from clover.errors import CloverError, StartError, Unavailable
 from clover.families import published
@@ -33,10 +34,11 @@ from clover.runtime.embedded import Answer
 from clover.runtime.workers.pool import Pool
 from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
+from clover.server.parts import Parts, build
+from clover.server.periodic import cancelled
 from clover.server.stop_limit import GPU_STOP_S, STOP_S, StopLimit
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
-from clover.server.tasks import cancelled
 from clover.settings.check import on_gpus
 from clover.settings.command_line import in_python
 from clover.types import FamilySpec
@@ -99,7 +101,7 @@ class Server:
         """Start as `start` does.  Unless it is `shown` to somebody, log which answers mean nothing."""
         pool = self._pool or self._launch()
         try:
-            engine = Engine(self.config, self._given, pool, http=self._http, succession=self._succession)
+            engine = self._assemble(pool)
         except BaseException:
             await pool.stop()
             raise
@@ -115,6 +117,16 @@ class Server:
             if untrained := published.caution(served.spec):
                 log.warning("%s", untrained)
         return self
+
+    def _assemble(self, pool: Pool) -> Engine:
+        succession = self._succession
+        boxes = succession.boxes(cache_folder(self.config.cache_dir)) if succession is not None else None
+        parts = build(self.config, self._given, pool, boxes=boxes)
+        try:
+            return Engine(parts, http=self._http, succession=succession)
+        except BaseException:
+            parts.close()
+            raise
 
     async def drain(self) -> bool:
         """Fail readiness, wait the drain delay, stop accepting, answer what was received; return whether all was."""
@@ -209,15 +221,13 @@ class Server:
         self._use()
         self._succession = take_overs.succession if take_overs is not None else None
         self._pool = self._launch()
-        if self._succession is not None:
-            self._succession.give_time(self._pool)
 
         async def main() -> int:
             loop = asyncio.get_running_loop()
             ended = asyncio.Event()
 
             def signalled(number: int) -> None:
-                handing = self._engine.handing if self._engine is not None else None
+                handing = self._engine.life.handing if self._engine is not None else None
                 if handing is not None and not handing.is_set():
                     handing.set()  # another server has taken over: do not wait for clients that are silent
                     return
@@ -242,7 +252,7 @@ class Server:
             if on_ready is not None:
                 on_ready(self)
             if take_overs is not None:
-                take_overs.start(self.engine, ended.set)
+                take_overs.start(self.engine.parts, self.engine.frontend, ended.set)
             await waiting
             limit.start(self._longest_stop_s())
             if take_overs is not None:
@@ -264,14 +274,16 @@ class Server:
 
     def _longest_stop_s(self) -> float:
         """Return the seconds after which a stop that begins now is over, whatever hangs."""
-        limits, handing = self.config.limits, self._engine is not None and self._engine.handing is not None
+        limits, handing = self.config.limits, self._engine is not None and self._engine.life.handing is not None
         drain_s = 2 * limits.drain_s if handing else limits.drain_delay_s + limits.drain_s
         if self._succession is not None and self._succession.waiting:
             drain_s += 2 * limits.drain_s
         return drain_s + (GPU_STOP_S if on_gpus(self.config.workers.device) else STOP_S)
 
     def _launch(self) -> Pool:
-        return Pool.launch(start_s=self.config.workers.start_s, silent_s=self.config.workers.silent_s)
+        workers = self.config.workers
+        start_s = self._succession.start_s(workers.start_s) if self._succession is not None else workers.start_s
+        return Pool.launch(start_s=start_s, silent_s=workers.silent_s)
 
     @property
     def url(self) -> str:
@@ -300,7 +312,11 @@ class Server:
     def asgi(self) -> AsgiApp:
         """Return the server's HTTP paths as an ASGI application, for FastAPI, Starlette or uvicorn; `http=False` leaves
         it the only way in."""
-        return AsgiApp(self)
+
+        def running() -> Parts | None:
+            return engine.parts if (engine := self.running) is not None else None
+
+        return AsgiApp(running, lambda: self.engine.mount(), self.start, self.stop)
 
     # --- inference ------------------------------------------------------------------------------------------------
 
@@ -359,7 +375,7 @@ class Server:
         tenant: str | None,
     ) -> Answer:
         engine = self.engine
-        if engine.draining:
+        if engine.life.draining:
             raise Unavailable("the server is shutting down")
         timeout_ns = 0
         if timeout_ms is not None:

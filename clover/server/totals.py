@@ -1,4 +1,4 @@
-"""What a server counted so far of one model, as the state and the embedding API show it."""
+"""What a server counted so far, as the state and the embedding API show it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,64 @@ from clover.accounting import Account
 from clover.accounting.sci import SciReport
 from clover.control.baselines.saved import Devices, saved_by_all
 from clover.control.baselines.shadow import Shadow
+from clover.control.controller import Controller
 from clover.runtime.served import Served
+from clover.server.cluster_follower import ClusterFollower
+from clover.server.families import ServedFamilies
+from clover.server.footprint import Footprint
+from clover.server.ledger import ServerLedger
+from clover.server.machine import Machine
+from clover.server.rollouts import RollOuts
+from clover.tenants import Tenants
+
+
+class ServerTotals:
+    """Reads what the parts of a server counted."""
+
+    def __init__(
+        self,
+        account: Account,
+        footprint: Footprint,
+        machine: Machine,
+        families: ServedFamilies,
+        tenants: Tenants,
+        controller: Controller,
+        ledger: ServerLedger | None,
+        rollouts: RollOuts,
+        cluster: ClusterFollower,
+    ) -> None:
+        self._account = account
+        self._footprint = footprint
+        self._machine = machine
+        self._families = families
+        self._tenants = tenants
+        self._controller = controller
+        self._ledger = ledger
+        self._rollouts = rollouts
+        self._cluster = cluster
+
+    def report(self) -> dict[str, Any]:
+        """Return joules and grams by model and device, rows and workers, ready for JSON."""
+        account, machine, tenants = self._account, self._machine, self._tenants
+        sci = self._footprint.report()
+        models = {
+            name: model_totals(served, account, sci, tenants=bool(tenants))
+            for name, served in self._families.served.items()
+        }
+        devices = {name: {**line, **machine.about(name)} for name, line in account.devices().items()}
+        return {
+            "pue": account.pue,
+            "saved": saved_by_all(self._controller.shadows.of.values(), devices),
+            "sci": sci.as_json(),
+            "models": models,
+            **({"tenants": tenants.as_json()} if tenants else {}),
+            "devices": devices,
+            "core_idle": machine.idle_states(),
+            "ledger": self._ledger.report() if self._ledger is not None else None,
+            "rollouts": self._rollouts.report(),
+            "cluster": self._cluster.report(),
+            "sandbox": machine.sandbox(),
+        }
 
 
 def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: bool) -> dict[str, Any]:

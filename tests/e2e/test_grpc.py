@@ -82,7 +82,7 @@ def test_a_server_over_grpc(tmp_path: Path) -> None:
                     await infer(request(5), metadata=TENANT)
                 assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert int(dict(refused.value.trailing_metadata())["retry-after"]) >= 1
-                pids = [worker.pid for worker in server.engine._pool.workers]
+                pids = [worker.pid for worker in server.engine.parts.pool.workers]
                 for pid in pids:
                     os.kill(pid, signal.SIGSTOP)
                 late = await code_of(infer(request(), metadata=TENANT, timeout=0.05))

@@ -34,7 +34,7 @@ def test_what_two_runs_count_is_in_the_ledger(tmp_path: Path) -> None:
                 await server.ainfer({"INPUT0": np.zeros((2, 4), np.float32)})
             ledger = server.engine.ledger
             await until(lambda: ledger.status.state == "writing" and ledger.status.grams > sum(grams))
-            state = server.engine.controller.state()["totals"]["ledger"]
+            state = server.engine.control().state()["totals"]["ledger"]
             assert (state["state"], state["dropped_rows"], state["path"]) == ("writing", 0, str(path))
             text = server.engine.metrics().decode()
             assert "clover_ledger_up 1.0" in text
@@ -66,7 +66,7 @@ def test_a_server_keeps_none_unless_asked(tmp_path: Path) -> None:
     async def serve_once() -> None:
         async with serve("toy", tmp_path, variant="half", state_dir=str(tmp_path / "state")) as server:
             assert server.engine.ledger is None
-            assert server.engine.controller.state()["totals"]["ledger"] is None
+            assert server.engine.control().state()["totals"]["ledger"] is None
 
     run(serve_once())
     assert not (tmp_path / "state").exists()

@@ -79,7 +79,7 @@ def test_in_this_loop(tmp_path: Path) -> None:
 
 @quick_start
 def test_the_energy_until_the_stop_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clover.server.each_second.TICK_S", 3600.0)  # no window is closed while it serves
+    monkeypatch.setattr("clover.server.periodic.TICK_S", 3600.0)  # no window is closed while it serves
 
     async def main() -> None:
         async with serve("identity_bytes", tmp_path, variant="echo") as server:

@@ -98,7 +98,8 @@ class Owner:
     async def __aenter__(self) -> Owner:
         self.server._succession = self.take_overs.succession
         await self.server.start()
-        self.take_overs.start(self.server.engine, self.ended.set)
+        engine = self.server.engine
+        self.take_overs.start(engine.parts, engine.frontend, self.ended.set)
         path = socket_file.place(self.server.config)
         if path is not None and self.take_overs.succession is None:
             await until(path.exists)
@@ -211,10 +212,10 @@ def test_a_successor_that_gives_up_leaves_the_running_server_alone(
             late.close()
             seen, engine = client.answered, first.server.engine
             await until(lambda: client.answered > seen + 50)
-            assert not engine.draining
+            assert not engine.life.draining
             assert client.faults == []
             joules = float(engine.account.devices()["cpu0"]["measured_j"])
-            await engine.count()
+            await engine.parts.windows.count()
             assert float(engine.account.devices()["cpu0"]["measured_j"]) > joules
             client.ended = True
 

@@ -76,7 +76,7 @@ def test_tenants_from_the_token_to_the_account(tmp_path: Path) -> None:
                 await server.ainfer({"INPUT0": ROWS, "INPUT1": ROWS}, tenant="slow")
 
             # What is counted: sums are the model's.
-            await engine._account()
+            await engine.parts.windows.close()
             found = engine.served["simple"].tenants
             assert {name: dict(totals.requests) for name, totals in found.items()} == {
                 "": {200: 1},

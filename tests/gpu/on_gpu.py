@@ -121,15 +121,15 @@ def pinned(asked: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from clover.runtime.memory.slab import map_shared, shared_memory
-    from clover.worker import cuda_driver
+    from clover.worker.cuda_driver import CudaDriver, register
 
     torch.zeros(1, device="cuda")
     size = 1 << 22
     mapped = map_shared(shared_memory("clover-test", size), size)
     array = np.frombuffer(mapped, np.uint8)
-    registered, refused = cuda_driver.register(cuda_driver.CudaDriver(), [array])
+    registered, refused = register(CudaDriver(), [array])
     pinned = torch.from_numpy(array).is_pinned()
-    _, again = cuda_driver.register(cuda_driver.CudaDriver(), [array])  # it is registered already
+    _, again = register(CudaDriver(), [array])  # it is registered already
     works = float((torch.ones(1, device="cuda") + 1).cpu()[0]) == 2.0
     torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)  # type: ignore[no-untyped-call]
     try:

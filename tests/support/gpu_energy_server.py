@@ -51,7 +51,7 @@ async def scene(cache: Path) -> None:
         await asyncio.to_thread(sys.stdin.readline)
         shared = await until(lambda found: found["shared"], 5.0)
         await load.end()
-        await engine._account()
+        await engine.parts.windows.close()
         account = engine.account
         say(
             rested=rested,

@@ -184,27 +184,18 @@ def test_the_core_imports_no_wing() -> None:
     assert naming == NAMES_A_WING
 
 
-# An import that closes a circle of files, and must, says why on its own line: `# circle: why`.
-JUSTIFIED = re.compile(r"#\s*circle: \S")
 _CIMPORT = re.compile(r"from (clover\.\S+) cimport ")
 
 
 def dependencies(module: str) -> dict[str, str]:
     """The files of the package that a file depends on, and where: it imports them, be it in a function or for types
     only, or the .pxd beside it cimports them."""
-    source = SOURCES[module]
-    lines = source.read_text().splitlines()
-    found = {name: place(module, line) for name, line in imports(module) if counts(lines[line - 1])}
-    declared = source.with_suffix(".pxd")
+    found = {name: place(module, line) for name, line in imports(module)}
+    declared = SOURCES[module].with_suffix(".pxd")
     for line, text in enumerate(declared.read_text().splitlines() if declared.exists() else (), 1):
-        if (match := _CIMPORT.match(text)) and counts(text):
+        if match := _CIMPORT.match(text):
             found.setdefault(match[1], f"{declared.relative_to(ROOT)}:{line}")
     return {name: where for name, where in found.items() if name in SOURCES and name != module}
-
-
-def counts(line: str) -> bool:
-    """Whether an import on this line counts: it does not if it says why it closes a circle."""
-    return not JUSTIFIED.search(line)
 
 
 def circles(graph: dict[str, Iterable[str]]) -> list[list[str]]:
@@ -235,14 +226,12 @@ def test_files_do_not_import_each_other_in_circles() -> None:
             for name, where in graph[module].items()
             if name in circle
         ]
-    assert not faults, "open it, or say `# circle: why` at the import\n" + "\n".join(faults)
+    assert not faults, "\n".join(faults)
 
 
 def test_circles_are_found() -> None:
     assert circles({"a": "bc", "b": "c", "c": ""}) == []
     assert circles({"a": "b", "b": "c", "c": "bd", "d": "e", "e": "d", "f": "f"}) == [["b", "c"], ["d", "e"], ["f"]]
-    assert not counts("from clover import a  # circle: a needs b for its types")
-    assert counts("from clover import a  # circle:")
 
 
 NAMES_A_TEST = re.compile(r"(?<!def )\btest_")

@@ -1,4 +1,4 @@
-"""The language of the package: unique class names, docstrings that begin with a verb, files of a readable size."""
+"""The language of the package: unique class names, and docstrings that begin with a verb."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ FILES = {
 }
 FOLDERS = sorted({file.rpartition("/")[0] for file in FILES})
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-# In clover/types.py all nouns stand in one place.
-MOST_PARAMETERS = 8
 
 # The first words of docstrings.  Is yours a verb in the imperative?  Then add it.
 VERBS = frozenset(
@@ -61,13 +58,6 @@ def functions(file: str) -> tuple[Function, ...]:
     )
 
 
-def parameters(function: Function) -> int:
-    """Count the parameters that a caller may give."""
-    given = function.args
-    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-    return len(names) - (names[:1] in (["self"], ["cls"]))
-
-
 def first_word(docstring: str) -> str:
     """Return the first word of a docstring, up to the first space."""
     return docstring.split(maxsplit=1)[0].rstrip(".,:;")
@@ -93,16 +83,6 @@ def test_public_classes_have_names_of_their_own() -> None:
                     places[node.name].append(file)
     shared = {name: files for name, files in places.items() if len(files) > 1}
     assert not shared
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_no_function_takes_a_train_of_parameters(folder: str) -> None:
-    many = {
-        f"{file}:{function.lineno}: {function.name}": parameters(function)
-        for file in files_in(folder)
-        for function in functions(file)
-    }
-    assert {place: count for place, count in many.items() if count > MOST_PARAMETERS} == {}
 
 
 @pytest.mark.parametrize(

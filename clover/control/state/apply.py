@@ -1,6 +1,6 @@
 """Carrying out a transition, and undoing one that failed.
 
-SharedInstances are shared: two families may sit on one core-set.  `SharedInstances` counts who holds what, makes an
+Instances are shared: two families may sit on one core-set.  `SharedInstances` counts who holds what, makes an
 instance for the first holder and unmakes it after the last.
 
 The steps of a stage run at once.  If one fails the others of its stage are finished, and the transition ends there.

@@ -35,9 +35,16 @@ class Learner:
     """What the families of `context` learn; lost with the server, unless it gives the `store` of profiles.  `front_lag`
     returns how long requests wait for the front end's event loop by now; None: that is not known."""
 
-    def __init__(self, context: Context, *, wall: Callable[[], float] = time.time) -> None:
-        self.store: ProfileStore | None = None
-        self.front_lag: Callable[[], FrontLag | None] = lambda: None
+    def __init__(
+        self,
+        context: Context,
+        *,
+        store: ProfileStore | None = None,
+        front_lag: Callable[[], FrontLag | None] = lambda: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.front_lag = front_lag
         self._context = context
         self._wall = wall
         self._changes = 0

@@ -1,6 +1,6 @@
-"""The handlers of every path that is no inference, and the table that says which path is which handler's.
+"""The table of all paths with their handlers, and the handlers of every path but inference.
 
-A path is looked up first, then its method (405 with Allow otherwise), then whether the caller may.  Handlers answer at
+Whether the caller may ask comes first, then the path (404), then its method (405 with Allow).  Handlers answer at
 once, but for three kinds of request.  Loading, unloading and the controller's commands take a Task.  Large documents
 (`_documents`) are made one a turn of the event loop.  A compressed body is decompressed piece by piece, the long ones
 one after the other.  A connection reads no further request until such a one is answered.

@@ -112,7 +112,7 @@ class Members:
         else a new one.  If it is drained meanwhile the next one gets that.  Raises WorkerError."""
         if self.take_resident(self._first(crew)):
             return
-        async with self._start_at(crew[0]):
+        async with self._start_lock(crew[0]):
             if not self.take_resident(self._first(crew)):
                 member, worker = await self._start(crew)
                 self._give(member, worker)
@@ -144,7 +144,7 @@ class Members:
         for left in filter(None, parting):
             self._part(left)
 
-    def _start_at(self, member: Member) -> asyncio.Lock:
+    def _start_lock(self, member: Member) -> asyncio.Lock:
         """Return the lock under which workers start at the placement of `member`, one at a time: the first may hold the
         variants of the others."""
         return self._starting.setdefault(member.assignment.placement, asyncio.Lock())
@@ -452,7 +452,7 @@ class Members:
             return
         log.info("%s: %s: another is started in its place", self._router.name, about)
         try:
-            async with self._start_at(first):
+            async with self._start_lock(first):
                 first, worker = await self._start(crew)
         except DrainedInStart:  # those that are left were not held by the new one
             self._replace_soon(self._crew_of(crew, old), old)

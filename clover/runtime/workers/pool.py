@@ -78,6 +78,10 @@ class Pool:
         pool._zygote = ZygoteLink.launch()
         return pool
 
+    def allow(self, start_s: float) -> None:
+        """Let workers take `start_s` seconds to become ready, from the next one on."""
+        self.start_s = start_s
+
     @property
     def zygote_pid(self) -> int | None:
         """Process id of the zygote; None while there is none."""

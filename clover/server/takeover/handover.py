@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +18,8 @@ from clover.cache import replace_file
 from clover.config import ServerConfig
 from clover.energy.marks import ClosedMeters
 from clover.errors import ConfigError
+from clover.server.front_ends import FrontEnds
+from clover.server.parts import Parts
 from clover.server.takeover.channel import (
     VERSION,
     Channel,
@@ -32,9 +33,6 @@ from clover.server.takeover.channel import (
 )
 from clover.server.takeover.socket_file import ListeningFile, meters_file, place
 from clover.server.takeover.succession import STEP_S, Succession, listening
-
-if TYPE_CHECKING:
-    from clover.server.engine import Engine  # circle: types only; the engine is given its succession
 
 log = logging.getLogger("clover.server")
 
@@ -53,20 +51,20 @@ class TakeOvers:
     def __init__(self, config: ServerConfig, succession: Succession | None = None) -> None:
         self.succession = succession
         self._config = config
-        self._engine: Engine | None = None
+        self._parts: Parts | None = None
         self._listening: asyncio.Task[None] | None = None
         self._heir: Channel | None = None
         """The connection to a successor that has the sockets."""
         self._offered: tuple[object, ...] = ()
         """What that one has read at its start."""
 
-    def start(self, engine: Engine, end: Callable[[], None]) -> None:
+    def start(self, parts: Parts, front: FrontEnds | None, end: Callable[[], None]) -> None:
         """Listen for a successor, once this server's own take-over is over; `end` begins the end of this server when
         one accepts.  If listening is impossible, the log says why, and the server is as good otherwise."""
-        self._engine = engine
-        self._listening = engine.loop.create_task(self._listen(engine, end), name="clover-take-overs")
+        self._parts = parts
+        self._listening = parts.loop.create_task(self._listen(parts, front, end), name="clover-take-overs")
 
-    async def _listen(self, engine: Engine, end: Callable[[], None]) -> None:
+    async def _listen(self, parts: Parts, front: FrontEnds | None, end: Callable[[], None]) -> None:
         """Serve one successor after another, until one accepts; one that comes meanwhile waits."""
         if self.succession is not None:
             await self.succession.settle()
@@ -80,15 +78,15 @@ class TakeOvers:
             log.warning("no server can take over from this one: %s", why)
             return
         with contextlib.closing(file):
-            while not await self._serve(engine, await _accepted(engine, file.socket)):
+            while not await self._serve(parts, front, await _accepted(parts.loop, file.socket)):
                 pass
         log.info("another server has taken over: this one answers what it received, then ends")
-        engine.handing = asyncio.Event()
+        parts.life.handing = asyncio.Event()
         end()
         assert self._heir is not None
-        engine.operators.audit.note(f"process {self._heir.pid}", DOOR, CALL)
+        parts.operators.audit.note(f"process {self._heir.pid}", DOOR, CALL)
 
-    async def _serve(self, engine: Engine, sock: socket.socket) -> bool:
+    async def _serve(self, parts: Parts, front: FrontEnds | None, sock: socket.socket) -> bool:
         """Hand over to the other end of `sock`; return whether that accepts connections now.  Whatever fails, this
         server serves on, and another one may ask."""
         channel = None
@@ -98,9 +96,9 @@ class TakeOvers:
                 # A model in a worker is the same user, and must not see what clients send to the server.
                 log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
                 why = "this server has started it"
-                engine.operators.audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
+                parts.operators.audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
                 return False
-            await self._hand_over(engine, channel)
+            await self._hand_over(parts, front, channel)
             return True
         except TakeOverError as error:
             log.warning("no take-over, this server serves on: %s", error)
@@ -120,36 +118,36 @@ class TakeOvers:
             with contextlib.suppress(TakeOverError):
                 channel.send(TakeOverRefused(reason=reason))
 
-    async def _hand_over(self, engine: Engine, channel: Channel) -> None:
+    async def _hand_over(self, parts: Parts, front: FrontEnds | None, channel: Channel) -> None:
         """Return once the successor accepts connections; TakeOverError if it does not come to that."""
         request = await channel.expect(TakeOverRequest, STEP_S)
-        if reason := refusal(engine, request):
+        if reason := refusal(parts, front, request):
             raise TakeOverError(reason)
         log.info(
             "process %d, Clover %s, is to take over: this server serves until it is ready", channel.pid, request.clover
         )
-        await engine.controller.learner.finish(engine.controller.context.families.values())  # it reads what was learned
-        held = await asyncio.to_thread(held_bytes, [meter.pid for meter in engine.account.workers()])
-        assert engine.frontend is not None
-        self._offered, sockets = _read_at_start(engine), engine.frontend.http.sockets()
+        await parts.controller.learner.finish(parts.controller.context.families.values())  # it reads what was learned
+        held = await asyncio.to_thread(held_bytes, [meter.pid for meter in parts.account.workers()])
+        assert front is not None
+        self._offered, sockets = _read_at_start(parts), front.http.sockets()
         every = [sock.fileno() for sock in (*sockets.tcp, sockets.control) if sock is not None]
         offer = SocketOffer(
             clover=__version__,
-            grpc_port=engine.frontend.grpc_port,
+            grpc_port=front.grpc_port,
             memory_bytes=held,
             box=self.succession.box if self.succession is not None else "",
         )
         channel.send(offer, every)
         self._heir = channel
         await channel.expect(SuccessorReady, self._config.limits.take_over_s)
-        if reason := hindrance(engine) or self._stale(engine):
+        if reason := hindrance(parts) or self._stale(parts):
             raise TakeOverError(reason)
         channel.send(TakeOverAllowed())
         await channel.expect(SuccessorAccepting, None)
 
-    def _stale(self, engine: Engine) -> str:
+    def _stale(self, parts: Parts) -> str:
         """Return why the successor must not serve with what it has read at its start; empty if it may."""
-        if _read_at_start(engine) == self._offered:
+        if _read_at_start(parts) == self._offered:
             return ""
         return (
             "the configuration was read again, or a model was replaced by another version, since the take-over began: "
@@ -161,23 +159,23 @@ class TakeOvers:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
-        heir, engine = self._heir, self._engine
-        if heir is None or engine is None or engine.handing is not None:
+        heir, parts = self._heir, self._parts
+        if heir is None or parts is None or parts.life.handing is not None:
             return
-        reason = self._stale(engine)
+        reason = self._stale(parts)
         with contextlib.suppress(TakeOverError):
             heir.send(TakeOverRefused(reason=reason) if reason else TakeOverAllowed())
         if not reason:
             log.info("the server that was to take over serves alone once it is ready")
-            engine.handing = asyncio.Event()
-            engine.handing.set()
+            parts.life.handing = asyncio.Event()
+            parts.life.handing.set()
 
     def finish(self) -> None:
         """Leave to the successor, if there is one, where the meters of this server stand, which has stopped."""
-        path, engine = place(self._config), self._engine
-        if self._heir is None or path is None or engine is None:
+        path, parts = place(self._config), self._parts
+        if self._heir is None or path is None or parts is None:
             return
-        closed = ClosedMeters(at_ns=engine.footprint.charged_ns, meters=engine.machine.marks())
+        closed = ClosedMeters(at_ns=parts.footprint.charged_ns, meters=parts.machine.marks())
         try:
             replace_file(meters_file(path), msgspec.json.encode(closed))
         except OSError as error:
@@ -185,27 +183,27 @@ class TakeOvers:
         self._heir.close()
 
 
-async def _accepted(engine: Engine, listening: socket.socket) -> socket.socket:
+async def _accepted(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> socket.socket:
     """Return the next connection; one that cannot be accepted now, as without a free descriptor, waits."""
     while True:
         try:
-            return (await engine.loop.sock_accept(listening))[0]
+            return (await loop.sock_accept(listening))[0]
         except OSError as error:
             log.warning("a server that would take over waits, as its connection cannot be accepted: %s", error.strerror)
             await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 
-def refusal(engine: Engine, request: TakeOverRequest) -> str:
+def refusal(parts: Parts, front: FrontEnds | None, request: TakeOverRequest) -> str:
     """Return why a successor cannot take over now; empty if it can."""
     if request.version != VERSION:
         return f"Clover {__version__} and {request.clover} do not take over from each other: restart the server"
     if container_ends():
         return "the container of the running server ends with it: replace the container"
-    if reason := hindrance(engine):
+    if reason := hindrance(parts):
         return reason
-    if engine.frontend is None:
+    if front is None:
         return "the running server has no front end"
-    here = listening(engine.config)
+    here = listening(parts.config)
     others = [name for name in here if request.listen.get(name) != here[name]]
     if others:
         theirs, own = (", ".join(f"{key} {of.get(key, '')!r}" for key in others) for of in (request.listen, here))
@@ -213,13 +211,13 @@ def refusal(engine: Engine, request: TakeOverRequest) -> str:
     return ""
 
 
-def hindrance(engine: Engine) -> str:
+def hindrance(parts: Parts) -> str:
     """Return what the server does now that no other can go on with; empty for nothing."""
-    if engine.draining:
+    if parts.life.draining:
         return "the running server is shutting down"
-    if trials := engine.rollouts.trials():
+    if trials := parts.rollouts.trials():
         return f"a roll-out is under way ({', '.join(sorted(trials))}): promote it or roll it back first"
-    if cluster := engine.cluster.name:
+    if cluster := parts.cluster.name:
         return (
             f"the running server is a node of the cluster {cluster}, whose agent would start it again: "
             "`clover cluster release FILE NODE`, and then with --off, has the agent start a new one"
@@ -227,9 +225,9 @@ def hindrance(engine: Engine) -> str:
     return ""
 
 
-def _read_at_start(engine: Engine) -> tuple[object, ...]:
+def _read_at_start(parts: Parts) -> tuple[object, ...]:
     """Return what tells whether a successor that started before would find something else now."""
-    return engine.reloads, *(served.spec.digest for served in engine.served.values())
+    return parts.life.reloads, *(served.spec.digest for served in parts.families.served.values())
 
 
 def _is_own(pid: int) -> bool:

@@ -16,7 +16,6 @@ import select
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,6 +27,8 @@ from clover.http import Inherited
 from clover.low_priority import LowPriority
 from clover.malformed import MALFORMED
 from clover.runtime.memory.free import free_bytes
+from clover.server.front_ends import FrontEnds
+from clover.server.parts import Parts
 from clover.server.takeover import socket_file
 from clover.server.takeover.channel import (
     VERSION,
@@ -41,10 +42,6 @@ from clover.server.takeover.channel import (
     TakeOverRequest,
 )
 from clover.settings.check import on_gpus
-
-if TYPE_CHECKING:
-    from clover.runtime.workers.pool import Pool
-    from clover.server.engine import Engine  # circle: types only; the engine is given its succession
 
 log = logging.getLogger("clover.server")
 
@@ -72,9 +69,9 @@ class Succession:
         self._meters = meters
         self._ending: asyncio.Task[None] | None = None
 
-    def give_time(self, pool: Pool) -> None:
-        """Let the workers of `pool` take longer to start, until this server takes over."""
-        pool.start_s *= self._priority.slowdown
+    def start_s(self, configured_s: float) -> float:
+        """Return how long workers may take to start until this server takes over."""
+        return configured_s * self._priority.slowdown
 
     @classmethod
     async def ask(cls, config: ServerConfig, priority: LowPriority) -> Succession | None:
@@ -136,10 +133,11 @@ class Succession:
         """Return the folder of the emulated GPUs and their records."""
         return cache / self.box
 
-    async def complete(self, engine: Engine) -> None:
-        """Accept connections, now that `engine` can serve.  Raises TakeOverError if the running server serves on."""
+    async def complete(self, parts: Parts, front: FrontEnds | None) -> None:
+        """Accept connections, now that a server of `parts` can serve them.  Raises TakeOverError if the running server
+        serves on."""
         self._priority.restore()
-        engine.pool.start_s = engine.config.workers.start_s
+        parts.pool.allow(parts.config.workers.start_s)
         gc.collect()  # what takes long, before requests come
         with contextlib.suppress(OtherEndedError):
             self._channel.send(SuccessorReady())
@@ -148,37 +146,37 @@ class Succession:
                 await self._channel.expect(TakeOverAllowed, STEP_S)
         except OtherEndedError:
             log.warning("the server that ran here has ended before this one was ready: this one serves alone")
-        if engine.frontend is not None:
-            await engine.frontend.open(self._offer.grpc_port)
+        if front is not None:
+            await front.open(self._offer.grpc_port)
         with contextlib.suppress(OtherEndedError):
             self._channel.send(SuccessorAccepting())
-        self._ending = engine.loop.create_task(self._finish(engine), name="clover-take-over")
+        self._ending = parts.loop.create_task(self._finish(parts, front), name="clover-take-over")
 
-    async def _finish(self, engine: Engine) -> None:
+    async def _finish(self, parts: Parts, front: FrontEnds | None) -> None:
         """Wait until the server that ran here has ended, and go on from its files."""
-        if not await self._channel.ended(2.0 * engine.config.limits.drain_s + STEP_S):
+        if not await self._channel.ended(2.0 * parts.config.limits.drain_s + STEP_S):
             log.warning("the server that ran here has not ended in time: what it counts is counted twice")
         try:
-            await self._go_on(engine)
+            await self._go_on(parts, front)
         except Exception:
             log.exception("not all that the server that ran here has left could be gone on with: restart this server")
 
-    async def _go_on(self, engine: Engine) -> None:
+    async def _go_on(self, parts: Parts, front: FrontEnds | None) -> None:
         """Go on from the files of the server that ran here, which has ended."""
-        reading = await engine.grid.priced()
+        reading = await parts.grid.priced()
         closed = self._closed_meters()
         if closed is None:
             await _gone(self._channel.pid, GONE_S)  # one that is being killed has closed its files then
         self._channel.close()
-        engine.machine.take_over(closed, reading)
+        parts.machine.take_over(closed, reading)
         at_ns = closed.at_ns if closed is not None else time.monotonic_ns()
-        engine.footprint.begin(at_ns)
-        if engine.ledger is not None:
-            engine.ledger.begin(at_ns / 1e9)
-            engine.ledger.start()
-        engine.controller.ledger_files.take_over(engine.controller.context.families.values(), engine.grid.now())
-        if engine.frontend is not None:
-            engine.frontend.own()
+        parts.footprint.begin(at_ns)
+        if parts.ledger is not None:
+            parts.ledger.begin(at_ns / 1e9)
+            parts.ledger.start()
+        parts.controller.ledger_files.take_over(parts.controller.context.families.values(), parts.grid.now())
+        if front is not None:
+            front.own()
         log.info("the server that ran here has ended")
 
     def _closed_meters(self) -> ClosedMeters | None:

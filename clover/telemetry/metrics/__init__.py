@@ -12,7 +12,7 @@ text, kind, labels and how it is read.  To add one, add a line to the table of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -33,8 +33,9 @@ class Metrics:
 
     `families` returns the models that are served now, by name.  Optional are `http` (the front end, if there is one),
     `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used),
-    `sci` (embodied carbon and grams a row), and `turned` (changes of configuration and of thresholds, by model).  Set
-    `spans` to a function that counts OpenTelemetry spans by outcome, if some are made.
+    `sci` (embodied carbon and grams a row), `turned` (changes of configuration and of thresholds, by model), `ledger`
+    (how it is written, None if none is kept), `spans` (counts of OpenTelemetry spans by outcome), `parked` (the time
+    that GPUs were parked, by name), and `further`, the metrics of parts that a server may do without, which come last.
     """
 
     def __init__(
@@ -48,22 +49,23 @@ class Metrics:
         compared: Callable[[], Iterable[Compared]] = tuple,
         sci: Callable[[], SciReport] | None = None,
         turned: Callable[[], Mapping[str, tuple[int, int]]] = dict,
+        ledger: Callable[[], LedgerStatus | None] = lambda: None,
+        spans: Callable[[], Mapping[str, int]] = dict,
+        parked: Callable[[], Mapping[str, ParkedTime]] = dict,
+        further: Sequence[Callable[[], Iterable[Metric]]] = (),
     ) -> None:
         self._families = families
         self._account = account
         self._chain = chain
         self._http = http
-        self.further: list[Callable[[], Iterable[Metric]]] = []
-        """Metrics of parts that a server may do without, collected after the others."""
         self._decisions = decisions
         self._compared = compared
         self._sci = sci
         self._turned = turned
-        self.ledger: Callable[[], LedgerStatus | None] = lambda: None
-        """How the ledger is written; None if none is kept."""
-        self.spans: Callable[[], Mapping[str, int]] = dict
-        self.parked: Mapping[str, ParkedTime] = {}
-        """The time that GPUs were parked, by name."""
+        self._ledger = ledger
+        self._spans = spans
+        self._parked = parked
+        self._further = further
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -89,11 +91,11 @@ class Metrics:
             yield from energy.sci(self._sci())
         yield from server.carbon(self._chain)
         yield from server.control(self._decisions(), self._turned())
-        yield from server.parked(self.parked)
-        yield from server.ledger(self.ledger())
-        yield from server.otel(self.spans())
+        yield from server.parked(self._parked())
+        yield from server.ledger(self._ledger())
+        yield from server.otel(self._spans())
         http = self._http()
         if http is not None:
             yield from server.http(http)
-        for more in self.further:
+        for more in self._further:
             yield from more()

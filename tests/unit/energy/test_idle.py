@@ -195,7 +195,7 @@ def test_a_server_measures_idle_power_before_it_has_workers(
     machine = Machine(ServerConfig(), tmp_path / "cache", Account(pue=1.0))
     machine.meters = {"cpu0": host.meter()}
     at_rest_on(host, monkeypatch)
-    asyncio.run(machine.start())
+    asyncio.run(machine.start([]))
     assert "cpu0: energy is measured: RAPL: package-0; idle " in caplog.text
     assert "(measured at rest, over 2 s)" in caplog.text
 

@@ -30,8 +30,7 @@ def test_the_state_is_as_its_schema_says() -> None:
         rig = SavingServer(policy="base", ratio=1.0)
         await rig.deploy()
         await rig.serve({"large": 1.0}, 30)
-        rig.controller.totals = lambda: {"devices": {"cpu0": LINES}}
-        state = json.loads(msgspec.json.encode(rig.controller.state()))
+        state = json.loads(msgspec.json.encode(rig.controller.state(lambda: {"devices": {"cpu0": LINES}})))
         (model,) = state["models"].values()
         assert model["saved"]["matched"]["rows"] == 30 * 50
         assert state["idle"]["cores"] > 0

@@ -25,6 +25,7 @@ from clover.http.audit import AuditLog
 from clover.serve.checking import check_apart
 from clover.serve.command import OPTIONS
 from clover.serve.reload import Reload
+from clover.server.life import Life
 from tests.support import family_folder
 
 
@@ -98,7 +99,7 @@ def test_a_token_that_was_taken_back_is_not_left_valid_by_another_setting_that_f
     made = Reload(read, lambda config: None, read())
     engine = SimpleNamespace(
         served={"a": None},
-        reloads=0,
+        life=Life(),
         frontend=None,
         use_tokens=use_tokens,
         control=lambda: SimpleNamespace(command=refuses),
@@ -110,7 +111,7 @@ def test_a_token_that_was_taken_back_is_not_left_valid_by_another_setting_that_f
     write("a")
     asyncio.run(made.run())
     assert valid == [("", "a", "b"), ("", "a")]
-    assert engine.reloads == 2
+    assert engine.life.reloads == 2
     assert [record.status for record in engine.operators.audit.records] == [409, 200]
 
 
@@ -133,7 +134,7 @@ def test_what_one_family_refuses_does_not_hide_what_another_has_taken(tmp_path: 
     made = Reload(read, lambda config: None, read())
     engine = SimpleNamespace(
         served={"a": None, "b": None},
-        reloads=0,
+        life=Life(),
         frontend=None,
         control=lambda: SimpleNamespace(command=command),
         operators=SimpleNamespace(audit=AuditLog()),

@@ -39,6 +39,7 @@ from clover.serve import banner
 from clover.serve.command import OPTIONS, main, with_ledger
 from clover.serve.reload import Reload, differences
 from clover.server import Server
+from clover.server.life import Life
 from clover.telemetry import logs
 from clover.telemetry.ledger.writing import LedgerStatus
 from clover.types import AccuracyMeasurement, Assignment, BasePoint, FamilyProfile, Placement, Reading
@@ -521,7 +522,7 @@ class Running:
 
     def __init__(self, refuse: bool = False) -> None:
         self.engine = self
-        self.reloads = 0
+        self.life = Life()
         self.served = {"a": None, "b": None}
         self.frontend = None
         self.operators = Operators(Grants())

@@ -6,8 +6,7 @@ import asyncio
 import gc
 import os
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -19,7 +18,11 @@ import httpx
 from clover.config import LimitsConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.errors import StartError
 from clover.http.audit import Operators
+from clover.http.loop_lag import LagWindows
 from clover.server.asgi import AsgiApp
+from clover.server.engine import Engine
+from clover.server.front_ends import FrontEnds
+from clover.server.life import Life
 from clover.server.server import Server
 from clover.tenants import Tenants
 from tests.support.http_fakes import FakeModel, FakeView, echo_body, echo_family
@@ -37,10 +40,16 @@ class FakeEngine(FakeView):
         self.tenants, self.operators = Tenants(config.tenants), Operators.of(config)
         self.otel = None
         self.frontend: Any = None
-        self.draining = False
-        self.learner = SimpleNamespace(front_lag=lambda: None)
-        vars(self.controller)["learner"] = self.learner
+        self.life = Life()
+        self.lag = LagWindows()
         self.stopped = False
+
+    @property
+    def parts(self) -> Any:
+        return self
+
+    def mount(self) -> FrontEnds:
+        return Engine.mount(cast("Engine", self))
 
     async def drain(self) -> bool:
         return True
@@ -59,9 +68,8 @@ class FakeServer:
         self.engine: Any = None
         self.starts = 0
 
-    @property
-    def running(self) -> Any:
-        return self.engine
+    def asgi(self) -> AsgiApp:
+        return AsgiApp(lambda: self.engine, lambda: self.engine.mount(), self.start, self.stop)
 
     async def start(self) -> None:
         self.starts += 1
@@ -78,7 +86,7 @@ def asking(server: FakeServer, work: Callable[[httpx.AsyncClient, AsgiApp], Awai
     """Run `work` with a client of a started application."""
 
     async def run() -> Any:
-        app = AsgiApp(server)
+        app = server.asgi()
         async with app.lifespan():
             transport = httpx.ASGITransport(app, client=("203.0.113.7", 1234))
             async with httpx.AsyncClient(transport=transport, base_url="http://shop.example") as client:
@@ -262,12 +270,12 @@ def test_the_outer_server_drives_its_life() -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await AsgiApp(server)({"type": "lifespan"}, receive, send)
+        await server.asgi()({"type": "lifespan"}, receive, send)
         return sent
 
     server = FakeServer()
     assert asyncio.run(live(server)) == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
-    assert (server.starts, server.running) == (1, None)
+    assert (server.starts, server.engine) == (1, None)
     failed = asyncio.run(live(FakeServer(error=StartError("no port"))))
     assert failed == [{"type": "lifespan.startup.failed", "message": "no port"}]
 
@@ -278,14 +286,14 @@ def test_how_long_requests_wait_for_the_loop_is_seen_from_the_first_request_unti
 
     async def run() -> None:
         server = FakeServer()
-        app = AsgiApp(server)
+        app = server.asgi()
         gc.collect()  # what earlier tests left is closed now, not while descriptors are counted
         before = descriptors()
         async with app.lifespan():
             engine = server.engine
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop.example") as client:
                 await client.get("/v2")
-            assert engine.learner.front_lag == engine.frontend.lag.typical
+            assert engine.frontend.lag is engine.lag
             assert descriptors() == before + 1, "the alarm of its probes"
         assert engine.stopped
         assert descriptors() == before
@@ -297,16 +305,16 @@ def test_a_server_that_runs_already_is_left_running() -> None:
     async def run() -> None:
         server = FakeServer()
         await server.start()
-        async with AsgiApp(server).lifespan():
+        async with server.asgi().lifespan():
             assert server.starts == 1
-        assert server.running is not None
+        assert server.engine is not None
 
     asyncio.run(run())
 
 
 def test_without_a_server_it_says_so_and_a_drain_refuses() -> None:
     async def work(client: httpx.AsyncClient, app: AsgiApp) -> None:
-        server.engine.draining = True
+        server.engine.life.draining = True
         assert (await client.post("/v2/models/echo/infer", json=echo_body())).status_code == 503
         assert (await client.get("/v2/health/live")).status_code == 200
         server.engine = None

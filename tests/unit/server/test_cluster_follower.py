@@ -16,6 +16,7 @@ from prometheus_client.exposition import generate_latest
 
 from clover.errors import BadRequest, Conflict
 from clover.server.cluster_follower import ClusterFollower
+from clover.server.control import ServerControl
 from clover.telemetry.metrics.server import cluster
 from tests.support.control_fixture import Rig
 
@@ -27,10 +28,11 @@ class Scene:
     def __init__(self, **config: Any) -> None:
         self.rig = Rig(**{"policy": OTHER_POLICY, **config})
         self.follower = ClusterFollower(self.rig.controller.context, lambda name: TOTALS, wall=self.rig.clock)
-        self.rig.controller.further["cluster"] = self.follower.command
+        rollouts: Any = None
+        self.control = ServerControl(self.rig.controller, rollouts, self.follower, dict)
 
     async def say(self, **arguments: Any) -> dict[str, Any]:
-        return await self.rig.controller.command("cluster", arguments, "the cluster")
+        return await self.control.command("cluster", arguments, "the cluster")
 
     async def follow(
         self, accuracy: float, rate: float = 10.0, *, epoch: int = 1, lease_s: float = 30.0

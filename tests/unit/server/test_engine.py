@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from clover.config import FamilyConfig
-from clover.server.each_second import each_second
 from clover.server.engine import Engine
+from clover.server.periodic import Periodic, each_second
 from tests.support.control_fixture import Rig
 
 
@@ -24,7 +24,7 @@ def test_families_on_the_same_cores_divide_memory_by_their_shares() -> None:
     async def story() -> None:
         rig = Rig(family={"share": 1.0})
         engine: Any = object.__new__(Engine)
-        engine._stack = engine.frontend = None
+        engine._stack = engine.frontend = engine.parts = None
         engine.controller = rig.controller
         engine.grid = SimpleNamespace(now=lambda: 0.0)
         engine.chain = SimpleNamespace(open=reached)
@@ -53,13 +53,17 @@ def test_workers_are_looked_at_each_second_while_a_meter_takes_its_time() -> Non
         async def hang() -> None:
             await asyncio.Event().wait()
 
-        engine: Any = object.__new__(Engine)
-        engine.served = {"toy": SimpleNamespace(fleet=SimpleNamespace(watch=look))}
-        engine._follow_targets = lambda: None
-        engine.rollouts = engine.cluster = SimpleNamespace(look=lambda: None)
-        engine.machine = SimpleNamespace(watch=hang)
-        engine._account = hang
-        turning = [each_second(turn, what, lambda _: asyncio.sleep(0)) for turn, what in engine._turns()]
+        served = {"toy": SimpleNamespace(fleet=SimpleNamespace(watch=look))}
+        watched: Any = SimpleNamespace(look=lambda: None)
+        parts: dict[str, Any] = {
+            "windows": SimpleNamespace(count=hang),
+            "families": SimpleNamespace(served=served, follow=lambda context: None),
+            "machine": SimpleNamespace(watch=hang),
+            "controller": SimpleNamespace(context=None),
+            "loading": None,
+        }
+        periodic = Periodic(**parts, rollouts=watched, cluster=watched)
+        turning = [each_second(turn, what, lambda _: asyncio.sleep(0)) for turn, what in periodic.turns()]
         tasks = [asyncio.create_task(one) for one in turning]
         while len(looks) < 5:
             await asyncio.sleep(0)

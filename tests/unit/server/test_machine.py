@@ -88,10 +88,10 @@ def test_a_gpu_whose_driver_hangs_holds_up_no_other_meter(monkeypatch: pytest.Mo
     ]
     machine.meters, machine._config, machine._work = {}, ServerConfig(), lambda gpu: None
     machine._gpu_guard, machine._idles = SimpleNamespace(start=lambda: None), SimpleNamespace(restore=lambda *_: None)
-    machine._spare, machine.served = lambda gpu: None, {}
+    machine._spare = lambda gpu: None
 
     async def main() -> None:
-        await machine.start()
+        await machine.start([])
         slow = asyncio.ensure_future(sessions[0].call(go.wait, 30))
         assert await asyncio.wait_for(sessions[1].call(lambda: 7), 10.0) == 7
         assert not slow.done()
@@ -187,7 +187,7 @@ async def life(keep, make=()):
     account = Account(pue=1.0)
     machine = Machine(ServerConfig(workers=workers, energy=EnergyConfig(meter="modelled")), Path(sys.argv[1]), account)
     try:
-        await machine.start()
+        await machine.start([])
         found = [place.id for gpu in machine.gpus for place in gpu.instances()]
         shape = machine.devices["gpu0"].shape()
         for profile, start in make:

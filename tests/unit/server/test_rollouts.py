@@ -9,11 +9,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from clover.config import FamilyConfig, RolloutConfig
+from clover.config import FamilyConfig, LimitsConfig, RolloutConfig, ServerConfig
 from clover.errors import BadRequest, Conflict, Unavailable, WorkerError
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
 from clover.runtime.split import ServedVersion, VersionSplit
-from clover.server.engine import Engine
+from clover.server.life import Life
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOut, RollOuts, limits_of
 from clover.server.server import Server
@@ -44,26 +44,26 @@ class Scene:
         )
         self.split.share = 0.1
         self.by_name: dict[str, Any] = {"toy": self.split, "toy@1": stable.router, "toy@2": new.router}
-        self.engine = cast(
-            Engine,
-            SimpleNamespace(
-                served={"toy": self.stable, "toy@2": self.new},
-                controller=self.rig.controller,
-                config=SimpleNamespace(
-                    limits=SimpleNamespace(drain_s=1.0), rollout=RolloutConfig(), require_manifest=False
-                ),
-                loading=SimpleNamespace(
-                    changing=asyncio.Lock(), settled=self.settled, replace=self.replace, retire=self.retire
-                ),
-                draining=False,
-                pick=lambda name: self.stable,
-                models=lambda: self.by_name,
-                models_own=lambda name: self.stable.router,
-                forget_endpoints=lambda: None,
-                drop_served=self.drop,
-            ),
+        self.families = SimpleNamespace(
+            served={"toy": self.stable, "toy@2": self.new},
+            devices={},
+            pool=None,
+            own_model=lambda name: self.stable.router,
+            lead=self.lead,
+            drop=self.drop,
         )
-        self.rollouts = RollOuts(self.engine, RolloutFiles(None))
+        self.loading = SimpleNamespace(
+            changing=asyncio.Lock(), settled=self.settled, replace=self.replace, retire=self.retire
+        )
+        self.rollouts = RollOuts(
+            ServerConfig(limits=LimitsConfig(drain_s=1.0)),
+            RolloutFiles(None),
+            cast(Any, self.families),
+            self.rig.controller,
+            cast(Any, self.loading),
+            Life(),
+            forget=self.forget,
+        )
         self.one = RollOut("toy", new.spec, stable.spec, RolloutConfig(), "someone", phase="trial")
         self.one.served, self.one.split = cast(Any, self.new), self.split
         self.rollouts._active["toy"] = self.one
@@ -81,8 +81,17 @@ class Scene:
     async def retire(self, served: Any, reason: str) -> None:
         self.retired.append(served.name)
 
-    async def drop(self, served: Any) -> None:
+    async def forget(self, name: str) -> None:
+        assert name in self.families.served
+
+    def drop(self, served: Any) -> None:
+        del self.families.served[served.name]
         self.dropped.append(served.name)
+
+    def lead(self, names: dict[str, Any], *, nowhere: list[str]) -> None:
+        self.by_name.update(names)
+        for name in nowhere:
+            del self.by_name[name]
 
     def finish(self, action: str) -> str:
         asyncio.run(self.rollouts._finish(self.one, ReleaseVerdict(action, "because"), ""))
@@ -152,7 +161,7 @@ def beginning(monkeypatch: pytest.MonkeyPatch, profile_for: Any, **stable: Any) 
     scene = Scene()
     scene.rollouts._active.clear()
     vars(scene.stable).update(state="READY", ready=True, fleet=SimpleNamespace(routed=(), routing=None), **stable)
-    vars(scene.engine)["devices"] = {}
+    del scene.families.served["toy@2"]
     found = SimpleNamespace(frozen=False, trial="", deployed=None, mode=None)
     scene.rig.controller.context.families["toy"] = found  # type: ignore[assignment]
     monkeypatch.setattr("clover.server.rollouts.find_version", lambda *_: scene.new.spec)
@@ -179,7 +188,7 @@ def test_a_model_that_was_unloaded_meanwhile_has_no_roll_out(monkeypatch: pytest
     scene, family = beginning(monkeypatch, None)
 
     async def main() -> None:
-        async with scene.engine.loading.changing:
+        async with scene.loading.changing:
             begin = asyncio.create_task(scene.rollouts.command({"folder": "x"}, "ada"))
             while not scene.rollouts._active:
                 await asyncio.sleep(0)
@@ -206,7 +215,7 @@ def test_an_error_that_was_not_expected_does_not_leave_it_promoting(monkeypatch:
     async def replace(*_: Any) -> None:
         raise OSError(24, "Too many open files")
 
-    scene.engine.loading.replace = replace  # type: ignore[assignment, method-assign]
+    scene.loading.replace = replace
     assert "Too many open files" in scene.finish("promote")
     assert (scene.one.phase, scene.rollouts.counts["failed"]) == ("failed", 1)
     with pytest.raises(Conflict, match="restart the server, which serves version 1 then"):
@@ -235,7 +244,8 @@ def test_a_caller_in_this_process_gets_the_version_that_it_names(monkeypatch: py
     monkeypatch.setattr("clover.server.server.embedded.infer", infer)
     scene = Scene()
     server = Server("fashion", http=False)
-    server._engine = scene.engine
+    engine: Any = SimpleNamespace(life=Life(), models=lambda: scene.by_name, pick=scene.rollouts.pick)
+    server._engine = engine
 
     async def asked(name: str | None) -> Any:
         server._loop = asyncio.get_running_loop()

@@ -36,6 +36,7 @@ def test_a_server_that_shows_no_banner_logs_which_variants_are_untrained(
         async def start(self) -> None:
             return
 
+    monkeypatch.setattr(server, "build", lambda *_, **__: None)
     monkeypatch.setattr(server, "Engine", Ready)
     monkeypatch.setattr(clover.Server, "_launch", lambda self: None)
     asyncio.run(clover.Server(toy).start())

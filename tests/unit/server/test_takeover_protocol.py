@@ -19,6 +19,7 @@ from clover.config import LimitsConfig, ListenConfig, ServerConfig
 from clover.energy.marks import ClosedMeters, MeterMark
 from clover.http.audit import AuditLog
 from clover.low_priority import LowPriority
+from clover.server.life import Life
 from clover.server.takeover import handover, socket_file, succession
 from clover.server.takeover.channel import Channel, TakeOverError
 from clover.server.takeover.handover import TakeOvers
@@ -81,7 +82,7 @@ class FaultyChannel(Channel):
         return await super().ended(within_s)
 
 
-def running_engine(config: ServerConfig, sockets: Sequence[socket.socket]) -> Any:
+def running_parts(config: ServerConfig) -> Any:
     async def finish(families: Any) -> None:
         return None
 
@@ -91,44 +92,46 @@ def running_engine(config: ServerConfig, sockets: Sequence[socket.socket]) -> An
         loop=asyncio.get_running_loop(),
         controller=SimpleNamespace(learner=SimpleNamespace(finish=finish), context=context),
         account=SimpleNamespace(workers=tuple),
-        frontend=SimpleNamespace(
-            http=SimpleNamespace(sockets=lambda: SimpleNamespace(tcp=sockets, control=None)), grpc_port=None
-        ),
         footprint=SimpleNamespace(charged_ns=7),
         machine=SimpleNamespace(marks=lambda: (MARK,)),
         operators=SimpleNamespace(audit=AuditLog()),
         rollouts=SimpleNamespace(trials=set),
         cluster=SimpleNamespace(name=""),
-        served={},
-        draining=False,
-        handing=None,
-        reloads=0,
+        families=SimpleNamespace(served={}),
+        life=Life(),
     )
+
+
+def front_of(sockets: Sequence[socket.socket]) -> Any:
+    http = SimpleNamespace(sockets=lambda: SimpleNamespace(tcp=sockets, control=None))
+    return SimpleNamespace(http=http, grpc_port=None)
 
 
 @dataclass
 class Next:
-    """The successor's engine, as far as a take-over asks."""
+    """The successor's parts and front end, as far as a take-over asks."""
 
     config: ServerConfig
     breaks: str = ""
     accepts: bool = False
     left: list[Any] = field(default_factory=list)
 
-    def engine(self) -> Any:
+    def front(self) -> Any:
         async def start(port: int | None) -> None:
             if self.breaks:
                 raise TakeOverError(self.breaks)
             self.accepts = True
 
+        return SimpleNamespace(open=start, own=lambda: None)
+
+    def parts(self) -> Any:
         async def nothing() -> None:
             return None
 
         return SimpleNamespace(
             config=self.config,
             loop=asyncio.get_running_loop(),
-            pool=SimpleNamespace(start_s=1.0),
-            frontend=SimpleNamespace(open=start, own=lambda: None),
+            pool=SimpleNamespace(allow=lambda start_s: None),
             grid=SimpleNamespace(priced=nothing, now=lambda: 0.0),
             machine=SimpleNamespace(take_over=lambda closed, reading: self.left.append(closed)),
             footprint=SimpleNamespace(begin=self.left.append),
@@ -148,7 +151,7 @@ class Scene:
     old: Process
     new: Process
     successor: Next
-    engine: Any = None
+    parts: Any = None
     take_overs: Any = None
     committed: bool = False
     said: str = ""
@@ -160,7 +163,7 @@ class Scene:
 
     @property
     def old_serves(self) -> bool:
-        return not self.old.dead and self.engine.handing is None
+        return not self.old.dead and self.parts.life.handing is None
 
 
 async def play(
@@ -184,9 +187,9 @@ async def play(
         patch.setattr(handover, "Channel", scene.old.channel)
         patch.setattr(succession, "Channel", scene.new.channel)
         patch.setattr(succession, "_gone", scene.old_gone)
-        scene.engine = running_engine(config, [listening])
+        scene.parts = running_parts(config)
         ended = asyncio.Event()
-        take_overs.start(scene.engine, ended.set)
+        take_overs.start(scene.parts, front_of([listening]), ended.set)
         while not path.exists():
             await asyncio.sleep(0)
         new = asyncio.create_task(_succeed(scene, while_loading))
@@ -222,7 +225,7 @@ async def _succeed(scene: Scene, while_loading: Any) -> None:
         if found is not None:
             if while_loading is not None:
                 await while_loading(scene)
-            await found.complete(scene.successor.engine())
+            await found.complete(scene.successor.parts(), scene.successor.front())
             await found.settle()
             if (ending := found._ending) is not None:
                 ending.result()
@@ -249,7 +252,7 @@ def test_it_takes_over_and_goes_on_from_what_the_other_left(tmp_path: Path) -> N
     check(found)
     assert found.committed
     assert found.successor.left == [LEFT, 7]
-    assert [(one.call, one.door, one.status) for one in found.engine.operators.audit.records] == [
+    assert [(one.call, one.door, one.status) for one in found.parts.operators.audit.records] == [
         ("take-over", "take-over socket", 200)
     ]
     assert list((tmp_path / "meters").iterdir()) == []
@@ -307,20 +310,23 @@ def test_a_successor_that_is_not_ready_in_time_is_refused(tmp_path: Path) -> Non
     assert found.said == "the other server did not answer within 0.02 s"
 
 
+OTHER_VERSION = SimpleNamespace(served={"toy": SimpleNamespace(spec=SimpleNamespace(digest="new"))})
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"reloads": 1}, "the configuration was read again"),
-        ({"served": {"toy": SimpleNamespace(spec=SimpleNamespace(digest="new"))}}, "replaced by another version"),
+        ({"life": Life(reloads=1)}, "the configuration was read again"),
+        ({"families": OTHER_VERSION}, "replaced by another version"),
         ({"rollouts": SimpleNamespace(trials=lambda: {"toy@2"})}, "a roll-out is under way"),
         ({"cluster": SimpleNamespace(name="demo")}, "a node of the cluster demo"),
-        ({"draining": True}, "shutting down"),
+        ({"life": Life(draining=True)}, "shutting down"),
     ],
 )
 def test_what_a_successor_cannot_know_of_ends_the_take_over(changed: dict[str, Any], why: str, tmp_path: Path) -> None:
     async def change(scene: Scene) -> None:
         for name, value in changed.items():
-            setattr(scene.engine, name, value)
+            setattr(scene.parts, name, value)
 
     found = asyncio.run(play(tmp_path, while_loading=change))
     check(found)
@@ -330,14 +336,14 @@ def test_what_a_successor_cannot_know_of_ends_the_take_over(changed: dict[str, A
 
 def test_a_running_server_that_ends_after_a_reload_leaves_no_successor_with_what_was_taken_out(tmp_path: Path) -> None:
     async def reloaded(scene: Scene) -> None:
-        scene.engine.reloads += 1
+        scene.parts.life.reloads += 1
         await scene.take_overs.close()
         scene.take_overs.finish()
 
     found = asyncio.run(play(tmp_path, while_loading=reloaded))
     assert not found.successor.accepts
     assert "the configuration was read again" in found.said
-    assert found.engine.handing is None, "it drains as any server"
+    assert found.parts.life.handing is None, "it drains as any server"
 
 
 @pytest.mark.parametrize("finished", [False, True], ids=["while the other drains", "once the other has ended"])
@@ -346,7 +352,7 @@ def test_a_running_server_that_is_asked_to_end_leaves_the_successor_serving(fini
 
     async def asked_to_end(scene: Scene) -> None:
         await scene.take_overs.close()
-        assert scene.engine.handing.is_set(), "clients that are silent are not waited for"
+        assert scene.parts.life.handing.is_set(), "clients that are silent are not waited for"
         end = asyncio.get_running_loop().call_later
         if finished:
             scene.take_overs.finish()
@@ -415,9 +421,9 @@ def test_a_take_over_that_fails_in_an_unforeseen_way_is_logged_and_another_one_m
                 raise fault
 
         with socket.socket() as listening:
-            engine = running_engine(config, [listening])
-            engine.controller.learner.finish = finish
-            take_overs.start(engine, lambda: None)
+            parts = running_parts(config)
+            parts.controller.learner.finish = finish
+            take_overs.start(parts, front_of([listening]), lambda: None)
             path = socket_file.place(config)
             assert path is not None
             while not path.exists():
@@ -447,5 +453,5 @@ def test_a_connection_that_cannot_be_accepted_waits(monkeypatch: pytest.MonkeyPa
                 raise answer
             return answer
 
-        engine: Any = SimpleNamespace(loop=SimpleNamespace(sock_accept=accept))
-        assert asyncio.run(handover._accepted(engine, sock)) is sock
+        loop: Any = SimpleNamespace(sock_accept=accept)
+        assert asyncio.run(handover._accepted(loop, sock)) is sock

@@ -15,6 +15,7 @@ import pytest
 from clover.config import ListenConfig, ServerConfig
 from clover.http.audit import AuditLog
 from clover.low_priority import LowPriority
+from clover.server.life import Life
 from clover.server.takeover import socket_file
 from clover.server.takeover.channel import VERSION, SocketOffer, TakeOverRequest
 from clover.server.takeover.handover import TakeOvers, container_ends, held_bytes, refusal
@@ -30,19 +31,15 @@ def succession_of(offer: SocketOffer) -> Succession:
 
 def test_workers_have_longer_to_start_at_a_low_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     succession = succession_of(OFFER)
-    pool = SimpleNamespace(start_s=60.0)
-    succession.give_time(pool)  # type: ignore[arg-type]
-    assert pool.start_s == 60.0
+    assert succession.start_s(60.0) == 60.0
     monkeypatch.setattr(succession._priority, "slowdown", 3.0)
-    succession.give_time(pool)  # type: ignore[arg-type]
-    assert pool.start_s == 180.0
+    assert succession.start_s(60.0) == 180.0
 
 
-def running_engine() -> Any:
+def running_parts() -> Any:
     return SimpleNamespace(
         config=ServerConfig(listen=ListenConfig(port=9000)),
-        draining=False,
-        frontend=object(),
+        life=Life(),
         rollouts=SimpleNamespace(trials=set),
         cluster=SimpleNamespace(name=""),
         operators=SimpleNamespace(audit=AuditLog()),
@@ -55,22 +52,23 @@ def request(**changed: Any) -> TakeOverRequest:
 
 
 def test_when_it_is_refused() -> None:
-    engine = running_engine()
-    assert refusal(engine, request()) == ""
-    assert "9.9 do not take over from each other" in refusal(engine, request(version=VERSION + 1))
-    theirs = {**listening(engine.config), "port": "9001"}
-    assert "port '9001', and the running server with port '9000'" in refusal(engine, request(listen=theirs))
-    engine.rollouts = SimpleNamespace(trials=lambda: {"fashion@2"})
-    assert "a roll-out is under way (fashion@2)" in refusal(engine, request())
+    parts = running_parts()
+    front: Any = object()
+    assert refusal(parts, front, request()) == ""
+    assert "9.9 do not take over from each other" in refusal(parts, front, request(version=VERSION + 1))
+    theirs = {**listening(parts.config), "port": "9001"}
+    assert "port '9001', and the running server with port '9000'" in refusal(parts, front, request(listen=theirs))
+    parts.rollouts = SimpleNamespace(trials=lambda: {"fashion@2"})
+    assert "a roll-out is under way (fashion@2)" in refusal(parts, front, request())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: 1)
-        assert "container of the running server ends with it" in refusal(engine, request())
-    engine.rollouts, engine.cluster.name = SimpleNamespace(trials=set), "demo"
-    assert "a node of the cluster demo" in refusal(engine, request())
-    engine.cluster.name, engine.frontend = "", None
-    assert "no front end" in refusal(engine, request())
-    engine.draining = True
-    assert "shutting down" in refusal(engine, request())
+        assert "container of the running server ends with it" in refusal(parts, front, request())
+    parts.rollouts, parts.cluster.name = SimpleNamespace(trials=set), "demo"
+    assert "a node of the cluster demo" in refusal(parts, front, request())
+    parts.cluster.name = ""
+    assert "no front end" in refusal(parts, None, request())
+    parts.life.draining = True
+    assert "shutting down" in refusal(parts, front, request())
 
 
 @pytest.mark.parametrize(
@@ -98,11 +96,11 @@ def test_what_ends_with_a_container(
 @on_a_loop
 async def test_a_process_that_the_server_started_gets_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As a hostile model in a worker would ask: it is the same user."""
-    engine = running_engine()
-    engine.loop = asyncio.get_running_loop()
+    parts = running_parts()
+    parts.loop = asyncio.get_running_loop()
     config = ServerConfig(state_dir=str(tmp_path), listen=ListenConfig(port=9000))
     take_overs = TakeOvers(config)
-    take_overs.start(engine, lambda: None)
+    take_overs.start(parts, None, lambda: None)
     path = socket_file.place(config)
     assert path is not None
     while not path.exists():
@@ -113,7 +111,7 @@ async def test_a_process_that_the_server_started_gets_nothing(tmp_path: Path, ca
     out, _ = await child.communicate()
     assert out == b"b''"
     assert "which this server has started, asked for its sockets: refused" in caplog.text
-    (record,) = engine.operators.audit.records
+    (record,) = parts.operators.audit.records
     assert (record.who, record.door, record.status) == (f"process {child.pid}", "take-over socket", 403)
     await take_overs.close()
     assert not path.exists()

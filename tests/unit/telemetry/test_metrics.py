@@ -482,9 +482,8 @@ def test_without_tenants_there_are_no_samples_of_any() -> None:
 
 def test_gpus_that_may_be_parked_say_whether_they_are_and_what_that_spared() -> None:
     chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
-    metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain)
-    metrics.parked = {"gpu0": ParkedTime(), "gpu1": ParkedTime(since_s=5.0, seconds=10.0, spared_j={"modelled": 350.0})}
-    found = scrape(metrics)
+    parked = {"gpu0": ParkedTime(), "gpu1": ParkedTime(since_s=5.0, seconds=10.0, spared_j={"modelled": 350.0})}
+    found = scrape(Metrics(families=dict, account=Account(pue=1.0), chain=chain, parked=lambda: parked))
     assert found["clover_device_parked", (("device", "gpu0"),)] == 0.0
     assert found["clover_device_parked", (("device", "gpu1"),)] == 1.0
     assert found["clover_device_parked_seconds_total", (("device", "gpu1"),)] == 10.0
@@ -494,13 +493,14 @@ def test_gpus_that_may_be_parked_say_whether_they_are_and_what_that_spared() -> 
 
 def test_the_ledger_says_whether_it_is_written_and_what_it_has_of_all_runs() -> None:
     chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})
-    metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain)
+    kept: list[LedgerStatus | None] = [None]
+    metrics = Metrics(families=dict, account=Account(pue=1.0), chain=chain, ledger=lambda: kept[0])
     assert not any(name.startswith("clover_ledger") for name, _ in scrape(metrics))
     status = LedgerStatus(
         Path("a.db"), state="failing", written_rows=5, dropped_rows=2, grams=7.0, saved_g={("m", "base"): 3.0}
     )
     status.failures["full"] = 4
-    metrics.ledger = lambda: status
+    kept[0] = status
     found = {name: value for (name, labels), value in scrape(metrics).items() if not labels}
     assert (found["clover_ledger_up"], found["clover_ledger_written_rows_total"]) == (0.0, 5.0)
     assert (found["clover_ledger_dropped_rows_total"], found["clover_ledger_carbon_grams"]) == (2.0, 7.0)

@@ -118,11 +118,10 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         one = rig(300.0, sleep_w=None)
         one.fleet.figures["arrival_window_s"] = math.inf
         rates = asking(one)
-        one.controller.totals = lambda: {"devices": LINES}
         await one.settled()
         await asyncio.sleep(0)
         assert rates == [300.0]
-        idle = one.controller.state()["idle"]
+        idle = one.controller.state(lambda: {"devices": LINES})["idle"]
         assert idle["part"] == pytest.approx(0.9)
         assert (idle["cores"], idle["cores_with_workers"], idle["cores_would_do"]) == (4, 4, 1)
         said = "idle is 90 % of this server's energy so far (modelled), one core would do"
@@ -135,11 +134,10 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
         await one.look(1.0, looks=2)
         await asyncio.sleep(0)
         assert rates == [300.0, 3_500.0]
-        idle = one.controller.state()["idle"]
+        idle = one.controller.state(lambda: {"devices": LINES})["idle"]
         assert idle["cores_would_do"] == 3
         assert idle["words"].endswith("(modelled), 3 of 4 cores would do")
-        one.controller.totals = lambda: {"devices": {"cpu0": LINES["cpu0"] | {"measured_j": 250.0}}}
-        idle = one.controller.state()["idle"]
+        idle = one.controller.state(lambda: {"devices": {"cpu0": LINES["cpu0"] | {"measured_j": 250.0}}})["idle"]
         assert not idle["light"], "most of the energy is what was served"
         assert idle["words"].endswith("(modelled); at this load 3 of 4 cores would do")
         one.fleet.figures["arrival_rate"] = 300.0
@@ -165,9 +163,9 @@ def test_all_idle_energy_is_idle_also_of_the_front_ends_core_and_of_cores_that_a
 
     async def run() -> None:
         one = rig(300.0)
-        one.controller.totals = lambda: {"devices": book.devices()}
         await one.settled()
-        assert one.controller.state()["idle"]["words"].startswith("idle is 100 % of this machine's energy so far (mea")
+        idle = one.controller.state(lambda: {"devices": book.devices()})["idle"]
+        assert idle["words"].startswith("idle is 100 % of this machine's energy so far (mea")
 
     asyncio.run(run())
 
@@ -176,18 +174,17 @@ def test_the_state_says_how_long_the_load_is_watched_before_cores_sleep() -> Non
     async def run() -> None:
         one, fixed = rig(300.0), rig(300.0, sleep_w=None)
         for made in (one, fixed):
-            made.controller.totals = lambda: {"devices": LINES}
             await made.settled()
             await made.look(10.0, looks=6)
-        idle = one.controller.state()["idle"]
+        idle = one.controller.state(lambda: {"devices": LINES})["idle"]
         assert idle["cores_with_workers"] == 4
         assert 0.0 < idle["decides_in_s"] <= REST_S - 60.0
         watched = f"watches the load for {idle['decides_in_s']:.0f} s more before cores lose their workers"
         assert idle["words"].endswith(f"; --cores auto {watched}")
-        assert fixed.controller.state()["idle"]["decides_in_s"] == 0.0
-        assert "watches" not in fixed.controller.state()["idle"]["words"]
+        assert fixed.controller.state(lambda: {"devices": LINES})["idle"]["decides_in_s"] == 0.0
+        assert "watches" not in fixed.controller.state(lambda: {"devices": LINES})["idle"]["words"]
         await one.look(10.0, looks=int(REST_S / 10.0))
-        assert one.controller.state()["idle"]["decides_in_s"] == 0.0
+        assert one.controller.state(lambda: {"devices": LINES})["idle"]["decides_in_s"] == 0.0
 
     asyncio.run(run())
 
@@ -196,10 +193,9 @@ def test_the_state_says_how_many_cores_sleep() -> None:
     async def run() -> None:
         one = rig(300.0)
         asking(one)
-        one.controller.totals = lambda: {"devices": LINES}
         await one.settled()
         await one.look(10.0, looks=int(REST_S / 10.0) + 2)
-        idle = one.controller.state()["idle"]
+        idle = one.controller.state(lambda: {"devices": LINES})["idle"]
         assert (idle["cores_with_workers"], idle["cores_would_do"], idle["core_sleep_w"]) == (1, 1, 0.25)
         assert idle["words"].endswith("one core would do; 3 of 4 cores have no worker")
 
@@ -209,9 +205,8 @@ def test_the_state_says_how_many_cores_sleep() -> None:
 def test_nothing_is_said_of_idle_before_energy_was_counted() -> None:
     async def run() -> None:
         one = rig(300.0)
-        one.controller.totals = lambda: {"devices": {}}
         await one.settled()
-        assert one.controller.state()["idle"] is None
+        assert one.controller.state(lambda: {"devices": {}})["idle"] is None
 
     asyncio.run(run())
 
