@@ -47,7 +47,6 @@ def measure(spec: FamilySpec, folder: Path, progress: Progress | None = None) ->
                 spec,
                 CpuDevice(),
                 pool,
-                profiles.ProfileStore(folder),
                 MeasureOptions(backends=("eager", "onnxruntime"), cache_dir=folder, effort=SHORT, progress=progress),
             )
         finally:
@@ -222,7 +221,6 @@ def test_a_cancelled_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
                     spec,
                     CpuDevice(),
                     pool,
-                    None,
                     MeasureOptions(
                         backends=("eager",),
                         cache_dir=tmp_path,

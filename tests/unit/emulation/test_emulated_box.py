@@ -25,6 +25,7 @@ A100 = "a100-40gb"
 def no_machine_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that ran in this process before has left its emulated machine to it, and to its children."""
     monkeypatch.delenv(emulated.STATE, raising=False)
+    monkeypatch.setattr(emulated, "_used", [])
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
