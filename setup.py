@@ -83,7 +83,7 @@ AS_PYTHON = {
     "emit_code_comments": False,
     "show_performance_hints": False,
 }
-AS_COMPILED = ["-O1", "-g1", *SANITIZERS] if SANITIZE else ["-O1", "-g0"]
+AS_COMPILED = ["-O1", "-g1", *SANITIZERS] if SANITIZE else ["-O2", "-g0"]
 COMPILED = [
     Extension(
         ".".join(source.with_suffix("").parts),

@@ -64,9 +64,10 @@ def test_the_interpreter_does_not_wait_for_a_thread_that_hangs() -> None:
     script = """
 from concurrent.futures import ThreadPoolExecutor
 import threading
-from clover.bounded_exit import bound_exit
+from clover import bounded_exit
 ThreadPoolExecutor(1).submit(threading.Event().wait)
-bound_exit(7, 0.05)
+bounded_exit.EXIT_S = 0.05
+bounded_exit.bound_exit(7)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 7
 
