@@ -2,6 +2,7 @@ cimport cython
 from libc.stdint cimport int64_t
 
 from clover._native.infer cimport Plain, between
+from clover.http.oip.inputs cimport DeclaredInput
 
 cdef class RequestedOutput:
     cdef public Py_ssize_t index
@@ -39,7 +40,7 @@ cdef class KnownJson:
     cdef list _placed
 
     @cython.locals(
-        request=InferRequest, entry=object, shape=list, at=Py_ssize_t, size=Py_ssize_t, inputs=list, identity=str
+        request=InferRequest, entry=DeclaredInput, shape=list, at=Py_ssize_t, size=Py_ssize_t, inputs=list, identity=str
     )
     cpdef InferRequest decode(self, bytes body, Py_ssize_t json_length)
 
@@ -66,4 +67,4 @@ cdef class Signature:
     @cython.locals(text=bytes)
     cpdef bytes describe(self, Py_ssize_t index, str datatype, tuple shape)
 
-cpdef rows_from_binary(object entry, object raw, list shape)
+cpdef rows_from_binary(DeclaredInput entry, object raw, list shape)

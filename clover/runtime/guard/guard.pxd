@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 from clover._native.inputs cimport Recent
 from clover.runtime.cascade cimport RoutedChain
 from clover.runtime.guard.clients cimport ClientGroups
+from clover.runtime.guard.drift cimport ScoreWatch
 from clover.runtime.guard.escalation_limit cimport EscalationLimit
 
 cdef int64_t BLOCK
@@ -49,7 +50,7 @@ cdef class Guard:
     cpdef int fresh(self, uint64_t digest) except -1
     cpdef bint audited(self, uint64_t digest) except -1
     cpdef int fresh_audit(self, uint64_t digest) except -1
-    @cython.locals(watch=object, edges=list, edge=double, at=Py_ssize_t)
+    @cython.locals(watch=ScoreWatch, edges=list, edge=double, at=Py_ssize_t)
     cpdef score(self, Py_ssize_t lane, double score, int evidence=*, Py_ssize_t group=*)
     @cython.locals(own=list)
     cpdef followed(self, RoutedChain chain, int64_t overruled, int64_t rows, Py_ssize_t group=*)
