@@ -37,11 +37,11 @@ compiled() {
 
 install_clover() {
     # The kernels, the emulated NVML, and the modules with a .pxd beside them.  pip builds in a folder of its own, so that
-    # all are compiled whenever one has changed; a module takes about 7 s of one core.
+    # all are compiled whenever one has changed; a module takes about 3 s of one core.
     all=$(($(ls csrc/*.pyx | wc -l) + 1 + $(find clover -name '*.pxd' ! -path 'clover/_native/*' | wc -l)))
     cores=$(nproc)
     [ "$cores" -le 8 ] || cores=8 # as setup.py has it
-    say "compiling $all modules on $cores cores: about $(((all * 7 / cores + 20 + 59) / 60)) min ..."
+    say "compiling $all modules on $cores cores: about $(((all * 3 / cores + 20 + 59) / 60)) min ..."
     touch "$scratch/begin"
     watch compiled
     TMPDIR=$scratch $pip --no-deps --editable .

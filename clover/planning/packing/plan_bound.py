@@ -19,6 +19,7 @@ allows for.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,6 @@ class PlanDual:
         own = self.member == member
         spread = max(float(np.ptp(self.gain[own])), 1e-9)
         reach = max(float(np.ptp(self.accuracy[own])), 1e-9)
-        golden = 0.5 * (math.sqrt(5.0) - 1.0)
         points = np.tile(total, (_SECTIONS, 1))
 
         def inner(mu: float) -> tuple[float, float]:
@@ -155,18 +155,7 @@ class PlanDual:
         chosen = (best, at, 0.0)
         if self.floor[member] <= self.accuracy[own].min():  # a floor that nothing breaks has no price
             return self._better(member, total, price, value, chosen)
-        a, b = high - golden * (high - low), low + golden * (high - low)
-        fa, fb = inner(a), inner(b)
-        for _ in range(_PRICES):
-            chosen = min(chosen, (*fa, a), (*fb, b))
-            if fa[0] <= fb[0]:
-                high, b, fb = b, a, fa
-                a = high - golden * (high - low)
-                fa = inner(a)
-            else:
-                low, a, fa = a, b, fb
-                b = low + golden * (high - low)
-                fb = inner(b)
+        chosen = min(chosen, least_by_sections(inner, low, high, _PRICES))
         return self._better(member, total, price, value, chosen)
 
     @staticmethod
@@ -179,6 +168,27 @@ class PlanDual:
             total[member], price[member] = chosen[1], chosen[2]
             return total, price, chosen[0]
         return total, price, value
+
+
+def least_by_sections(
+    of: Callable[[float], tuple[float, float]], low: float, high: float, steps: int
+) -> tuple[float, float, float]:
+    """Return the least pair that golden sections of a convex function's range find, and where it is."""
+    golden = 0.5 * (math.sqrt(5.0) - 1.0)
+    a, b = high - golden * (high - low), low + golden * (high - low)
+    fa, fb = of(a), of(b)
+    least = (*fa, a)
+    for _ in range(steps):
+        least = min(least, (*fa, a), (*fb, b))
+        if fa[0] <= fb[0]:
+            high, b, fb = b, a, fa
+            a = high - golden * (high - low)
+            fa = of(a)
+        else:
+            low, a, fa = a, b, fb
+            b = low + golden * (high - low)
+            fb = of(b)
+    return least
 
 
 def spaced(low: Any, high: Any, points: int) -> Floats:

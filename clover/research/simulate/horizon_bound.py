@@ -21,7 +21,6 @@ every p gives a valid one.  The bound lies below the frontier that plans reach b
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import Formulation, PackingMember
+from clover.planning.packing.plan_bound import least_by_sections
 from clover.planning.search.best import sleep_states
 from clover.planning.search.configurations import every
 from clover.research.simulate.lane_ceilings import lane_ceilings
@@ -41,7 +41,6 @@ _FINER = 160
 _ROOM = 2e-4
 """Of BASE's joules: prices lie so close that chords miss no more."""
 _HALVINGS = 80
-_GOLDEN = 0.5 * (math.sqrt(5.0) - 1.0)
 
 
 @dataclass(frozen=True)
@@ -148,17 +147,5 @@ def least_grams(steps: Sequence[HorizonPart], accuracy: float) -> float:
         return found
 
     low, high = 0.0, max(step.grams_per_j * step.front.prices[-1] for step in steps)
-    best = max(value(low), value(high))
-    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    fa, fb = value(a), value(b)
-    for _ in range(_HALVINGS):
-        best = max(best, fa, fb)
-        if fa >= fb:
-            high, b, fb = b, a, fa
-            a = high - _GOLDEN * (high - low)
-            fa = value(a)
-        else:
-            low, a, fa = a, b, fb
-            b = low + _GOLDEN * (high - low)
-            fb = value(b)
-    return best
+    least, *_ = least_by_sections(lambda price: (-value(price), price), low, high, _HALVINGS)
+    return max(value(low), value(high), -least)

@@ -16,14 +16,14 @@ Both are about workers of one variant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clover.planning.model.queueing import Service
 from clover.planning.packing.formulation import MISS, Formulation, late_alone
-from clover.planning.packing.plan_bound import Floats, PlanDual, spaced
+from clover.planning.packing.plan_bound import Floats, PlanDual, least_by_sections, spaced
 from clover.research.simulate.lane_ceilings import LaneCeiling
 
 _CHARGES = 20
@@ -140,11 +140,12 @@ class _SloDual(PlanDual):
             # A charge above any gain from a late row changes nothing more.
             high = float(np.ptp(self.gain[own]) * 2.0 / self.late[own][self.late[own] > 0.0].min())
 
-            def charged(eta: float, member: int = member) -> float:
+            def charged(eta: float, member: int = member) -> tuple[float, float]:
                 self.charge[member] = eta
-                return self.least()
+                return self.least(), eta
 
-            value, self.charge[member] = min((value, 0.0), _least(charged, 0.0, high, _CHARGES))
+            sections = least_by_sections(charged, 0.0, high, _CHARGES + 1)
+            value, self.charge[member] = min((value, 0.0), sections[:2])
         return value
 
 
@@ -207,22 +208,3 @@ def _alone(service: Service, slo_ms: float) -> float:
     """Return the part of the rows that are late although they never wait."""
     part = late_alone(service, slo_ms)
     return part if part >= _SELDOM else 0.0
-
-
-def _least(of: Callable[[float], float], low: float, high: float, steps: int) -> tuple[float, float]:
-    """Return the least value of a convex function that golden sections find, and where."""
-    golden = 0.5 * (math.sqrt(5.0) - 1.0)
-    a, b = high - golden * (high - low), low + golden * (high - low)
-    fa, fb = of(a), of(b)
-    best = min((fa, a), (fb, b))
-    for _ in range(steps):
-        if fa <= fb:
-            high, b, fb = b, a, fa
-            a = high - golden * (high - low)
-            fa = of(a)
-        else:
-            low, a, fa = a, b, fb
-            b = low + golden * (high - low)
-            fb = of(b)
-        best = min(best, (fa, a), (fb, b))
-    return best

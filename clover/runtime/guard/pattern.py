@@ -68,10 +68,14 @@ def _of_repeats(clients: ClientGroups) -> Pattern:
     repeats, inputs = sum(one.repeats for one in senders), sum(one.inputs for one in senders)
     if rows < FEWEST or repeats < MOST * rows:
         return Pattern()
-    same = f"the same {f'{inputs} inputs' if inputs > 1 else 'input'} again and again"
-    what = same if inputs <= FEW else "inputs that came before"
+    what = _same(inputs) if inputs <= FEW else "inputs that came before"
     how = "looks like a probe, a health check or a benchmark, whose accuracy says little of other inputs"
     return Pattern(PROBE, f"{repeats / rows:.0%} of the latest rows are {what}: {how}", repeats / rows)
+
+
+def _same(inputs: int) -> str:
+    """Return how rows of so many inputs that were new are alike; none of them is new if others sent them before."""
+    return f"the same {f'{inputs} inputs' if inputs > 1 else 'input'} again and again"
 
 
 def _of_clients(clients: ClientGroups, limit: EscalationLimit, found: list[Sender]) -> Pattern:
@@ -86,7 +90,7 @@ def _of_clients(clients: ClientGroups, limit: EscalationLimit, found: list[Sende
     how = f"which the cascade wants to escalate {times:.1f} times as often as usual; {done}"
     if 2 * repeats >= rows:
         inputs = sum(one.inputs for one in found)
-        text = f"{who} ({share:.0%} of the rows) sent the same {inputs} inputs again and again, {how}"
+        text = f"{who} ({share:.0%} of the rows) sent {_same(inputs)}, {how}"
         return Pattern(REPEATS, text, share, tuple(found))
     return Pattern(CLIENT, f"{who} ({share:.0%} of the rows) sent unusual inputs, {how}", share, tuple(found))
 

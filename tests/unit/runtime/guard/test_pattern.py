@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from clover.runtime.guard.clients import ClientGroups
+from clover.runtime.guard.clients import ClientGroups, Sender
 from clover.runtime.guard.drift import Detector
 from clover.runtime.guard.escalation_limit import EscalationLimit
-from clover.runtime.guard.pattern import CLIENT, NONE, PROBE, pattern_of
+from clover.runtime.guard.pattern import CLIENT, NONE, PROBE, REPEATS, pattern_of
 
 
 class Blaming:
@@ -55,3 +55,29 @@ def test_rows_that_mostly_repeat_inputs_look_like_a_probe_whoever_sends_them(
     found = pattern_of(clients, EscalationLimit(clients, 2.0), "", [])
     assert (found.kind, found.senders) == (kind, ())
     assert found.text.startswith(words)
+
+
+class OneOver:
+    """A limit that one client is over."""
+
+    planned, usual, acts = 0.1, 0.1, True
+
+    def is_over(self, sender: Sender) -> bool:
+        return sender.name == "10.0.0.3"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"), [(0, "the same input"), (1, "the same input"), (20, "the same 20 inputs")]
+)
+def test_a_client_over_its_limit_sent_the_same_input_though_others_sent_that_before(inputs: int, words: str) -> None:
+    clients = ClientGroups()
+    for number in range(1000):
+        connection = 1 + number % 4
+        clients.sent(f"10.0.0.{connection}", connection)
+        clients.latest.repeats += 1
+    for sender in clients.senders():
+        sender.inputs += inputs
+    limit: Any = OneOver()
+    found = pattern_of(clients, cast(EscalationLimit, limit), "", [])
+    assert found.kind == REPEATS
+    assert found.text.startswith(f"one client (25% of the rows) sent {words} again and again, which the cascade wants")
