@@ -10,8 +10,8 @@ from clover.proc_stat import PROC_STAT, TICKS_PER_S, cpu_times
 
 
 class HostUse(NamedTuple):
-    """CPU seconds that the host used since it was started, how many CPUs it has, and the CPU seconds of the server's own
-    processes (None: unknown)."""
+    """CPU seconds that the host used since it was started, how many CPUs it has, and the CPU seconds of the server's
+    own processes (None: unknown)."""
 
     busy_s: float
     cpus: int

@@ -112,8 +112,7 @@ class IdlePower:
             "guess": "modelled, until it is measured",
             "rest": f"measured at rest, over {self.rest_windows} s",
             "regression": "by regression of power on CPU time, since the host was not at rest for ten minutes",
-            "load": f"by the last minute's power less {self.busy_w:.2g} W a busy CPU, as measured when the host was last "
-            "at rest",
+            "load": f"by the last minute's power less {self.busy_w:.2g} W a busy CPU, measured above the last rest",
             "model": f"an estimate, since the host was never at rest: its power less {self._core_w:g} W a busy CPU",
         }
         return words[self.known_by]

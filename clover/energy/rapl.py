@@ -13,8 +13,9 @@ samples is seen and added; of two wraps one is lost, and nothing shows it.  So a
 `sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and logged.
 
 A counter that is lower is taken for a wrap only if the joules that this makes are plausible: no domain draws more than
-a kilowatt, nor over a minute or longer ten times what all of them drew so far.  Otherwise the driver began anew (a reset), or something else wrote the counter; what was used since the
-last sample is unknown then, the total stays, the sample's `epoch` is one higher, and `resets` counts it.
+a kilowatt, nor, over a minute or longer, ten times what all of them drew so far.  Otherwise the driver began anew (a
+reset), or something else wrote the counter; what was used since the last sample is unknown then, the total stays, the
+sample's `epoch` is one higher, and `resets` counts it.
 
 While a counter cannot be read, `sample` raises.  The first sample that can be taken again includes what it rose in the
 meantime.  But if a counter is lower then, what was used in the meantime is unknown in any case, and the next `epoch`
