@@ -16,10 +16,11 @@ from pathlib import Path
 
 from clover.config import EnergyConfig
 from clover.energy.cpu_power import CPUINFO, CpuPower, check_watts, cpu_power
+from clover.energy.cpu_time import ProcessTree
 from clover.energy.foreign_work import OurWork
 from clover.energy.gpu_modelled import ModelledGpuMeter
 from clover.energy.gpu_probe import BlockingSession, Failure, MeteredGpu, NvmlSession, Probe, counted_others
-from clover.energy.host import ReadHost, host_use
+from clover.energy.host import ReadHost
 from clover.energy.modelled import ModelledMeter
 from clover.energy.nvml import GpuUnmetered, IdleSettings, NvmlMeter, Sleep
 from clover.energy.rapl import POWERCAP, RaplError, RaplMeter, find_domains
@@ -44,7 +45,7 @@ def build(
     clock: Callable[[], int] = time.monotonic_ns,
     powercap: Path = POWERCAP,
     cpuinfo: Path = CPUINFO,
-    host: ReadHost = host_use,
+    host: ReadHost | None = None,
     device: str = "cpu0",
 ) -> Meter:
     """Return the meter of the machine that `config` asks for; `meter.why` says why it is this one.
@@ -58,6 +59,7 @@ def build(
         raise ConfigError(f"a device has at least one core, not {cores}")
     why = "configured"
     if config.meter != "modelled":
+        host = host or ProcessTree().host_use
         use = host()
         idle_w = None if config.idle_w is None else config.idle_w * (use.cpus if use is not None else cores)
         try:

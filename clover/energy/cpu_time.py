@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clover.control_time import CONTROL
-from clover.energy.host import host_use
+from clover.energy.host import HostUse, host_use
 from clover.process_clock import process_ns
 from clover.types import CpuTimes
 
@@ -73,6 +73,11 @@ class ProcessTree:
         machine_ns = round(use.busy_s * 1e9) if use is not None else 0
         control_ns = self._control_ns()
         return CpuTimes(tree_ns=self._tree_ns, server_ns=server_ns, control_ns=control_ns, machine_ns=machine_ns)
+
+    def host_use(self) -> HostUse | None:
+        """Return the CPU time of the whole host with that of this tree; None if the kernel does not show it."""
+        use = host_use(Path(self._proc) / "stat")
+        return None if use is None else use._replace(ours_s=self.read().tree_ns / 1e9)
 
     def _used(self, pid: int) -> int:
         """Return the nanoseconds that `pid` used, with its children that are dead; 0 if it has ended."""

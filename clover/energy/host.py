@@ -10,10 +10,12 @@ from clover.proc_stat import PROC_STAT, TICKS_PER_S, cpu_times
 
 
 class HostUse(NamedTuple):
-    """CPU seconds that the host used since it was started, and how many CPUs it has."""
+    """CPU seconds that the host used since it was started, how many CPUs it has, and the CPU seconds of the server's
+    own processes (None: unknown)."""
 
     busy_s: float
     cpus: int
+    ours_s: float | None = None
 
 
 ReadHost = Callable[[], HostUse | None]

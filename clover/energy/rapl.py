@@ -13,8 +13,9 @@ samples is seen and added; of two wraps one is lost, and nothing shows it.  So a
 `sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and logged.
 
 A counter that is lower is taken for a wrap only if the joules that this makes are plausible: no domain draws more than
-a kilowatt.  Otherwise the driver began anew (a reset), or something else wrote the counter; what was used since the
-last sample is unknown then, the total stays, the sample's `epoch` is one higher, and `resets` counts it.
+a kilowatt, nor, over a minute or longer, ten times what all of them drew so far.  Otherwise the driver began anew (a
+reset), or something else wrote the counter; what was used since the last sample is unknown then, the total stays, the
+sample's `epoch` is one higher, and `resets` counts it.
 
 While a counter cannot be read, `sample` raises.  The first sample that can be taken again includes what it rose in the
 meantime.  But if a counter is lower then, what was used in the meantime is unknown in any case, and the next `epoch`
@@ -36,7 +37,7 @@ from typing import NamedTuple
 
 from clover.energy.cpu_power import CpuPower, published
 from clover.energy.host import ReadHost, host_use
-from clover.energy.idle import IdlePower
+from clover.energy.idle import IdlePower, Window
 from clover.energy.marks import MeterMark
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
@@ -51,6 +52,10 @@ _WINDOW_NS = 1_000_000_000
 _REST_S = 2  # at the start: seconds at rest that are enough
 _LONGEST_REST_S = 5
 _NOTED_CHANGE = 0.1  # of the idle power, from which on the log says so
+_MOST_BEYOND_MEAN = 10.0  # times the mean power so far: more than that, over a minute or longer, is no wrap
+_MODELLED_ACTIVE = (-0.6, 3.0)
+"""How far off active joules may be while a busy CPU's power is the published one: hosts with 0.4 to 4 times that under
+light load are known."""
 
 
 class RaplError(DeviceError):
@@ -101,6 +106,7 @@ class RaplMeter:
         self._host = host
         self._given_idle_w = idle_w
         self._noted_idle_w = 0.0
+        self._noted_jumps = 0
         try:
             self._last_uj = [_read_counter(domain) for domain in self.domains]
         except RaplError:
@@ -111,6 +117,8 @@ class RaplMeter:
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
+        self._known_ns = 0
+        """How long the total has been counted for."""
         self._window = (now_ns, 0, use)
 
     @property
@@ -173,13 +181,16 @@ class RaplMeter:
         if late:
             self.late_samples += 1
             log.warning("RAPL was not read for %.0f s; a counter may have wrapped unseen", elapsed_s)
+        most_w = _MOST_W
+        if late and self._total_uj and self._known_ns > _WINDOW_NS:
+            most_w = min(most_w, _MOST_BEYOND_MEAN * self._total_uj / 1e6 / (self._known_ns / 1e9))
         risen_uj, wraps = 0, 0
         for domain, counter, last in zip(self.domains, counters, self._last_uj, strict=True):
             delta_uj = counter - last
             if delta_uj < 0:
                 wraps += 1
                 delta_uj += domain.range_uj
-            if delta_uj > _MOST_W * 1e6 * (elapsed_s + _GRAIN_S):
+            if delta_uj > most_w * 1e6 * (elapsed_s + _GRAIN_S):
                 self.resets += 1
                 how = f"fell from {last / 1e6:.0f} to {counter / 1e6:.0f} J" if counter < last else "leapt"
                 log.warning(
@@ -192,6 +203,7 @@ class RaplMeter:
         self.wraps += wraps
         self._total_uj += risen_uj
         self._last_uj = counters
+        self._known_ns += max(now_ns - self._at_ns, 0)
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
         return self._sampled()
@@ -208,6 +220,7 @@ class RaplMeter:
         if any(not 0 <= counter <= domain.range_uj for counter, domain in ranges):
             raise ValueError("its counters are beyond their range")
         self._last_uj, self._total_uj, self._at_ns = list(mark.counters), 0, mark.at_ns
+        self._known_ns = 0
         self._begin_window()
         return self._sampled()
 
@@ -219,6 +232,7 @@ class RaplMeter:
             idle_w=self.idle_w,
             method=self.method,
             epoch=self._epoch,
+            active_uncertainty=None if self._given_idle_w is not None or self.idle.measured else _MODELLED_ACTIVE,
         )
 
     def _begin_anew(self, counters: list[int], now_ns: int) -> EnergySample:
@@ -242,9 +256,13 @@ class RaplMeter:
             return
         use = self._host()
         self._window = (self._at_ns, self._total_uj, use)
-        busy_s = use.busy_s - since.busy_s if use is not None and since is not None else None
         joules, seconds = (self._total_uj - since_uj) / 1e6, (self._at_ns - since_ns) / 1e9
-        self.idle.add(joules, busy_s, seconds)
+        busy_s = ours_s = None
+        if use is not None and since is not None:
+            busy_s = use.busy_s - since.busy_s
+            if use.ours_s is not None and since.ours_s is not None:
+                ours_s = use.ours_s - since.ours_s
+        self.idle.add(Window(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
         if self._given_idle_w is not None:
             if joules < self._given_idle_w * seconds and not self._noted_idle_w:
                 self._noted_idle_w = joules / seconds
@@ -252,6 +270,12 @@ class RaplMeter:
                     "energy.idle_w says that this machine draws %.1f W at rest, but it drew %.1f W: set it lower",
                     self._given_idle_w, self._noted_idle_w,
                 )  # fmt: skip
+        elif self.idle.jumps > self._noted_jumps:
+            self._noted_jumps, self._noted_idle_w = self.idle.jumps, self.idle.watts
+            log.warning(
+                "%s: the machine's power changed without more CPU time: idle power is %.1f W from here on, %s",
+                self.device, self.idle.watts, self.idle.why,
+            )  # fmt: skip
         elif abs(self.idle.watts - self._noted_idle_w) > _NOTED_CHANGE * self._noted_idle_w:
             self._noted_idle_w = self.idle.watts
             log.info("%s: idle power is %.1f W, %s", self.device, self.idle.watts, self.idle.why)

@@ -18,12 +18,16 @@ EPYC = "vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 1\nstepping\t: 1
 
 
 class SyntheticHost:
-    """A machine of 16 CPUs with one counter: `idle_w` and 4.5 W a busy CPU, and what the kernel always does."""
+    """A machine with one counter: `idle_w` and `watts_a_cpu` for each busy one of `cpus`, and what the kernel always
+    does."""
 
-    def __init__(self, folder: Path, idle_w: float) -> None:
+    def __init__(self, folder: Path, idle_w: float, *, cpus: int = 16, watts_a_cpu: float = WATTS_A_CPU) -> None:
         self.idle_w = idle_w
+        self.cpus = cpus
+        self.watts_a_cpu = watts_a_cpu
         self.now_ns = 0
         self.busy_s = 0.0
+        self.ours_s = 0.0
         self.joules = 0.0
         self.random = random.Random(1)
         self.root = folder / "powercap"
@@ -45,17 +49,18 @@ class SyntheticHost:
             clock=lambda: self.now_ns,
             powercap=self.root,
             cpuinfo=self.cpuinfo,
-            host=lambda: HostUse(self.busy_s, 16),
+            host=lambda: HostUse(self.busy_s, self.cpus, self.ours_s),
         )
         assert isinstance(meter, RaplMeter)
         return meter
 
-    def run(self, seconds: float, busy: float) -> None:
-        """Let time pass with so many CPUs busy, beside a daemon or two."""
-        busy += self.random.uniform(0.0, 0.05)
+    def run(self, seconds: float, busy: float, *, others: float = 0.0) -> None:
+        """Let time pass with so many CPUs busy by the server and by others, beside a daemon or two."""
+        self.ours_s += seconds * busy
+        busy += others + self.random.uniform(0.0, 0.05)
         self.now_ns += round(seconds * SECOND)
         self.busy_s += seconds * busy
-        self.joules += seconds * (self.idle_w * self.random.uniform(0.99, 1.01) + WATTS_A_CPU * busy)
+        self.joules += seconds * (self.idle_w * self.random.uniform(0.99, 1.01) + self.watts_a_cpu * busy)
         self.counter.write_text(str(round(self.joules * 1e6) % RANGE_UJ))
 
     async def sleep(self, seconds: float) -> None:
@@ -64,9 +69,9 @@ class SyntheticHost:
 
     def rest(self, meter: RaplMeter, *busy: float) -> None:
         """Have the meter measure idle power while other programs keep so many CPUs busy, second by second."""
-        others = iter(busy)
+        beside = iter(busy)
 
         async def sleep(seconds: float) -> None:
-            self.run(seconds, next(others, 0.0))
+            self.run(seconds, 0.0, others=next(beside, 0.0))
 
         asyncio.run(meter.rest(clock=lambda: self.now_ns, sleep=sleep))

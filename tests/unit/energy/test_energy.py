@@ -185,6 +185,22 @@ def test_a_counter_that_is_lower_after_it_could_not_be_read_is_no_wrap(tmp_path:
     assert sample.total_j == pytest.approx(total_j + 1.0 + RANGE_UJ / 1e6 - 8.0 - 300 * 870.0)
 
 
+@pytest.mark.parametrize(("seconds", "resets"), [(400, 1), (6000, 0)])
+def test_after_a_silence_a_lower_counter_is_a_wrap_only_if_the_mean_power_so_far_explains_it(
+    tmp_path: Path, seconds: int, resets: int
+) -> None:
+    """26 W for an hour; then nothing is read for a while (a suspended machine), in which the counter starts again."""
+    package = zone(tmp_path / "intel-rapl:0", "package-0", RANGE_UJ - 96_000_000_000)
+    meter = RaplMeter(idle_w=1.0, now_ns=0, root=tmp_path)
+    for minute in range(1, 61):
+        package.write_text(str(RANGE_UJ - 96_000_000_000 + minute * 1_560_000_000))
+        meter.sample(minute * 60 * SECOND)
+    package.write_text("153600000000")  # as a wrap, 156 kJ
+    sample = meter.sample((3600 + seconds) * SECOND)
+    assert (meter.resets, sample.epoch) == (resets, resets)
+    assert sample.total_j == pytest.approx(93_600.0 if resets else 93_600.0 + 2_400.0 + 153_600.0)
+
+
 def test_a_counter_that_was_reset_is_no_wrap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     package = zone(tmp_path / "intel-rapl:0", "package-0", 200_000_000_000)
     dram = zone(tmp_path / "intel-rapl:0" / "intel-rapl:0:0", "dram", 1_000_000)

@@ -14,7 +14,7 @@ from clover.config import EnergyConfig, ServerConfig
 from clover.control.baselines.saved import saved
 from clover.energy import RaplMeter
 from clover.energy.host import HostUse, host_use
-from clover.energy.idle import IdlePower
+from clover.energy.idle import IdlePower, Window
 from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.problem import accuracies
 from clover.profiling.joules import EnergyMeters
@@ -115,6 +115,80 @@ def test_idle_power_rises_and_falls_with_the_host(tmp_path: Path) -> None:
         assert meter.idle_w == pytest.approx(idle_w, rel=0.02)
 
 
+def active_part(host: SyntheticHost, meter: RaplMeter, seconds: int, busy: float, *, others: float = 0.0) -> float:
+    """Serve with so many CPUs busy; return active joules by the meter's figures, over the true ones."""
+    before = meter.sample(host.now_ns)
+    idle_j = 0.0
+    for _ in range(seconds):
+        host.run(1.0, busy, others=others)
+        idle_j += meter.sample(host.now_ns).idle_w
+    true_j = host.watts_a_cpu * (busy + others + 0.025) * seconds  # daemons use 0.025 CPUs on average
+    return (meter.sample(host.now_ns).total_j - before.total_j - idle_j) / true_j
+
+
+@pytest.mark.parametrize(
+    ("cpus", "busy", "true_w"),
+    [(16, 0.15, 6.0), (16, 0.3, 6.0), (64, 0.5, 6.0), (128, 1.0, 1.0), (128, 1.2, 6.0), (256, 2.0, 6.0)],
+)
+def test_active_energy_of_a_lightly_loaded_host_is_not_the_model_s(
+    tmp_path: Path, cpus: int, busy: float, true_w: float
+) -> None:
+    """However small a part of the CPUs the server keeps busy, its seconds are no rest."""
+    host = SyntheticHost(tmp_path, 60.0, cpus=cpus, watts_a_cpu=true_w)
+    meter = host.meter()
+    host.rest(meter, *[0.0] * 5)
+    for _ in range(30):  # it is at rest for half a minute before it serves
+        host.run(1.0, 0.0)
+        meter.sample(host.now_ns)
+    absolute = 0.25 / (true_w * busy)  # of a watt, which is what the noise of the counter leaves
+    assert active_part(host, meter, 300, busy) == pytest.approx(1.0, abs=0.05 + absolute)
+    # After ten minutes without rest, it is what a busy CPU drew above the last rest.
+    active_part(host, meter, 600, busy)
+    assert meter.idle.known_by == "load"
+    assert active_part(host, meter, 300, busy) == pytest.approx(1.0, abs=0.1 + absolute)
+    assert meter.sample(host.now_ns).active_uncertainty is None
+
+
+@pytest.mark.parametrize("by_w", [20.0, -10.0, -30.0])
+def test_a_jump_of_idle_power_is_followed_without_rest(
+    tmp_path: Path, by_w: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = SyntheticHost(tmp_path, 60.0, watts_a_cpu=6.0)
+    meter = host.meter()
+    host.rest(meter)
+    assert active_part(host, meter, 300, 0.3) == pytest.approx(1.0, abs=0.25)
+    host.idle_w += by_w
+    active_part(host, meter, 40, 0.3)
+    assert meter.idle.jumps == 1
+    assert meter.idle_w == pytest.approx(60.0 + by_w, abs=1.0)
+    assert active_part(host, meter, 900, 0.3) == pytest.approx(1.0, abs=0.3)
+    assert "cpu0: the machine's power changed without more CPU time: idle power is " in caplog.text
+
+
+def test_a_change_of_load_is_no_jump_of_idle_power(tmp_path: Path) -> None:
+    host = SyntheticHost(tmp_path, 60.0, watts_a_cpu=6.0)
+    meter = host.meter()
+    host.rest(meter)
+    for busy in (0.3, 4.0, 1.0, 12.0, 0.1):
+        active_part(host, meter, 60, busy)
+        assert meter.idle_w == pytest.approx(60.0, abs=1.0)
+    assert meter.idle.jumps == 0
+
+
+def test_where_others_never_rest_the_meter_says_how_far_off_it_may_be(tmp_path: Path) -> None:
+    host = SyntheticHost(tmp_path, 60.0, watts_a_cpu=5.0)
+    meter = host.meter()
+    host.rest(meter, *[3.0] * 10)
+    for _ in range(60):
+        host.run(1.0, 0.3, others=3.0)
+        meter.sample(host.now_ns)
+    sample = meter.sample(host.now_ns)
+    assert sample.method == "measured"
+    assert sample.active_uncertainty == (-0.6, 3.0)
+    true_j, said_j = 5.0 * 3.3, host.idle_w + 5.0 * 3.3 - sample.idle_w
+    assert 0.4 * said_j <= true_j <= 4.0 * said_j
+
+
 def test_one_odd_window_at_rest_does_not_count(tmp_path: Path) -> None:
     host = SyntheticHost(tmp_path, 60.0)
     meter = host.meter()
@@ -150,10 +224,11 @@ def test_a_configured_idle_power_is_that_of_every_cpu_of_the_host(tmp_path: Path
 def test_without_cpu_time_of_the_host_power_is_taken_as_it_is() -> None:
     idle = IdlePower(guess_w=10.0, core_w=2.0, cpus=4)
     assert (idle.watts, idle.known_by) == (10.0, "guess")
-    for _ in range(40):
-        idle.add(50.0, None, 1.0)
+    for second in range(40):
+        idle.add(Window(float(second), 1.0, 50.0, None, None))
     assert idle.known_by == "model"
     assert idle.watts <= 50.0
+    assert not idle.measured
 
 
 def test_the_kernels_counters_of_cpu_time_are_read(tmp_path: Path) -> None:
