@@ -1,7 +1,7 @@
 """The server without flags beside six other settings, each at the same moment on one meter: which saves most?
 
-    python -m bench.settings [--rate 200] [--seconds 240] [--slo-ms 15] [--only base "budget, cascade"] [--weight W]
-                             [--json FILE]
+    python -m bench.settings [--rate 200] [--seconds 240] [--day-s 240] [--slo-ms 15] [--only base "budget, cascade"]
+                             [--weight W] [--json FILE]
 
 Two servers of the default family run at a time, on a core each: one without flags (`default`), the other with a
 setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the same requests in the same order, Poisson at
@@ -15,7 +15,7 @@ Joules are CPU seconds of a control group, which the kernel counts, x modelled w
 same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
 `workers`; `serving`, which is workers and front end; and `server`, with the controller (on the event loop, too) and its
 solver, as the server's own account has them.  They plan for a day in minutes here, hundreds of times as often as on a
-real grid, so settings are judged by `serving`.  Accuracy is by labels, the same images for both.
+real grid, so settings are judged by `serving`; with `--day-s 86400` a day takes a day, and `server` is what it is.  Accuracy is by labels, the same images for both.
 
 A setting saves 1 - c / b of BASE's grams, c and b being its grams and BASE's, each divided by those of the default
 beside it.  So it does not count that the machine is faster at one time than at another.  After +- is twice the standard
@@ -235,6 +235,7 @@ class Bench:
     check: Check
     rate: float
     seconds: float
+    day_s: float
     prices: Prices
     folder: Path
     slo_ms: float | None = None
@@ -262,7 +263,7 @@ class Bench:
         """Start a server on the core of `lane` and return it ready, behind a context that ends it."""
         cache = self.folder / f"cache-{number}-{lane}"
         seeded(cache, self.cores)
-        day = ["--carbon", "synthetic", "--trace-speed", str(86_400.0 / self.seconds)]
+        day = ["--carbon", "synthetic", "--trace-speed", str(86_400.0 / self.day_s)]
         words = [FAMILY, *day, "--cache-dir", str(cache), "--profile", "require", *flags]
         if self.slo_ms is not None:
             words += ["--slo-ms", f"{self.slo_ms:g}"]
@@ -434,16 +435,17 @@ def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second to each server [200]")
-    parser.add_argument("--seconds", type=float, default=240.0, help="seconds of a pair: a day of the grid [240]")
+    parser.add_argument("--seconds", type=float, default=240.0, help="seconds of a pair [240]")
+    parser.add_argument("--day-s", type=float, default=0.0, help="seconds of a day of the grid [those of a pair]")
     parser.add_argument("--slo-ms", type=float, default=None, help="the SLO that all servers are given [none]")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these settings only, and BASE")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these settings only, and BASE; base: BASE alone")
     parser.add_argument("--weight", type=float, default=0.0, help="prefer all this to other work, so many to 1 [no]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         parser.error("two cores are needed: one for the default, one for the setting beside it")
-    if unknown := set(options.only) - {setting.name for setting in SETTINGS}:
+    if unknown := set(options.only) - {setting.name for setting in (BASE, *SETTINGS)}:
         parser.error(f"--only takes names of {', '.join(setting.name for setting in SETTINGS)}, not {unknown.pop()}")
     images, labels = fashion_rows()
     bodies = binary_bodies(images, len(images))
@@ -453,7 +455,8 @@ def main() -> None:
         folder = Path(name)
         promised = profiled(cores[0], folder)
         cpus, check = (cores[0], cores[1]), labelled(labels)
-        bench = Bench(cpus, bodies, check, options.rate, options.seconds, prices, folder, options.slo_ms)
+        day_s = options.day_s or options.seconds
+        bench = Bench(cpus, bodies, check, options.rate, options.seconds, day_s, prices, folder, options.slo_ms)
         wanted = [setting for setting in SETTINGS if not options.only or setting.name in options.only]
         pairs = []
         for number, setting in enumerate([BASE, *wanted]):
@@ -462,7 +465,7 @@ def main() -> None:
             ratio, error = pairs[-1].ratio(), pairs[-1].error()
             print(f"{setting.name}: {ratio:.3f} +-{error:.3f} of the default's grams", flush=True)
     found = compared(pairs)
-    about = f"{FAMILY}, {options.rate:g} requests/s, a day in {options.seconds:g} s, {prices.core_w:g} W a busy core"
+    about = f"{FAMILY}, {options.rate:g} requests/s, a day in {day_s:g} s, {prices.core_w:g} W a busy core"
     kept = [
         {"setting": vars(pair.setting), "own": pair.own.figures(), "default": pair.default.figures()} for pair in pairs
     ]

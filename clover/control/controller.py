@@ -77,7 +77,7 @@ class Controller:
     share.  What is learned is kept beside the profiles of `store`, budgets in `ledger_files`; without these both are
     lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
     `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
-    do.
+    do.  `core_w`: watts of a busy core, by which a plan costs what it may not save (0: plans cost nothing).
     """
 
     def __init__(
@@ -93,9 +93,10 @@ class Controller:
         alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
+        core_w: float = 0.0,
     ) -> None:
         clocks = clocks or Clocks()
-        self.context = Context(config, devices, grid, clocks)
+        self.context = Context(config, devices, grid, clocks, core_w)
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self.learner = Learner(self.context, store=store, front_lag=front_lag, wall=clocks.wall)
@@ -303,6 +304,7 @@ class Controller:
     def _trigger(self, family: Family, now_s: float) -> str:
         """Return why to plan now, in words; empty if there is no reason."""
         context, config, policy = self.context, self.context.config, self.context.policy_of(family)
+        rests = context.rests(family)
         assert context.grid.reading is not None
         alarm = f"guard: {ALARM_LEVELS[family.alarm_level]}" if family.alarm_level != family.planned_alarm_level else ""
         trigger = family.news or alarm or (family.demand.trigger(now_s) if heeds(policy) else "")
@@ -314,9 +316,9 @@ class Controller:
                 missing=family.missing,
             )
             trigger = family.triggers.check(
-                seen, intensity_change=config.intensity_change, rate_change=config.rate_change
+                seen, intensity_change=math.inf if rests else config.intensity_change, rate_change=config.rate_change
             )
-        if not trigger and policy in SPENDING and family.ledger.due(context.grid.now()):
+        if not trigger and policy in SPENDING and not rests and family.ledger.due(context.grid.now()):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         return trigger or family.learned.trigger(now_s)
 

@@ -19,6 +19,7 @@ from clover.control.watch.slo import slo_report
 from clover.control.wording import listed, span
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
+from clover.policies.plans import NOTHING_TO_SAVE
 from clover.profiles import cut_short_by_variant
 from clover.types import Assignment, DeviceShape, Reading, Transition
 
@@ -250,6 +251,8 @@ def _terms(context: Context, family: Family, saved_here: dict[str, Any] | None) 
     points = family.config.accuracy_budget
     if policy not in BUDGETED or not points:
         return ""
+    if context.rests(family):
+        return f"gives up no accuracy: {NOTHING_TO_SAVE}; nothing is planned until the rate or the devices change"
     over = f" over {span(family.config.budget_horizon_s)}" if policy in SPENDING else ""
     cost = f"may give up {points:g} point{'' if points == 1.0 else 's'} of accuracy on average{over}"
     flags = ["--accuracy-budget 0"]  # the policy `objective` may go down to the floor, which is lower

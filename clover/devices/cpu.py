@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from clover.config import WorkersConfig
@@ -168,6 +169,10 @@ class CpuDevice:
 
     def shape(self) -> DeviceShape:
         """Return the layouts of core-sets."""
+        return self._shape
+
+    @cached_property
+    def _shape(self) -> DeviceShape:
         total = len(self.worker_cores)
         sleeps = self._sleep_w is not None
         where = "shared with the front end" if self.shared_front else f"front end on core {self.front_cores[0]}"

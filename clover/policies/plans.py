@@ -41,6 +41,7 @@ from clover.types import (
 
 _WAYS = 8
 """Choices of the devices that stay awake that are looked at."""
+NOTHING_TO_SAVE = "the best variant answers, as routing could save less in an hour than a plan takes"
 _LOWERED = 4
 """Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""
 
@@ -278,12 +279,14 @@ def _nearest(
 
 def steered_plan(given: PlanningInput, found: Steering, *, policy: str, note: str) -> Plan:
     """Return the plan of a steered moment, with every routing that its configuration permits."""
-    note = "; ".join(filter(None, (found.why, f"{len(found.permitted)} routings permitted here", note)))
+    rests = NOTHING_TO_SAVE if found.nothing_to_save else ""
+    note = "; ".join(filter(None, (rests, found.why, f"{len(found.permitted)} routings permitted here", note)))
     best = SearchResult(found.best, found.permitted[:10], found.weighed, 1, complete=False)
     aims = held_to(given.objective, 0.0)
     plan = plan_of(given.state, given.problem, aims, best, policy=policy, note=note)
     return msgspec.structs.replace(
         plan,
+        nothing_to_save=found.nothing_to_save,
         permitted=tuple(
             Permitted(chain=item.routing.chain, thresholds=item.routing.thresholds, prediction=item.prediction)
             for item in found.permitted

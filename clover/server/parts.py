@@ -118,6 +118,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             front_lag=lag.typical,
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
+            core_w=account.core_w,
         )
         loading = Loading(
             controller,

@@ -229,13 +229,16 @@ class LocalSolver:
         self.fail = ""
         self.raises: type[PlanError] = PlanError
         self.knobs: dict[str, dict[str, Any]] = {}
+        self.seconds = 0.0
+        """What each plan took."""
 
     async def propose(self, state: State, policy: str, configuration: Configuration | None = None) -> Plan:
         self.orders.append("fixed" if configuration is not None else policy)
         if self.fail:
             raise self.raises(self.fail)
         plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
-        return msgspec.structs.replace(plan, routing=msgspec.structs.replace(plan.routing, **self.knobs))
+        routing = msgspec.structs.replace(plan.routing, **self.knobs)
+        return msgspec.structs.replace(plan, routing=routing, seconds=self.seconds)
 
     async def routing(self, state: State, configuration: Configuration) -> Routing | None:
         return routing_fixed(state, configuration)
@@ -268,6 +271,7 @@ class Rig:
         measured: FamilyProfile | None = None,
         family: dict[str, Any] | None = None,
         solver: LocalSolver | None = None,
+        core_w: float = 0.0,
         **config: Any,
     ) -> None:
         self.clock = Clock()
@@ -284,6 +288,7 @@ class Rig:
             grid=Grid(self.chain, self.clock),
             solver=self.solver,
             clocks=Clocks(monotonic=self.clock, wall=self.clock),
+            core_w=core_w,
         )
         settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
         self.settings = FamilyConfig(**{"resident": "off"} | settings)  # the fake fleet has a worker a variant

@@ -7,7 +7,9 @@ the controller.  It decides nothing.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +30,9 @@ from clover.policies.demanded import heeds
 from clover.runtime.workers.resident_orders import resident_bytes
 from clover.types import Declined, DeviceShape, Placement
 
+_PLANS = 24
+"""Plans whose median says what one takes."""
+
 
 @dataclass(frozen=True)
 class Clocks:
@@ -38,12 +43,32 @@ class Clocks:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
+class PlanCost:
+    """What one more plan takes: the median of the last ones, at `core_w` watts a busy core (0: not known)."""
+
+    def __init__(self, core_w: float) -> None:
+        self._core_w = core_w
+        self._seconds: deque[float] = deque(maxlen=_PLANS)
+
+    def note(self, seconds: float) -> None:
+        """Note that a plan took `seconds` of the solver."""
+        self._seconds.append(seconds)
+
+    @property
+    def joules(self) -> float:
+        """Joules of CPU; 0 if that is not known."""
+        return self._core_w * statistics.median(self._seconds) if self._seconds else 0.0
+
+
 class Context:
     """The state that all families have in common.  Everything here changes on the event loop only, and what takes more
     than one step under `lock`."""
 
-    def __init__(self, config: ControllerConfig, devices: Mapping[str, Device], grid: Grid, clocks: Clocks) -> None:
+    def __init__(
+        self, config: ControllerConfig, devices: Mapping[str, Device], grid: Grid, clocks: Clocks, core_w: float = 0.0
+    ) -> None:
         self.config = config
+        self.plan_cost = PlanCost(core_w)
         self.mode: Mode = config.mode
         self.frozen = False
         self.families: dict[str, Family] = {}
@@ -84,6 +109,10 @@ class Context:
     def policy_of(self, family: Family) -> str:
         """Return the policy in force for a family; empty if it is pinned to a configuration."""
         return self.pin_of(family).policy
+
+    def rests(self, family: Family) -> bool:
+        """Return whether nothing is planned for the grid's sake, since an hour could save less than a plan takes."""
+        return family.deployed is not None and family.deployed.plan.nothing_to_save
 
     def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
         """Return the devices that a family (also one served without a plan) may use now."""
@@ -140,6 +169,7 @@ class Context:
             devices=self.devices_of(family.name),
             share=self.share_of(family),
             resident_bytes=self._resident_bytes(family),
+            plan_j=self.plan_cost.joules,
         )
 
     def _resident_bytes(self, family: Family) -> dict[str, int]:

@@ -4,7 +4,7 @@ off."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,6 +29,7 @@ from clover.planning.budget.forecast import Outlook
 from clover.planning.model.margin import AccuracySample
 from clover.planning.model.objective import derive_lambda
 from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
+from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryAware, MemoryNeeds, SliceMemory
 from clover.planning.transition.stages import StepSeconds, typical_spawn_s
 from clover.policies import BUDGETED
@@ -52,6 +53,7 @@ from clover.types import (
 )
 
 Mode = Literal["off", "observe", "active"]
+Services = Mapping[tuple[str, str], Service]
 
 FLOOR_BELOW_BEST = 1.0
 FIRST_BACKOFF_S = 60.0
@@ -61,13 +63,15 @@ LONGEST_BACKOFF_S = 3600.0
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """What a plan is made under: the newest intensity, grid time, the devices the family may use, the part of their
-    time that is its own, and the bytes that a worker may hold, by profile (0: not known)."""
+    time that is its own, the bytes that a worker may hold, by profile (0: not known), and the joules that a plan takes
+    (0: not known)."""
 
     reading: Reading
     grid_s: float
     devices: tuple[DeviceShape, ...]
     share: float
     resident_bytes: dict[str, int]
+    plan_j: float
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Family:
         self.news = ""
         """What happened to its devices and was not planned for yet, in words."""
         self._derived: dict[tuple[ObjectiveConfig, int], float] = {}
+        self._services: tuple[FamilyProfile, float, Services] | None = None
         self.transition: Transition | None = None
         """The last transition that was planned."""
         self.planned_alarm_level = OK
@@ -329,6 +334,7 @@ class Family:
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
             online=policy == "budget:online",
+            plan_j=conditions.plan_j,
             resident=self.config.most_resident(len(self.spec.variants)),
             resident_bytes=conditions.resident_bytes,
             apart=self.apart(conditions.devices),
@@ -380,10 +386,18 @@ class Family:
         first = structs.replace(state, objective=objective)
         return first, structs.replace(first, arrival_rate=min(state.arrival_rate, counted))
 
+    def services(self, share: float) -> Services:
+        """Return how each (variant, slice) serves by `corrected`, slowed to `share` of the machine's time.  It is asked
+        at each look, and worked out anew if what is asked changes."""
+        known = self._services
+        if known is None or known[0] is not self.corrected or known[1] != share:
+            known = self._services = self.corrected, share, services_of(self.corrected, share)
+        return known[2]
+
     def capacity(self, share: float) -> Callable[[Assignment], float]:
         """Return a function from a worker to the rows a second it serves, by `corrected`; 0 for one that was never
         measured."""
-        services = services_of(self.corrected, share)
+        services = self.services(share)
 
         def rows_per_s(item: Assignment) -> float:
             service = services.get((item.variant, item.placement.profile))

@@ -12,7 +12,7 @@ from clover.control.state.slo.pressure import SloSight
 from clover.control.state.slo.waits import WaitSight
 from clover.control.state.slo.windows import HORIZON_S
 from clover.hints import duration, program
-from clover.planning.model.problem import accuracies, services_of
+from clover.planning.model.problem import accuracies
 from clover.planning.packing.evaluation import UNBOUNDED_MS
 from clover.quantities import rate
 from clover.types import words_of
@@ -47,13 +47,10 @@ def watch_slo(context: Context, family: Family, now_s: float) -> str:
 
 def _service_ms(context: Context, family: Family) -> float:
     """Return the mean milliseconds of a row by itself on the workers that run, as plans know them; 0 if none does."""
-    profile, running, known = family.corrected, family.desired, family.slo.known
-    if known is None or known[0] is not profile or known[1] is not running:
-        services = services_of(profile, context.share_of(family))
-        found = [services.get((item.variant, item.placement.profile)) for item in running]
-        times_ms = [service.mean_ms[0] for service in found if service is not None]
-        known = family.slo.known = profile, running, sum(times_ms) / len(times_ms) if times_ms else 0.0
-    return known[2]
+    services = family.services(context.share_of(family))
+    found = [services.get((item.variant, item.placement.profile)) for item in family.desired]
+    times_ms = [service.mean_ms[0] for service in found if service is not None]
+    return sum(times_ms) / len(times_ms) if times_ms else 0.0
 
 
 def watch_waits(family: Family, now_s: float) -> str:
@@ -215,7 +212,7 @@ def _alone_ms(context: Context, family: Family) -> dict[str, float]:
     devices."""
     here = {place.profile for shape in context.devices_of(family.name) for layout in shape.layouts for place in layout}
     found: dict[str, float] = {}
-    for (variant, name), service in services_of(family.corrected, context.share_of(family)).items():
+    for (variant, name), service in family.services(context.share_of(family)).items():
         if name in here and variant in accuracies(family.profile):
             found[variant] = min(service.mean_ms[0] + service.front_ms, found.get(variant, math.inf))
     return found

@@ -12,16 +12,21 @@ at the price, joules - price x accuracy a row, its best point is better than the
 of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any
 more, because the rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good
 from here.
+
+**At a trickle** there is nothing to save: where all that routing could spare in an hour is less than one more plan
+takes (`State.plan_j`), rows go to the most accurate point, and the controller plans no more for the grid's sake.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from clover.planning.budget.forecast import HOUR_S
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
 from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
@@ -39,12 +44,14 @@ Permitted = tuple[Candidate, ...]
 @dataclass(frozen=True)
 class Steering:
     """What a moment is routed to: the candidate, what its configuration permits (the candidate included), how many
-    configurations were weighed, and in words why the configuration stays or changes."""
+    configurations were weighed, in words why the configuration stays or changes, and whether there is nothing to
+    save."""
 
     best: Candidate
     permitted: Permitted
     weighed: int
     why: str
+    nothing_to_save: bool = False
 
 
 def steer_on(given: PlanningInput, configuration: Configuration, awake: int = 0) -> Steering | None:
@@ -112,13 +119,22 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
 def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> Steering:
     """Choose among `here`."""
     aim = budget_target(given, [drawn_at(item) for item in here])
-    best = nearest(here, aim.accuracy, aim.least)
+    rests = _nothing_to_save(given, here)
+    best = here[-1] if rests else nearest(here, aim.accuracy, aim.least)
     aims = held_to(given.objective, 0.0)
 
     def scored(item: Candidate) -> Candidate:
         return msgspec.structs.replace(item, score=aims.score(item.prediction.accuracy, item.prediction.joules))
 
-    return Steering(scored(best), tuple(scored(item) for item in here), weighed, why)
+    return Steering(scored(best), tuple(scored(item) for item in here), weighed, why, rests)
+
+
+def _nothing_to_save(given: PlanningInput, here: Permitted) -> bool:
+    """Return whether all that routing could spare in the coming hour is less than a plan takes."""
+    ahead = given.state.ahead
+    rows_an_hour = ahead[0].rows / ahead[0].seconds * HOUR_S if ahead else math.inf
+    joules = [item.prediction.joules for item in here]
+    return (max(joules) - min(joules)) * rows_an_hour < given.state.plan_j
 
 
 def _price_j(given: PlanningInput, target: BudgetTarget, cheapest: Candidate, known: Sequence[Candidate]) -> float:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 HOUR = 3600.0
 
 
-def rig(policy: str = "budget") -> Rig:
+def rig(policy: str = "budget", core_w: float = 0.0) -> Rig:
     measured = msgspec.structs.replace(
         profile(), cascade=CascadeProfile(points=POINTS, quantiles={}, calibration_rows=5000, held_out_rows=5000)
     )
@@ -32,6 +32,7 @@ def rig(policy: str = "budget") -> Rig:
         measured=measured,
         family={"accuracy_floor": 88.5, "accuracy_budget": 1.0},
         verify_s=0.0,
+        core_w=core_w,
     )
     made.clock.now_s = 1000 * HOUR
     made.fleet.figures["arrival_rate"] = 100.0
@@ -101,3 +102,31 @@ def test_both_budgets_hold_to_the_budget(policy: str) -> None:
     asyncio.run(a_day(made, [120.0, 450.0, 130.0, 420.0, 200.0, 300.0] * 4, looks=6))
     assert made.fleet.figures["accuracy_served"] == pytest.approx(91.0, abs=0.1)
     assert made.controller.state()["models"]["toy"]["budget"]["horizon_s"] == 86_400.0
+
+
+@pytest.mark.parametrize(("rate", "rests"), [(0.01, True), (100.0, False)])
+def test_where_an_hour_saves_less_than_a_plan_takes_the_best_variant_answers_and_nothing_is_planned(
+    rate: float, rests: bool
+) -> None:
+    made = rig(core_w=2.0)
+    made.solver.seconds = 10.0
+    made.fleet.figures["arrival_rate"] = rate
+
+    async def day() -> None:
+        await made.deploy()
+        made.family.triggers.again(made.clock.now_s)  # what a plan takes is known from the first one on
+        await made.look()
+        planned = len(made.actions)
+        for g in [450.0, 130.0, 420.0, 110.0]:
+            made.chain.g_per_kwh = g
+            await made.look(HOUR)
+        assert (len(made.actions) == planned) is rests
+        model = made.controller.state()["models"]["toy"]
+        assert ("gives up no accuracy" in model["terms"]) is rests
+        assert ("less in an hour than a plan takes" in model["plan"]["reason"]) is rests
+        assert (model["routing"]["shares"].get("large") == 1.0) is rests, "the best variant answers"
+        made.fleet.figures["arrival_rate"] = 100.0
+        await made.look(looks=3)
+        assert "gives up no accuracy" not in made.controller.state()["models"]["toy"]["terms"]
+
+    asyncio.run(day())

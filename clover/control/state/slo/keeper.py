@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from clover.control.state.slo.pressure import SloPressure, SloSight
 from clover.control.state.slo.windows import SloWindows
 from clover.hints import duration
-from clover.types import Assignment, FamilyProfile
 
 log = logging.getLogger("clover.control")
 
@@ -101,8 +100,6 @@ class SloKeeper:
         """Whether the newest look saw rows late."""
         self.alarm_s = math.nan
         """Monotonic time since when an alarm says that the SLO cannot be met; NaN if none does."""
-        self.known: tuple[FamilyProfile, tuple[Assignment, ...], float] | None = None
-        """The profile and the workers that the last look saw, with the mean milliseconds of a row by itself on them."""
         self.bound = ""
         """Why no plan may change what runs; empty if one may."""
         self._name = name
