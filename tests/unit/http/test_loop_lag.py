@@ -14,11 +14,11 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.http.loop_lag import LEAST_WINDOWS, WINDOW, WINDOWS, KernelAlarm, LagWindows, LoopLag
+from clover.http.loop_lag import LEAST_WINDOWS, PROBES_PER_S, WINDOW, WINDOWS, KernelAlarm, LagWindows, LoopLag
 from tests.support.http_fakes import FakeLoop
 
 MS = 1_000_000
-STRETCH_NS = 250 * MS
+STRETCH_NS = round(1e9 / PROBES_PER_S)
 
 
 class PolledLoop(FakeLoop):
