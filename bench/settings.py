@@ -15,7 +15,8 @@ Joules are CPU seconds of a control group, which the kernel counts, x modelled w
 same for all, is left out.  Grams are these joules at the intensity of their ten seconds.  Three boundaries:
 `workers`; `serving`, which is workers and front end; and `server`, with the controller (on the event loop, too) and its
 solver, as the server's own account has them.  They plan for a day in minutes here, hundreds of times as often as on a
-real grid, so settings are judged by `serving`; with `--day-s 86400` a day takes a day, and `server` is what it is.  Accuracy is by labels, the same images for both.
+real grid, so settings are judged by `serving`; with `--day-s 86400` a day takes a day, and `server` is what it is.
+Accuracy is by labels, the same images for both.
 
 A setting saves 1 - c / b of BASE's grams, c and b being its grams and BASE's, each divided by those of the default
 beside it.  So it does not count that the machine is faster at one time than at another.  After +- is twice the standard
@@ -438,7 +439,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0, help="seconds of a pair [240]")
     parser.add_argument("--day-s", type=float, default=0.0, help="seconds of a day of the grid [those of a pair]")
     parser.add_argument("--slo-ms", type=float, default=None, help="the SLO that all servers are given [none]")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these settings only, and BASE; base: BASE alone")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these settings, and BASE [all]")
     parser.add_argument("--weight", type=float, default=0.0, help="prefer all this to other work, so many to 1 [no]")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()

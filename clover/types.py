@@ -763,7 +763,7 @@ class State(Record, frozen=True, kw_only=True):
 
     `online`: the budget is spent by what was served alone, without the forecast (`planning.budget.target`).
 
-    `plan_j`: joules of CPU that a plan takes (0: not known); where an hour could save less, accuracy is not given up.
+    `least_saving_w`: the watts that a routing has to spare to be worth its accuracy.
 
     `resident`: the most variants that a worker holds; above 1 a placement may share its time between as many.
     `resident_bytes`: by profile, the bytes that a worker may hold (absent: not known, as many as `resident` says).
@@ -789,7 +789,7 @@ class State(Record, frozen=True, kw_only=True):
     served_accuracy_rows: float = 0.0
     demand: tuple[Demand, ...] = ()
     online: bool = False
-    plan_j: float = 0.0
+    least_saving_w: float = 0.0
     resident: int = 1
     resident_bytes: dict[str, int] = {}
     apart: tuple[tuple[str, str, str], ...] = ()
@@ -825,7 +825,7 @@ class Plan(Record, frozen=True, kw_only=True):
     `permitted` is what its workers permit besides at this rate, from the most frugal to the most accurate: every stage
     below the utilisation limit, p95 within the SLO, accuracy above the floor.  Empty where that was not asked for.
 
-    `nothing_to_save`: no routing could save as much in an hour as one more plan takes.
+    `nothing_to_save`: no routing spares as much as it has to (`State.least_saving_w`).
     """
 
     family: str

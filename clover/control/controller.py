@@ -45,7 +45,7 @@ from clover.control.plan.executor import Executor
 from clover.control.plan.planner import Planner
 from clover.control.plan.ways import Solver
 from clover.control.report import report
-from clover.control.state.context import Clocks, Context
+from clover.control.state.context import Clocks, Context, LeastSaving
 from clover.control.state.family import Family
 from clover.control.state.learner import Learner
 from clover.control.state.ledger_files import LedgerFiles
@@ -77,7 +77,7 @@ class Controller:
     share.  What is learned is kept beside the profiles of `store`, budgets in `ledger_files`; without these both are
     lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
     `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
-    do.  `core_w`: watts of a busy core, by which a plan costs what it may not save (0: plans cost nothing).
+    do.  `least_saving`: what a routing has to spare to be worth its accuracy (None: anything).
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Controller:
         alternatives: FindAlternatives | None = None,
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
-        core_w: float = 0.0,
+        least_saving: LeastSaving | None = None,
     ) -> None:
         clocks = clocks or Clocks()
-        self.context = Context(config, devices, grid, clocks, core_w)
+        self.context = Context(config, devices, grid, clocks, least_saving or LeastSaving())
         self.shadows = Shadows(self.context, alternatives)
         self.core_need = CoreNeed(self.context, fewest_cores)
         self.learner = Learner(self.context, store=store, front_lag=front_lag, wall=clocks.wall)

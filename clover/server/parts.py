@@ -20,6 +20,7 @@ from clover.carbon.grid import Grid
 from clover.config import ServerConfig
 from clover.control.controller import Controller
 from clover.control.solver.client import SolverClient
+from clover.control.state.context import LeastSaving
 from clover.control.state.ledger_files import LedgerFiles, budgets_folder
 from clover.http.audit import Operators
 from clover.http.loop_lag import LagWindows
@@ -78,6 +79,11 @@ class Parts:
         self.machine.close()
 
 
+def _idle_w(account: Account) -> float:
+    """Return the idle power of the machine with its GPUs, in watts."""
+    return sum(float(line["idle_w"]) for line in account.devices().values())
+
+
 def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, boxes: Path | None = None) -> Parts:
     """Make the parts of a server in the running loop; raises ConfigError or DeviceError, and nothing is left then.
 
@@ -118,7 +124,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             front_lag=lag.typical,
             alternatives=solver.alternatives,
             fewest_cores=solver.fewest_cores,
-            core_w=account.core_w,
+            least_saving=LeastSaving(core_w=account.core_w, idle_w=lambda: _idle_w(account)),
         )
         loading = Loading(
             controller,

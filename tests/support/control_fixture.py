@@ -10,7 +10,7 @@ import msgspec
 from clover.carbon.grid import Grid
 from clover.config import ControllerConfig, FamilyConfig
 from clover.control.controller import Controller
-from clover.control.state.context import Clocks
+from clover.control.state.context import Clocks, LeastSaving
 from clover.control.state.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
@@ -271,7 +271,7 @@ class Rig:
         measured: FamilyProfile | None = None,
         family: dict[str, Any] | None = None,
         solver: LocalSolver | None = None,
-        core_w: float = 0.0,
+        least_saving: LeastSaving | None = None,
         **config: Any,
     ) -> None:
         self.clock = Clock()
@@ -288,7 +288,7 @@ class Rig:
             grid=Grid(self.chain, self.clock),
             solver=self.solver,
             clocks=Clocks(monotonic=self.clock, wall=self.clock),
-            core_w=core_w,
+            least_saving=least_saving,
         )
         settings = {"family": "toy", "slo_ms": 30.0, "accuracy_floor": 91.0, "accuracy_margin": 0.0, **(family or {})}
         self.settings = FamilyConfig(**{"resident": "off"} | settings)  # the fake fleet has a worker a variant

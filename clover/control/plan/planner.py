@@ -92,7 +92,7 @@ class Planner:
         if not plan.feasible and request.rate is None:
             state, plan = await self._bold(family, state, plan, policy, pin.configuration)
         gate.checked(plan, family, state.objective.slo_ms)
-        context.plan_cost.note(plan.seconds)
+        context.least_saving.planned(plan.seconds)
         return with_met(state, plan), plan
 
     async def _bold(

@@ -24,6 +24,7 @@ from clover.control.state.parked import ParkedGpus
 from clover.control.state.request import Pin
 from clover.control.state.sleep import spared_w
 from clover.interfaces import Device
+from clover.planning.budget.forecast import HOUR_S
 from clover.planning.model.problem import accuracies
 from clover.planning.transition.stages import served
 from clover.policies.demanded import heeds
@@ -43,21 +44,25 @@ class Clocks:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
-class PlanCost:
-    """What one more plan takes: the median of the last ones, at `core_w` watts a busy core (0: not known)."""
+class LeastSaving:
+    """The watts that a routing has to spare to be worth its accuracy: `PART` of the machine's idle power (`idle_w`, in
+    watts), and at least what one plan an hour takes at `core_w` watts a busy core."""
 
-    def __init__(self, core_w: float) -> None:
+    PART = 1e-3
+
+    def __init__(self, *, core_w: float = 0.0, idle_w: Callable[[], float] = lambda: 0.0) -> None:
         self._core_w = core_w
+        self._idle_w = idle_w
         self._seconds: deque[float] = deque(maxlen=_PLANS)
 
-    def note(self, seconds: float) -> None:
+    def planned(self, seconds: float) -> None:
         """Note that a plan took `seconds` of the solver."""
         self._seconds.append(seconds)
 
-    @property
-    def joules(self) -> float:
-        """Joules of CPU; 0 if that is not known."""
-        return self._core_w * statistics.median(self._seconds) if self._seconds else 0.0
+    def watts(self, share: float) -> float:
+        """Return the watts for a family that has `share` of the machine."""
+        plan_w = self._core_w * statistics.median(self._seconds) / HOUR_S if self._seconds else 0.0
+        return max(plan_w, self.PART * self._idle_w() * share)
 
 
 class Context:
@@ -65,10 +70,15 @@ class Context:
     than one step under `lock`."""
 
     def __init__(
-        self, config: ControllerConfig, devices: Mapping[str, Device], grid: Grid, clocks: Clocks, core_w: float = 0.0
+        self,
+        config: ControllerConfig,
+        devices: Mapping[str, Device],
+        grid: Grid,
+        clocks: Clocks,
+        least_saving: LeastSaving,
     ) -> None:
         self.config = config
-        self.plan_cost = PlanCost(core_w)
+        self.least_saving = least_saving
         self.mode: Mode = config.mode
         self.frozen = False
         self.families: dict[str, Family] = {}
@@ -111,7 +121,7 @@ class Context:
         return self.pin_of(family).policy
 
     def rests(self, family: Family) -> bool:
-        """Return whether nothing is planned for the grid's sake, since an hour could save less than a plan takes."""
+        """Return whether nothing is planned for the grid's sake, since there is nothing to save."""
         return family.deployed is not None and family.deployed.plan.nothing_to_save
 
     def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
@@ -169,7 +179,7 @@ class Context:
             devices=self.devices_of(family.name),
             share=self.share_of(family),
             resident_bytes=self._resident_bytes(family),
-            plan_j=self.plan_cost.joules,
+            least_saving_w=self.least_saving.watts(self.share_of(family)),
         )
 
     def _resident_bytes(self, family: Family) -> dict[str, int]:

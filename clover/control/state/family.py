@@ -63,15 +63,15 @@ LONGEST_BACKOFF_S = 3600.0
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
     """What a plan is made under: the newest intensity, grid time, the devices the family may use, the part of their
-    time that is its own, the bytes that a worker may hold, by profile (0: not known), and the joules that a plan takes
-    (0: not known)."""
+    time that is its own, the bytes that a worker may hold, by profile (0: not known), and the watts that a routing has
+    to spare to be worth its accuracy."""
 
     reading: Reading
     grid_s: float
     devices: tuple[DeviceShape, ...]
     share: float
     resident_bytes: dict[str, int]
-    plan_j: float
+    least_saving_w: float
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ class Family:
             served_accuracy_rows=self.ledger.accuracy_rows if outlook is not None else 0.0,
             demand=demand,
             online=policy == "budget:online",
-            plan_j=conditions.plan_j,
+            least_saving_w=conditions.least_saving_w,
             resident=self.config.most_resident(len(self.spec.variants)),
             resident_bytes=conditions.resident_bytes,
             apart=self.apart(conditions.devices),

@@ -13,20 +13,18 @@ of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at o
 more, because the rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good
 from here.
 
-**At a trickle** there is nothing to save: where all that routing could spare in an hour is less than one more plan
-takes (`State.plan_j`), rows go to the most accurate point, and the controller plans no more for the grid's sake.
+**At a trickle** there is nothing to save: where no routing spares the watts that it has to (`State.least_saving_w`),
+rows go to the most accurate point, and the controller plans no more for the grid's sake.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from clover.planning.budget.forecast import HOUR_S
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
 from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
@@ -130,11 +128,12 @@ def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> St
 
 
 def _nothing_to_save(given: PlanningInput, here: Permitted) -> bool:
-    """Return whether all that routing could spare in the coming hour is less than a plan takes."""
+    """Return whether no routing of the rows that are expected in the coming hour spares as much as it has to."""
     ahead = given.state.ahead
-    rows_an_hour = ahead[0].rows / ahead[0].seconds * HOUR_S if ahead else math.inf
+    if not ahead:
+        return False
     joules = [item.prediction.joules for item in here]
-    return (max(joules) - min(joules)) * rows_an_hour < given.state.plan_j
+    return (max(joules) - min(joules)) * ahead[0].rows / ahead[0].seconds < given.state.least_saving_w
 
 
 def _price_j(given: PlanningInput, target: BudgetTarget, cheapest: Candidate, known: Sequence[Candidate]) -> float:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from clover.cli.ctl.answers import show
+from clover.control.state.context import LeastSaving
 from clover.control.state.ledger import Ledger
 from clover.policies import SPENDING
 from clover.types import CascadeProfile, Reading
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 HOUR = 3600.0
 
 
-def rig(policy: str = "budget", core_w: float = 0.0) -> Rig:
+def rig(policy: str = "budget", least_saving: LeastSaving | None = None) -> Rig:
     measured = msgspec.structs.replace(
         profile(), cascade=CascadeProfile(points=POINTS, quantiles={}, calibration_rows=5000, held_out_rows=5000)
     )
@@ -32,7 +33,7 @@ def rig(policy: str = "budget", core_w: float = 0.0) -> Rig:
         measured=measured,
         family={"accuracy_floor": 88.5, "accuracy_budget": 1.0},
         verify_s=0.0,
-        core_w=core_w,
+        least_saving=least_saving,
     )
     made.clock.now_s = 1000 * HOUR
     made.fleet.figures["arrival_rate"] = 100.0
@@ -104,11 +105,20 @@ def test_both_budgets_hold_to_the_budget(policy: str) -> None:
     assert made.controller.state()["models"]["toy"]["budget"]["horizon_s"] == 86_400.0
 
 
-@pytest.mark.parametrize(("rate", "rests"), [(0.01, True), (100.0, False)])
-def test_where_an_hour_saves_less_than_a_plan_takes_the_best_variant_answers_and_nothing_is_planned(
-    rate: float, rests: bool
+@pytest.mark.parametrize(
+    ("rate", "least", "rests"),
+    [
+        (0.01, LeastSaving(idle_w=lambda: 40.0), True),
+        (100.0, LeastSaving(idle_w=lambda: 40.0), False),
+        (0.01, LeastSaving(core_w=2.0), True),
+        (0.01, LeastSaving(), False),
+    ],
+    ids=["a trickle, of idle power", "a load", "a trickle, of what plans take", "anything counts"],
+)
+def test_where_there_is_nothing_to_save_the_best_variant_answers_and_nothing_is_planned(
+    rate: float, least: LeastSaving, rests: bool
 ) -> None:
-    made = rig(core_w=2.0)
+    made = rig(least_saving=least)
     made.solver.seconds = 10.0
     made.fleet.figures["arrival_rate"] = rate
 
@@ -123,9 +133,9 @@ def test_where_an_hour_saves_less_than_a_plan_takes_the_best_variant_answers_and
         assert (len(made.actions) == planned) is rests
         model = made.controller.state()["models"]["toy"]
         assert ("gives up no accuracy" in model["terms"]) is rests
-        assert ("less in an hour than a plan takes" in model["plan"]["reason"]) is rests
+        assert ("no routing saves" in model["plan"]["reason"]) is rests
         assert (model["routing"]["shares"].get("large") == 1.0) is rests, "the best variant answers"
-        made.fleet.figures["arrival_rate"] = 100.0
+        made.fleet.figures["arrival_rate"] = 300.0
         await made.look(looks=3)
         assert "gives up no accuracy" not in made.controller.state()["models"]["toy"]["terms"]
 
