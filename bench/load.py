@@ -56,7 +56,7 @@ class Sample:
     status: int
     row: int
     variant: str = ""
-    correct: bool | None = None
+    correct: float | None = None
     mismatch: bool = False
     energy_j: float = 0.0
     carbon_mg: float = 0.0

@@ -135,7 +135,7 @@ def within(stretch: Stretch, slo_ms: float) -> float:
 
 def right(stretch: Stretch) -> float:
     """Return the percentage of right answers."""
-    return 100.0 * sum(bool(sample.correct) for sample in stretch.answered) / max(len(stretch.answered), 1)
+    return 100.0 * sum(sample.correct or 0.0 for sample in stretch.answered) / max(len(stretch.answered), 1)
 
 
 def saved(own: Stretch, bases: list[Stretch], core_w: float, idle_w: float) -> dict[str, float]:

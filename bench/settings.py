@@ -1,9 +1,9 @@
 """The server without flags beside six other settings, each at the same moment on one meter: which saves most?
 
-    python -m bench.settings [--rate 200] [--seconds 240] [--day-s 240] [--slo-ms 15] [--only base "budget, cascade"]
-                             [--weight W] [--json FILE]
+    python -m bench.settings [--family fashion] [--rate 200] [--seconds 240] [--day-s 240] [--slo-ms 15]
+                             [--only base "budget, cascade"] [--weight W] [--json FILE]
 
-Two servers of the default family run at a time, on a core each: one without flags (`default`), the other with a
+Two servers of one family run at a time, on a core each: one without flags (`default`), the other with a
 setting.  First that is BASE, then the settings of `SETTINGS`.  Both get the same requests in the same order, Poisson at
 the same rate, while one day of the synthetic grid passes.  Each gets them at moments of its own: of two that are sent
 at one moment the first finds the machine asleep, and costs its server 7 % more than the other one costs.  They exchange
@@ -53,9 +53,8 @@ import msgspec
 import numpy as np
 import orjson
 import uvloop
-from numpy.typing import NDArray
 
-from bench import apart
+from bench import apart, headline_requests, headline_work
 from bench.cascade import Order
 from bench.common import ServerProcess, binary_bodies, cpu_seconds, fashion_rows, served, show, tree, write_json
 from bench.load import Body, Check, Result, Sample, open_loop
@@ -68,7 +67,6 @@ from clover.devices.cpu import CpuDevice
 from clover.energy import cpu_power
 from clover.profiling.stored import key_of
 
-FAMILY = "fashion"
 J_PER_KWH = 3.6e6
 BOUNDARIES = ("workers", "serving", "server")
 
@@ -119,6 +117,7 @@ class Side:
 
     stretch: Stretch
     prices: Prices
+    family: str
 
     def used_j(self, boundary: str = "serving") -> list[float]:
         """Return joules in each window of ten seconds, within `boundary`."""
@@ -147,7 +146,7 @@ class Side:
     def figures(self) -> dict[str, Any]:
         """Return what the table and the file have of it."""
         part = right(self.stretch) / 100.0
-        family = self.stretch.state["models"][FAMILY]
+        family = self.stretch.state["models"][self.family]
         return {
             "requests": len(self.stretch.answered),
             "failed": self.stretch.result.failures(),
@@ -217,20 +216,37 @@ def _between(low: Point, high: Point, accuracy: float) -> float:
 # --- one pair ---------------------------------------------------------------------------------------------------------
 
 
-def labelled(labels: NDArray[Any]) -> Check:
-    """Return a check that holds an answer against its label, whatever backend it came from."""
+def fashion() -> tuple[list[Body], Check]:
+    """Return requests of the default family, in binary, and a check that holds an answer against its label, whatever
+    backend it came from."""
+    images, labels = fashion_rows()
 
     def check(body: Body, sample: Sample, answer: bytes) -> None:
         scores = np.asarray(orjson.loads(answer)["outputs"][0]["data"])
         sample.correct = bool(scores.argmax() == labels[body.row])
 
-    return check
+    return binary_bodies(images, len(images)), check
+
+
+def requests_of(family: str) -> tuple[list[Body], Check]:
+    """Return requests of another family and a check, as `bench.headline` has them: an answer without a label counts by
+    the published accuracy of the variant that gave it."""
+    rows, labels = headline_requests.rows_of(family)
+    judge = headline_requests.judge_of(family, rows, labels, "")
+    work = headline_work.variant_work(family)
+
+    def check(body: Body, sample: Sample, answer: bytes) -> None:
+        sample.correct = judge(body, sample, answer)
+
+    return headline_requests.bodies_of(work, rows, binary=work.pictures), check
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all pairs share: cores, requests, prices, the folder of the run and the profile that plans are made from."""
+    """What all pairs share: family, cores, requests, prices, the folder of the run and the profile that plans are made
+    from."""
 
+    family: str
     cores: tuple[int, int]
     bodies: list[Body]
     check: Check
@@ -255,7 +271,7 @@ class Bench:
             for one in started:
                 one.result()  # raises why it did not start
             stretches = uvloop.run(self._drive(up, groups))
-        sides = [Side(stretch, self.prices) for stretch in stretches]
+        sides = [Side(stretch, self.prices, self.family) for stretch in stretches]
         return Pair(setting, sides[1 - number % 2], sides[number % 2])
 
     def _start(
@@ -263,9 +279,9 @@ class Bench:
     ) -> contextlib.AbstractContextManager[ServerProcess]:
         """Start a server on the core of `lane` and return it ready, behind a context that ends it."""
         cache = self.folder / f"cache-{number}-{lane}"
-        seeded(cache, self.cores)
+        seeded(self.family, cache, self.cores)
         day = ["--carbon", "synthetic", "--trace-speed", str(86_400.0 / self.day_s)]
-        words = [FAMILY, *day, "--cache-dir", str(cache), "--profile", "require", *flags]
+        words = [self.family, *day, "--cache-dir", str(cache), "--profile", "require", *flags]
         if self.slo_ms is not None:
             words += ["--slo-ms", f"{self.slo_ms:g}"]
         joined = group.folder if group is not None else None
@@ -275,7 +291,7 @@ class Bench:
 
     async def _drive(self, servers: list[ServerProcess], groups: list[Group | None]) -> list[Stretch]:
         """Send the same requests to both servers, and watch what they use."""
-        load = partial(open_loop, model=FAMILY, rate=self.rate, connections=32)
+        load = partial(open_loop, model=self.family, rate=self.rate, connections=32)
         await asyncio.gather(*(load(server.url, bodies=self.bodies[:512], seconds=WARM_S) for server in servers))
         stop, marks = threading.Event(), [Marks() for _ in servers]
         threads = [
@@ -337,33 +353,33 @@ def _counter(server: ServerProcess, group: Group | None) -> Any:
     return group.seconds if group is not None else lambda: cpu_seconds(tree(server.process.pid))
 
 
-def seeded(cache: Path, cores: Sequence[int]) -> None:
+def seeded(family: str, cache: Path, cores: Sequence[int]) -> None:
     """Fill the empty folder `cache` with the profile of the first of `cores`, as if each of the others had it too, and
     with what was compiled for it.  RuntimeError if there is no such profile."""
-    kept, spec, config = cache_folder(""), families.load_family(FAMILY), ServerConfig()
+    kept, spec, config = cache_folder(""), families.load_family(family), ServerConfig()
     keys = [key_of(spec, CpuDevice((core,)), config) for core in cores]
     source, store = profiles.ProfileStore(kept), profiles.ProfileStore(cache)
-    profile = source.get(FAMILY, keys[0])
+    profile = source.get(family, keys[0])
     if profile is None:
-        raise RuntimeError(f"core {cores[0]} has no profile of {FAMILY}")
+        raise RuntimeError(f"core {cores[0]} has no profile of {family}")
     cache.mkdir(mode=0o700)
     store.folder.mkdir(mode=0o700)
     shutil.copytree(kept / "artifacts", cache / "artifacts")
     for key in keys:
         store.put(msgspec.structs.replace(profile, key=key))
-        rows = source.rows_path(FAMILY, keys[0])
+        rows = source.rows_path(family, keys[0])
         if rows.exists():
-            shutil.copy(rows, store.rows_path(FAMILY, key))
+            shutil.copy(rows, store.rows_path(family, key))
 
 
-def profiled(core: int, folder: Path) -> float:
+def profiled(family: str, core: int, folder: Path) -> float:
     """Have a server on `core` take or measure its profile; return the accuracy that the default promises (percent)."""
-    with confined(core), served([FAMILY, "--carbon", "synthetic"], log=folder / "profile.log"):
+    with confined(core), served([family, "--carbon", "synthetic"], log=folder / "profile.log"):
         pass
-    spec, config = families.load_family(FAMILY), ServerConfig()
-    profile = profiles.ProfileStore(cache_folder("")).get(FAMILY, key_of(spec, CpuDevice((core,)), config))
+    spec, config = families.load_family(family), ServerConfig()
+    profile = profiles.ProfileStore(cache_folder("")).get(family, key_of(spec, CpuDevice((core,)), config))
     if profile is None:
-        raise RuntimeError(f"the server kept no profile of {FAMILY}; see {folder / 'profile.log'}")
+        raise RuntimeError(f"the server kept no profile of {family}; see {folder / 'profile.log'}")
     best = max(profiles.accuracy_of(profile, variant) for variant in profile.backend)
     return best - config.families[0].accuracy_budget
 
@@ -435,6 +451,7 @@ _COLUMNS = (
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", default="fashion", help="the family that is served [fashion]")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second to each server [200]")
     parser.add_argument("--seconds", type=float, default=240.0, help="seconds of a pair [240]")
     parser.add_argument("--day-s", type=float, default=0.0, help="seconds of a day of the grid [those of a pair]")
@@ -448,16 +465,16 @@ def main() -> None:
         parser.error("two cores are needed: one for the default, one for the setting beside it")
     if unknown := set(options.only) - {setting.name for setting in (BASE, *SETTINGS)}:
         parser.error(f"--only takes names of {', '.join(setting.name for setting in SETTINGS)}, not {unknown.pop()}")
-    images, labels = fashion_rows()
-    bodies = binary_bodies(images, len(images))
+    family = options.family
+    bodies, check = fashion() if family == "fashion" else requests_of(family)
     prices = Prices(cpu_power(EnergyConfig()).core_w, ServerConfig().carbon.pue)
     other = apart.OtherWork()
     with tempfile.TemporaryDirectory() as name, apart.preferred(options.weight):
         folder = Path(name)
-        promised = profiled(cores[0], folder)
-        cpus, check = (cores[0], cores[1]), labelled(labels)
+        promised = profiled(family, cores[0], folder)
+        cpus = (cores[0], cores[1])
         day_s = options.day_s or options.seconds
-        bench = Bench(cpus, bodies, check, options.rate, options.seconds, day_s, prices, folder, options.slo_ms)
+        bench = Bench(family, cpus, bodies, check, options.rate, options.seconds, day_s, prices, folder, options.slo_ms)
         wanted = [setting for setting in SETTINGS if not options.only or setting.name in options.only]
         pairs = []
         for number, setting in enumerate([BASE, *wanted]):
@@ -466,7 +483,7 @@ def main() -> None:
             ratio, error = pairs[-1].ratio(), pairs[-1].error()
             print(f"{setting.name}: {ratio:.3f} +-{error:.3f} of the default's grams", flush=True)
     found = compared(pairs)
-    about = f"{FAMILY}, {options.rate:g} requests/s, a day in {day_s:g} s, {prices.core_w:g} W a busy core"
+    about = f"{family}, {options.rate:g} requests/s, a day in {day_s:g} s, {prices.core_w:g} W a busy core"
     kept = [
         {"setting": vars(pair.setting), "own": pair.own.figures(), "default": pair.default.figures()} for pair in pairs
     ]

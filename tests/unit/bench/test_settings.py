@@ -36,7 +36,7 @@ def side(busy_s: float, right: float, *, control_s: float = 0.0, workers: float 
         due_ns = int(1e9 * (WINDOW_S * number / REQUESTS + 0.01))
         samples.append(Sample(due_ns, due_ns + 1_000_000, 200, 0, correct=number % REQUESTS < right * REQUESTS))
     state: dict[str, Any] = {}
-    return Side(Stretch(Result(samples), marks, state), PRICES)
+    return Side(Stretch(Result(samples), marks, state), PRICES, "fashion")
 
 
 def test_grams_are_joules_at_the_intensity_of_their_window() -> None:
