@@ -144,7 +144,7 @@ class Engine:
         await parts.windows.close()
         for served in self.served.values():
             # Only now, or the first answers would share the energy of the minute of measuring.
-            self.account.add_family(served.name, time.monotonic_ns())
+            self.account.add_family(served.name)
         completions = parts.pool.completions
         completions.start(loop)
         stack.callback(completions.stop)

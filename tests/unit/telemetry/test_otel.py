@@ -265,7 +265,7 @@ def test_devices_are_read_on_the_loop() -> None:
 
     def devices() -> list[DeviceEnergy]:
         threads.append(threading.current_thread().name)
-        return [DeviceEnergy("gpu0", "gpu", "A100", "measured", 12.0, 0.5)]
+        return [DeviceEnergy("gpu0", "gpu", "A100", "measured", 12.0, {"published": 0.5, "synthetic": 2.0})]
 
     async def main() -> None:
         observe(provider, DeviceReader(asyncio.get_running_loop(), devices))
@@ -275,7 +275,9 @@ def test_devices_are_read_on_the_loop() -> None:
         assert (point.value, metrics["hw.energy"].unit) == (12.0, "J")
         assert metrics["hw.energy"].data.is_monotonic
         assert point.attributes == {"hw.id": "gpu0", "hw.type": "gpu", "hw.name": "A100", "clover.method": "measured"}
-        assert metrics["clover.carbon"].data.data_points[0].value == 0.5
+        points = metrics["clover.carbon"].data.data_points
+        found = {(one.attributes["clover.method"], one.attributes["clover.intensity"]): one.value for one in points}
+        assert found == {("measured", "published"): 0.5, ("modelled", "synthetic"): 2.0}, "an invented grid measures none"
 
     asyncio.run(main())
     assert set(threads) == {threading.current_thread().name}
