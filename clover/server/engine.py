@@ -23,6 +23,7 @@ from clover.control.baselines.saved import compared
 from clover.errors import ProfileError, StartError
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
+from clover.planning.model.queueing import TURNS
 from clover.runtime.served import Served
 from clover.server.family_checks import check_floor, without_plan
 from clover.server.front_ends import FrontEnds
@@ -143,8 +144,8 @@ class Engine:
             served.use(profile, profiling.drawn(served.spec, self.config))
         await parts.windows.close()
         for served in self.served.values():
-            # Only now, or the first answers would share the energy of the minute of measuring.
-            self.account.add_family(served.name)
+            # Only now, or the front end and control of the minute of measuring would be theirs.
+            self.account.add_family(served.name, TURNS * served.profile.turn_j if served.profile is not None else 0.0)
         completions = parts.pool.completions
         completions.start(loop)
         stack.callback(completions.stop)
