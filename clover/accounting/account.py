@@ -221,6 +221,8 @@ class Account:
         """Split what the front end and control used over the families by rows answered; evenly, if none were."""
         answered, self._answered = self._answered, dict.fromkeys(self._answered, 0)
         looked_up, self._looked_up = self._looked_up, {}
+        if not closed.seconds:  # what these rows took is unknown
+            return
         total = sum(answered.values())
         if not total and not looked_up:
             self._front_end_w.append(closed.front_end_j / closed.seconds)

@@ -218,8 +218,8 @@ def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: fl
     every = sorted(joules for own in receipts.values() for joules in own)
     median_mj = 1e3 * every[len(every) // 2]
     print(
-        f"\n{rate * 60:g} a minute: {len(every)} receipts, median {median_mj:.3f} mJ, first {1e3 * every[-1]:.3f} mJ at "
-        f"most; J: {sum(every):.3f} in receipts, {line['idle_no_request_j']:.3f} idle, no request, "
+        f"\n{rate * 60:g} a minute: {len(every)} receipts, median {median_mj:.3f} mJ, largest "
+        f"{1e3 * every[-1]:.3f} mJ; J: {sum(every):.3f} in receipts, {line['idle_no_request_j']:.3f} idle, no request, "
         f"{totals['unbilled_j']:.3f} unbilled, {line['unowned_j']:.3f} unowned, {line['foreign_j']:.3f} foreign, "
         f"{line['measured_j']:.3f} by the meter; by tenant {[f'{sum(own):.3f}' for own in receipts.values()]}"
     )
@@ -321,14 +321,14 @@ def test_devices_are_accounted_for_apart() -> None:
     assert (devices["gpu1"]["watts"], devices["gpu1"]["idle_w"]) == (pytest.approx(72.0), 70.0)
     assert book.placements["gpu1", "gpu1:7g.40gb@0", "measured"].active_j == pytest.approx(2.0)
     # What a batch costs follows the GPU it ran on, not a mean over GPUs that differ.
-    assert (here.add(1, SECOND, 0), there.add(1, SECOND, 0)) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert (here.add(1, 0, 0), there.add(1, 0, 0)) == (pytest.approx(1.0), pytest.approx(2.0))
 
 
 def test_a_worker_that_joins_starts_with_the_ratio_of_its_device() -> None:
     book = gpus("measured")
     book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0)
     book.window(sample(1, 70.0 + 1.5, 70.0, device="gpu0"), GRID)
-    assert book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0) == pytest.approx(1.5)
+    assert book.attach(on_slice("7g.40gb", 0, 8)).add(1, 0, 0) == pytest.approx(1.5)
 
 
 def test_a_receipt_is_emulated_where_any_of_its_familys_devices_is() -> None:
