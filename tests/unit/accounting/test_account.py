@@ -228,8 +228,8 @@ def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: fl
     for tenant, own in receipts.items():
         assert sum(own) == pytest.approx(book.receipts_j["toy", tenant], rel=1e-9)
     assert sum(every) == pytest.approx(totals["receipts_j"], rel=1e-9)
-    rest = sum(float(line[f"{name}_j"]) for name in ("idle_no_request", "control", "unowned", "foreign", "unattributed"))
-    assert sum(every) + totals["unbilled_j"] + rest == pytest.approx(float(line["measured_j"]), rel=1e-9)
+    rest_j = sum(float(line[f"{name}_j"]) for name in NAMES if name not in ("active", "front_end", "idle"))
+    assert sum(every) + totals["unbilled_j"] + rest_j == pytest.approx(float(line["measured_j"]), rel=1e-9)
     assert totals["idle_no_request_j"] == pytest.approx(float(line["idle_no_request_j"]), rel=1e-9)
     # No receipt bills what the front end does while nobody asks; all else that was used, they do.
     assert totals["unbilled_j"] == pytest.approx(8.0 * 0.002 * 3600, rel=0.05)
@@ -432,7 +432,7 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
     assert line["active_j"] == pytest.approx(10 * 10.0)  # above the power with a context
     assert line["awake_j"] == pytest.approx(10 * 35.0)
     assert line["idle_j"] == pytest.approx(10 * 25.0 / 7), "of the slice that computed, for half of the time"
-    assert line["idle_j"] + line["idle_no_request_j"] == pytest.approx(10 * 50.0 * 3 / 7)
+    assert sum(float(line[name]) for name in ("idle_j", "idle_no_request_j")) == pytest.approx(10 * 50.0 * 3 / 7)
     assert line["unowned_j"] == pytest.approx(50.0 + 10 * 50.0 * 4 / 7)
     assert sum(float(line[name]) for name in LINES) == pytest.approx(line["measured_j"])
     idle = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}

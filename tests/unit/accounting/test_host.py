@@ -18,9 +18,7 @@ GRID = Reading(g_per_kwh=360.0, at_s=0.0, provider="test")
 class Scene:
     """A machine with a modelled meter (2 W idle, 8 W a busy core) or a measured one."""
 
-    def __init__(
-        self, *, slices: int = 2, emulated: frozenset[str] = frozenset(), method: Method = "modelled"
-    ) -> None:
+    def __init__(self, *, slices: int = 2, emulated: frozenset[str] = frozenset(), method: Method = "modelled") -> None:
         self.clocks = FakeClocks()
         self.account = hosted(self.clocks, slices=slices, emulated=emulated)
         assert self.account.host is not None

@@ -277,7 +277,7 @@ def test_devices_are_read_on_the_loop() -> None:
         assert point.attributes == {"hw.id": "gpu0", "hw.type": "gpu", "hw.name": "A100", "clover.method": "measured"}
         points = metrics["clover.carbon"].data.data_points
         found = {(one.attributes["clover.method"], one.attributes["clover.intensity"]): one.value for one in points}
-        assert found == {("measured", "published"): 0.5, ("modelled", "synthetic"): 2.0}, "an invented grid measures none"
+        assert found == {("measured", "published"): 0.5, ("modelled", "synthetic"): 2.0}, "an invented grid"
 
     asyncio.run(main())
     assert set(threads) == {threading.current_thread().name}
