@@ -9,7 +9,7 @@ books are compared:
 
  - joules that clients found in their receipts, with those that the ledger has as billed;
  - the server's counters of each device just before each end, with the lines of the account in the ledger;
- - the lines with the sum of receipts and of what no receipt bills (idle, front end, control, unattributed);
+ - the lines with the sum of receipts and of what no receipt bills (idle while nobody asked, control, unattributed);
  - `clover report`, with the lines.
 
 A kill loses what the ledger had not written, a flush interval and a second at most: the table says how much of each sum
@@ -89,8 +89,7 @@ def read_counters(server: ServerProcess, books: RunBooks) -> None:
     books.carried_j = summed(metrics, "clover_carried_joules")
     totals = server.get("/v2/clover/state")["totals"]["models"]["fashion"]
     books.model_j = totals["energy_j"]
-    books.unbilled_j = sum(totals[f"{part}_unbilled_j"] for part in ("active", "idle", "front_end"))
-    books.unbilled_j += totals["control_j"]
+    books.unbilled_j = sum(totals[f"{part}_j"] for part in ("idle_no_request", "unbilled", "control"))
 
 
 def bill(result: Result, books: RunBooks, ended_ns: int) -> None:
@@ -208,7 +207,7 @@ def judge(options: argparse.Namespace, runs: list[RunBooks], sums: dict[str, flo
     billed, devices = sum(run.billed_j for run in runs), sum(run.devices_j for run in runs)
     counted, carried = sum(run.lines_j for run in runs), sum(run.carried_j for run in runs)
     boundary = report_joules(report)
-    modelled = sum(sums[f"line {line}"] for line in ("active", "idle", "control"))
+    modelled = sum(sums[f"line {line}"] for line in ("active", "idle", "idle_no_request", "control"))
     by_model = sums["active_j"] + sums["idle_j"] + sums["control_j"]
     rows = [
         ("receipts of clients, and as billed in the ledger", billed, sums["billed"], 0.001, killed.late_j),

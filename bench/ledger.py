@@ -38,7 +38,7 @@ from clover.telemetry.ledger.writing import LedgerThread, Retention
 
 SLICES = tuple(f"1c@{index}" for index in range(4))
 TENANTS = ("", "acme", "umbrella")
-LINES = ("active", "front_end", "control", "idle", "unowned", "unattributed")
+LINES = ("active", "front_end", "control", "idle", "idle_no_request", "unowned", "unattributed")
 KEY = ("GB", "neso", "average", "lifecycle", "live")
 PUE = 1.5
 START = RunStart(0.0, "bench", "bench", 0, "0", "{}")
@@ -63,7 +63,7 @@ def snapshot(at_s: float, mono_s: float) -> Snapshot:
         requests={("fashion", tenant): {200: rows, 429: rows // 100} for tenant in TENANTS},
         models={
             "fashion": ModelCounts(
-                receipts_j=seconds,
+                receipts_j=dict.fromkeys(TENANTS, seconds / len(TENANTS)),
                 rows=rows * 12,
                 accuracy_rows=rows * 1080.0,
                 labelled=rows // 10,

@@ -41,6 +41,7 @@ from bench.common import ServerProcess, binary_bodies, cpu_seconds, fashion_rows
 from bench.load import OpenLoop, Result
 
 LINES = ("active", "front_end", "control")
+IDLE = ("idle", "idle_no_request", "unowned")
 SETTLE_S = 10.0
 G_PER_KWH, PUE = 400.0, 1.5
 GRAMS_PER_J = G_PER_KWH * PUE / 3.6e6
@@ -101,7 +102,7 @@ def confined(core: int | None) -> Iterator[None]:
 def metered(server: ServerProcess) -> dict[str, float]:
     """Return the joules of the machine's account by line."""
     (line,) = server.get("/v2/clover/state")["totals"]["devices"].values()
-    return {name: line[f"{name}_j"] for name in (*LINES, "idle", "unowned", "unattributed", "measured")}
+    return {name: line[f"{name}_j"] for name in (*LINES, *IDLE, "unattributed", "measured")}
 
 
 class Watched:

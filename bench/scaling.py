@@ -136,7 +136,7 @@ class Plane:
         self.workers: list[Worker] = []
         for number in range(families):
             spec = _family(f"f{number}", floats)
-            account.add_family(spec.name, time.monotonic_ns())
+            account.add_family(spec.name)
             slab = Slab.create(Layout(spec, slots))
             router = Router(spec, slab, slots, FamilyConfig(family=spec.name), None, account, loop=loop)
             entries: list[Any] = []

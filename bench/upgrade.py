@@ -198,7 +198,8 @@ class ShortConnections:
 def idle_seconds(ledger: Path, watts: float) -> tuple[float, float]:
     """Return the seconds of idle power in a ledger, and those of its readings of the grid."""
     with contextlib.closing(sqlite3.connect(ledger)) as db:
-        ((idle_uj,),) = db.execute("SELECT SUM(joules_uj) FROM lines WHERE line IN ('idle', 'unowned', 'carried')")
+        lines = "('idle', 'idle_no_request', 'unowned', 'carried')"
+        ((idle_uj,),) = db.execute(f"SELECT SUM(joules_uj) FROM lines WHERE line IN {lines}")
         ((ms,),) = db.execute("SELECT SUM(seconds_ms) FROM grid")
     return idle_uj / 1e6 / watts, ms / 1e3
 

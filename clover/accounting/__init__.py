@@ -4,8 +4,9 @@ A meter counts one device with all its slices; many workers of many families sha
 second or so):
 
 * idle energy = idle power x time.  It is split over the workers that hold compute slices, by slices (workers that share
-  a placement during a swap share its slices); cores that only the front end may use are the front end's; that of slices
-  without a worker goes to the line `unowned`, that of cores that the server may not use to `foreign`.
+  a placement during a swap share its slices): the line `idle` for the time in which they computed, `idle_no_request`
+  for the rest.  That of slices without a worker goes to the line `unowned`, as does that of cores that only the front
+  end may use; that of cores that the server may not use to `foreign`.
 * being awake has a price on a GPU: with a CUDA context on it, it draws more than idle power
   (`clover.energy.board_idle`).  That is the line `awake`: split over the workers there by slices, it is part of their
   idle energy.
@@ -18,7 +19,8 @@ second or so):
 * measured < idle happens (noise, clock steps): active is then zero and the difference is carried into later windows, so
   that over time, on every device, in joules and in grams,
 
-      measured = active + front_end + control + idle + awake + unowned + foreign + unattributed + carried,      exactly.
+      measured = active + front_end + control + idle + idle_no_request + awake + unowned + foreign + unattributed
+                 + carried,      exactly.
 
 How far a worker's part of a GPU is from the truth depends on the profile.  If true watts lie within a factor 1 +- e of
 the modelled ones (a factor common to all does not matter, it is rescaled away), the part of a worker with the share s
@@ -33,14 +35,13 @@ anew (another `epoch`) opens a new window: what was used in between is unknown, 
 
 A request cannot wait for its window to close, so its receipt is an estimate from the same figures: the profiled energy
 of its rows x the running ratio of measured to modelled energy (of its variant where CPU time tells variants apart, else
-of the device each batch ran on), plus its family's idle watts / rows a second over the trailing minute, plus what a row
-cost the front end in the last windows.  After a quiet time the rate is far below the burst that ends it, so rows share
-at most the idle energy that was attributed to their family and that no receipt has billed yet, and of that at most one
-trailing minute's.  So for every family
+of the device each batch ran on), plus the idle power of its slice for the time that its batch kept it, plus what a row
+took of the front end in the last windows, beyond what that takes while nobody asks.  For every family
 
-    energy = receipts + idle_unbilled + front_end_unbilled + active_unbilled + control,      exactly,
+    energy = receipts + idle_no_request + control + unbilled,      exactly,
 
-of which only `active_unbilled`, by which the estimates of active energy fell short, may be negative.
+where `unbilled` is what the front end did for nobody, what was computed in vain, and by how much the estimates fell
+short, so that it may be negative.
 
 Grams = joules x intensity x PUE.  Each window is priced at the intensities of its own time, however late its energy
 becomes known (`clover.accounting.prices`).

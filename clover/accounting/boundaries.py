@@ -21,7 +21,7 @@ Boundary = Literal["workers", "server", "machine"]
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 DEFAULT: Boundary = "server"
 
-_WORKERS = ("active", "idle", "awake")
+_WORKERS = ("active", "idle", "idle_no_request", "awake")
 WITHIN: Mapping[Boundary, tuple[str, ...]] = {
     "workers": _WORKERS,
     "server": (*_WORKERS, "front_end", "control", "unowned"),

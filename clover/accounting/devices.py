@@ -16,7 +16,10 @@ _SECOND_NS = 1_000_000_000
 _RATIO_MEMORY = 0.95
 """Weight of earlier windows in the measured/modelled ratio: about twenty windows count."""
 
-LINES = ("active", "front_end", "control", "idle", "awake", "unowned", "foreign", "unattributed", "carried")
+LINES = (
+    *("active", "front_end", "control", "idle", "idle_no_request", "awake"),
+    *("unowned", "foreign", "unattributed", "carried"),
+)
 """The lines of a device, whose joules sum to what its meter showed, and whose grams sum to what that cost."""
 
 Parts = list[tuple[WorkerMeter, float]]
@@ -106,7 +109,8 @@ class ClosedWindow(NamedTuple):
     """A window of a device, split over its workers.
 
     `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client;
-    `awake_j` is the part of `idle` that contexts on a GPU draw.  `unowned_j` are the idle joules of slices without a
+    `kept` is the part of `idle` that its slice drew while it computed, `awake_j` that which contexts on a GPU draw.
+    `unowned_j` are the idle joules of slices without a
     worker, `foreign_j` those of slices that are not the server's,
     `control_j` what control used beside audits, `carried_j` idle joules beyond what was measured (below zero) or that
     make up for such, `seconds` the length of the window, `prices` what a joule of it cost.  `learnable`: active joules
@@ -116,12 +120,12 @@ class ClosedWindow(NamedTuple):
     active: Parts
     audits: Parts
     idle: Parts
+    kept: Parts
     rows: list[WorkerRows]
     awake_j: float
     unowned_j: float
     foreign_j: float
     front_end_j: float
-    front_end_idle_j: float
     control_j: float
     unattributed_j: float
     carried_j: float
@@ -130,7 +134,7 @@ class ClosedWindow(NamedTuple):
     learnable: list[Learnable]
 
 
-NOTHING = ClosedWindow([], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
+NOTHING = ClosedWindow([], [], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
 
 
 @dataclass
@@ -152,11 +156,10 @@ class Ratio:
 
 @dataclass
 class DeviceAccount:
-    """The running state of one device with `slices` compute slices, `front_end` more that only the front end uses, and
-    `foreign` ones that are metered and not the server's."""
+    """The running state of one device with `slices` compute slices, and `foreign` ones that are metered and not the
+    server's."""
 
     slices: int
-    front_end: int = 0
     foreign: float = 0.0
     rest_j: float = 0.0
     """Idle energy, whoever it is billed to."""
@@ -189,10 +192,8 @@ class DeviceAccount:
     uncertainty: tuple[float, float] | None = None
     active_uncertainty: tuple[float, float] | None = None
     retired_busy_ns: int = 0
-    family_idle_w: dict[str, float] = field(default_factory=dict)
     _looks: int = 0
     _held: dict[WorkerMeter, float] = field(default_factory=dict)
-    _held_by_front_end: float = 0.0
     _foreign: float = 0.0
     _mark: Mark = field(default_factory=dict)
 
@@ -250,6 +251,10 @@ class DeviceAccount:
         own = self.ratios.get((meter.family, meter.variant, meter.slices))
         return own.value if own is not None else self.ratio * meter.factor
 
+    def idle_w_of(self, meter: WorkerMeter) -> float:
+        """Return the idle power of the slice of a worker, in watts."""
+        return self.idle_w * meter.slices / max(self.slices + self.foreign, meter.slices)
+
     def refactored(self, part: float) -> None:
         """Note that modelled energies of its workers are `part` times what they were, as their factors changed."""
         self.overall.modelled_j *= part
@@ -294,13 +299,15 @@ class DeviceAccount:
         ]
         modelled = [(meter, meter.window_modelled_j) for meter in worked]
         busy = [(meter, float(meter.window_busy_ns)) for meter in worked]
+        kept = [(meter, meter.window_idle_j) for meter in worked if meter.window_idle_j]
         audited = {meter: meter.window_audits / meter.window_rows for meter in worked if meter.window_audits}
         held = {meter: share / self._looks for meter, share in self._held.items()}
-        front_end_part, foreign_part = self._held_by_front_end / self._looks, self._foreign / self._looks
+        foreign_part = self._foreign / self._looks
         was_frozen = self._looks > 1
-        self._looks, self._held, self._held_by_front_end, self._foreign = 0, {}, 0.0, 0.0
+        self._looks, self._held, self._foreign = 0, {}, 0.0
         for meter in worked:
             meter.forget_window()
+            meter.idle_w = self.idle_w_of(meter)
         if last is None:
             return NOTHING
         if sample.epoch != last.epoch or sample.total_j < last.total_j:
@@ -348,8 +355,13 @@ class DeviceAccount:
         audits = [(meter, part_j * audited[meter]) for meter, part_j in active if meter in audited]
         active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]
         idle = [(meter, idle_j * share) for meter, share in held.items()]
-        front_end_idle_j, foreign_j = idle_j * front_end_part, idle_j * foreign_part
-        unowned_j = max(idle_j - front_end_idle_j - foreign_j - sum(part_j for _, part_j in idle), 0.0)
+        held_j, kept_j = sum(part_j for _, part_j in idle), sum(part_j for _, part_j in kept)
+        if kept_j > held_j:  # batches that began before the window: what is too much for it is the next one's
+            for meter, part_j in kept:
+                meter.window_idle_j = part_j * (1.0 - held_j / kept_j)
+            kept = [(meter, part_j * held_j / kept_j) for meter, part_j in kept]
+        foreign_j = idle_j * foreign_part
+        unowned_j = max(idle_j - foreign_j - held_j, 0.0)
         others_j = awake_j * foreign_part
         foreign_j, awake_j = foreign_j + others_j, awake_j - others_j
         if (whole := sum(held.values())) > 0.0:
@@ -365,12 +377,12 @@ class DeviceAccount:
             active,
             audits,
             idle,
+            kept,
             rows,
             awake_j,
             unowned_j,
             foreign_j,
             front_end_j,
-            front_end_idle_j,
             control_j,
             unattributed_j,
             min(active_j, 0.0) - carried_j,
@@ -383,13 +395,14 @@ class DeviceAccount:
 
     def _book(self, closed: ClosedWindow, measured_j: float) -> None:
         self.total.add(measured_j, closed.prices)
-        self.rest_j += closed.front_end_idle_j + closed.unowned_j + closed.foreign_j
-        self.rest_j += sum(part_j for _, part_j in closed.idle)
+        held_j, kept_j = sum(part_j for _, part_j in closed.idle), sum(part_j for _, part_j in closed.kept)
+        self.rest_j += closed.unowned_j + closed.foreign_j + held_j
         for line, joules in (
             ("active", sum(part_j for _, part_j in closed.active)),
-            ("front_end", closed.front_end_j + closed.front_end_idle_j),
+            ("front_end", closed.front_end_j),
             ("control", closed.control_j + sum(part_j for _, part_j in closed.audits)),
-            ("idle", max(sum(part_j for _, part_j in closed.idle) - closed.awake_j, 0.0)),
+            ("idle", kept_j),
+            ("idle_no_request", max(held_j - closed.awake_j - kept_j, 0.0)),
             ("awake", closed.awake_j),
             ("unowned", closed.unowned_j),
             ("foreign", closed.foreign_j),
@@ -411,16 +424,11 @@ class DeviceAccount:
         # Placements of an old and a new layout may overlap during a transition: shares must not add up to more than 1.
         owned_slices = sum(count for _, count in owned)
         slices = max(float(self.slices), owned_slices)
-        slices += self.front_end + self.foreign
-        self._held_by_front_end += self.front_end / slices
+        slices += self.foreign
         self._foreign += self.foreign / slices
         self._looks += 1
-        self.family_idle_w = {}
-        awake_w = self.awake_w * (1.0 - self.foreign / slices)
         for meter, count in owned:
             self._held[meter] = self._held.get(meter, 0.0) + count / slices
-            idle_w = self.idle_w * count / slices + awake_w * count / owned_slices
-            self.family_idle_w[meter.family] = self.family_idle_w.get(meter.family, 0.0) + idle_w
 
     def _split_by_model(self, modelled: Parts, busy: Parts, active_j: float) -> Parts:
         """Split by modelled joules; without a profile by busy times, which say nothing about measured over modelled."""

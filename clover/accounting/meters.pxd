@@ -12,6 +12,7 @@ cdef class WorkerMeter:
     cdef public int pid
     cdef public double ratio
     cdef public double factor
+    cdef public double idle_w
     cdef public bint holds
     cdef tuple _joules
     cdef int64_t[::1] _batches
@@ -30,6 +31,7 @@ cdef class WorkerMeter:
     cdef public double window_right
     cdef public int64_t window_wasted
     cdef public int64_t window_busy_ns
+    cdef public double window_idle_j
     cdef public double window_modelled_j
     cdef public int64_t answered
     cdef dict _answered_by
@@ -37,7 +39,7 @@ cdef class WorkerMeter:
     cdef public dict window_tenants
     cdef public tuple tenant_parts
 
-    @cython.locals(most_ns=int64_t, size=int, warm_j=double, per_row=double, part=double, joules=double)
+    @cython.locals(most_ns=int64_t, size=int, warm_j=double, per_row=double, part=double, joules=double, idle_j=double)
     cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*, int failed=*)
     cpdef cascaded(self, int64_t gone_on, int64_t audits, double right)
     cpdef waste(self, int64_t rows)

@@ -69,9 +69,10 @@ class WorkerMeter:
     """The work of one worker, counted by the router as batches come back and collected once a window.
 
     `slices` are compute slices.  `profiled` is what the profile expects of it; without that, modelled energy is CPU
-    seconds x `core_w`.  `ratio` is measured over profiled energy, kept by its account; `factor` what was learned of
-    that ratio for its (variant, profile of the slice), by which modelled energies are split.  The worker
-    says how much CPU time a batch took, and is not trusted: that cannot be more than its cores gave while it was busy.
+    seconds x `core_w`.  `ratio` is measured over profiled energy, kept by its account, as is `idle_w`, the idle power
+    of its slice; `factor` what was learned of that ratio for its (variant, profile of the slice), by which modelled
+    energies are split.  The worker says how much CPU time a batch took, and is not trusted: that cannot be more than
+    its cores gave while it was busy.
     """
 
     __slots__ = (
@@ -94,6 +95,7 @@ class WorkerMeter:
         "factor",
         "family",
         "holds",
+        "idle_w",
         "modelled_j",
         "pid",
         "placement",
@@ -105,6 +107,7 @@ class WorkerMeter:
         "window_audits",
         "window_busy_ns",
         "window_gone_on",
+        "window_idle_j",
         "window_modelled_j",
         "window_right",
         "window_tenants",
@@ -133,6 +136,7 @@ class WorkerMeter:
         self.cores = process.cores
         self.ratio = 1.0
         self.factor = 1.0
+        self.idle_w = 0.0
         self.holds = True
         """Whether it holds its slices, and their idle energy; not so one that shares a worker and has no rows by the
         plan."""
@@ -153,6 +157,8 @@ class WorkerMeter:
         self.window_right = 0.0
         self.window_wasted = 0
         self.window_busy_ns = 0
+        self.window_idle_j = 0.0
+        """Idle joules of its slice while it computed the batches of the window under way."""
         self.window_modelled_j = 0.0
         self.answered = 0
         """Rows answered since `take_answered`."""
@@ -164,7 +170,8 @@ class WorkerMeter:
         """Which part of its joules each tenant has, by the last window in which it finished a batch."""
 
     def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0, failed: int = 0) -> float:
-        """Count a finished batch; return its active joules a row, corrected by `ratio`.
+        """Count a finished batch; return what it took, in joules a row: active ones, corrected by `ratio`, and the idle
+        power of its slice while it was computed.
 
         `busy_ns` and `pause_ns`, the pause before it, are known; `cpu_ns` is the worker's own figure.  The time of one
         that `failed` (not 0) says nothing about its model.
@@ -189,14 +196,16 @@ class WorkerMeter:
         else:
             per_row = cpu_ns * 1e-9 * self.core_w / rows if rows else 0.0
         joules = per_row * rows
+        idle_j = self.idle_w * busy_ns * 1e-9
         self.rows += rows
         self.busy_ns += busy_ns
         self.cpu_ns += cpu_ns
         self.modelled_j += joules
         self.window_busy_ns += busy_ns
+        self.window_idle_j += idle_j
         self.window_modelled_j += joules
         self._latest_j = per_row
-        return per_row * self.ratio
+        return per_row * self.ratio + (idle_j / rows if rows else 0.0)
 
     def cascaded(self, gone_on: int, audits: int, right: float) -> None:
         """Count that of the last batch a cascade passed `gone_on` rows on to another variant, and that `audits` rows
@@ -269,6 +278,7 @@ class WorkerMeter:
         self.window_audits = 0
         self.window_right = 0.0
         self.window_busy_ns = 0
+        self.window_idle_j = 0.0
         self.window_modelled_j = 0.0
 
     def _parts(self) -> tuple[tuple[str, float], ...]:

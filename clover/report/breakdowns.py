@@ -36,7 +36,7 @@ ABOUT: Mapping[By, str] = {
     "model": f"computing its rows, the idle power of its workers, its part of front end and control; {_REST}",
     "variant": f"computing its rows and the idle power of its workers; of all else of its model, its share; {_REST}",
     "device": "what its meter showed, or a model of it, within the boundary",
-    "tenant": "the grams of each model, split over its tenants by the energy of computing their rows",
+    "tenant": "the grams of each model, idle power while nobody asked too, by the energy of computing tenants' rows",
 }
 
 

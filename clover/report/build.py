@@ -62,11 +62,12 @@ NOT_COVERED = (
 )
 LINE_ABOUT = {
     "active": "computing answers",
-    "front_end": "HTTP and forming batches, and the idle power of a core kept for that",
+    "front_end": "HTTP and forming batches",
     "control": "planning, measuring, starting and loading workers, answers that no client gets (audits)",
-    "idle": "idle power of cores and slices that workers hold",
+    "idle": "idle power of cores and slices while workers computed on them",
+    "idle_no_request": "idle power of cores and slices that workers hold, while nobody asked",
     "awake": "what GPUs draw beyond idle power because workers have a context on them",
-    "unowned": "idle power of this server's cores and slices that no worker holds",
+    "unowned": "idle power of this server's cores and slices that no worker holds, as of a core kept for HTTP",
     "foreign": "idle power of cores that are not this server's",
     "unattributed": "active energy of other programs, or that could not be attributed",
     "carried": "idle energy counted beyond what was measured, made up for later (at most zero)",

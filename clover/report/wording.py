@@ -17,7 +17,7 @@ _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), 
 _ALMOST_ALL = 0.95
 _LEAST_MISSING_S = 2.0
 """Seconds that may be missing without a word, as clocks and flushes have them."""
-_IDLE = ("idle", "awake", "unowned")
+_IDLE = ("idle", "idle_no_request", "awake", "unowned")
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +22,7 @@ from clover.control.baselines.saved import compared
 from clover.errors import ProfileError, StartError
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
+from clover.planning.model.queueing import TURNS
 from clover.runtime.served import Served
 from clover.server.family_checks import check_floor, without_plan
 from clover.server.front_ends import FrontEnds
@@ -143,8 +143,8 @@ class Engine:
             served.use(profile, profiling.drawn(served.spec, self.config))
         await parts.windows.close()
         for served in self.served.values():
-            # Only now, or the first answers would share the energy of the minute of measuring.
-            self.account.add_family(served.name, time.monotonic_ns())
+            # Only now, or the front end and control of the minute of measuring would be theirs.
+            self.account.add_family(served.name, TURNS * served.profile.turn_j if served.profile is not None else 0.0)
         completions = parts.pool.completions
         completions.start(loop)
         stack.callback(completions.stop)

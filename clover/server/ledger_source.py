@@ -139,7 +139,7 @@ class LedgerSource:
         family = self._controller.context.families.get(name)
         windows = family.slo.windows if family is not None else None
         return ModelCounts(
-            receipts_j=self._account.receipts_j.get(name, 0.0),
+            receipts_j={who: joules for (model, who), joules in self._account.receipts_j.items() if model == name},
             rows=sum(traffic.rows),
             accuracy_rows=traffic.accuracy_rows,
             labelled=sum(feedback.labelled),

@@ -85,15 +85,15 @@ class Machine:
         for name, device in self.devices.items():
             if isinstance(device, CpuDevice):
                 front_end = 0 if device.shared_front else len(device.front_cores)
-                self._add_host(name, len(device.worker_cores), front_end)
+                self._add_host(name, len(device.worker_cores) + front_end)
                 self.core_idle = CoreIdle(device.worker_cores)
             elif isinstance(device, MigDevice):
-                account.add_device(name, device.shape().slices, 0, device.others)
+                account.add_device(name, device.shape().slices, device.others)
             else:
                 raise ConfigError(f"device {name}: there is no energy meter for {type(device).__name__}")
         if self.gpus:
             slices = sum(gpu.shape().slices for gpu in self.gpus)
-            self._add_host(HOST, slices, 0, cores=len(available_cores()))
+            self._add_host(HOST, slices, cores=len(available_cores()))
 
     def sandbox(self) -> dict[str, Any]:
         """Return how the workers are confined, ready for JSON."""
@@ -102,20 +102,18 @@ class Machine:
     def _real_gpus(self) -> bool:
         return on_gpus(self._config.workers.device)
 
-    def _add_host(self, name: str, slices: int, front_end: int, cores: int = 0) -> None:
-        """Add the machine as device `name`, with its meter; its idle power is split over `slices` and the cores of
-        the front end."""
-        meter = energy.build(
-            self._config.energy, cores=cores or slices + front_end, cpu_seconds=self._host.own_seconds, device=name
-        )
+    def _add_host(self, name: str, slices: int, cores: int = 0) -> None:
+        """Add the machine as device `name`, with its meter; its idle power is split over `slices`, which are its cores
+        unless there are so many `cores`."""
+        own = cores or slices
+        meter = energy.build(self._config.energy, cores=own, cpu_seconds=self._host.own_seconds, device=name)
         if meter.method == "modelled" and self._config.energy.meter != "modelled":
             log.info("energy is modelled: %s", meter.why.partition(";")[0])  # with which watts, the banner says
         self.meters[name] = meter
         foreign = 0.0
         if meter.method == "measured":  # a counter is of all cores, ours or not
-            own = cores or slices + front_end
-            foreign = max((os.cpu_count() or 1) - own, 0) / own * (slices + front_end)
-        self._account.add_device(name, slices, front_end, foreign)
+            foreign = max((os.cpu_count() or 1) - own, 0) / own * slices
+        self._account.add_device(name, slices, foreign)
         self._account.add_host(name, self._host)
 
     async def start(self, folders: Sequence[str]) -> None:

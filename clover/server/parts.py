@@ -190,7 +190,7 @@ def _open_telemetry(
                 shapes[name].label,
                 str(line["method"]),
                 float(line["measured_j"]),
-                float(line["total_g"]),
+                account.grams(name),
             )
             for name, line in account.devices().items()
             if name in shapes

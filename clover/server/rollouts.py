@@ -251,7 +251,7 @@ class RollOuts:
         new = one.served = families.add(config, one.spec)
         new.memory_share = served.memory_share
         new.use(profile, served.drawn)
-        families.account.add_family(new.name, time.monotonic_ns())
+        families.account.add_family(new.name)
         one.deployment = mirrored(deployment, new.name)
         for item in one.deployment:
             await context.instances.hold(new.name, item.placement)

@@ -76,7 +76,6 @@ def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: b
         "state": served.state,
         **account.totals(name),
         "sci": sci.model_json(name),
-        "receipts_j": account.receipts_j.get(name, 0.0),
         "joules_per_row": {
             variant: {"predicted": predicted_j, "metered": metered_j, "method": method}
             for (family, variant, method), (predicted_j, metered_j) in account.per_row().items()

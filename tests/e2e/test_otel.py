@@ -66,7 +66,10 @@ def test_a_collector_gets_spans_and_energy(tmp_path: Path, caplog: pytest.LogCap
         (energy,) = collector.points["hw.energy"]
         assert collector.units == {"hw.energy": "J", "clover.carbon": "g"}
         assert energy.as_double > 0.0
-        assert collector.points["clover.carbon"][0].as_double > 0.0
+        (carbon,) = collector.points["clover.carbon"]
+        assert carbon.as_double > 0.0
+        (known,) = [item.value.string_value for item in carbon.attributes if item.key == "clover.intensity"]
+        assert known == "configured"
 
     async def check(collector: Collector, span_id: str) -> None:
         span, found = collector.named("one")

@@ -34,7 +34,7 @@ def test_a_pod_serves_and_swaps_on_the_instances_that_it_was_given(scenes: Forks
     # The counter is the whole board's: five of its seven slices are not this server's, nor is their idle energy.
     lines = done["lines"]
     assert lines["method"] == "emulated"
-    rest_j = sum(lines[name] for name in ("idle_j", "awake_j", "unowned_j", "foreign_j"))
+    rest_j = sum(lines[name] for name in ("idle_j", "idle_no_request_j", "awake_j", "unowned_j", "foreign_j"))
     assert lines["foreign_j"] == pytest.approx(rest_j * 5 / 7)
     # They outlive the server, and whoever lists them is told how they stand.
     box = toy_cache / "emulated" / "pod-1g.10gb-2.nvml"

@@ -131,7 +131,8 @@ def in_ledger(folder: Path) -> tuple[int, float, float]:
     (path,) = (folder / "state" / "ledger").glob("*.db")
     with contextlib.closing(sqlite3.connect(path)) as db:
         ((requests,),) = db.execute("SELECT SUM(requests) FROM usage")
-        ((idle_uj,),) = db.execute("SELECT SUM(joules_uj) FROM lines WHERE line IN ('idle', 'unowned', 'carried')")
+        lines = "('idle', 'idle_no_request', 'unowned', 'carried')"
+        ((idle_uj,),) = db.execute(f"SELECT SUM(joules_uj) FROM lines WHERE line IN {lines}")
         ((ms,),) = db.execute("SELECT SUM(seconds_ms) FROM grid")
         ((runs,),) = db.execute("SELECT COUNT(*) FROM runs")
     assert runs == 2

@@ -62,7 +62,6 @@ async def scene(cache: Path) -> None:
             asked=load.asked,
             failed=load.failed,
             totals=account.totals("toy"),
-            receipts_j=account.receipts_j["toy"],
         )
 
 

@@ -48,12 +48,11 @@ def hosted(
     clocks: FakeClocks,
     *,
     slices: int = 2,
-    front_end: int = 0,
     foreign: int = 0,
     emulated: frozenset[str] = frozenset(),
 ) -> Account:
-    """Return an account of the machine "cpu0" (cores for workers, of the front end, of others), with those clocks."""
+    """Return an account of the machine "cpu0" (its cores, and those of others), with those clocks."""
     account = Account(pue=1.5)
-    account.add_device("cpu0", slices, front_end, foreign)
+    account.add_device("cpu0", slices, foreign)
     account.add_host("cpu0", HostCpu(clocks.read, clocks.of, emulated.__contains__))
     return account

@@ -151,7 +151,7 @@ class CachedAnswers:
         paths = tuple(kept.path for kept in answers) if any(kept.path for kept in answers) else ()
         account = self._account
         energy_j = recalled.cpu_ns / 1e9 * account.core_w
-        account.bill_lookup(self._state.name, energy_j)
+        account.bill_lookup(self._state.name, energy_j, ticket.tenant.name if ticket.tenant is not None else "")
         reading = account.reading
         intensity = reading.g_per_kwh if reading is not None else 0.0
         return Receipt(

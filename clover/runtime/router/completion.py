@@ -126,7 +126,7 @@ class Completion:
                 state.traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
                 if link.standby:
                     state.traffic.relieved_rows += answered
-                self._account.rows_done(state.name, answered, now_ns)
+                self._account.rows_done(state.name, answered)
                 meter.answered += answered
                 if batch.tenants is not None:
                     meter.note_answered(batch.tenants)

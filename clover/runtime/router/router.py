@@ -248,7 +248,8 @@ class Router(Model):
             accuracy = self.accuracy[lanes[0]]
         else:
             accuracy = sum([self.accuracy[lane] for lane in lanes]) / rows
-        receipt = self.account.receipt(self.name, name, accuracy, rows, ticket.energy_j, ticket.done_ns, path)
+        tenant = ticket.tenant.name if ticket.tenant is not None else ""
+        receipt = self.account.receipt(self.name, name, accuracy, rows, ticket.energy_j, tenant, path)
         return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 
     def _joined(self, lanes: list[int]) -> str:

@@ -190,8 +190,9 @@ class Collector:
 
     def _take_models(self, snapshot: Snapshot, here: Parts) -> None:
         for model, counts in snapshot.models.items():
-            receipts = {"receipts_uj": micro(counts.receipts_j)}
-            self._add("usage", (model, "", "", "", "", ""), ("receipts", model), receipts, here)
+            for tenant, joules in counts.receipts_j.items():
+                receipts = {"receipts_uj": micro(joules)}
+                self._add("usage", (model, "", "", "", tenant, ""), ("receipts", model, tenant), receipts, here)
             figures = {
                 "rows": counts.rows,
                 "accuracy_upr": micro(counts.accuracy_rows),

@@ -32,12 +32,12 @@ class CellCounts(NamedTuple):
 
 
 class ModelCounts(NamedTuple):
-    """What is counted of a model: joules in receipts, rows, the sum of the percent expected of each, rows with labels
-    and those of them that were right, the SLO in force (0: none), answered requests and those that took longer than
-    the SLO of their time, windows in which the SLO was held and missed, and how many latencies were at most each of
-    `clover.telemetry.ledger.latency.BOUNDS_MS`."""
+    """What is counted of a model: joules in receipts by tenant, rows, the sum of the percent expected of each, rows
+    with labels and those of them that were right, the SLO in force (0: none), answered requests and those that took
+    longer than the SLO of their time, windows in which the SLO was held and missed, and how many latencies were at most
+    each of `clover.telemetry.ledger.latency.BOUNDS_MS`."""
 
-    receipts_j: float
+    receipts_j: Mapping[str, float]
     rows: int
     accuracy_rows: float
     labelled: int

@@ -114,8 +114,8 @@ def _uncertainty(energy: EnergyReading) -> Iterator[Sample]:
 
 _DEVICE = ("device", "method")
 
-# The lines of a device sum up: its joules = active + front_end + control + idle + awake + unowned + foreign
-# + unattributed + carried.
+# The lines of a device sum up: its joules = active + front_end + control + idle + idle_no_request + awake + unowned
+# + foreign + unattributed + carried.
 ENERGY: tuple[MetricSpec[EnergyReading], ...] = (
     MetricSpec(
         "clover_energy_joules",

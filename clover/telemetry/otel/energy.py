@@ -6,7 +6,7 @@ The SDK's thread collects; the account belongs to the event loop, so the thread 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -14,20 +14,22 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 
 from clover._version import __version__
+from clover.accounting.labels import grams_method
 
 READ_S = 2.0
 """How long the thread waits for the loop; without an answer this export has no values."""
 
 
 class DeviceEnergy(NamedTuple):
-    """What one device used so far.  `kind` is cpu or gpu; `method` says how the joules are known."""
+    """What one device used so far.  `kind` is cpu or gpu; `method` says how the joules are known, and each key of
+    `grams` how the intensity was."""
 
     device: str
     kind: str
     name: str
     method: str
     joules: float
-    grams: float
+    grams: Mapping[str, float]
 
 
 class DeviceReader:
@@ -54,8 +56,9 @@ class DeviceReader:
             return ()
 
 
-def _attributes(item: DeviceEnergy) -> dict[str, str]:
-    found = {"hw.id": item.device, "hw.type": item.kind, "hw.name": item.name, "clover.method": item.method}
+def _attributes(item: DeviceEnergy, method: str, intensity: str = "") -> dict[str, str]:
+    found = {"hw.id": item.device, "hw.type": item.kind, "hw.name": item.name}
+    found |= {"clover.method": method, "clover.intensity": intensity}
     return {name: value for name, value in found.items() if value}
 
 
@@ -63,10 +66,14 @@ def observe(provider: MeterProvider, reader: DeviceReader) -> None:
     """Make both counters, whose values are those of `reader`."""
 
     def joules(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(item.joules, _attributes(item)) for item in reader.read()]
+        return [Observation(item.joules, _attributes(item, item.method)) for item in reader.read()]
 
     def grams(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(item.grams, _attributes(item)) for item in reader.read()]
+        return [
+            Observation(grams, _attributes(item, grams_method(item.method, known), known))
+            for item in reader.read()
+            for known, grams in item.grams.items()
+        ]
 
     meter = provider.get_meter("clover", __version__)
     meter.create_observable_counter("hw.energy", [joules], "J", "Energy that a device used")

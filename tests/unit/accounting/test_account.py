@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter, profiled_energy
-from clover.accounting.account import AnsweredRate
+from clover.accounting.devices import LINES as NAMES
 from clover.types import (
     AccuracyMeasurement,
     BasePoint,
@@ -56,7 +56,7 @@ def sample(
 def account(slices: int = 2) -> Account:
     made = Account(pue=1.5)
     made.add_device("cpu0", slices)
-    made.add_family("toy", 0)
+    made.add_family("toy")
     made.window(sample(0, 0.0), GRID)
     return made
 
@@ -134,65 +134,113 @@ def test_the_last_work_of_a_worker_that_left_still_counts() -> None:
     assert book.cpu_seconds() == 3.0
 
 
-def test_receipt_is_profiled_energy_times_ratio_plus_the_idle_share_of_a_row() -> None:
+def test_a_receipt_is_profiled_energy_times_ratio_and_the_idle_power_of_its_slice_meanwhile() -> None:
     book = account()
     worker = book.attach(meter())
-    for second in range(10):
+    for _ in range(10):
         worker.add(1, SECOND, SECOND)
-        book.rows_done("toy", 1, second * SECOND)
+        book.rows_done("toy", 1)
     book.window(sample(10, 20.0 + 10.0), GRID)  # 5 J modelled, 10 J measured
-    active_j = worker.add(1, SECOND, SECOND)
-    assert active_j == pytest.approx(0.5 * 2.0)
-    receipt = book.receipt("toy", variant="small", accuracy=80.0, rows=1, active_j=active_j, now_ns=10 * SECOND)
-    assert receipt.energy_j == pytest.approx(0.5 * 2.0 + 1.0 / 1.0)  # one of two slices: 1 W, at one row a second
+    computed_j = worker.add(1, SECOND // 4, SECOND)
+    assert computed_j == pytest.approx(0.5 * 2.0 + 0.25)  # one of two slices: 1 W
+    receipt = book.receipt("toy", variant="small", accuracy=80.0, rows=1, computed_j=computed_j)
+    assert receipt.energy_j == computed_j
     assert receipt.carbon_mg == pytest.approx(receipt.energy_j / 3.6e6 * 360.0 * 1.5 * 1000)
     assert (receipt.method, receipt.intensity_state) == ("modelled", "fresh")
     assert receipt.intensity is GRID
-    assert book.receipts_j["toy"] == receipt.energy_j
+    assert book.receipts_j["toy", ""] == receipt.energy_j
 
 
-def ask(book: Account, second: float, rows: int = 1) -> float:
-    """A request of `rows` rows without active energy, answered at `second`: the idle joules in its receipt."""
-    now_ns = int(second * SECOND)
-    book.rows_done("toy", rows, now_ns)
-    return book.receipt("toy", variant="small", accuracy=80.0, rows=rows, active_j=0.0, now_ns=now_ns).energy_j
+def ask(book: Account, worker: WorkerMeter, busy_ns: int, tenant: str = "", rows: int = 1) -> float:
+    """Have a batch of `rows` rows computed and answered: the joules in its receipt."""
+    computed_j = rows * worker.add(rows, busy_ns, busy_ns)
+    book.rows_done("toy", rows)
+    return book.receipt("toy", "small", 80.0, rows, computed_j, tenant).energy_j
 
 
-def test_a_burst_after_a_quiet_minute_bills_no_more_idle_energy_than_there_was() -> None:
+def test_nobody_pays_for_a_quiet_hour() -> None:
     book = account()
-    book.attach(meter())
-    for second in range(1, 61):
-        book.window(sample(second, 2.0 * second), GRID)  # 1 W of idle power is the family's
-    billed_j = sum(ask(book, 60.0 + 0.01 * index) for index in range(40))
-    assert billed_j == pytest.approx(60.0)
-    assert book.totals("toy")["idle_unbilled_j"] == pytest.approx(0.0)
-
-
-def test_idle_energy_of_hours_without_a_request_stays_unbilled() -> None:
-    book = account()
-    book.attach(meter())
+    worker = book.attach(meter())
     book.window(sample(3600, 7200.0), GRID)
-    billed_j = sum(ask(book, 3600.0 + 0.01 * index) for index in range(200))
-    assert billed_j == pytest.approx(60.0)  # of the trailing minute, and no more
-    assert book.totals("toy")["idle_unbilled_j"] == book.totals()["idle_unbilled_j"] == pytest.approx(3540.0)
+    burst_j = [ask(book, worker, SECOND // 100) for _ in range(50)]
+    assert burst_j == [pytest.approx(0.5 + 0.01)] * 50, "the first as the last"
+    book.window(sample(3601, 7202.0 + 25.0), GRID)
+    line, totals = book.devices()["cpu0"], book.totals("toy")
+    assert (line["idle_j"], line["idle_no_request_j"]) == (pytest.approx(0.5), pytest.approx(3601.0 - 0.5))
+    assert (totals["receipts_j"], totals["idle_no_request_j"]) == (pytest.approx(25.5), line["idle_no_request_j"])
+    assert totals["unbilled_j"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_at_a_steady_rate_receipts_bill_all_idle_energy() -> None:
+def test_a_batch_longer_than_a_window_keeps_the_idle_power_of_all_its_time() -> None:
     book = account()
-    book.attach(meter())
-    billed_j: list[float] = []
-    for second in range(1, 181):
+    worker = book.attach(meter())
+    book.window(sample(1, 2.0), GRID)
+    ask(book, worker, 3 * SECOND)  # it began before the window
+    for second in range(2, 10):
         book.window(sample(second, 2.0 * second), GRID)
-        billed_j.append(sum(ask(book, second + 0.1 * index) for index in range(10)))
-    assert sum(billed_j[60:]) == pytest.approx(120.0, rel=0.02)
+    assert book.devices()["cpu0"]["idle_j"] == pytest.approx(3.0)
+    assert book.totals("toy")["idle_no_request_j"] == pytest.approx(9.0 - 3.0)
+
+
+@pytest.mark.parametrize(("rate", "tenants"), [(1 / 60, 1), (200.0, 3)])
+def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: float, tenants: int) -> None:
+    """Two workers of 1 W idle each on a machine of three cores and a foreign one; 0.3 ms of work and 0.2 ms of front
+    end a row at 8 W, 2 ms of front end a second whatever comes."""
+    clocks = FakeClocks()
+    book = hosted(clocks, slices=3, foreign=1)
+    book.add_family("toy")
+    host = book.host
+    assert host is not None
+    workers = [
+        book.attach(
+            WorkerMeter(
+                family="toy", variant=variant, device="cpu0", placement=variant, slices=1,
+                profiled=ProfiledEnergy((0.003, 0.003)), process=HostProcess(clocks.spawn()),
+            )
+        )
+        for variant in ("small", "large")
+    ]  # fmt: skip
+    receipts: dict[str, list[float]] = {f"tenant {number}": [] for number in range(tenants)}
+    total_j, answered = 0.0, 0
+    book.window(sample(0, 0.0, 4.0), GRID)
+    for second in range(1, 3601):
+        due = max(int((second - 5) * rate), 0)  # nobody asks in the first seconds
+        for row in range(answered, due):
+            worker, tenant = workers[row % 2], f"tenant {row % tenants}"
+            receipts[tenant].append(ask(book, worker, 500_000, tenant))
+            clocks.processes[worker.pid] += 300_000
+        clocks.server_ns += 2_000_000 + 200_000 * (due - answered)
+        total_j += 4.0 + 8.0 * (0.002 + 0.0005 * (due - answered))
+        answered = due
+        host.look()
+        book.window(sample(second, total_j, 4.0), GRID)
+    totals, line = book.totals("toy"), book.devices()["cpu0"]
+    every = sorted(joules for own in receipts.values() for joules in own)
+    median_mj = 1e3 * every[len(every) // 2]
+    print(
+        f"\n{rate * 60:g} a minute: {len(every)} receipts, median {median_mj:.3f} mJ, largest "
+        f"{1e3 * every[-1]:.3f} mJ; J: {sum(every):.3f} in receipts, {line['idle_no_request_j']:.3f} idle, no request, "
+        f"{totals['unbilled_j']:.3f} unbilled, {line['unowned_j']:.3f} unowned, {line['foreign_j']:.3f} foreign, "
+        f"{line['measured_j']:.3f} by the meter; by tenant {[f'{sum(own):.3f}' for own in receipts.values()]}"
+    )
+    # 0.3 ms of computing and 0.2 ms of front end at 8 W, and 0.5 ms of a slice of 1 W, at any load.
+    assert median_mj == pytest.approx(8.0 * 0.5 + 0.5, rel=0.02)
+    for tenant, own in receipts.items():
+        assert sum(own) == pytest.approx(book.receipts_j["toy", tenant], rel=1e-9)
+    assert sum(every) == pytest.approx(totals["receipts_j"], rel=1e-9)
+    rest_j = sum(float(line[f"{name}_j"]) for name in NAMES if name not in ("active", "front_end", "idle"))
+    assert sum(every) + totals["unbilled_j"] + rest_j == pytest.approx(float(line["measured_j"]), rel=1e-9)
+    assert totals["idle_no_request_j"] == pytest.approx(float(line["idle_no_request_j"]), rel=1e-9)
+    # No receipt bills what the front end does while nobody asks; all else that was used, they do.
+    assert totals["unbilled_j"] == pytest.approx(8.0 * 0.002 * 3600, rel=0.05)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 90.0), st.integers(0, 50), st.booleans()), max_size=30))
-def test_receipts_never_bill_more_idle_energy_than_was_accrued(steps: list[tuple[float, int, bool]]) -> None:
+def test_receipts_never_bill_more_idle_energy_than_was_drawn(steps: list[tuple[float, int, bool]]) -> None:
     book = account()
     worker = book.attach(meter())
     gone: list[WorkerMeter] = []
-    now_s = billed_j = 0.0
+    now_s = active_j = 0.0
     for pause_s, requests, present in steps:
         now_s += pause_s
         if present:
@@ -201,11 +249,13 @@ def test_receipts_never_bill_more_idle_energy_than_was_accrued(steps: list[tuple
         elif worker not in gone:
             gone.append(worker)
             book.detach(worker)
-        book.window(sample(now_s, 2.0 * now_s), GRID)
-        billed_j += sum(ask(book, now_s) for _ in range(requests))
-        totals = book.totals("toy")
-        assert billed_j <= totals["idle_j"] + 1e-6
-        assert totals["idle_unbilled_j"] == pytest.approx(totals["idle_j"] - billed_j, abs=1e-6)
+        for _ in range(requests if worker not in gone else 0):
+            ask(book, worker, int(pause_s / 50 * SECOND))
+            active_j += 0.5
+        book.window(sample(now_s, 2.0 * now_s + active_j), GRID)
+        line, totals = book.devices()["cpu0"], book.totals("toy")
+        assert -1e-9 <= float(line["idle_j"]) <= totals["idle_j"] + 1e-6
+        assert float(line["idle_j"]) + totals["idle_no_request_j"] == pytest.approx(totals["idle_j"], abs=1e-6)
 
 
 def test_batches_of_a_dead_worker_that_are_counted_late_keep_their_cpu_time() -> None:
@@ -219,7 +269,7 @@ def test_batches_of_a_dead_worker_that_are_counted_late_keep_their_cpu_time() ->
 
 
 def test_a_receipt_before_any_reading_says_so() -> None:
-    receipt = Account(pue=1.5).receipt("toy", variant="small", accuracy=80.0, rows=1, active_j=1.0, now_ns=0)
+    receipt = Account(pue=1.5).receipt("toy", variant="small", accuracy=80.0, rows=1, computed_j=1.0)
     assert (receipt.energy_j, receipt.carbon_mg, receipt.intensity_state) == (1.0, 0.0, "unknown")
     assert receipt.intensity is None
 
@@ -271,21 +321,21 @@ def test_devices_are_accounted_for_apart() -> None:
     assert (devices["gpu1"]["watts"], devices["gpu1"]["idle_w"]) == (pytest.approx(72.0), 70.0)
     assert book.placements["gpu1", "gpu1:7g.40gb@0", "measured"].active_j == pytest.approx(2.0)
     # What a batch costs follows the GPU it ran on, not a mean over GPUs that differ.
-    assert (here.add(1, SECOND, 0), there.add(1, SECOND, 0)) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert (here.add(1, 0, 0), there.add(1, 0, 0)) == (pytest.approx(1.0), pytest.approx(2.0))
 
 
 def test_a_worker_that_joins_starts_with_the_ratio_of_its_device() -> None:
     book = gpus("measured")
     book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0)
     book.window(sample(1, 70.0 + 1.5, 70.0, device="gpu0"), GRID)
-    assert book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0) == pytest.approx(1.5)
+    assert book.attach(on_slice("7g.40gb", 0, 8)).add(1, 0, 0) == pytest.approx(1.5)
 
 
 def test_a_receipt_is_emulated_where_any_of_its_familys_devices_is() -> None:
     book = gpus("measured", "emulated")
 
     def method(family: str) -> Method:
-        return book.receipt(family, variant="small", accuracy=80.0, rows=1, active_j=1.0, now_ns=0).method
+        return book.receipt(family, variant="small", accuracy=80.0, rows=1, computed_j=1.0).method
 
     book.attach(meter(family="real", device="gpu0"))
     book.attach(meter(family="other", device="gpu1"))
@@ -361,7 +411,7 @@ def gpu_sample(second: float, total_j: float, *, awake_j: float, shared: tuple[s
 def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_board_awake() -> None:
     book = Account(pue=1.0)
     book.add_device("gpu0", 7)
-    book.add_family("toy", 0)
+    book.add_family("toy")
     book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
     book.window(gpu_sample(1, 50.0, awake_j=0.0), GRID)  # bare
     workers = [
@@ -375,13 +425,14 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
     ]  # fmt: skip
     for second in range(2, 12):
         workers[0].add(1, SECOND // 2, 0)
-        book.rows_done("toy", 1, second * SECOND)
+        book.rows_done("toy", 1)
         book.window(gpu_sample(second, 50.0 + 95.0 * (second - 1), awake_j=35.0 * (second - 1)), GRID)
     line = book.devices()["gpu0"]
     assert (line["idle_w"], line["awake_w"]) == (50.0, 35.0)
     assert line["active_j"] == pytest.approx(10 * 10.0)  # above the power with a context
     assert line["awake_j"] == pytest.approx(10 * 35.0)
-    assert line["idle_j"] == pytest.approx(10 * 50.0 * 3 / 7)
+    assert line["idle_j"] == pytest.approx(10 * 25.0 / 7), "of the slice that computed, for half of the time"
+    assert sum(float(line[name]) for name in ("idle_j", "idle_no_request_j")) == pytest.approx(10 * 50.0 * 3 / 7)
     assert line["unowned_j"] == pytest.approx(50.0 + 10 * 50.0 * 4 / 7)
     assert sum(float(line[name]) for name in LINES) == pytest.approx(line["measured_j"])
     idle = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}
@@ -389,8 +440,7 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
         "v1": pytest.approx(10 * (50.0 / 7 + 35.0 / 3)),
         "v2": pytest.approx(10 * (50.0 * 2 / 7 + 35.0 * 2 / 3)),
     }
-    receipt = book.receipt("toy", "v1", 90.0, 1, 10.0, 11 * SECOND)
-    assert receipt.energy_j == pytest.approx(10.0 + (50.0 * 3 / 7 + 35.0) * 11 / 10)  # ten rows in eleven seconds
+    assert workers[0].add(1, SECOND // 2, 0) == pytest.approx(10.0 + 25.0 / 7), "no receipt bills being awake"
 
 
 def test_a_context_that_no_worker_of_ours_holds_is_unowned() -> None:
@@ -408,15 +458,15 @@ def test_a_context_that_no_worker_of_ours_holds_is_unowned() -> None:
 
 def test_on_a_board_of_which_we_have_a_few_slices_being_awake_is_split_with_whoever_has_the_others() -> None:
     book = Account(pue=1.0)
-    book.add_device("gpu0", 2, 0, 5)  # two instances of one slice each, of seven slices
-    book.add_family("toy", 0)
+    book.add_device("gpu0", 2, 5)  # two instances of one slice each, of seven slices
+    book.add_family("toy")
     book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
     book.attach(on_slice("1g.5gb", 0, 1))
     book.window(gpu_sample(10, 850.0, awake_j=350.0), GRID)
     line = book.devices()["gpu0"]
     assert line["awake_j"] == pytest.approx(350.0 * 2 / 7)
     assert line["foreign_j"] == pytest.approx(850.0 * 5 / 7)
-    assert line["idle_j"] == pytest.approx(500.0 / 7)
+    assert line["idle_no_request_j"] == pytest.approx(500.0 / 7)
     assert line["unowned_j"] == pytest.approx(500.0 / 7)
     assert sum(float(line[name]) for name in LINES) == pytest.approx(850.0)
 
@@ -436,7 +486,6 @@ def test_energy_that_others_may_have_used_widens_what_is_said_of_ours() -> None:
 
 # --- sums -------------------------------------------------------------------------------------------------------------
 
-NAMES = ("active", "front_end", "control", "idle", "awake", "unattributed", "unowned", "foreign", "carried")
 LINES = tuple(f"{name}_j" for name in NAMES)
 DEVICES = ("cpu0", "gpu0", "gpu1")
 PROFILES = ("1g.5gb", "2g.10gb", "3g.20gb", "1c")
@@ -470,12 +519,12 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     history: list[tuple[str, float, float, float, bool, float, list[tuple[str, int, int]]]], modelled: bool
 ) -> None:
     clocks = FakeClocks()
-    book = hosted(clocks, slices=7, front_end=1, foreign=3, emulated=frozenset({"gpu1"}))
+    book = hosted(clocks, slices=8, foreign=3, emulated=frozenset({"gpu1"}))
     host = book.host
     assert host is not None
     for device in DEVICES[1:]:
         book.add_device(device, 7)
-    book.add_family("family0", 0)
+    book.add_family("family0")
     there: list[WorkerMeter] = []
     now_s, total_j, epoch, known_j, gross_j, awake_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(6))
     own_s = latest_s = 0.0
@@ -500,8 +549,8 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
                     )
                 )
             elif what == "answer":
-                book.rows_done(f"family{which}", number, int(latest_s * SECOND))
-                book.receipt(f"family{which}", "1c", 90.0, number, 0.01 * number, int(latest_s * SECOND))
+                book.rows_done(f"family{which}", number)
+                book.receipt(f"family{which}", "1c", 90.0, number, 0.01 * number, f"tenant{number % 3}")
             elif what == "serve":
                 clocks.server_ns += which * 10**6
                 clocks.control_ns += number * 10**6
@@ -557,7 +606,8 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     assert overheads_j == pytest.approx(lines_j, rel=1e-9, abs=1e-9)
     shown_j = sum(line.joules for _, _, _, line in book.lines())
     assert shown_j == pytest.approx(sum(float(line["measured_j"]) for line in devices), rel=1e-9, abs=1e-9)
-    rest_j = sum(float(line[name]) for line in devices for name in ("idle_j", "awake_j", "unowned_j", "foreign_j"))
+    idle = ("idle_j", "idle_no_request_j", "awake_j", "unowned_j", "foreign_j")
+    rest_j = sum(float(line[name]) for line in devices for name in idle)
     assert rest_j <= sum(float(line["rest_j"]) for line in devices) * (1 + 1e-9)
     totals = book.totals()
     assert totals["energy_j"] == pytest.approx(parts_j + overheads_j, rel=1e-9)
@@ -565,11 +615,11 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         assert sum(share.grids.values()) == pytest.approx(share.total_g, rel=1e-9, abs=1e-15)
     for name in ("family0", "family1", "family2", "family3", None):
         totals = book.totals(name)
-        receipts_j = sum(book.receipts_j.values()) if name is None else book.receipts_j.get(name, 0.0)
-        unbilled_j = sum(totals[f"{part}_unbilled_j"] for part in ("idle", "front_end", "active"))
-        assert receipts_j + unbilled_j + totals["control_j"] == pytest.approx(totals["energy_j"], rel=1e-9, abs=1e-9)
-        assert totals["idle_unbilled_j"] >= -1e-9
-        assert totals["front_end_unbilled_j"] >= -1e-9
+        receipts_j = sum(joules for (family, _), joules in book.receipts_j.items() if name in (None, family))
+        others_j = sum(totals[f"{part}_j"] for part in ("idle_no_request", "unbilled", "control"))
+        assert receipts_j + others_j == pytest.approx(totals["energy_j"], rel=1e-9, abs=1e-9)
+        if name is None:
+            assert totals["idle_no_request_j"] >= -1e-9 * totals["energy_j"]
 
 
 def test_joules_per_row_between_and_beyond_measured_batches() -> None:
@@ -642,15 +692,3 @@ def test_variants_of_one_worker_share_its_slice_and_one_without_rows_by_the_plan
     assert shares["large"].idle_j == 0.0
     assert sum(share.active_j for share in shares.values()) == pytest.approx(8.0)
     assert shares["small"].active_j == pytest.approx(8.0 * 1.2 / 2.2)
-
-
-def test_a_rate_decays_while_nothing_is_answered() -> None:
-    rate = AnsweredRate(0)
-    rate.add(1_000_000_000, 60)
-    rate.add(1_500_000_000, 60)
-    assert rate.per_s(2_000_000_000) == 60.0
-    assert rate.per_s(60_900_000_000) == 2.0, "all of the last minute"
-    assert rate.per_s(62_000_000_000) == 0.0
-    rate.add(62_000_000_000, 30)
-    assert rate.per_s(62_500_000_000) == 0.5
-    assert rate.answered == 150

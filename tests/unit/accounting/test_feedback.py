@@ -34,7 +34,7 @@ class Gpu:
     def __init__(self, **truth: float) -> None:
         self.account = Account(pue=1.0)
         self.account.add_device("gpu0", 2)
-        self.account.add_family("toy", 0)
+        self.account.add_family("toy")
         self.truth = truth
         self.meters = {name: self.account.attach(meter(name, at)) for at, name in enumerate(truth)}
         self.total_j = 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter, meters
+from clover.accounting.devices import LINES
 from clover.energy import ModelledMeter
 from clover.planning.model.queueing import REST_S, WAKE_S
 from clover.types import EnergySample, Method, Reading
@@ -17,18 +18,16 @@ GRID = Reading(g_per_kwh=360.0, at_s=0.0, provider="test")
 class Scene:
     """A machine with a modelled meter (2 W idle, 8 W a busy core) or a measured one."""
 
-    def __init__(
-        self, *, front_end: int = 0, emulated: frozenset[str] = frozenset(), method: Method = "modelled"
-    ) -> None:
+    def __init__(self, *, slices: int = 2, emulated: frozenset[str] = frozenset(), method: Method = "modelled") -> None:
         self.clocks = FakeClocks()
-        self.account = hosted(self.clocks, front_end=front_end, emulated=emulated)
+        self.account = hosted(self.clocks, slices=slices, emulated=emulated)
         assert self.account.host is not None
         self.host = self.account.host
         self.meter = ModelledMeter(idle_w=2.0, core_w=8.0, cpu_seconds=self.host.own_seconds, now_ns=0)
         self.method: Method = method
         self.second = 0
         self.measured_j = 0.0
-        self.account.add_family("toy", 0)
+        self.account.add_family("toy")
         self.look()
 
     def look(self, measured_j: float = 0.0, seconds: int = 1) -> None:
@@ -64,8 +63,7 @@ class Scene:
 
 def lines_sum(account: Account, device: str = "cpu0") -> float:
     line = account.devices()[device]
-    names = ("active", "front_end", "control", "idle", "unowned", "foreign", "unattributed", "carried")
-    return sum(float(line[f"{name}_j"]) for name in names)
+    return sum(float(line[f"{name}_j"]) for name in LINES)
 
 
 def test_what_the_controller_takes_in_the_servers_process_is_control() -> None:
@@ -108,13 +106,13 @@ def test_variants_are_billed_by_their_cpu_time_and_not_by_their_profile() -> Non
         scene.look()
     assert scene.active() == {"small": pytest.approx(10.0), "large": pytest.approx(100.0)}
     # Receipts follow, each variant by what it really uses.
-    assert small.add(1, SECOND // 10, 0) == pytest.approx(0.2)
-    assert large.add(1, SECOND // 10, 0) == pytest.approx(2.0)
+    assert small.add(1, 0, 0) == pytest.approx(0.2)
+    assert large.add(1, 0, 0) == pytest.approx(2.0)
     per_row = scene.account.per_row()
     assert per_row["toy", "small", "modelled"] == (pytest.approx(1.0), pytest.approx(0.2))
     assert per_row["toy", "large", "modelled"] == (pytest.approx(1.0), pytest.approx(2.0))
     # One that takes its place begins with what is known of its variant.
-    assert scene.worker("small").add(1, SECOND, 0) == pytest.approx(0.2)
+    assert scene.worker("small").add(1, 0, 0) == pytest.approx(0.2)
 
 
 def test_other_programs_on_a_metered_machine_are_billed_to_none_of_ours() -> None:
@@ -145,22 +143,13 @@ def test_what_a_worker_used_at_its_end_is_counted_once() -> None:
     assert lines_sum(scene.account) == pytest.approx(scene.line("measured")) == pytest.approx(2.0 * 2 + 12.0)
 
 
-def test_cores_of_the_front_end_idle_for_the_front_end() -> None:
-    scene = Scene(front_end=1)
-    scene.worker()
-    scene.look()
-    assert scene.line("front_end") == pytest.approx(2.0 / 3)
-    assert scene.line("idle") == pytest.approx(2.0 / 3)
-    assert scene.line("unowned") == pytest.approx(2.0 / 3)
-
-
 def test_cores_that_are_not_the_servers_idle_for_others() -> None:
-    scene = Scene(front_end=1, method="measured")
-    scene.account.add_device("cpu0", 2, 1, 5)
+    scene = Scene(slices=3, method="measured")
+    scene.account.add_device("cpu0", 3, 5)
     scene.worker()
     scene.look(2.0)
     assert scene.line("foreign") == scene.line("rest") - 0.75 == pytest.approx(2.0 * 5 / 8)
-    assert scene.line("front_end") == scene.line("idle") == scene.line("unowned") == pytest.approx(0.25)
+    assert scene.line("idle_no_request") == scene.line("unowned") / 2 == pytest.approx(0.25)
 
 
 def test_cpu_time_that_computes_for_an_emulated_gpu_is_the_gpus() -> None:
@@ -173,7 +162,7 @@ def test_cpu_time_that_computes_for_an_emulated_gpu_is_the_gpus() -> None:
     assert scene.active() == {"small": 0.0}
     assert scene.line("measured") == pytest.approx(2.0 + 8.0)
     assert scene.line("front_end") == pytest.approx(8.0)
-    assert scene.line("idle") == pytest.approx(1.0)  # its slice holds half of the host
+    assert scene.line("idle_no_request") == pytest.approx(1.0)  # its slice holds half of the host
 
 
 def test_workers_on_gpus_use_the_host_too() -> None:
@@ -202,8 +191,8 @@ def test_rows_that_answer_no_client_are_control() -> None:
 def test_audits_on_a_gpu_are_control_of_their_family() -> None:
     scene = Scene(method="measured")
     scene.account.add_device("gpu0", 1)
-    scene.account.add_family("other", 0)
-    scene.account.rows_done("other", 100, 0)
+    scene.account.add_family("other")
+    scene.account.rows_done("other", 100)
 
     def window(second: int, total_j: float) -> None:
         scene.account.window(
@@ -228,9 +217,9 @@ def test_receipts_carry_the_front_end_and_sum_up() -> None:
     billed_j = 0.0
     for _ in range(200):
         for _ in range(10):
-            active_j = worker.add(1, SECOND // 20, 0)
-            scene.account.rows_done("toy", 1, scene.second * SECOND)
-            receipt = scene.account.receipt("toy", "small", 90.0, 1, active_j, scene.second * SECOND)
+            computed_j = worker.add(1, SECOND // 20, 0)
+            scene.account.rows_done("toy", 1)
+            receipt = scene.account.receipt("toy", "small", 90.0, 1, computed_j)
             billed_j += receipt.energy_j
         scene.clocks.processes[worker.pid] += SECOND // 4
         scene.clocks.server_ns += SECOND // 2
@@ -240,10 +229,11 @@ def test_receipts_carry_the_front_end_and_sum_up() -> None:
     assert totals["front_end_j"] == pytest.approx(200 * 4.0)
     assert totals["control_j"] == pytest.approx(200 * 1.0)
     assert totals["energy_j"] == pytest.approx(200 * (1.0 + 2.0 + 4.0 + 1.0))
-    unbilled = [totals[f"{name}_unbilled_j"] for name in ("idle", "front_end", "active")]
-    assert billed_j + sum(unbilled) + totals["control_j"] == pytest.approx(totals["energy_j"])
-    # At a steady load, receipts bill nearly all of it: 1 W idle, 4 W front end and 2 W active at ten rows a second.
-    assert receipt.energy_j == pytest.approx(0.1 + 0.4 + 0.2, rel=0.02)
+    others_j = sum(totals[f"{name}_j"] for name in ("idle_no_request", "unbilled", "control"))
+    assert billed_j + others_j == pytest.approx(totals["energy_j"])
+    # 4 W of front end and 2 W active at ten rows a second, and 1 W idle for the half of the time that it was busy.
+    assert receipt.energy_j == pytest.approx(0.05 + 0.4 + 0.2, rel=0.02)
+    assert totals["idle_no_request_j"] == pytest.approx(200 * 0.5, rel=0.02)
     assert receipt.carbon_mg == pytest.approx(receipt.energy_j / 3.6e6 * 360.0 * 1.5 * 1000, rel=1e-6)
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
 SPREAD = 0.2  # as in the scene
-LINES = ("active_j", "idle_j", "awake_j", "unattributed_j", "unowned_j", "carried_j")
+LINES = ("active_j", "idle_j", "idle_no_request_j", "awake_j", "unattributed_j", "unowned_j", "carried_j")
 
 
 def scene(folder: Path, *what: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_sums_are_exact_and_slices_are_as_good_as_the_profile(tmp_path: Path, se
         assert line["active_j"] + line["unattributed_j"] + line["carried_j"] == pytest.approx(true_j, rel=1e-3)
         assert sum(item["attributed_j"] for item in slices.values()) == pytest.approx(line["active_j"], rel=1e-9)
         # Idle energy goes by compute slices, of which 3g + 2g + 1g leave one to nobody.
-        idle_j = line["idle_j"] + line["unowned_j"]
+        idle_j = line["idle_j"] + line["idle_no_request_j"] + line["unowned_j"]
         for place, item in slices.items():
             held = int(place.partition(":")[2][0])
             assert item["idle_j"] == pytest.approx(idle_j * held / 7, rel=1e-9)
@@ -70,7 +70,7 @@ def test_being_awake_is_told_from_work_on_boards_as_real_ones_are(tmp_path: Path
         assert (line["idle_w"], line["awake_w"]) == (pytest.approx(52.0), pytest.approx(35.0))
         # Contexts came in the first window, somewhere, and stayed.
         since = {name: line[name] - found["first"][device][name] for name in LINES}
-        seconds = (since["idle_j"] + since["unowned_j"]) / 52.0
+        seconds = (since["idle_j"] + since["idle_no_request_j"] + since["unowned_j"]) / 52.0
         assert seconds > 200.0
         assert since["awake_j"] == pytest.approx(35.0 * seconds, rel=1e-6)
         # The counter is at most a grain behind at either end; the board draws at most 400 W.
@@ -80,7 +80,7 @@ def test_being_awake_is_told_from_work_on_boards_as_real_ones_are(tmp_path: Path
         assert sum(item["attributed_j"] for item in slices) == pytest.approx(line["active_j"], rel=1e-9)
         # What anybody holds is a worker's, and the price of being awake with it.
         held_j = sum(item["idle_j"] for item in slices)
-        assert held_j == pytest.approx(line["idle_j"] + line["awake_j"], rel=1e-9)
+        assert held_j == pytest.approx(line["idle_j"] + line["idle_no_request_j"] + line["awake_j"], rel=1e-9)
 
 
 def test_a_board_in_trouble_is_told_apart_and_never_billed_for(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from clover import energy
 from clover.accounting import Account, ProfiledEnergy, WorkerMeter
+from clover.accounting.devices import LINES
 from clover.config import EnergyConfig
 from clover.energy.foreign_work import ForeignWork, OurWork
 from clover.energy.kept_idle import KeptIdles
@@ -409,7 +410,7 @@ def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Tr
                 before = sample
                 account.window(sample, GRID)
         line = account.devices()["gpu0"]
-        parts = [float(line[name]) for name in ("active_j", "idle_j", "unattributed_j", "unowned_j", "carried_j")]
+        parts = [float(line[f"{name}_j"]) for name in LINES]
         measured_j = float(line["measured_j"])
         assert sum(parts) == pytest.approx(measured_j, rel=1e-9, abs=1e-6)
         drawn_j = board.drawn_mj / 1e3

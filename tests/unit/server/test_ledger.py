@@ -48,7 +48,7 @@ class Scene:
         ]
         for device in DEVICES:
             self.account.add_device(device, 2)
-        self.account.add_family("m", 0)
+        self.account.add_family("m")
         self.traffic = Traffic(["small", "large"])
         self.metered = dict.fromkeys(DEVICES, 0)
         self.joules = dict.fromkeys(DEVICES, 0.0)
@@ -88,8 +88,8 @@ class Scene:
             if rows:
                 meter.add(rows, 20 * MS_NS, 20 * MS_NS)
                 self.traffic.batch(0 if meter.variant == "small" else 1, rows, 0, MS_NS, now_ns)
-                self.account.rows_done("m", rows, now_ns)
-                self.account.receipt("m", meter.variant, 90.0, rows, 0.01 * rows, now_ns)
+                self.account.rows_done("m", rows)
+                self.account.receipt("m", meter.variant, 90.0, rows, 0.01 * rows, chance.choice(("acme", "")))
                 for _ in range(rows):
                     took_ns = chance.randrange(40) * MS_NS
                     self.traffic.finished(200, now_ns - took_ns, now_ns - took_ns, now_ns, 0, MS_NS)
@@ -131,7 +131,9 @@ def test_the_ledger_has_what_the_account_has(tmp_path: Path, opened: int) -> Non
             # Rounded apart for each slice and tenant, of which there are four here.
             assert sum(row.active_j for row in own_usage) == pytest.approx(share.active_j, abs=4e-6)
             assert sum(row.idle_j for row in own_usage) == pytest.approx(share.idle_j, abs=4e-6)
-        assert round(sum(row.receipts_j for row in usage) * 1e6) == round(account.receipts_j["m"] * 1e6)
+        for tenant in ("acme", ""):
+            own_j = sum(row.receipts_j for row in usage if row.tenant == tenant)
+            assert round(own_j * 1e6) == round(account.receipts_j["m", tenant] * 1e6)
         assert sum(row.rows for row in usage) <= sum(scene.traffic.rows)  # of the open window: not yet in the account
         assert sum(row.requests for row in usage) == sum(row.ok for row in usage) == scene.traffic.codes[200]
         assert {row.slice for row in usage if row.active_j} == {"1c@0", "1c@1"}

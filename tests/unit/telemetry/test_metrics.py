@@ -24,7 +24,7 @@ from clover.types import Asked, EnergySample, Method, Reading
 MS = 1_000_000
 SECOND = 1000 * MS
 PARTS = ("active", "idle")
-SUMMED = ("idle", "awake", "unattributed")
+SUMMED = ("idle_no_request", "awake", "unattributed")
 
 
 GUARDED = {
@@ -298,7 +298,7 @@ def test_what_being_awake_costs_and_others_on_a_gpu_are_shown() -> None:
     assert found["clover_device_awake_watts", labels] == 35
     assert found["clover_device_shared_seconds_total", labels] == 2
     lines = {line: found["clover_line_joules_total", (labels[0], ("line", line), labels[1])] for line in SUMMED}
-    assert lines == {"idle": 150, "awake": pytest.approx(105), "unattributed": pytest.approx(45)}
+    assert lines == {"idle_no_request": 150, "awake": pytest.approx(105), "unattributed": pytest.approx(45)}
     assert sum(lines.values()) == pytest.approx(found["clover_device_joules_total", labels])
 
 
@@ -414,7 +414,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
         ]
         ledger.window(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
-        lines["awake_g"] = 0.0
+        lines |= {"awake_g": 0.0, "idle_no_request_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
         report = sci({"cpu0": {**lines, "method": "measured"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
         chain: Any = SimpleNamespace(last=None, counts={}, failures={}, errors={}, live={})

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
 
@@ -23,6 +24,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.trace.status import StatusCode
 
+from clover.accounting import Account
 from clover.config import OtelConfig, ServerConfig
 from clover.errors import ConfigError
 from clover.settings import override
@@ -31,7 +33,7 @@ from clover.telemetry.otel.collector import UNREADABLE, OtelCollector, address_o
 from clover.telemetry.otel.energy import DeviceEnergy, DeviceReader, observe
 from clover.telemetry.otel.spans import Phases, RequestNote, span_of
 from clover.telemetry.otel.tracer import Tracer, parent_of
-from clover.types import Receipt
+from clover.types import EnergySample, Reading, Receipt
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 RECEIPT = Receipt(
@@ -265,7 +267,16 @@ def test_devices_are_read_on_the_loop() -> None:
 
     def devices() -> list[DeviceEnergy]:
         threads.append(threading.current_thread().name)
-        return [DeviceEnergy("gpu0", "gpu", "A100", "measured", 12.0, 0.5)]
+        return [DeviceEnergy("gpu0", "gpu", "A100", "measured", 12.0, account.grams("gpu0"))]
+
+    # A counter, on an invented grid until the provider of a real one answers.
+    account = Account(pue=1.0)
+    begun = EnergySample(device="gpu0", at_ns=0, total_j=0.0, idle_w=1.0, method="measured")
+    synthetic = Reading(g_per_kwh=3.6e5, at_s=0.0, provider="test", method="synthetic")
+    account.window(begun, synthetic)
+    account.window(structs.replace(begun, at_ns=10**9, total_j=6.0), synthetic)
+    published = structs.replace(synthetic, method="published")
+    account.window(structs.replace(begun, at_ns=2 * 10**9, total_j=12.0), published)
 
     async def main() -> None:
         observe(provider, DeviceReader(asyncio.get_running_loop(), devices))
@@ -275,7 +286,9 @@ def test_devices_are_read_on_the_loop() -> None:
         assert (point.value, metrics["hw.energy"].unit) == (12.0, "J")
         assert metrics["hw.energy"].data.is_monotonic
         assert point.attributes == {"hw.id": "gpu0", "hw.type": "gpu", "hw.name": "A100", "clover.method": "measured"}
-        assert metrics["clover.carbon"].data.data_points[0].value == 0.5
+        points = metrics["clover.carbon"].data.data_points
+        found = {(one.attributes["clover.method"], one.attributes["clover.intensity"]): one.value for one in points}
+        assert found == {("modelled", "synthetic"): pytest.approx(0.6), ("measured", "published"): pytest.approx(0.6)}
 
     asyncio.run(main())
     assert set(threads) == {threading.current_thread().name}

@@ -412,7 +412,7 @@ def test_rows_that_a_cascade_passes_on_are_compared_when_their_answer_comes() ->
 def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_neither() -> None:
     book, grid = Account(pue=1.5), Reading(g_per_kwh=360.0, at_s=0.0, provider="test")
     book.add_device("cpu0", 2)
-    book.add_family("toy", 0)
+    book.add_family("toy")
 
     def window(second: int, total_j: float, epoch: int = 0) -> None:
         at_ns = second * SECOND

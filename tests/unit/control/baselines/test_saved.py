@@ -223,7 +223,7 @@ def test_a_saving_and_a_score_count_the_same_within_the_server() -> None:
         rig, book, grid = SavingServer(), Account(pue=1.5), reading(360.0)
         await rig.deploy()
         book.add_device("cpu0", 3, foreign=2.0)
-        book.add_family("toy", 0)
+        book.add_family("toy")
         meter = WorkerMeter(family="toy", variant="large", device="cpu0", placement="p0", slices=2)
         book.attach(meter)
         total_j = 0.0
@@ -261,7 +261,7 @@ def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_us
         on_base, book, grid = base(profile(), (cpu(2),)), Account(pue=1.5), reading(360.0)
         assert on_base is not None
         book.add_device("cpu0", 2)
-        book.add_family("toy", 0)
+        book.add_family("toy")
         profiled = ProfiledEnergy((0.01,) * 9)
         meter = WorkerMeter(family="toy", variant="small", device="cpu0", placement="p0", slices=2, profiled=profiled)
         book.attach(meter)

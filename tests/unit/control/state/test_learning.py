@@ -251,7 +251,7 @@ class SharedMeter:
         self.learned = Learning("toy", self.profile)
         self.account = Account(pue=1.0)
         self.account.add_device("gpu0", 2)
-        self.account.add_family("toy", 0)
+        self.account.add_family("toy")
         self.meters = {
             variant: self.account.attach(
                 WorkerMeter(

@@ -154,7 +154,7 @@ def test_the_state_says_what_is_idle_and_how_few_cores_would_do() -> None:
 
 def test_all_idle_energy_is_idle_also_of_the_front_ends_core_and_of_cores_that_are_not_the_servers() -> None:
     book = Account(pue=1.5)
-    book.add_device("cpu0", 2, front_end=1, foreign=5.0)
+    book.add_device("cpu0", 3, foreign=5.0)
     for second in range(3):
         sample = EnergySample(
             device="cpu0", at_ns=second * 1_000_000_000, total_j=8.0 * second, idle_w=8.0, method="measured"

@@ -83,12 +83,12 @@ def test_a_receipt_says_what_the_look_up_cost_and_who_answered_first() -> None:
     scene.cached()
     scene.router.cached._cpu_ns = iter((1_000, 251_000)).__next__  # type: ignore[union-attr]
     ticket = scene.asked()
-    before_j = scene.account.receipts_j["toy"]
+    before_j = scene.account.receipts_j["toy", ""]
     receipt = scene.router.receipt(ticket)
     assert receipt.cached
     assert (receipt.variant, receipt.accuracy, receipt.method) == ("large", 90.0, "modelled")
     assert receipt.energy_j == pytest.approx(250e-6 * scene.account.core_w)
-    assert scene.account.receipts_j["toy"] - before_j == pytest.approx(receipt.energy_j)
+    assert scene.account.receipts_j["toy", ""] - before_j == pytest.approx(receipt.energy_j)
 
 
 def test_rows_of_the_cache_have_a_line_of_their_own_and_plans_leave_them_out() -> None:
@@ -280,7 +280,7 @@ def test_a_look_up_is_billed_once_however_often_its_receipt_is_read() -> None:
     scene.cached()
     scene.router.cached._cpu_ns = iter((1_000, 251_000)).__next__  # type: ignore[union-attr]
     ticket = scene.asked()
-    before_j = scene.account.receipts_j["toy"]
+    before_j = scene.account.receipts_j["toy", ""]
     first, second = scene.router.receipt(ticket), scene.router.receipt(ticket)  # for the answer, and for its span
     assert first.energy_j == second.energy_j
-    assert scene.account.receipts_j["toy"] - before_j == pytest.approx(first.energy_j)
+    assert scene.account.receipts_j["toy", ""] - before_j == pytest.approx(first.energy_j)

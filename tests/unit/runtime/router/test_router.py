@@ -66,7 +66,7 @@ def test_a_row_goes_to_a_worker_and_back(house: House) -> None:
     receipt = house.router.receipt(ticket)
     assert (receipt.variant, receipt.accuracy, receipt.method) == ("small", 80.0, "modelled")
     assert house.router.receipt(ticket) is receipt
-    assert house.account.receipts_j["toy"] == receipt.energy_j, "billed once, also if a span reads it again"
+    assert house.account.receipts_j["toy", ""] == receipt.energy_j, "billed once, also if a span reads it again"
     house.router.close(ticket)
     house.router.close(ticket)
     house.check_slots()

@@ -33,7 +33,7 @@ def counts(rows: int = 0, slo_ms: float = 20.0, **others: int) -> ModelCounts:
     latency = [rows] * len(BOUNDS_MS)
     known = {"labelled": 0, "right": 0, "violations": 0, "held": 0, "missed": 0, **others}
     return ModelCounts(
-        receipts_j=0.5 * rows,
+        receipts_j={"": 0.5 * rows},
         rows=rows,
         accuracy_rows=90.0 * rows,
         slo_ms=slo_ms,
