@@ -37,7 +37,7 @@ from typing import NamedTuple
 
 from clover.energy.cpu_power import CpuPower, published
 from clover.energy.host import ReadHost, host_use
-from clover.energy.idle import IdlePower, Window
+from clover.energy.idle import HostWindow, IdlePower
 from clover.energy.marks import MeterMark
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
@@ -262,7 +262,7 @@ class RaplMeter:
             busy_s = use.busy_s - since.busy_s
             if use.ours_s is not None and since.ours_s is not None:
                 ours_s = use.ours_s - since.ours_s
-        self.idle.add(Window(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
+        self.idle.add(HostWindow(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
         if self._given_idle_w is not None:
             if joules < self._given_idle_w * seconds and not self._noted_idle_w:
                 self._noted_idle_w = joules / seconds
