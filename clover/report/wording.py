@@ -67,8 +67,8 @@ def number(value: int) -> str:
 
 
 def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
-    """Return the answers of a report: how much, where it went, saved against what, how sure, where are gaps.  If there was too
-    little load to save on, this comes first."""
+    """Return the answers of a report: how much, where it went, saved against what, how sure, where are gaps.  If there
+    was too little load to save on, this comes first."""
     light = light_words(report)
     return (
         *((("Load", f"{light}."),) if light else ()),

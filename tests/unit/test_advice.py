@@ -61,7 +61,7 @@ def test_cores_that_the_load_does_not_need() -> None:
         "1 of 2 cores would do for toy at 10 rows/s: give the others back: 50 g a day less (their part of the idle "
         "power, modelled)"
     )
-    assert not any("machine" in setting for setting in found(load(rate=300.0, slo_ms=200.0)))
+    assert not any("machine" in setting for setting in found(load(rate=400.0, slo_ms=200.0)))
 
 
 def test_gpus_that_the_load_does_not_need() -> None:
@@ -70,7 +70,7 @@ def test_gpus_that_the_load_does_not_need() -> None:
     latency = tuple(msgspec.structs.replace(item, profile="whole") for item in measured.latency[:4])
     rest = tuple(msgspec.structs.replace(item, profile="whole") for item in measured.latency if item.profile == "1c")
     measured = msgspec.structs.replace(measured, base=base, latency=rest or latency)
-    two = found(load(measured, rate=300.0, slo_ms=60.0))["a machine with 2"]
+    two = found(load(measured, rate=600.0, slo_ms=60.0))["a machine with 2"]
     assert "2 of 4 GPUs would do" in two.text
     assert two.grams_a_day == pytest.approx(50.0)
 
@@ -106,9 +106,7 @@ def test_a_backend_that_takes_less() -> None:
         for item in measured.latency
     ]
     scores = [msgspec.structs.replace(item, backend="slow") for item in measured.accuracy]
-    both = msgspec.structs.replace(
-        measured, latency=(*measured.latency, *slow), accuracy=(*measured.accuracy, *scores)
-    )
+    both = msgspec.structs.replace(measured, latency=(*measured.latency, *slow), accuracy=(*measured.accuracy, *scores))
     saved = found(load(both))["--backends slow"]
     assert saved.grams_a_day == pytest.approx(0.5 * LARGE_J * 10.0 * DAY_S * 1e-3, rel=0.05)
     unlike = tuple(msgspec.structs.replace(item, agreement=0.9) for item in scores)

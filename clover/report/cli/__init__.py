@@ -207,9 +207,7 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     return start, end, "" if given.end else newer_words(bounds, end)
 
 
-def _document(
-    report: Report, form: str, by: By, zone: tzinfo, advice: Sequence[str], *, comparisons: bool
-) -> bytes:
+def _document(report: Report, form: str, by: By, zone: tzinfo, advice: Sequence[str], *, comparisons: bool) -> bytes:
     if form == "json":
         return json_of(report)
     if form == "csv":

@@ -24,7 +24,7 @@ from clover.research.simulate.loads import Load
 from clover.research.simulate.records import JOULES_PER_KWH, ReplayStep
 from clover.research.simulate.replay import play
 from clover.research.simulate.world import Case, Scheme, Trace, World
-from clover.types import FamilyProfile, Routing
+from clover.types import FamilyProfile
 
 RATES = (20.0, 200.0)
 """Rows a second that are played, beside `loads.BASE_LOAD` of BASE's capacity, where none are given."""
@@ -66,40 +66,35 @@ class MachineDay:
         return part(power.idle_range[1], power.core_range[0]), part(power.idle_range[0], power.core_range[1])
 
 
-class _FrontEnd:
-    """Adds up the grams of the front end of a run (`replay.Judge`)."""
+class FrontEnd:
+    """Adds up the grams of the front end of a run at one rate (`replay.Judge`)."""
 
-    def __init__(self, profile: FamilyProfile, model: FleetModel, pue: float) -> None:
+    def __init__(self, case: Case, slo_ms: float) -> None:
+        profile = case.world.known.profile
         self.grams = 0.0
-        self._profile, self._model, self._per_j = profile, model, pue / JOULES_PER_KWH
+        self._per_j = case.world.rules.pue / JOULES_PER_KWH
+        self._turn_j = turn_j(profile, case.load.mean(case.world.capacity))
+        self._alone = case.world.model(slo_ms)
+        self._with_turns = FleetModel(profile, slo_ms, turn_j=self._turn_j)
+
+    def watts(self, serving: Serving) -> float:
+        """Return the watts above idle: a turn to read each row, and those that batches take, as the planner has it."""
+        asked = (serving.configuration, serving.routing, serving.rate)
+        batches_w = self._with_turns.flow(*asked).active_w - self._alone.flow(*asked).active_w
+        return self._turn_j * serving.rate + batches_w
 
     def routed(self, at_s: float, before: Serving, after: Serving) -> None:
-        pass
+        """Do nothing: see `closed`."""
 
     def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
-        watts = front_end_w(self._profile, self._model, serving)
-        self.grams += watts * step.seconds * step.g_per_kwh * self._per_j
-
-
-def front_end_w(profile: FamilyProfile, model: FleetModel, serving: Serving) -> float:
-    """Return the watts of the front end above idle: a turn to read each row, one to answer each batch, and one more if
-    its rows waited."""
-    rate, routing = serving.rate, serving.routing
-    if rate <= 0.0:
-        return 0.0
-    works = model.flow(serving.configuration, routing, rate).work
-    batches = sum(work.rows / work.batch for work in works) * (2.0 if _waits(routing) else 1.0)
-    return turn_j(profile, rate) * (rate + batches)
+        """Add the grams of a step."""
+        self.grams += self.watts(serving) * step.seconds * step.g_per_kwh * self._per_j
 
 
 def turn_j(profile: FamilyProfile, rate: float) -> float:
     """Return joules of a turn of the front end's event loop at `rate` rows a second; 0 if the profile has none."""
     least = HOT_PART * cold(1.0 / (TURNS * LIGHT_RATE), WAKE_S)
     return profile.turn_j * max(cold(1.0 / (TURNS * rate), WAKE_S), least)
-
-
-def _waits(routing: Routing) -> bool:
-    return any(wait_ms > 0.0 for wait_ms in routing.wait_ms.values())
 
 
 def loads_of(world: World, rate: float | None) -> list[Load]:
@@ -125,8 +120,7 @@ def days(world: World, trace: Trace, load: Load, slo_ms: float | None) -> list[M
 
 def _played(case: Case) -> MachineDay:
     profile = case.world.known.profile
-    model = case.world.model(case.slo_ms if case.slo_ms is not None else default_slo_ms(profile))
-    front = _FrontEnd(profile, model, case.world.rules.pue)
+    front = FrontEnd(case, case.slo_ms if case.slo_ms is not None else default_slo_ms(profile))
     run = play(case, front)
     to_a_day = _DAY_S / sum(step.seconds for step in run.steps)
     return MachineDay(

@@ -119,9 +119,7 @@ def test_it_says_how_energy_is_known(own_folder: Path, capsys: pytest.CaptureFix
     assert found["energy"][0].text.startswith("measured: RAPL: package-0")
 
 
-def test_it_says_where_grams_go_and_what_would_save_most(
-    own_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_says_where_grams_go_and_what_would_save_most(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
     assert [item.state for item in found["grams"]] == ["absent"]
     folder = own_folder / "cache" / "clover" / "profiles"

@@ -161,7 +161,7 @@ def _days(given: argparse.Namespace, console: Console) -> None:
         power = cpu_power(settings.load([], os.environ).config.energy) if given.device == "cpu" else None
         if power is not None and known.method != "modelled":
             power = replace(power, core_range=(1.0, 1.0))
-        about = [f"{name}: {alone.input.about}", f"profiled {known.profile.made_at[:10]}"]
+        about = [f"{known.profile.family}: {alone.input.about}", f"profiled {known.profile.made_at[:10]}"]
         about += [f"grid {trace.name}, {trace.about.about}", f"PUE {given.pue:g}"]
         if not known.profile.turn_j:
             about.append("the front end was not profiled, and counts as nothing")

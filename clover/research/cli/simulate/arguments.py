@@ -200,8 +200,9 @@ def _add_kinds(group: argparse._ArgumentGroup) -> None:
     add(
         "--machine",
         action="store_true",
-        help="print what the whole machine emits a day under BASE, the default, and the default with --slo-ms: workers, "
-        "front end, idle power; on --device cpu unless GPUs are given; a family without a profile is measured quickly",
+        help="print what the whole machine emits a day under BASE, the default, and the default with --slo-ms: "
+        "workers, front end, idle power; on --device cpu unless GPUs are given; a family without a profile is measured "
+        "quickly",
     )
     add(
         "--rate",

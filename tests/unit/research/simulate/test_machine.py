@@ -15,8 +15,8 @@ from clover.planning.model.queueing import TURNS, WAKE_S, cold
 from clover.research.cli.simulate import main
 from clover.research.simulate import families, loads, machine, world
 from clover.research.simulate.fleet import Serving
-from clover.research.simulate.machine import MachineDay
-from clover.research.simulate.world import Rules, World
+from clover.research.simulate.machine import FrontEnd, MachineDay
+from clover.research.simulate.world import Case, Rules, Scheme, World
 from clover.types import FamilyProfile, GroupCount, Routing
 from tests.support.profiles_fixture import cpu, profile
 
@@ -48,25 +48,25 @@ def test_the_machines_part_lies_between_the_ends_of_the_watts() -> None:
 
 
 def test_the_front_end_by_hand() -> None:
-    """One row reads and answers in two turns; a row that waited is answered in one more; turns in a row cost less."""
+    """One row reads and answers in two turns; rows that waited share two turns beside; turns in a row cost less."""
     measured = msgspec.structs.replace(profile((2,)), turn_j=1e-3)
     own = World(world.SimulatedMachine((cpu(2),), 1.0, "toy"), known(measured), Rules())
-    model = own.model(30.0)
-    serving = Serving((GroupCount(variant="large", profile="2c", count=1),), Routing(shares={"large": 1.0}), 5.0, 100.0)
+    (trace,) = world.traces(["static:100"], "", 1.0)
+    front = FrontEnd(Case(own, trace, loads.parse("constant:5/s"), Scheme("BASE", "base"), 0), 30.0)
+    workers = (GroupCount(variant="large", profile="2c", count=1),)
     each_j = 1e-3 * cold(1.0 / (TURNS * 5.0), WAKE_S)
-    assert machine.front_end_w(measured, model, serving) == pytest.approx(5.0 * 2 * each_j)
-    waiting = Routing(shares={"large": 1.0}, wait_ms={"large": 1.0})
-    later = Serving(serving.configuration, waiting, 5.0, 100.0)
-    assert machine.front_end_w(measured, model, later) == pytest.approx(5.0 * 3 * each_j)
-    assert machine.front_end_w(measured, model, Serving((), Routing(shares={}), 0.0, 100.0)) == 0.0
-    at_200 = machine.turn_j(measured, 200.0)
-    assert machine.turn_j(measured, 1e5) == pytest.approx(0.1 * at_200)
+    alone = Serving(workers, Routing(shares={"large": 1.0}), 5.0, 100.0)
+    assert front.watts(alone) == pytest.approx(5.0 * 2 * each_j, rel=0.02)
+    waited = Serving(workers, Routing(shares={"large": 1.0}, wait_ms={"large": 400.0}), 5.0, 100.0)
+    rows = own.model(30.0).flow(waited.configuration, waited.routing, 5.0).work[0].batch
+    assert rows == 3
+    assert front.watts(waited) == pytest.approx(5.0 * (1 + 2 / rows) * each_j, rel=0.15)
+    assert front.watts(waited) < front.watts(alone)
+    assert machine.turn_j(measured, 1e5) == pytest.approx(0.1 * machine.turn_j(measured, 200.0))
 
 
 def known(measured: FamilyProfile) -> families.Known:
-    return families.Known(
-        profile=measured, source="", digest="", request="1 row", metric="top1", method="modelled"
-    )
+    return families.Known(profile=measured, source="", digest="", request="1 row", metric="top1", method="modelled")
 
 
 def test_a_day_of_base_by_hand(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_day_of_base_by_hand(tmp_path: Path) -> None:
     place = own.known.profile.base.profile
     a_row = next(m for m in measured.latency if (m.variant, m.profile, m.batch) == ("large", place, 1))
     assert base.active_g == pytest.approx(5.0 * a_row.energy_j_per_row * grams_a_w, rel=0.02)
-    assert base.idle_g == ours.idle_g == pytest.approx(own_machine.idle_w * grams_a_w)
+    assert (base.idle_g, ours.idle_g) == pytest.approx((own_machine.idle_w * grams_a_w,) * 2)
     assert base.front_end_g == pytest.approx(5.0 * 2 * machine.turn_j(measured, 5.0) * grams_a_w, rel=0.02)
     assert ours.active_g < base.active_g
     assert base.accuracy == 92.0
