@@ -202,7 +202,7 @@ def recorded(ledger: LedgerReader, profiles: Iterable[FamilyProfile], start: flo
         rate=rows[model] / sums.seconds,
         slo_ms=own[-1].slo_ms,
         accuracy=sum(row.accuracy_rows for row in own) / rows[model],
-        cascade=config.controller.cascade,
+        cascade=config.controller.cascade is not False,
         waits=given if config.controller.waits is None else config.controller.waits,
         idle_g_a_day=sum(row.grams for row in idle) * DAY_S / sums.seconds,
         idle_how=" and ".join(sorted({row.label for row in idle})),

@@ -21,14 +21,16 @@ from clover.types import FamilyProfile
 
 STATED_RATE = 200.0
 """Rows a second that a family without a ledger is judged at, or 60 % of BASE's capacity if that is less."""
+LEAST_S = 3600.0
+"""Seconds that a ledger has to have of its last day: a server that just began says little of where a day's grams go."""
 _PART = 0.6
 _TOPIC = "grams"
 _JOULES_PER_KWH = 3.6e6
 
 
 def examine(config: ServerConfig) -> Iterator[Finding]:
-    """Yield where the grams go, by the last day of the newest ledger, or else by the newest profile of a family, and
-    the advice; nothing if there is neither."""
+    """Yield where the grams go, by the last day of the newest ledger that has `LEAST_S` of it, or else by the newest
+    profile of a family, and the advice."""
     try:
         kept = list(ProfileStore(cache_folder(config.cache_dir)).kept())
         found = _by_ledger(config, kept) or _by_profile(config, kept)
@@ -54,7 +56,8 @@ def _by_ledger(config: ServerConfig, kept: Sequence[FamilyProfile]) -> tuple[str
             spent: dict[str, float] = {}
             for row in lines:
                 spent[row.line] = spent.get(row.line, 0.0) + row.grams
-            if where := where_words(spent, sums.seconds / DAY_S):
+            where = where_words(spent, sums.seconds / DAY_S)
+            if where and sums.seconds >= LEAST_S:
                 labels = ", ".join(sorted({row.label for row in lines}))
                 text = f"{where}; {labels}, of the last {sums.seconds / 3600.0:.3g} h in {path.name}"
                 return text, recorded(ledger, kept, end - DAY_S, end)
@@ -75,7 +78,7 @@ def _by_profile(config: ServerConfig, kept: Sequence[FamilyProfile]) -> tuple[st
             rate=STATED_RATE,
             slo_ms=item.slo_ms or default_slo_ms(profile),
             accuracy=max(item.accuracy_floor or 0.0, best - item.accuracy_budget),
-            cascade=config.controller.cascade,
+            cascade=config.controller.cascade is not False,
             waits=item.slo_ms is not None if config.controller.waits is None else config.controller.waits,
             idle_g_a_day=power.idle_w * cores * DAY_S * grams_a_j,
             idle_how="modelled",

@@ -266,9 +266,8 @@ def _uses(report: Report, sheet: ChartSheet) -> str:
         for line in report.lines
     ]
     where = f"{_sentence(where_of(report))}."
-    return paragraph(where) + sheet.add(figures.uses(report)) + table(
-        "Lines of the account", ("Line", "Energy", "CO2e", "Part", "What it is"), rows, wide=(4,)
-    )
+    lines = table("Lines of the account", ("Line", "Energy", "CO2e", "Part", "What it is"), rows, wide=(4,))
+    return paragraph(where) + sheet.add(figures.uses(report)) + lines
 
 
 def _shares(report: Report, sheet: ChartSheet) -> str:

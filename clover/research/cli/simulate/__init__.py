@@ -163,6 +163,7 @@ def _days(given: argparse.Namespace, console: Console) -> None:
             power = replace(power, core_range=(1.0, 1.0))
         about = [f"{known.profile.family}: {alone.input.about}", f"profiled {known.profile.made_at[:10]}"]
         about += [f"grid {trace.name}, {trace.about.about}", f"PUE {given.pue:g}"]
+        about += [note.partition(":")[0] for note in known.profile.notes if note.startswith("others used")]
         if not known.profile.turn_j:
             about.append("the front end was not profiled, and counts as nothing")
         show_machine(found, power, "; ".join(about), console)
@@ -178,6 +179,7 @@ def _profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Kn
             raise
         with redirect_stdout(sys.stderr):
             code = profile.main([name, "--quick", "--device", given.device])
+        logging.getLogger("clover").setLevel(logging.ERROR)  # which the command has set
         if code:
             raise ConfigError(f"{name} has no profile, and none could be measured") from None
     return families.load(name, own.shapes, confidence)
