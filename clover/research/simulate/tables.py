@@ -203,7 +203,7 @@ def show_machine(found: Sequence[Sequence[MachineDay]], power: CpuPower | None, 
 
 def _day_cells(day: MachineDay, base: MachineDay, power: CpuPower | None) -> tuple[str, ...]:
     saved = ("", "", "") if day is base else tuple(f", {_part(part)}" for part in day.saved(base))
-    between = "" if power is None else "{:.1%} to {:.1%}".format(*day.between(base, power))
+    between = "" if power is None else " to ".join(map(_part, day.between(base, power)))
     return (
         f"{day.rate:.4g}" if day is base else "",
         day.setting,

@@ -153,7 +153,9 @@ def _days(given: argparse.Namespace, console: Console) -> None:
         given.device = given.device or "cpu"
     _check(given)
     own = _machine(given)
-    (trace, *_) = _traces(given)
+    trace, *others = _traces(given)
+    if others:
+        raise ConfigError(f"--machine plays one grid, not {1 + len(others)}: give one trace")
     for name in given.families:
         known = _profiled(given, own, name)
         alone = World(own, known, replace(_rules(given), slo_ms=None))
@@ -239,8 +241,7 @@ def _check(given: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {low:g} to {high:g}, not {value:g}")
     if given.jobs > 1 and given.scenario != "paper":
         raise ConfigError("--jobs is for --scenario paper")
-    cores = given.device == "cpu"
-    if cores and given.asleep is not None:
+    if given.device == "cpu" and given.asleep is not None:
         raise ConfigError("--asleep is for GPUs: cores of one machine do not sleep by themselves")
     if given.device and given.no_mig:
         raise ConfigError("--no-mig is for the GPUs of --gpus")

@@ -122,6 +122,7 @@ def test_an_emulated_box_of_gpus(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     words = ["efficientnet", "--machine", "--device", "emulated:a100-40gb", "--rate", "4", "--hours", "1"]
+    words += ["--confidence", "none"]
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "W idle each with a process on it, analytical" in text
@@ -167,6 +168,7 @@ def test_a_family_without_a_profile_is_measured_quickly(
         (["albert", "--machine", "-o", "here"], "--machine prints a table"),
         (["albert", "--machine", "--minutes", "2"], "--machine prints a table"),
         (["albert", "--machine"], "known on A100 slices only"),
+        (["albert", "--machine", "--traces", "static:1", "static:2"], "plays one grid, not 2"),
         (["nobody", "--machine", "--gpus", "1"], "there is no family 'nobody'"),
     ],
 )
