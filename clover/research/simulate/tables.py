@@ -11,6 +11,7 @@ from rich.text import Text
 
 from clover.energy.cpu_power import CpuPower
 from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.quantities import grams
 from clover.research.simulate.machine import MachineDay
 from clover.research.simulate.minutes import Minutes
 from clover.research.simulate.records import Accounting, Results, RunInput, Summary
@@ -207,7 +208,7 @@ def _day_cells(day: MachineDay, base: MachineDay, power: CpuPower | None) -> tup
     return (
         f"{day.rate:.4g}" if day is base else "",
         day.setting,
-        *(f"{grams:.3g} g{part}" for grams, part in zip(day.boundaries, saved, strict=True)),
+        *(f"{grams(each)}{part}" for each, part in zip(day.boundaries, saved, strict=True)),
         between,
         f"{day.idle_g / day.boundaries[2]:.0%}",
         f"{day.accuracy:.2f}",
