@@ -116,10 +116,10 @@ def _advice(load: FamilyLoad) -> Iterator[Advice]:
     if (fewer := _fewer(load)) is not None:
         needed, there, kind = fewer
         yield Advice(
-            f"{needed} of {there} {kind} would do for {load.profile.family} at {at}: give the others back",
+            f"{needed} of {there} {kind} would do for {load.profile.family} at {at}",
             f"a machine with {needed}",
             load.idle_g_a_day * (1.0 - needed / there),
-            f"their part of the idle power, {load.idle_how}",
+            f"the others' part of the idle power, {load.idle_how}",
         )
     now = predicted(load)
     if now is None:

@@ -58,8 +58,7 @@ def test_cores_that_the_load_does_not_need() -> None:
     one = found(load())["a machine with 1"]
     assert one.grams_a_day == pytest.approx(50.0)
     assert one.words == (
-        "1 of 2 cores would do for toy at 10 rows/s: give the others back: 50 g a day less (their part of the idle "
-        "power, modelled)"
+        "1 of 2 cores would do for toy at 10 rows/s: 50 g a day less (the others' part of the idle power, modelled)"
     )
     assert not any("machine" in setting for setting in found(load(rate=400.0, slo_ms=200.0)))
 
