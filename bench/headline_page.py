@@ -47,6 +47,11 @@ _ROW = "`bench.headline_page FILES` | "
 _WIDE, _LEFT, _BAR, _GAP = 860, 230, 16, 34
 
 _READING = """\
+This page counts the CPU of whole servers, and no idle power. **Of the whole machine's grams**, idle power in, the
+default saves much less, modelled ([machine.md](machine.md)):
+
+{whole}
+
 Every server's whole tree has core 0 of two, the load generator core 1; requests come in an open loop at the same rate
 and carry the same held-out rows in the same order. CPU is the tree's by the scheduler's counters, with all that
 Clover's controller does meanwhile at a steady load. The others serve one variant each, with their own batching, behind
@@ -176,9 +181,15 @@ def _rest(one: Served) -> float:
     return float(sum(share["cpu_us"] for share in one.profile)) - one.part_us("model")
 
 
+def whole_machine(text: str) -> str:
+    """Return the first table of the page of whole machines (`clover simulate --machine`)."""
+    return re.split(r"\n\n", text[text.index("\n|") + 1 :], maxsplit=1)[0]
+
+
 def page(tables: Sequence[Table], plot: str) -> str:
     """Return the page of results; `plot` is where it finds that."""
-    lines = ["# What a right answer costs, by Clover and by other servers", "", _READING]
+    whole = whole_machine((ROOT / "bench" / "results" / "machine.md").read_text())
+    lines = ["# What a right answer costs, by Clover and by other servers", "", _READING.format(whole=whole)]
     lines += [f"![CPU a right answer by server]({plot})", ""]
     for table in tables:
         where = table.provenance

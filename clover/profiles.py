@@ -19,7 +19,7 @@ import importlib.metadata
 import logging
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -104,6 +104,12 @@ class ProfileStore:
                 f"the next start, or `{program()} profile` with --force"
             ) from error
         return profile
+
+    def kept(self) -> Iterator[FamilyProfile]:
+        """Yield every profile that can be read, the newest file first."""
+        for path in sorted(self.folder.glob("*.json"), key=lambda item: -item.stat().st_mtime):
+            with contextlib.suppress(OSError, *MALFORMED):
+                yield msgspec.json.decode(path.read_bytes(), type=FamilyProfile)
 
     def put(self, profile: FamilyProfile) -> Path:
         """Write `profile`, replacing one under the same key atomically, and return its path.  Raises ProfileError."""

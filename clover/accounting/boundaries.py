@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from clover.accounting.devices import LINES
 from clover.accounting.labels import DeviceLines
+from clover.quantities import grams, percent
 
 Boundary = Literal["workers", "server", "machine"]
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
@@ -28,6 +29,13 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
     "machine": LINES,
 }
 """The lines of a device's account that lie within each boundary."""
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "idle power": ("idle", "awake", "unowned", "carried"),
+    "workers' active": ("active",),
+    "front end and control": ("front_end", "control"),
+    "other programs": ("foreign", "unattributed"),
+}
+"""Where a machine's grams go: the lines of its account in four parts."""
 LEAST_ROWS = 100
 """Rows compared from which on a saving is given as a part."""
 LIGHT_PART = 0.5
@@ -40,3 +48,14 @@ def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
     """Return the boundaries of which all was metered: not the machine if any of `devices` is modelled."""
     modelled = any(line.get("method") == "modelled" for line in devices.values())
     return tuple(boundary for boundary in BOUNDARIES if boundary != "machine" or not modelled)
+
+
+def where_words(lines: Mapping[str, float], days: float) -> str:
+    """Return where grams went in `days` days, by the `lines` of an account, the most first: "81 % idle power (3.1 g a
+    day), ..."; empty without grams."""
+    found = {part: sum(lines.get(line, 0.0) for line in own) for part, own in PARTS.items()}
+    whole = sum(found.values())
+    if whole <= 0.0 or days <= 0.0:
+        return ""
+    ordered = sorted(found.items(), key=lambda item: -item[1])
+    return ", ".join(f"{percent(own / whole)} {part} ({grams(own / days)} a day)" for part, own in ordered if own)

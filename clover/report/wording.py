@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import tzinfo
 
-from clover.accounting.boundaries import LEAST_ROWS, LIGHT_PART, TOO_LITTLE
+from clover.accounting.boundaries import LEAST_ROWS, LIGHT_PART, TOO_LITTLE, where_words
 from clover.hints import duration as short_duration
 from clover.hints import program
 from clover.quantities import grams
 from clover.report.calendar import offsets_of, time_words, whole_hours
 from clover.report.records import By, Gap, GramsRange, GridFigure, KnownPart, Report, SavedFigure
-from clover.telemetry.ledger.schema import HOUR_S
+from clover.telemetry.ledger.schema import DAY_S, HOUR_S
 
 JOULES_PER_KWH = 3.6e6
 _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), (1e-6, "µWh"))
@@ -67,12 +67,13 @@ def number(value: int) -> str:
 
 
 def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
-    """Return the four answers of a report: how much, saved against what, how sure, where are gaps.  If there was too
-    little load to save on, this comes first."""
+    """Return the answers of a report: how much, where it went, saved against what, how sure, where are gaps.  If there
+    was too little load to save on, this comes first."""
     light = light_words(report)
     return (
         *((("Load", f"{light}."),) if light else ()),
         ("Emitted", _emitted(report)),
+        *((("Where", f"{where}."),) if (where := where_of(report)) else ()),
         ("Saved", f"Not said of such a load: `{program()} report --comparisons`." if light else _saved(report)),
         ("How sure", _sure(report)),
         ("Gaps", _gaps(report, zone)),
@@ -112,6 +113,13 @@ def light_words(report: Report) -> str:
     if not report.joules or idle_j < LIGHT_PART * report.joules:
         return ""
     return f"{TOO_LITTLE}: idle is {percent(idle_j / report.joules)} of the energy"
+
+
+def where_of(report: Report) -> str:
+    """Return where the grams of the machine went, in words; empty without any.  A model sees no other program."""
+    found = where_words({item.line: item.grams for item in report.lines}, report.period.recorded_s / DAY_S)
+    unseen = found and any(item.boundary == "machine" and item.grams is None for item in report.boundaries)
+    return f"{found}; other programs are not known" if unseen else found
 
 
 def _served(report: Report) -> str:

@@ -5,6 +5,7 @@ machine.py       kernel, cores, memory, descriptors, clock, energy, embodied car
 gpu.py           NVIDIA driver, its match with torch, MIG, rights
 software.py      Python, torch, extras
 service.py       settings, families, folders, carbon source, collector, port
+grams.py         where this machine's grams go, and what would save most
 """
 
 from clover.cli.doctor.command import main

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from clover import settings, terminal
-from clover.cli.doctor import gpu, machine, service, software
+from clover.cli.doctor import gpu, grams, machine, service, software
 from clover.cli.doctor.findings import Finding
 from clover.devices.cpu import available_cores
 from clover.energy.calibrate import (
@@ -129,6 +129,7 @@ def examine(argv: Sequence[str], environ: Mapping[str, str], powercap: Path = PO
     yield from machine.power(config, powercap)
     yield from gpu.examine(config, service.records(config))
     yield from service.examine(config)
+    yield from grams.examine(config)
 
 
 def text(found: Sequence[Finding], columns: int) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 import msgspec
 
 from clover import terminal
-from clover.cache import state_folder
+from clover.advice import advise, recorded
+from clover.cache import cache_folder, state_folder
 from clover.cli import CommandParser
 from clover.errors import CloverError, ConfigError, LedgerError
 from clover.hints import program
+from clover.profiles import ProfileStore
 from clover.report.breakdowns import BY
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
@@ -148,10 +150,21 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
                 edges=edges,
             )
             report = report_from(ledger, options)
+            advice = _advice(ledger, report, stated.cache_dir) if form == "table" else []
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from error
     by: By = given.by or usual_time(report.period.end - report.period.start, form)
-    write(_document(report, form, by, zone, comparisons=given.comparisons), given.out)
+    write(_document(report, form, by, zone, advice, comparisons=given.comparisons), given.out)
+
+
+def _advice(ledger: LedgerReader, report: Report, cache_dir: str) -> list[str]:
+    """Return what would have saved most in the period, if the profile that was served with is still kept here."""
+    try:
+        kept = ProfileStore(cache_folder(cache_dir)).kept()
+    except CloverError:
+        return []
+    load = recorded(ledger, kept, report.period.start, report.period.end)
+    return [f"{item.words}: {item.setting}" for item in advise(load)] if load is not None else []
 
 
 def _one(named: Sequence[str]) -> str:
@@ -194,7 +207,7 @@ def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: 
     return start, end, "" if given.end else newer_words(bounds, end)
 
 
-def _document(report: Report, form: str, by: By, zone: tzinfo, *, comparisons: bool) -> bytes:
+def _document(report: Report, form: str, by: By, zone: tzinfo, advice: Sequence[str], *, comparisons: bool) -> bytes:
     if form == "json":
         return json_of(report)
     if form == "csv":
@@ -203,7 +216,8 @@ def _document(report: Report, form: str, by: By, zone: tzinfo, *, comparisons: b
         return parquet_of(report, by, msgspec.json.encode(report))
     if form == "html":
         return report_page(report, zone).encode()
-    return report_text(report, by, zone, terminal.console(WIDTH).width, comparisons=comparisons).encode()
+    width = terminal.console(WIDTH).width
+    return report_text(report, by, zone, width, comparisons=comparisons, advice=advice).encode()
 
 
 def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:

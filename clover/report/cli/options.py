@@ -26,17 +26,18 @@ _SUFFIXES = {".json": "json", ".csv": "csv", ".html": "html", ".htm": "html", ".
 
 @dataclass(frozen=True)
 class StatedSettings:
-    """What the configuration says: the settings `[report]` and the state folder."""
+    """What the configuration says: the settings `[report]`, the state folder and the cache folder."""
 
     report: ReportConfig
     state_dir: str
+    cache_dir: str
 
 
 def configured(given: argparse.Namespace, environ: Mapping[str, str]) -> StatedSettings:
     """Return what the configuration says.  Raises ConfigError."""
     argv = ["--config", given.config] if given.config else []
     config = settings.load(argv, environ).config
-    return StatedSettings(config.report, given.state_dir or config.state_dir)
+    return StatedSettings(config.report, given.state_dir or config.state_dir, config.cache_dir)
 
 
 def market(given: argparse.Namespace, stated: ReportConfig) -> float | None:

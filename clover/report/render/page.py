@@ -32,6 +32,7 @@ from clover.report.wording import (
     points_words,
     saved_words,
     span,
+    where_of,
 )
 
 _WORDS = (
@@ -264,9 +265,9 @@ def _uses(report: Report, sheet: ChartSheet) -> str:
         )
         for line in report.lines
     ]
-    return sheet.add(figures.uses(report)) + table(
-        "Lines of the account", ("Line", "Energy", "CO2e", "Part", "What it is"), rows, wide=(4,)
-    )
+    where = f"{_sentence(where_of(report))}."
+    lines = table("Lines of the account", ("Line", "Energy", "CO2e", "Part", "What it is"), rows, wide=(4,))
+    return paragraph(where) + sheet.add(figures.uses(report)) + lines
 
 
 def _shares(report: Report, sheet: ChartSheet) -> str:

@@ -31,12 +31,15 @@ _MOST_BUCKETS = 60
 """Rows of a breakdown that a terminal shows; more are in the other formats."""
 
 
-def report_text(report: Report, by: By, zone: tzinfo, width: int, *, comparisons: bool = False) -> str:
+def report_text(
+    report: Report, by: By, zone: tzinfo, width: int, *, comparisons: bool = False, advice: Sequence[str] = ()
+) -> str:
     """Return the report in lines of at most `width` characters; of a load that is too little to save on, the
     `comparisons` only if they are asked for."""
     parts = [
         _heading(report, zone, width),
         terminal.listing([(head, printable(text)) for head, text in headline(report, zone)], width),
+        _section("What would save most", "\n".join(text_filled(line, width) for line in advice)),
         _section("Grams of CO2e", terminal.listing(list(_sums(report)), width)),
         _section("Saved, within the server", "" if light_words(report) and not comparisons else _saved(report, width)),
         _section("Accuracy (by the profile) and latency", _quality(report, width)),

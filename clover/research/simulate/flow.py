@@ -55,10 +55,14 @@ class LaneWork:
 
 class FleetModel:
     """The queueing model of one family on its devices; what was computed is kept.  `profile` is how workers really
-    serve, `believed` what the controller takes for it."""
+    serve, `believed` what the controller takes for it.  Watts are the workers', and those of the turns of the front end
+    that batches take, at `turn_j` joules each."""
 
-    def __init__(self, profile: FamilyProfile, slo_ms: float, believed: FamilyProfile | None = None) -> None:
-        self._services = services_of(profile)
+    def __init__(
+        self, profile: FamilyProfile, slo_ms: float, believed: FamilyProfile | None = None, *, turn_j: float = 0.0
+    ) -> None:
+        services = services_of(profile)
+        self._services = {key: replace(own, turn_j=turn_j) for key, own in services.items()} if turn_j else services
         self._believed = services_of(believed or profile)
         self._accuracy = accuracies(profile)
         self._slo_ms = slo_ms

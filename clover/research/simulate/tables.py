@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from clover.energy.cpu_power import CpuPower
 from clover.planning.packing.evaluation import UNBOUNDED_MS
+from clover.quantities import grams
+from clover.research.simulate.machine import MachineDay
 from clover.research.simulate.minutes import Minutes
 from clover.research.simulate.records import Accounting, Results, RunInput, Summary
 from clover.terminal import Column, filled, fitting, legend, milliseconds, needed, sheet
@@ -173,6 +176,44 @@ def show_minutes(found: Sequence[Minutes], inputs: Sequence[RunInput], console: 
     shown = _blocks(MINUTE_COLUMNS, rows, console, named=1)
     left = [MINUTE_COLUMNS[index].head for index in filled(MINUTE_COLUMNS, rows) if index not in (0, *shown)]
     _explain(MINUTE_COLUMNS, shown, left, (*MINUTE_NOTES, *(item.about for item in inputs)), console)
+
+
+MACHINE_COLUMNS = (
+    Column("rows/s"),
+    Column("setting", right=False),
+    Column("workers' active (modelled)", "grams of CO2e a day; after the comma what is saved of BASE's"),
+    Column("+ front end (modelled)", "and taking and answering requests"),
+    Column("+ idle = machine (modelled)", "and the idle power of the whole machine; no other program, no planning"),
+    Column("between", "what is saved of the machine's if its watts are the 10th or 90th percentile of servers"),
+    Column("idle", "the part of idle power in the machine's grams"),
+    Column("accuracy", "percent, weighted with the rows that each variant answered"),
+    Column("p95", "95th percentile of latency in the worst step", spare=1),
+)
+
+
+def show_machine(found: Sequence[Sequence[MachineDay]], power: CpuPower | None, about: str, console: Console) -> None:
+    """Print what a machine emits a day, of each load the settings with BASE first; `power`: the watts that its energy
+    was modelled with, None if no range of them is known."""
+    rows = [_day_cells(day, days[0], power if day is not days[0] else None) for days in found for day in days]
+    shown = fitting(MACHINE_COLUMNS, rows, filled(MACHINE_COLUMNS, rows), console.width)
+    console.print(Text(about), soft_wrap=True)
+    console.print(sheet(MACHINE_COLUMNS, rows, shown))
+    console.print()
+    console.print(Text(legend(MACHINE_COLUMNS, shown, console.width)), soft_wrap=True)
+
+
+def _day_cells(day: MachineDay, base: MachineDay, power: CpuPower | None) -> tuple[str, ...]:
+    saved = ("", "", "") if day is base else tuple(f", {_part(part)}" for part in day.saved(base))
+    between = "" if power is None else " to ".join(map(_part, day.between(base, power)))
+    return (
+        f"{day.rate:.4g}" if day is base else "",
+        day.setting,
+        *(f"{grams(each)}{part}" for each, part in zip(day.boundaries, saved, strict=True)),
+        between,
+        f"{day.idle_g / day.boundaries[2]:.0%}",
+        f"{day.accuracy:.2f}",
+        _ms(day.p95_ms),
+    )
 
 
 def _ms(value: float) -> str:

@@ -11,10 +11,13 @@ from typing import Literal
 
 import msgspec
 
+from clover import devices
+from clover.cache import cache_folder
 from clover.carbon import build_source
 from clover.carbon.layouts import parse_time
 from clover.carbon.trace import TraceSource
-from clover.config import ControllerConfig, EnergyConfig
+from clover.config import ControllerConfig, EnergyConfig, WorkersConfig
+from clover.devices import tables
 from clover.devices.cpu import CpuDevice
 from clover.energy import cpu_power
 from clover.errors import ConfigError
@@ -244,12 +247,28 @@ def gpus(count: int, *, whole: bool = False) -> SimulatedMachine:
     return SimulatedMachine(shapes, paper.idle_w_per_gpu, f"{count} x {paper.board} (simulated, {about})")
 
 
-def cpu() -> SimulatedMachine:
-    """Return the cores of this machine, with the modelled idle power of its processor."""
+def cpu(energy: EnergyConfig | None = None) -> SimulatedMachine:
+    """Return the cores of this machine, with the modelled idle power of its processor, or as `energy` sets it."""
     device = CpuDevice(tuple(sorted(os.sched_getaffinity(0))))
     shape = device.shape()
-    idle_w = cpu_power(EnergyConfig()).idle_w * shape.slices
+    idle_w = cpu_power(energy or EnergyConfig()).idle_w * shape.slices
     return SimulatedMachine((shape,), idle_w, f"{shape.slices} CPU cores for workers ({idle_w:g} W idle, modelled)")
+
+
+def emulated(text: str) -> SimulatedMachine:
+    """Return the GPUs that `text` names as `--device` of a server does (emulated:a100-40gb:2), each with a process on
+    it; ConfigError if it names none that are emulated."""
+    choice = devices.parse(text)
+    if choice.kind != "emulated":
+        raise ConfigError(f"--device is cpu or emulated:NAME[:COUNT], not {text}")
+    found = devices.build(WorkersConfig(device=text), cache_folder(""), exclusive=False)
+    try:
+        shapes = tuple(device.shape() for device in found.values())
+    finally:
+        devices.close(found)
+    board = tables.board(choice.name)
+    idle_w = board.idle_w + board.context_w
+    return SimulatedMachine(shapes, idle_w, f"{choice.box} ({idle_w:g} W idle each with a process on it, analytical)")
 
 
 def scheme(text: str) -> Scheme:

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover import devices
@@ -26,6 +27,7 @@ from clover.types import Reading
 from clover.worker import landlock, seccomp
 from tests.support.calibrated_host import CalibratedHost
 from tests.support.fake_nvml import Board, FakeNvml
+from tests.support.profiles_fixture import profile
 
 # --- calibration ------------------------------------------------------------------------------------------------------
 
@@ -115,6 +117,23 @@ def test_it_says_how_energy_is_known(own_folder: Path, capsys: pytest.CaptureFix
     _, found = found_by(capsys, ["--port", "0"], powercap=own_folder / "host")
     assert found["energy"][0].state == "works"
     assert found["energy"][0].text.startswith("measured: RAPL: package-0")
+
+
+def test_it_says_where_grams_go_and_what_would_save_most(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
+    assert [item.state for item in found["grams"]] == ["absent"]
+    folder = own_folder / "cache" / "clover" / "profiles"
+    folder.mkdir(parents=True)
+    measured = msgspec.structs.replace(profile(), family="fashion")
+    (folder / "fashion-0123456789abcdef.json").write_bytes(msgspec.json.encode(measured))
+    words = ["--port", "0", "--energy-idle-w", "10", "--energy-core-w", "10"]
+    _, found = found_by(capsys, words, powercap=own_folder)
+    where, *more = found["grams"]
+    # 20 W at 400 g/kWh and a PUE of 1.5
+    assert "idle power (288 g a day)" in where.text
+    assert where.text.endswith("front end with the workers', 400 gCO2e/kWh")
+    assert 1 <= len(more) <= 4
+    assert all(item.state == "note" and "g a day less (" in item.text and item.remedy for item in more)
 
 
 def test_it_reads_well_in_eighty_columns(

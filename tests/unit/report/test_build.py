@@ -288,7 +288,7 @@ def test_a_load_that_is_too_little_to_save_on_is_said_first_and_compared_on_requ
     assert "<details><summary>Comparisons</summary>" in page
     assert "best fixed mix" in page
     busy = report(LedgerRows(lines=[*idle, line(joules=20.0)], saved=[saved("base", 9.5)]))
-    assert [name for name, _ in headline(busy, UTC)] == ["Emitted", "Saved", "How sure", "Gaps"]
+    assert [name for name, _ in headline(busy, UTC)] == ["Emitted", "Where", "Saved", "How sure", "Gaps"]
 
 
 def test_a_few_rows_make_no_percentage() -> None:

@@ -5,27 +5,31 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from clover import terminal
+from clover import settings, terminal
+from clover.cli import profile
+from clover.energy import cpu_power
 from clover.errors import CloverError, ConfigError
 from clover.research.cli.simulate.arguments import HOURS, MIXES, POLICIES, SCENARIO_G_PER_KWH, parser
-from clover.research.simulate import day, families, forecasts, loads, minutes, parametric, world
+from clover.research.simulate import day, families, forecasts, loads, machine, minutes, parametric, world
 from clover.research.simulate.day import Day
 from clover.research.simulate.families import Known
 from clover.research.simulate.page import page
 from clover.research.simulate.paper import SEEDS, Paper, PaperOptions
 from clover.research.simulate.records import Results, Run, RunInput
 from clover.research.simulate.surprises import Surprises, parse_lost
-from clover.research.simulate.tables import show, show_minutes
+from clover.research.simulate.tables import show, show_machine, show_minutes
 from clover.research.simulate.work import execute, results
 from clover.research.simulate.world import Case, Rules, SimulatedMachine, Trace, World
 
@@ -47,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.ERROR)  # the ledger has what the controller warns of
     console = terminal.console(_WIDTH)
     try:
+        if given.machine:
+            _days(given, console)
+            return DONE
         if given.minutes is not None:
             _minutes(given, words, console)
             return DONE
@@ -140,6 +147,46 @@ def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) 
         console.print(f"written: {path}", soft_wrap=True)
 
 
+def _days(given: argparse.Namespace, console: Console) -> None:
+    """Print what the whole machine emits in a day, for each family and load."""
+    if given.gpus is None:
+        given.device = given.device or "cpu"
+    _check(given)
+    own = _machine(given)
+    trace, *others = _traces(given)
+    if others:
+        raise ConfigError(f"--machine plays one grid, not {1 + len(others)}: give one trace")
+    for name in given.families:
+        known = _profiled(given, own, name)
+        alone = World(own, known, replace(_rules(given), slo_ms=None))
+        found = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
+        power = cpu_power(settings.load([], os.environ).config.energy) if given.device == "cpu" else None
+        if power is not None and known.method != "modelled":
+            power = replace(power, core_range=(1.0, 1.0))
+        about = [f"{known.profile.family}: {alone.input.about}", f"profiled {known.profile.made_at[:10]}"]
+        about += [f"grid {trace.name}, {trace.about.about}", f"PUE {given.pue:g}"]
+        about += [note.partition(":")[0] for note in known.profile.notes if note.startswith("others used")]
+        if not known.profile.turn_j:
+            about.append("the front end was not profiled, and counts as nothing")
+        show_machine(found, power, "; ".join(about), console)
+
+
+def _profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
+    """Return the profile of a family, which is measured quickly if there is none; ConfigError if it cannot be."""
+    confidence = parametric.parse(given.confidence)
+    try:
+        return families.load(name, own.shapes, confidence)
+    except ConfigError:
+        if name in families.names() or name.endswith(".json") or not given.device:
+            raise
+        with redirect_stdout(sys.stderr):
+            code = profile.main([name, "--quick", "--device", given.device])
+        logging.getLogger("clover").setLevel(logging.ERROR)  # which the command has set
+        if code:
+            raise ConfigError(f"{name} has no profile, and none could be measured") from None
+    return families.load(name, own.shapes, confidence)
+
+
 def _results(
     given: argparse.Namespace,
     words: Sequence[str],
@@ -194,14 +241,20 @@ def _check(given: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {low:g} to {high:g}, not {value:g}")
     if given.jobs > 1 and given.scenario != "paper":
         raise ConfigError("--jobs is for --scenario paper")
-    if given.device and given.asleep is not None:
+    if given.device == "cpu" and given.asleep is not None:
         raise ConfigError("--asleep is for GPUs: cores of one machine do not sleep by themselves")
     if given.device and given.no_mig:
-        raise ConfigError("--no-mig is for GPUs")
+        raise ConfigError("--no-mig is for the GPUs of --gpus")
     if given.scenario and (given.no_mig or given.resident != "off"):
         raise ConfigError("--no-mig and --resident play what is given, and no --scenario")
     if given.device and given.gpus is not None:
-        raise ConfigError("--gpus and --device cpu exclude each other")
+        raise ConfigError("--gpus and --device exclude each other")
+    if given.rate is not None and not given.machine:
+        raise ConfigError("--rate is for --machine; --load constant:R/s elsewhere")
+    if given.machine and (given.scenario or given.minutes is not None or given.output):
+        raise ConfigError("--machine prints a table, without --scenario, --minutes and -o")
+    if given.machine and not given.families:
+        raise ConfigError("--machine needs a FAMILY")
     if given.minutes is not None and (given.misprofiled or given.lost_gpu):
         raise ConfigError("--misprofiled and --lost-gpu are for hours in steps: leave out --minutes")
     if given.minutes is None and (given.relief or given.gust != 1.0):
@@ -240,7 +293,7 @@ def _rules(given: argparse.Namespace) -> Rules:
 
 
 def _surprises(given: argparse.Namespace) -> Surprises:
-    if given.device and given.lost_gpu:
+    if given.device == "cpu" and given.lost_gpu:
         raise ConfigError("--lost-gpu is for GPUs: cores are not lost")
     gpus = (2 if given.gpus is None else given.gpus) if given.scenario != "paper" else (given.gpus or 10)
     return Surprises(given.misprofiled / 100.0, tuple(parse_lost(text, gpus) for text in given.lost_gpu))
@@ -249,8 +302,10 @@ def _surprises(given: argparse.Namespace) -> Surprises:
 def _machine(given: argparse.Namespace) -> SimulatedMachine:
     if given.device:
         if not given.families:
-            raise ConfigError("--device cpu needs a FAMILY that was profiled on cores: the paper's are on A100s")
-        return world.cpu()
+            raise ConfigError("--device needs a FAMILY that was profiled on it: the paper's are on A100s")
+        if given.device != "cpu":
+            return world.emulated(given.device)
+        return world.cpu(settings.load([], os.environ).config.energy)
     return world.gpus(2 if given.gpus is None else given.gpus, whole=given.no_mig)
 
 

@@ -63,7 +63,11 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
     )
     add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
     add("--no-mig", action="store_true", help="GPUs without MIG: one instance each, which is all of it")
-    add("--device", choices=("cpu",), default=None, help="cores of this machine instead, for a family profiled on them")
+    add(
+        "--device",
+        default=None,
+        help="cpu, the cores of this machine, or emulated:NAME[:COUNT] as of serve, for a family profiled on them",
+    )
     add("--hours", type=float, default=None, help=f"hours of each trace [{HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
     add("--seeds", metavar="N", type=int, default=None, help=f"runs with other random numbers [1; paper: {SEEDS}]")
@@ -193,6 +197,20 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
 def _add_kinds(group: argparse._ArgumentGroup) -> None:
     """Add simulations of another kind than hours in steps."""
     add = group.add_argument
+    add(
+        "--machine",
+        action="store_true",
+        help="print what the whole machine emits a day under BASE, the default, and the default with --slo-ms: "
+        "workers, front end, idle power; on --device cpu unless GPUs are given; a family without a profile is measured "
+        "quickly",
+    )
+    add(
+        "--rate",
+        metavar="R",
+        type=float,
+        default=None,
+        help="with --machine: rows a second [20, 200, and 0.6 of BASE's capacity]",
+    )
     add(
         "--minutes",
         metavar="M",
