@@ -30,7 +30,7 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
 }
 """The lines of a device's account that lie within each boundary."""
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "idle power": ("idle", "awake", "unowned", "carried"),
+    "idle power": ("idle", "idle_no_request", "awake", "unowned", "carried"),
     "workers' active": ("active",),
     "front end and control": ("front_end", "control"),
     "other programs": ("foreign", "unattributed"),
