@@ -2,26 +2,27 @@
 
     python -m bench.truth [--draws 40] [--only NAME ...] [--seed 1] [--jobs 1] [--json FILE]
 
-A machine that is not there (counters in files as the kernel has them, CPU times) serves half an hour, second by second:
-fake RAPL -> meter -> account -> shadows -> `saved`, profiles corrected on the way.  Rows come at random, three fifths are
-answered by `small`, the others by `medium`; half a percent is asked of `large` again (`--audit`'s default) on BASE's own
-slice.  Neither torch nor a server is there, and nothing sleeps.
+A machine that is not there (counters in files as the kernel has them, CPU times) serves half an hour, second by
+second: fake RAPL -> meter -> account -> shadows -> `saved`, profiles corrected on the way.  Rows come at random; three
+fifths are answered by `small`, the others by `medium`; half a percent (`--audit`'s default) is asked of `large` again,
+on BASE's own slice.  Neither torch nor a server is there, and nothing sleeps.
 
 Hidden are, anew in each draw: the counter's gain (2.5 % standard deviation, half of what `METER_ERROR` states), the
 noise of idle power (1 % up and down, each second), each variant's joules beside its profile, and what a situation says.
 What BASE would truly have taken is its profile at its true factor, at the load of each second: that the queueing model
 has the right shape is taken for granted.
 
-Printed for each situation: joules of the server's work that were counted, as a part of the true ones; in how many draws
-the interval held the truth, in grams and in percent of BASE; the interval's half width of grams, the least one that is
-the same multiple of it in all draws and holds 95 % of them, and the mean error, in percent of what BASE truly would have
-emitted.  Half and least of the percentage are in points.
+Printed for each situation: joules of the server's work that were counted, as a part of the true ones; in how many
+draws the interval held the truth, in grams and in percent of BASE; the mean half width of the interval; the least one
+that is the same multiple of it in all draws and holds 95 % of them; how many times that the half width is; and the mean
+error with its standard deviation.  Grams are in percent of what BASE truly would have emitted, percent in points.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import math
 import random
 import shutil
@@ -70,8 +71,9 @@ FRONT_END_S, CONTROL_CPUS = 0.001, 0.005
 @dataclass(frozen=True)
 class Situation:
     """What is hidden.  `off`: standard deviation of the logarithm of each variant's factor; `factors`: of some, as
-    (least, most); `idle_w`: by how much idle power jumps half way, up or down; `others`: busy CPUs of other programs from
-    a third of the time on, another number each minute; `watts`: standard deviation of the logarithm of true watts."""
+    (least, most); `idle_w`: by how much idle power jumps half way, up or down; `others`: busy CPUs of other programs
+    from a third of the time on, another number each minute; `watts`: standard deviation of the logarithm of true
+    watts."""
 
     name: str
     off: float = 0.0
@@ -229,7 +231,10 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
             )
         )
     rig = Rig(shape=cpu(CORES), measured=known, family={"accuracy_floor": 88.0})
-    rig.fleet.alive = [worker(name, 0, CORES) for name in VARIANTS]
+    await rig.deploy()
+    assert rig.family.deployed is not None
+    deployment = tuple(worker(name, 0, CORES) for name in VARIANTS)
+    rig.family.deployed = dataclasses.replace(rig.family.deployed, deployment=deployment)
     rig.fleet.work_report = lambda: account.work_report("toy")  # type: ignore[method-assign]
     rig.fleet.correct_energy = lambda found: account.correct("toy", found)  # type: ignore[method-assign]
     on_base = base(known, (cpu(CORES),))
@@ -273,9 +278,7 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
         served_g += grams_per_j * (idle_j + used_j)
         base_g += grams_per_j * (both_j + base_j)
         host.look()
-        account.window(
-            meter.sample(machine.now_ns), Reading(g_per_kwh=grams_per_j * 3.6e6, at_s=0.0, provider="truth")
-        )
+        account.window(meter.sample(machine.now_ns), Reading(g_per_kwh=grams_per_j * 3.6e6, at_s=0.0, provider="truth"))
         rig.clock.now_s += 1.0
         rig.controller.shadows.window(account.take())
         rig.controller.learner.look(rig.family)
@@ -330,7 +333,9 @@ def _times(true: float, said: tuple[float, float, float]) -> float:
     return abs(true - said[1]) / max(room, 1e-300)
 
 
-def answers(situations: Sequence[Situation], draws: int, seed: int, jobs: int) -> Iterator[tuple[Situation, list[Draw]]]:
+def answers(
+    situations: Sequence[Situation], draws: int, seed: int, jobs: int
+) -> Iterator[tuple[Situation, list[Draw]]]:
     """Yield the draws of each situation."""
     if jobs <= 1:
         for situation in situations:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -53,6 +54,9 @@ _REST_S = 2  # at the start: seconds at rest that are enough
 _LONGEST_REST_S = 5
 _NOTED_CHANGE = 0.1  # of the idle power, from which on the log says so
 _MOST_BEYOND_MEAN = 10.0  # times the mean power so far: more than that, over a minute or longer, is no wrap
+_COUNTER_ERROR = 0.05
+_UNSEEN_JUMP_S = 30.0
+"""For so long at most idle power was another one before that is seen."""
 _MODELLED_ACTIVE = (-0.6, 3.0)
 """How far off active joules may be while a busy CPU's power is the published one: hosts with 0.4 to 4 times that under
 light load are known."""
@@ -114,6 +118,8 @@ class RaplMeter:
         except DeviceError as error:
             raise RaplError(str(error), "see whether the driver works, or use energy.meter = modelled") from error
         self._total_uj = 0
+        self._idle_j = self._idle_error_j = 0.0
+        """Idle energy of what was counted, and by how much it may be off."""
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
@@ -204,6 +210,8 @@ class RaplMeter:
         self._total_uj += risen_uj
         self._last_uj = counters
         self._known_ns += max(now_ns - self._at_ns, 0)
+        self._idle_j += self.idle_w * elapsed_s
+        self._idle_error_j += self.idle.error_w * elapsed_s
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
         return self._sampled()
@@ -232,8 +240,20 @@ class RaplMeter:
             idle_w=self.idle_w,
             method=self.method,
             epoch=self._epoch,
-            active_uncertainty=None if self._given_idle_w is not None or self.idle.measured else _MODELLED_ACTIVE,
+            active_uncertainty=self._active_uncertainty(),
         )
+
+    def _active_uncertainty(self) -> tuple[float, float] | None:
+        """Return how far off joules above idle may be: by the counter, and by what idle power may be off."""
+        if self._given_idle_w is not None:
+            return None
+        if not self.idle.measured:
+            return _MODELLED_ACTIVE
+        active_j = self._total_uj / 1e6 - self._idle_j
+        if active_j <= 0.0:
+            return None
+        off = math.hypot(_COUNTER_ERROR, self._idle_error_j / active_j)
+        return -min(off, 1.0), off
 
     def _begin_anew(self, counters: list[int], now_ns: int) -> EnergySample:
         self._epoch += 1
@@ -262,7 +282,10 @@ class RaplMeter:
             busy_s = use.busy_s - since.busy_s
             if use.ours_s is not None and since.ours_s is not None:
                 ours_s = use.ours_s - since.ours_s
+        jumps, idle_w = self.idle.jumps, self.idle.watts
         self.idle.add(Window(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
+        if self.idle.jumps > jumps:
+            self._idle_error_j += abs(self.idle.watts - idle_w) * _UNSEEN_JUMP_S
         if self._given_idle_w is not None:
             if joules < self._given_idle_w * seconds and not self._noted_idle_w:
                 self._noted_idle_w = joules / seconds

@@ -11,7 +11,7 @@ from clover._native.histogram import Histogram
 from clover.accounting import Account
 from clover.accounting.boundaries import DEFAULT
 from clover.accounting.labels import methods_of
-from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
+from clover.control.baselines.saved import KINDS, Devices, meter_error, sums_of
 from clover.control.controller import Controller
 from clover.http.audit import AuditLog, AuditRecord
 from clover.runtime.served import Served
@@ -157,7 +157,7 @@ class LedgerSource:
         devices: Devices = self._account.devices()
         for model, shadow in self._controller.shadows.of.items():
             methods = methods_of(devices.values()).union(shadow.methods)
-            off, meter_off = profile_error(shadow.family.profile), meter_error(methods, devices)
+            meter_off = meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
                 found[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
@@ -167,7 +167,7 @@ class LedgerSource:
                     shadow=Amount(*sums.shadow.tolist()),
                     own_right=float(sums.right),
                     shadow_right=float(sums.shadow_right),
-                    error_g=sums.errors(off, meter_off).total,
+                    error_g=sums.errors(shadow.off, meter_off).total,
                 )
         return found
 
