@@ -173,8 +173,8 @@ class IdlePower:
 
     @property
     def _noise_w(self) -> float:
-        """Standard deviation of a window's power, by how far one is from the next."""
-        return 1.4826 / math.sqrt(2.0) * statistics.median(self._steps) if self._steps else 0.0
+        """Standard deviation of a window's power, by how far one is from the next (normal noise: 2 / root pi times)."""
+        return 0.5 * math.sqrt(math.pi) * statistics.fmean(self._steps) if self._steps else 0.0
 
     def _estimate(self) -> None:
         if self._rest:

@@ -31,6 +31,11 @@ from clover.accounting import Share
 
 Floats = NDArray[np.float64]
 
+_VERIFIED = 0.5
+"""By what part joules a row may be off, at most, to count as verified."""
+_SMALL = 0.05
+"""Of what a shadow uses more or less, the part of a variant that does not matter."""
+
 
 def _none() -> Floats:
     return np.zeros(2)
@@ -163,6 +168,12 @@ class ComparisonSums:
         """Active energy of the shadow's workers."""
         found: Floats = self.active + self.ratio * self.change.sum(axis=0)
         return found
+
+    def verified(self, off: Floats) -> bool:
+        """Return whether what the shadow would have taken was verified here: joules a row of what it uses more or less
+        are known better than profiles are."""
+        more = np.abs(self.change[:, 0])
+        return bool((off[more > _SMALL * more.sum()] <= _VERIFIED).all())
 
     def errors(self, off: Floats, meter_error: float) -> Errors:
         """Return how far off the grams saved may be, if joules a row of each variant may be off by the parts `off`, by

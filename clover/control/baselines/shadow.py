@@ -47,8 +47,6 @@ _RATE_WINDOWS = 10
 _STEP = math.log(1.03)
 _STEADY = 1  # rate steps: what is asked for is a load, and not what lies on the way to one
 _KNOWN = 64
-_VERIFIED = 0.5
-"""What joules a row may be off by at most to count as verified."""
 _FEW = 100
 
 
@@ -130,15 +128,11 @@ class Shadow:
         """By which part joules a row of each variant may be off, by [variant]: in 95 of 100 cases they are not."""
         return 2.0 * self._learned()[1]
 
-    @property
-    def verified(self) -> bool:
-        """Whether what BASE would have taken was verified here: its variant ran, for audits or otherwise."""
-        return self.base is not None and bool(self.off[self.variants.index(self.base.variants[0])] <= _VERIFIED)
-
     def _learned(self) -> tuple[Floats, Floats]:
         """Return by [variant] the factor of joules a row, and its standard error as a part: of BASE's variant on BASE's
         slices, of the others where they are known best."""
-        learned, whole_slices = self.family.learned, {item.profile for device in self._devices for item in whole(device)}
+        learned = self.family.learned
+        whole_slices = {item.profile for device in self._devices for item in whole(device)}
         factors, errors = np.ones(len(self.variants)), np.full(len(self.variants), UNKNOWN_ERROR)
         for at, variant in enumerate(self.variants):
             known = {key: error for key, error in learned.energy_errors.items() if key[0] == variant}

@@ -25,7 +25,7 @@ SECOND = 1_000_000_000
 
 def modelled(rows: int, weights: tuple[float, float], own: Floats) -> Window:
     """A window that the model has `own` of, by [variant, joules or grams]."""
-    return Window(Overheads.none(), rows, 0.0, np.zeros(2), own, np.array(weights), np.zeros(2))
+    return Window(Overheads.none(), rows, 0.0, np.zeros(2), own, np.array(weights))
 
 
 def test_a_spectrum_gives_each_accuracy_what_its_mix_would_have_used() -> None:
@@ -73,7 +73,9 @@ def test_a_server_that_runs_base_saves_nothing_whatever_its_meter_and_load_are(r
         assert told["part"] == pytest.approx(0.0, abs=1e-12)
         assert told["accuracy_given_up"] == 0.0
         assert told["against"].startswith("BASE: large on 1 x 2 cores, equal load and hardware, modelled")
-        assert told["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (large on 1 x 2 cores, equal ")
+        assert told["words"].startswith(
+            "saved 0 g of CO2e (95 %: 0 g to 0 g, 0.0 to 0.0 %), 0.0 % of BASE (large on 1 x 2 cores, equal "
+        )
         assert (told["low"], told["high"]) == (0.0, 0.0), "the same workers: whatever errs, errs on both sides"
         assert rig.controller.state()["models"]["toy"]["saved"]["base"] == told
 
