@@ -118,8 +118,8 @@ class RaplMeter:
         except DeviceError as error:
             raise RaplError(str(error), "see whether the driver works, or use energy.meter = modelled") from error
         self._total_uj = 0
-        self._idle_j = self._idle_error_j = 0.0
-        """Idle energy of what was counted, and by how much it may be off."""
+        self._active_j = self._error_j = 0.0
+        """Energy above idle that the server used, and by how much that may be off since idle power may be."""
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
@@ -210,8 +210,6 @@ class RaplMeter:
         self._total_uj += risen_uj
         self._last_uj = counters
         self._known_ns += max(now_ns - self._at_ns, 0)
-        self._idle_j += self.idle_w * elapsed_s
-        self._idle_error_j += self.idle.error_w * elapsed_s
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
         return self._sampled()
@@ -249,10 +247,9 @@ class RaplMeter:
             return None
         if not self.idle.measured:
             return _MODELLED_ACTIVE
-        active_j = self._total_uj / 1e6 - self._idle_j
-        if active_j <= 0.0:
+        if self._active_j <= 0.0:
             return None
-        off = math.hypot(_COUNTER_ERROR, self._idle_error_j / active_j)
+        off = math.hypot(_COUNTER_ERROR, self._error_j / self._active_j)
         return -min(off, 1.0), off
 
     def _begin_anew(self, counters: list[int], now_ns: int) -> EnergySample:
@@ -270,6 +267,7 @@ class RaplMeter:
         """Give `idle` the window since the last one if it is long enough; leave it out if its energy is in doubt."""
         since_ns, since_uj, since = self._window
         if not known:
+            self._error_j += self.idle.error_w * (self._at_ns - since_ns) / 1e9
             self._begin_window()
             return
         if self._at_ns - since_ns < _WINDOW_NS:
@@ -285,7 +283,10 @@ class RaplMeter:
         jumps, idle_w = self.idle.jumps, self.idle.watts
         self.idle.add(Window(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
         if self.idle.jumps > jumps:
-            self._idle_error_j += abs(self.idle.watts - idle_w) * _UNSEEN_JUMP_S
+            self._error_j += abs(self.idle.watts - idle_w) * _UNSEEN_JUMP_S
+        ours = min(ours_s / busy_s, 1.0) if ours_s is not None and busy_s else 1.0
+        self._active_j += ours * (joules - self.idle.watts * seconds)
+        self._error_j += ours * self.idle.error_w * seconds
         if self._given_idle_w is not None:
             if joules < self._given_idle_w * seconds and not self._noted_idle_w:
                 self._noted_idle_w = joules / seconds

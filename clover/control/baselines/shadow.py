@@ -147,10 +147,13 @@ class Shadow:
         return factors, errors
 
     def _restate(self) -> None:
-        """Have the sums stand in what was learned, as far as that is better known than what they stand in."""
+        """Have the sums stand in what was learned, as far as that is better known than what they stand in.  What a
+        variant that served took is metered: later corrections know of the past only if they are much better."""
         factors, errors = self._learned()
-        times = np.where(errors < self._stated_off, factors / self._factors, 1.0)
-        self._factors, self._stated_off = factors, np.minimum(errors, self._stated_off)
+        served = self.on_base.own[:, 0] > 0.0
+        better = errors < np.where(served, 0.5, 1.0) * self._stated_off
+        times = np.where(better, factors / self._factors, 1.0)
+        self._factors, self._stated_off = factors, np.where(better, errors, self._stated_off)
         for sums in (self.on_base, self._on_mixes, self._spectrum):
             sums.restate(times)
         for window in self.held.values():
