@@ -55,8 +55,8 @@ _LONGEST_REST_S = 5
 _NOTED_CHANGE = 0.1  # of the idle power, from which on the log says so
 _MOST_BEYOND_MEAN = 10.0  # times the mean power so far: more than that, over a minute or longer, is no wrap
 _COUNTER_ERROR = 0.05
-_UNSEEN_JUMP_S = 30.0
-"""For so long at most idle power was another one before that is seen."""
+_UNSEEN_JUMP_S = 20.0
+"""For so long idle power was another one before that is seen: the two stretches of `energy.idle`."""
 _MODELLED_ACTIVE = (-0.6, 3.0)
 """How far off active joules may be while a busy CPU's power is the published one: hosts with 0.4 to 4 times that under
 light load are known."""

@@ -26,7 +26,6 @@ _TELLING = 0.1
 """Part of a loss from which on it is said how much of it is control."""
 _LEAST_POINTS = 0.005
 """Points of accuracy from which on a difference is stated: figures are rounded to that."""
-_UNVERIFIED = "which is not yet verified here"
 _GRIDS = {
     "synthetic": "invented",
     "configured": "configured",
@@ -324,9 +323,9 @@ def _short(figures: Mapping[str, Any], name: str) -> str:
     low, high = sorted((sign * figures["low"], sign * figures["high"]))
     doubt = ": may be nothing" if low < 0.0 < high else ""
     ends = sorted(100.0 * sign * figures[end] for end in ("part_low", "part_high"))
-    interval = f"(95 %: {grams(low)} to {grams(high)}, {ends[0]:.1f} to {ends[1]:.1f} %{doubt})"
+    known = "" if figures["verified"] else f"; {'BASE' if name == 'BASE' else 'that mix'} not yet verified here"
+    interval = f"(95 %: {grams(low)} to {grams(high)}, {ends[0]:.1f} to {ends[1]:.1f} %{doubt}{known})"
     mass, percent = f"{grams(abs(figures['grams']))} of CO2e", f"{abs(100.0 * part):.1f} %"
-    name += "" if figures["verified"] else f", {_UNVERIFIED}"
     if less:
         return f"saved {mass} {interval}, {percent} of {name}"
     control, told = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
