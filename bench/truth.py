@@ -236,7 +236,7 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
     deployment = tuple(worker(name, 0, CORES) for name in VARIANTS)
     rig.family.deployed = dataclasses.replace(rig.family.deployed, deployment=deployment)
     rig.fleet.work_report = lambda: account.work_report("toy")  # type: ignore[method-assign]
-    rig.fleet.correct_energy = lambda found: account.correct("toy", found)  # type: ignore[method-assign]
+    rig.fleet.correct_energy = lambda factors: account.correct("toy", factors)  # type: ignore[method-assign]
     on_base = base(known, (cpu(CORES),))
     assert on_base is not None
     seconds_of = {name: services_of(known)[name, shape].seconds(1) for name in VARIANTS}
