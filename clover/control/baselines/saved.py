@@ -22,6 +22,8 @@ from clover.quantities import grams
 
 KINDS = ("matched", "base")
 """The most telling first: what following the grid brought, accuracy being equal."""
+_MODELLED = 0.6
+"""By which part modelled watts may be off, at least: published servers of one kind lie that far apart."""
 _TELLING = 0.1
 """Part of a loss from which on it is said how much of it is control."""
 _LEAST_POINTS = 0.005
@@ -121,7 +123,7 @@ def grid_of(shadows: Iterable[Shadow]) -> str:
 
 def meter_error(methods: Iterable[str], devices: Devices) -> float:
     """Return by which part watts of the meters may be off: what they say themselves of energy above idle, which savings
-    are made of, but of a model no less than `MODELLED_ERROR`; the mean over `devices` by these joules, or the most of
+    are made of, but of a model no less than `_MODELLED`; the mean over `devices` by these joules, or the most of
     `methods` if they used none."""
     said = _by_joules({name: _active_error(line) for name, line in devices.items()}, devices)
     return said if said is not None else max((_usual(method) for method in methods), default=MODELLED_ERROR)
@@ -135,7 +137,7 @@ def part_error(methods: Iterable[str], devices: Devices, idle_part: float, own_p
     for name, line in devices.items():
         active = _active_error(line)
         if line["method"] == "modelled":
-            errors[name] = idle_part * math.hypot(active, MODELLED_ERROR)
+            errors[name] = idle_part * math.hypot(active, _MODELLED)
         else:
             errors[name] = own_part * math.sqrt(max(active**2 - _usual(str(line["method"])) ** 2, 0.0))
     said = _by_joules(errors, devices)
@@ -153,7 +155,7 @@ def _active_error(line: DeviceLines) -> float:
     ends = ("active_uncertainty_low", "active_uncertainty_high")
     usual = _usual(str(line["method"]))
     said = max((abs(float(line[key])) for key in ends if key in line), default=usual)
-    return max(said, usual) if line["method"] == "modelled" else said
+    return max(said, _MODELLED) if line["method"] == "modelled" else said
 
 
 def _usual(method: str) -> float:

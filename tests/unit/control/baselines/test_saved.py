@@ -67,7 +67,7 @@ def test_a_host_without_a_counter_beside_a_gpu_with_one_is_in_the_label_and_in_t
         found = saved(rig.shadow, devices)
         assert found is not None
         assert found["label"] == "modelled from metered and modelled joules"
-        assert meter_error({"measured"}, devices) == pytest.approx(0.9 * 0.05 + 0.1 * 0.5)
+        assert meter_error({"measured"}, devices) == pytest.approx(0.9 * 0.05 + 0.1 * 0.6)
         assert meter_error({"measured"}, {"gpu1": lost}) == 0.05, "nothing was counted yet"
         emulated = {"gpu0": gpu | {"method": "emulated"}, "host": host | {"method": "measured"}}
         rig.shadow.methods = {"emulated"}
