@@ -15,7 +15,7 @@ Idle power also moves while the server never rests: a fan, a disk, a governor.  
 the power changed by more than the CPU time explains begin all four anew.
 
     idle = IdlePower(guess_w=20.0, core_w=1.5, cpus=16)
-    idle.add(Window(at_s=1.0, seconds=1.0, joules=61.0, busy_s=0.02, ours_s=0.0))
+    idle.add(HostWindow(at_s=1.0, seconds=1.0, joules=61.0, busy_s=0.02, ours_s=0.0))
     idle.watts, idle.known_by                      # 60.97, "rest"
 """
 
@@ -54,7 +54,7 @@ _JUMP_SHARE = 0.04
 KnownBy = Literal["guess", "rest", "regression", "load", "model"]
 
 
-class Window(NamedTuple):
+class HostWindow(NamedTuple):
     """A stretch of time that ended at `at_s`: joules of the host, CPU seconds of all and of the server's own processes
     (None: unknown)."""
 
@@ -125,7 +125,7 @@ class IdlePower:
         }
         return words[self.known_by]
 
-    def add(self, window: Window) -> None:
+    def add(self, window: HostWindow) -> None:
         """Count a window of a second or more."""
         watts = window.joules / window.seconds
         busy = self._most_others * 2 if window.busy_s is None else window.busy_s / window.seconds

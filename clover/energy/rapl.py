@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from clover.energy.cpu_power import CpuPower, published
 from clover.energy.host import ReadHost, host_use
-from clover.energy.idle import IdlePower, Window
+from clover.energy.idle import HostWindow, IdlePower
 from clover.energy.marks import MeterMark
 from clover.errors import DeviceError
 from clover.types import EnergySample, Method
@@ -281,7 +281,7 @@ class RaplMeter:
             if use.ours_s is not None and since.ours_s is not None:
                 ours_s = use.ours_s - since.ours_s
         jumps, idle_w = self.idle.jumps, self.idle.watts
-        self.idle.add(Window(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
+        self.idle.add(HostWindow(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
         if self.idle.jumps > jumps:
             self._error_j += abs(self.idle.watts - idle_w) * _UNSEEN_JUMP_S
         ours = min(ours_s / busy_s, 1.0) if ours_s is not None and busy_s else 1.0

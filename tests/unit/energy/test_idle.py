@@ -14,7 +14,7 @@ from clover.config import EnergyConfig, ServerConfig
 from clover.control.baselines.saved import saved
 from clover.energy import RaplMeter
 from clover.energy.host import HostUse, host_use
-from clover.energy.idle import IdlePower, Window
+from clover.energy.idle import HostWindow, IdlePower
 from clover.planning.budget.counterfactual import base, lanes_of, mix_of
 from clover.planning.model.problem import accuracies
 from clover.profiling.joules import EnergyMeters
@@ -245,7 +245,7 @@ def test_without_cpu_time_of_the_host_power_is_taken_as_it_is() -> None:
     idle = IdlePower(guess_w=10.0, core_w=2.0, cpus=4)
     assert (idle.watts, idle.known_by) == (10.0, "guess")
     for second in range(40):
-        idle.add(Window(float(second), 1.0, 50.0, None, None))
+        idle.add(HostWindow(float(second), 1.0, 50.0, None, None))
     assert idle.known_by == "model"
     assert idle.watts <= 50.0
     assert not idle.measured
