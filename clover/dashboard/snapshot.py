@@ -160,6 +160,7 @@ def _saved(saved: State | None) -> dict[str, Any] | None:
             "against": item.get("against", ""),
             "short": in_short(item),
             "words": item["words"],
+            "verified": item.get("verified", True),
             **{key: tidy(item.get(key)) for key in ("grams", "low", "high", "part", "accuracy_given_up")},
         }
         for kind, item in comparisons(saved).items()

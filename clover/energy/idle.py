@@ -21,6 +21,7 @@ the power changed by more than the CPU time explains begin all four anew.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from typing import Literal, NamedTuple
@@ -35,6 +36,8 @@ QUIET_CPUS = 0.1
 _REST_S = 600.0
 """How long a second at rest counts."""
 _REST_WINDOWS = 31
+_SURE_REST_WINDOWS = 5
+"""Seconds at rest from which on their median is no chance: while the last of them age, what a busy CPU draws stays."""
 _LONG_S = 10.0
 _LONG_WINDOWS = 60
 _RECENT_WINDOWS = 6
@@ -45,6 +48,7 @@ _LOADED_CPUS = 0.1
 """Busy CPUs from which on power above rest says what a busy CPU draws."""
 _MOST_CORE_W = 15.0
 """More than a busy CPU draws anywhere: what a change of CPU time can explain."""
+_NOISE_WINDOWS = 61
 _JUMP_W = 2.0
 _JUMP_SHARE = 0.04
 """A change of power is a jump of idle power from so many watts and this share of it on."""
@@ -84,7 +88,13 @@ class IdlePower:
         self.jumps = 0
         self.busy_w = core_w
         """What a busy CPU draws above rest: by the model, until it was seen."""
+        self.error_w = 0.0
+        """By how many watts `watts` may be off for its windows' noise: two standard errors."""
         self._seen = False
+        self._rest_error_w = 0.0
+        self._steps: deque[float] = deque(maxlen=_NOISE_WINDOWS)
+        """How far the power above what busy CPUs explain moved from one window to the next."""
+        self._beyond_w: float | None = None
         self._core_w = core_w
         self._least_ours = SILENT_CPUS
         self._most_others = max(QUIET_CPUS, QUIET_SHARE * cpus)
@@ -131,6 +141,10 @@ class IdlePower:
             self._rest.popleft()
         if not self._long and (self._least_busy is None or busy < self._least_busy.busy):
             self._least_busy = _Power(window.at_s, watts, busy)
+        beyond_w, before_w = watts - self.busy_w * busy, self._beyond_w
+        self._beyond_w = beyond_w
+        if before_w is not None:
+            self._steps.append(abs(beyond_w - before_w))
         self._seconds += window.seconds
         self._joules += window.joules
         self._busy_s += busy * window.seconds
@@ -159,18 +173,28 @@ class IdlePower:
             self._long = deque([last], _LONG_WINDOWS)
             self._rest = deque((rest for rest in self._rest if rest[0] > before.at_s), _REST_WINDOWS)
 
+    @property
+    def _noise_w(self) -> float:
+        """Standard deviation of a window's power, by how far one is from the next (normal noise: 2 / root pi times)."""
+        return 0.5 * math.sqrt(math.pi) * statistics.fmean(self._steps) if self._steps else 0.0
+
     def _estimate(self) -> None:
         if self._rest:
             self.known_by, watts = "rest", statistics.median(watts for _, watts in self._rest)
-            self._see_busy_cpu(watts)
-        elif (intercept := self._intercept()) is not None:
-            self.known_by, watts = "regression", intercept
+            of_a_median = 1.25 if len(self._rest) > 2 else 1.0
+            self.error_w = self._rest_error_w = 2.0 * of_a_median * self._noise_w / math.sqrt(len(self._rest))
+            if not self._seen or len(self._rest) >= _SURE_REST_WINDOWS:
+                self._see_busy_cpu(watts)
+        elif (line := self._intercept()) is not None:
+            self.known_by, (watts, self.error_w) = "regression", line
         else:
             recent = list(self._long)[-_RECENT_WINDOWS:] or ([self._least_busy] if self._least_busy else [])
             if not recent:
                 return
             self.known_by = "load" if self._seen else "model"
             watts = statistics.median(power.watts - self.busy_w * power.busy for power in recent)
+            by_noise = 2.5 * self._noise_w / math.sqrt(_LONG_S * len(recent))
+            self.error_w = math.hypot(self._rest_error_w, by_noise)
         self.watts = max(watts, 0.0)
 
     def _see_busy_cpu(self, rest_w: float) -> None:
@@ -183,12 +207,18 @@ class IdlePower:
             if 0.0 < seen_w <= _MOST_CORE_W:
                 self.busy_w, self._seen = seen_w, True
 
-    def _intercept(self) -> float | None:
-        """Return the power at no busy CPU of a line through the long windows; None if they are too much alike."""
+    def _intercept(self) -> tuple[float, float] | None:
+        """Return the power at no busy CPU of a line through the long windows, and two standard errors of it; None if
+        they are too much alike."""
         if len(self._long) < _REGRESSION_WINDOWS:
             return None
-        busy = [power.busy for power in self._long]
-        if statistics.pstdev(busy) < _REGRESSION_SPREAD:
+        busy, watts = [power.busy for power in self._long], [power.watts for power in self._long]
+        spread, middle = statistics.pstdev(busy), statistics.fmean(busy)
+        if spread < _REGRESSION_SPREAD:
             return None
-        line = statistics.linear_regression(busy, [power.watts for power in self._long])
-        return line.intercept if line.slope > 0.0 else None
+        line = statistics.linear_regression(busy, watts)
+        if line.slope <= 0.0:
+            return None
+        beside = [w - line.intercept - line.slope * b for w, b in zip(watts, busy, strict=True)]
+        noise_w = statistics.pstdev(beside, 0.0)
+        return line.intercept, 2.0 * noise_w * math.sqrt((1.0 + (middle / spread) ** 2) / len(busy))

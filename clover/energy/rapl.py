@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -53,6 +54,9 @@ _REST_S = 2  # at the start: seconds at rest that are enough
 _LONGEST_REST_S = 5
 _NOTED_CHANGE = 0.1  # of the idle power, from which on the log says so
 _MOST_BEYOND_MEAN = 10.0  # times the mean power so far: more than that, over a minute or longer, is no wrap
+_COUNTER_ERROR = 0.05
+_UNSEEN_JUMP_S = 20.0
+"""For so long idle power was another one before that is seen: the two stretches of `energy.idle`."""
 _MODELLED_ACTIVE = (-0.6, 3.0)
 """How far off active joules may be while a busy CPU's power is the published one: hosts with 0.4 to 4 times that under
 light load are known."""
@@ -114,6 +118,8 @@ class RaplMeter:
         except DeviceError as error:
             raise RaplError(str(error), "see whether the driver works, or use energy.meter = modelled") from error
         self._total_uj = 0
+        self._active_j = self._error_j = 0.0
+        """Energy above idle that the server used, and by how much that may be off since idle power may be."""
         self._epoch = 0
         self._missed = False  # whether the last sample could not be taken
         self._at_ns = now_ns
@@ -232,8 +238,19 @@ class RaplMeter:
             idle_w=self.idle_w,
             method=self.method,
             epoch=self._epoch,
-            active_uncertainty=None if self._given_idle_w is not None or self.idle.measured else _MODELLED_ACTIVE,
+            active_uncertainty=self._active_uncertainty(),
         )
+
+    def _active_uncertainty(self) -> tuple[float, float] | None:
+        """Return how far off joules above idle may be: by the counter, and by what idle power may be off."""
+        if self._given_idle_w is not None:
+            return None
+        if not self.idle.measured:
+            return _MODELLED_ACTIVE
+        if self._active_j <= 0.0:
+            return None
+        off = math.hypot(_COUNTER_ERROR, self._error_j / self._active_j)
+        return -min(off, 1.0), off
 
     def _begin_anew(self, counters: list[int], now_ns: int) -> EnergySample:
         self._epoch += 1
@@ -250,6 +267,7 @@ class RaplMeter:
         """Give `idle` the window since the last one if it is long enough; leave it out if its energy is in doubt."""
         since_ns, since_uj, since = self._window
         if not known:
+            self._error_j += self.idle.error_w * (self._at_ns - since_ns) / 1e9
             self._begin_window()
             return
         if self._at_ns - since_ns < _WINDOW_NS:
@@ -262,7 +280,13 @@ class RaplMeter:
             busy_s = use.busy_s - since.busy_s
             if use.ours_s is not None and since.ours_s is not None:
                 ours_s = use.ours_s - since.ours_s
+        jumps, idle_w = self.idle.jumps, self.idle.watts
         self.idle.add(HostWindow(self._at_ns / 1e9, seconds, joules, busy_s, ours_s))
+        if self.idle.jumps > jumps:
+            self._error_j += abs(self.idle.watts - idle_w) * _UNSEEN_JUMP_S
+        ours = min(ours_s / busy_s, 1.0) if ours_s is not None and busy_s else 1.0
+        self._active_j += ours * (joules - self.idle.watts * seconds)
+        self._error_j += ours * self.idle.error_w * seconds
         if self._given_idle_w is not None:
             if joules < self._given_idle_w * seconds and not self._noted_idle_w:
                 self._noted_idle_w = joules / seconds

@@ -266,8 +266,8 @@ def _intervals(hardware: Sequence[EmbodiedFigures] | None) -> tuple[str, ...]:
             "off the same way."
         ),
         (
-            "Savings: errors of the profile, of the ratio of meter and model, and of the meter, formed minute by "
-            "minute while serving and added."
+            "Savings, 95 %: errors of what the other side would have taken, of the ratio of meter and model, and of "
+            "the meter, formed minute by minute while serving and added."
         ),
         "Not in any interval: errors of the carbon intensity itself, for which providers state none.",
     ]

@@ -11,7 +11,7 @@ from clover._native.histogram import Histogram
 from clover.accounting import Account
 from clover.accounting.boundaries import DEFAULT
 from clover.accounting.labels import methods_of
-from clover.control.baselines.saved import KINDS, Devices, meter_error, profile_error, sums_of
+from clover.control.baselines.saved import KINDS, Devices, meter_error, sums_of
 from clover.control.controller import Controller
 from clover.http.audit import AuditLog, AuditRecord
 from clover.runtime.served import Served
@@ -75,6 +75,7 @@ class LedgerSource:
         self._served = served
         self._controller = controller
         self._audit = audit if audit is not None else AuditLog()
+        self._errors_g: dict[tuple[str, str], tuple[float, float]] = {}
         self._latency: dict[str, tuple[Histogram, int]] = {}
         """By model: latencies as they were, and answers until then that took longer than the SLO of their time."""
         self._decision = 0
@@ -157,7 +158,7 @@ class LedgerSource:
         devices: Devices = self._account.devices()
         for model, shadow in self._controller.shadows.of.items():
             methods = methods_of(devices.values()).union(shadow.methods)
-            off, meter_off = profile_error(shadow.family.profile), meter_error(methods, devices)
+            meter_off = meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
                 found[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
@@ -167,9 +168,16 @@ class LedgerSource:
                     shadow=Amount(*sums.shadow.tolist()),
                     own_right=float(sums.right),
                     shadow_right=float(sums.shadow_right),
-                    error_g=sums.errors(off, meter_off).total,
+                    error_g=self._counted_error((model, kind), sums.errors(shadow.off, meter_off).total),
                 )
         return found
+
+    def _counted_error(self, key: tuple[str, str], error_g: float) -> float:
+        """Return `error_g`, of all since the start, as a sum that never falls: once BASE is verified less may be off of
+        the minutes before, and what those have stays with them."""
+        before_g, counted_g = self._errors_g.get(key, (0.0, 0.0))
+        self._errors_g[key] = error_g, counted_g + max(error_g - before_g, 0.0)
+        return self._errors_g[key][1]
 
     # --- what happened ------------------------------------------------------------------------------------------------
 

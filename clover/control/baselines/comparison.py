@@ -4,15 +4,15 @@
 The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides; so is
 idle power, of workers and of what none holds.
 
-**How sure.**  Grams saved are given with three errors, each as half of an interval's width, added in quadrature:
+**How sure.**  Grams saved are given with three errors, each as half of an interval that holds the truth in 95 of 100
+cases, added in quadrature:
 
-    profile   each variant's joules a row may be off by the part e: e x root of the sum over variants of
-              (what the shadow uses more of that variant)^2
+    profile   joules a row of each variant may be off by two standard errors of what was learned of them here; a variant
+              that never ran here, by how far profiles are off in general.  Times what the shadow uses more of it
     ratio     the meter showed other joules than the model, and would have for the shadow too, by an amount that is not
               known: what it showed beyond the model, and what differences were shrunk by where it showed less, each as
               far as the shadow serves rows differently
-    meter     watts above idle may be off by the part u: u x grams saved.  That is common to both sides, so that the
-              part saved without idle power does not change with it.
+    meter     watts above idle may be off by the part u: u x grams saved.  That is common to both sides
 
 All arrays end in [joules, grams].
 """
@@ -30,6 +30,11 @@ from numpy.typing import NDArray
 from clover.accounting import Share
 
 Floats = NDArray[np.float64]
+
+_VERIFIED = 0.5
+"""By what part joules a row may be off, at most, to count as verified."""
+_SMALL = 0.05
+"""Of what a shadow uses more or less, the part of a variant that does not matter."""
 
 
 def _none() -> Floats:
@@ -60,9 +65,8 @@ class Overheads:
 
 @dataclass
 class Window:
-    """Windows at one load, with what served them.  `right`: rows x accuracy; `active` as metered; `own`: the part of it
-    that the model has, by [variant]; `weights`: what joules a row of the model are multiplied by to become joules and
-    grams; `modelled`: what the model has, unshrunk."""
+    """Windows at one load, with what served them.  `right`: rows x accuracy; `active` as metered; `own`: what the model
+    has, by [variant]; `weights`: what joules a row of the model are multiplied by to become joules and grams."""
 
     overheads: Overheads
     rows: int
@@ -70,7 +74,6 @@ class Window:
     active: Floats
     own: Floats
     weights: Floats
-    modelled: Floats
 
     def add(self, other: Window) -> None:
         """Add windows at the same load."""
@@ -80,7 +83,6 @@ class Window:
         self.active = self.active + other.active
         self.own = self.own + other.own
         self.weights = self.weights + other.weights
-        self.modelled = self.modelled + other.modelled
 
 
 class Errors(NamedTuple):
@@ -103,8 +105,8 @@ class Errors(NamedTuple):
 
 @dataclass
 class ComparisonSums:
-    """What one comparison covers, as [joules, grams].  `active` and `own`: as in `Window`; `change`: what the shadow
-    uses more, by [variant]; `beyond`: rows at loads that the shadow could not have served."""
+    """What one comparison covers, as [joules, grams].  `active`, `own`: as in `Window`; `change`: what the shadow uses
+    more by the model, by [variant]; `beyond`: rows at loads that the shadow could not have served."""
 
     change: Floats
     rows: int = 0
@@ -113,7 +115,7 @@ class ComparisonSums:
     beyond: int = 0
 
     def __post_init__(self) -> None:
-        self.active, self.own, self.modelled = _none(), _none(), _none()
+        self.active, self.own = _none(), np.zeros_like(self.change)
         self.overheads = Overheads.none()
 
     @classmethod
@@ -127,8 +129,7 @@ class ComparisonSums:
         self.rows += window.rows
         self.right += window.right
         self.active = self.active + window.active
-        self.own = self.own + window.own.sum(axis=0)
-        self.modelled = self.modelled + window.modelled
+        self.own = self.own + window.own
 
     def book(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False) -> None:
         """Add windows in which the shadow has `accuracy` (percent) and uses `joules` a row by [variant]."""
@@ -136,6 +137,17 @@ class ComparisonSums:
         self.shadow_right += window.rows * accuracy
         self.change = self.change + np.outer(joules, window.weights) - window.own
         self.beyond += window.rows if beyond else 0
+
+    def restate(self, times: Floats) -> None:
+        """Take joules a row to be so many times what they were taken for so far, by [variant]."""
+        self.change = self.change * times[:, None]
+        self.own = self.own * times[:, None]
+
+    @property
+    def ratio(self) -> float:
+        """What differences of the model are multiplied by: measured over modelled active energy, at most 1."""
+        modelled_j = float(self.own[:, 0].sum())
+        return min(float(self.active[0]) / modelled_j, 1.0) if modelled_j > 0.0 else 1.0
 
     @property
     def served(self) -> Floats:
@@ -154,21 +166,27 @@ class ComparisonSums:
     @property
     def shadow_active(self) -> Floats:
         """Active energy of the shadow's workers."""
-        found: Floats = self.active + self.change.sum(axis=0)
+        found: Floats = self.active + self.ratio * self.change.sum(axis=0)
         return found
 
-    def errors(self, profile_error: float, meter_error: float) -> Errors:
-        """Return how far off the grams saved may be, if joules a row of the profile may be off by the part
-        `profile_error`, and watts of the meter by `meter_error`."""
-        more = self.change[:, 1]
-        own_g, modelled_g = float(self.own[1]), float(self.modelled[1])
-        both = 2.0 * own_g + float(more.sum())
+    def verified(self, off: Floats) -> bool:
+        """Return whether what the shadow would have taken was verified here: joules a row of what it uses more or less
+        are known better than profiles are."""
+        more = np.abs(self.change[:, 0])
+        return bool((off[more > _SMALL * more.sum()] <= _VERIFIED).all())
+
+    def errors(self, off: Floats, meter_error: float) -> Errors:
+        """Return how far off the grams saved may be, if joules a row of each variant may be off by the parts `off`, by
+        [variant], and watts of the meter by `meter_error`."""
+        ratio = self.ratio
+        more, own_g = ratio * self.change[:, 1], float(self.own[:, 1].sum())
+        both = 2.0 * ratio * own_g + float(more.sum())
         unlike = min(float(np.abs(more).sum()) / both, 1.0) if both > 0.0 else 0.0
         beyond = max(float(self.active[1]) - own_g, 0.0) * unlike
-        shrunk = (modelled_g / own_g - 1.0) * abs(float(more.sum())) if own_g > 0.0 else 0.0
+        shrunk = (1.0 - ratio) * abs(float(self.change[:, 1].sum()))
         return Errors(
-            profile=profile_error * float(np.sqrt(np.square(more).sum())),
-            ratio=math.hypot(beyond, max(shrunk, 0.0)),
+            profile=float(np.sqrt(np.square(off * more).sum())),
+            ratio=math.hypot(beyond, shrunk),
             meter=meter_error * abs(float((self.shadow - self.served)[1])),
         )
 
@@ -208,6 +226,10 @@ class Spectrum:
         self.right += window.rows * np.clip(self.asked, corners[0], corners[-1])
         each = np.array([np.interp(self.asked, corners, column) for column in joules.T]).T
         self.change += each[:, :, None] * window.weights - window.own
+
+    def restate(self, times: Floats) -> None:
+        """Take joules a row to be so many times what they were taken for so far, by [variant]."""
+        self.change *= times[:, None]
 
     def at(self, right: float) -> tuple[float, Floats]:
         """Return rows x accuracy and changes by [variant] of the mix that has reached `right`, or comes nearest to

@@ -149,7 +149,7 @@ function saved(message) {
   } else {
     const [value, unit] = mass(best.grams);
     const doubt = best.low <= 0 && best.high >= 0;
-    tile("tile-saved", value, `${unit}CO₂e`, `against ${title(best)}${known(best.part) ? `: ${part(best.part)}` : ""}${doubt ? ", may be nothing" : ""}`, `${since} · ${how}`, doubt ? "" : best.grams > 0 ? "good" : "bad");
+    tile("tile-saved", value, `${unit}CO₂e`, `against ${title(best)}${known(best.part) ? `: ${part(best.part)}` : ""}${doubt ? ", may be nothing" : ""}${best.verified === false ? ", not yet verified" : ""}`, `${since} · ${how}`, doubt ? "" : best.grams > 0 ? "good" : "bad");
   }
   say(byId("saved-note"), items.length ? `${since[0].toUpperCase()}${since.slice(1)}. Below zero: more was emitted. ${best.against ?? ""}` : "Shown once rows were served.");
   say(byId("saved-known"), how);

@@ -166,13 +166,6 @@ def mix_from(profile: FamilyProfile, fixed: Fixed, share: float = 1.0) -> Mix | 
     return mix_of(lanes_of(profile, fixed.configuration, share), fixed.shares, accuracies(profile))
 
 
-def line(rows: int, active_j: float, own_j: float) -> tuple[float, float]:
-    """Return offset and slope of shadow joules over the shadow's joules a row, for `rows` rows that used `active_j`,
-    if the model has `own_j` a row of what served.  Never below zero."""
-    slope = min(float(rows), active_j / max(own_j, 1e-15))
-    return active_j - slope * own_j, slope
-
-
 class Frontier:
     """The best fixed mixes at some rate, and their joules at any rate near it."""
 

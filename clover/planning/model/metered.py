@@ -39,6 +39,8 @@ MEMORY_S = 600.0
 _COMMON, _OF_ALL_SLICES, _OF_ONE = 0.15, 0.1, 0.005
 """Variances of factors: common to all that ran, of a variant, of one slice of it."""
 _UNKNOWN = _COMMON + _OF_ALL_SLICES + _OF_ONE
+UNKNOWN_ERROR = math.sqrt(_UNKNOWN)
+"""Standard error of the joules a row of a profile, before the variant ran here."""
 _OFF = 0.1
 """Relative standard deviation of a window's joules before it is known."""
 _LEAST_J = 1e-6
@@ -204,13 +206,17 @@ class EnergyEvidence:
 
     def errors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the standard error of the factor of each of `wanted`; of one that never ran, how far off profiles are
-        taken to be."""
+        taken to be, or slices to differ if its variant ran on another."""
         known: dict[EnergyKey, float] = {}
         for key, sums in self._sums.items():
             if sums.enough:
                 left = faded(now_s - sums.at_s) ** 2
                 known[key] = left * sums.variance + (1.0 - left) * _UNKNOWN
-        return {key: math.sqrt(known.get(key, _UNKNOWN)) for key in wanted}
+        found = {}
+        for key in wanted:
+            others = [more + 2.0 * _OF_ONE for (variant, _), more in known.items() if variant == key[0]]
+            found[key] = math.sqrt(min(known.get(key, _UNKNOWN), *others, _UNKNOWN))
+        return found
 
     def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
         """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than

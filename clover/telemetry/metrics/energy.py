@@ -313,7 +313,7 @@ COMPARED: tuple[MetricSpec[Compared], ...] = (
     ),
     MetricSpec(
         "clover_saved_carbon_estimate_grams",
-        "The same, and the low and high end of its interval, with how the carbon intensity was known (grid)",
+        "The same, and both ends of its 95 % interval, with how the carbon intensity was known (grid)",
         GAUGE,
         ("model", "against", "estimate", "method", "grid"),
         lambda item: [

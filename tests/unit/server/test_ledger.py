@@ -170,7 +170,7 @@ def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
     sums = ComparisonSums.over(1)
     shadow = SimpleNamespace(
         matched=ComparisonSums.over(1), on_base=sums, methods=(),
-        family=SimpleNamespace(profile=SimpleNamespace(backend={}, latency=())),
+        off=np.zeros(1),
     )  # fmt: skip
     scene.shadows["m"] = shadow
     scene.ledger.start()
@@ -180,7 +180,7 @@ def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
         overheads.unowned = second
         sums.overheads.add(overheads)
         if at == 120:
-            window = Window(Overheads.none(), 5, 450.0, second, second, np.ones(2), second)
+            window = Window(Overheads.none(), 5, 450.0, second, second[None], np.ones(2))
             sums.book(window, 95.0, np.array([1.0]))
         scene.second(random.Random(1))
     asyncio.run(scene.ledger.close())

@@ -15,6 +15,7 @@ from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S
 from clover.planning.budget.counterfactual import Fixed, base
 from clover.planning.budget.frontiers import fixed_mixes
+from clover.planning.model.correction import corrected
 from clover.planning.model.problem import base_capacity
 from clover.types import EnergySample, Reading, State
 from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, state, worker
@@ -25,7 +26,7 @@ SECOND = 1_000_000_000
 
 def modelled(rows: int, weights: tuple[float, float], own: Floats) -> Window:
     """A window that the model has `own` of, by [variant, joules or grams]."""
-    return Window(Overheads.none(), rows, 0.0, np.zeros(2), own, np.array(weights), np.zeros(2))
+    return Window(Overheads.none(), rows, 0.0, np.zeros(2), own, np.array(weights))
 
 
 def test_a_spectrum_gives_each_accuracy_what_its_mix_would_have_used() -> None:
@@ -73,7 +74,9 @@ def test_a_server_that_runs_base_saves_nothing_whatever_its_meter_and_load_are(r
         assert told["part"] == pytest.approx(0.0, abs=1e-12)
         assert told["accuracy_given_up"] == 0.0
         assert told["against"].startswith("BASE: large on 1 x 2 cores, equal load and hardware, modelled")
-        assert told["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (large on 1 x 2 cores, equal ")
+        assert told["words"].startswith(
+            "saved 0 g of CO2e (95 %: 0 g to 0 g, 0.0 to 0.0 %), 0.0 % of BASE (large on 1 x 2 cores, equal "
+        )
         assert (told["low"], told["high"]) == (0.0, 0.0), "the same workers: whatever errs, errs on both sides"
         assert rig.controller.state()["models"]["toy"]["saved"]["base"] == told
 
@@ -450,3 +453,42 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
     assert totals["active_j"] == pytest.approx(8.0 + last.families["toy"].share.active_j)
     assert totals["carbon_g"] == pytest.approx(first.families["toy"].share.total_g + last.families["toy"].share.total_g)
     assert not book.take().families
+
+
+def test_base_is_verified_by_its_variant_and_the_past_restated_by_what_is_better_known() -> None:
+    async def story() -> None:
+        rig = SavingServer(ratio=1.0, family={"accuracy_floor": 88.0})
+        await rig.deploy()
+        await rig.controller.command("pin", {"configuration": {"small@2c": 1}, "force": True}, "me")
+        learned, small, large = rig.family.learned, ("small", "2c"), ("large", "2c")
+        await rig.serve({"small": 1.0}, 20)
+        told = rig.told("base")
+        assert told["verified"] is False
+        assert "; BASE not yet verified here), " in told["short"]
+        assert told["errors_g"]["profile"] > 0.9 * told["grams"]
+
+        def learn(factors: dict[tuple[str, str], float], errors: dict[tuple[str, str], float]) -> None:
+            learned.energy, learned.energy_errors, learned.changed = factors, errors, learned.changed + 1
+            learned.corrected = corrected(rig.profile, {}, factors)
+            rig.controller.shadows.look()
+
+        def base_j() -> float:
+            return float(rig.shadow.on_base.change[2, 0])
+
+        before_j = base_j()
+        learn({small: 1.0, large: 1.5}, {small: 0.01, large: 0.1})
+        assert base_j() == pytest.approx(1.5 * before_j)
+        told = rig.told("base")
+        assert told["verified"] is True
+        assert "not yet verified" not in told["words"]
+        assert told["part_low"] < told["part"] < told["part_high"]
+        own = rig.shadow.on_base.own.copy()
+        learn({small: 1.2, large: 1.6}, {small: 0.009, large: 0.09})
+        assert base_j() == pytest.approx(1.6 * before_j), "what did not serve is known by nothing else"
+        assert rig.shadow.on_base.own.tolist() == own.tolist(), "what served was metered"
+        learn({small: 1.2, large: 1.0}, {small: 0.009, large: 0.3})
+        assert base_j() == pytest.approx(1.6 * before_j), "less is known now"
+        await rig.serve({"small": 1.0}, 1)
+        assert base_j() == pytest.approx(1.6 * before_j + before_j / 20.0, rel=0.02)
+
+    drive(story)

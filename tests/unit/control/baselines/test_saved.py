@@ -8,6 +8,8 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clover.accounting import Account, ProfiledEnergy, Spans, WorkerMeter
 from clover.accounting.boundaries import WITHIN
@@ -65,7 +67,7 @@ def test_a_host_without_a_counter_beside_a_gpu_with_one_is_in_the_label_and_in_t
         found = saved(rig.shadow, devices)
         assert found is not None
         assert found["label"] == "modelled from metered and modelled joules"
-        assert meter_error({"measured"}, devices) == pytest.approx(0.9 * 0.05 + 0.1 * 0.45)
+        assert meter_error({"measured"}, devices) == pytest.approx(0.9 * 0.05 + 0.1 * 0.6)
         assert meter_error({"measured"}, {"gpu1": lost}) == 0.05, "nothing was counted yet"
         emulated = {"gpu0": gpu | {"method": "emulated"}, "host": host | {"method": "measured"}}
         rig.shadow.methods = {"emulated"}
@@ -129,7 +131,8 @@ def test_a_loss_is_called_one_and_a_saving_whose_interval_holds_zero_may_be_noth
         await rig.deploy()
         await rig.serve({"large": 1.0}, 30, rate=20.0)
         sums = rig.shadow.on_base
-        sums.change[2] = 0.5 * -sums.own
+        sums.change[2] = 0.5 * -sums.own[2]
+        rig.family.learned.energy_errors = {("large", "2c"): 0.01}
         told = rig.told("base")
         assert told["part"] < 0.0
         assert told["words"].startswith("emitted ")
@@ -140,7 +143,7 @@ def test_a_loss_is_called_one_and_a_saving_whose_interval_holds_zero_may_be_noth
         rig.shadow.methods = {"modelled"}
         doubtful = rig.told("base")
         assert doubtful["low"] < 0.0 < doubtful["high"]
-        assert "may be nothing)" in doubtful["short"]
+        assert ": may be nothing" in doubtful["short"]
 
     drive(story)
 
@@ -148,14 +151,33 @@ def test_a_loss_is_called_one_and_a_saving_whose_interval_holds_zero_may_be_noth
 def test_the_interval_holds_what_the_profile_the_ratio_and_the_meter_may_be_off_by() -> None:
     sums = ComparisonSums.over(2)
     own = np.array([[10.0, 10.0], [0.0, 0.0]])
-    active, modelled = np.array([30.0, 30.0]), np.array([10.0, 10.0])
-    window = Window(Overheads.none(), 10, 900.0, active, own, np.array([10.0, 10.0]), modelled)
+    window = Window(Overheads.none(), 10, 900.0, np.array([30.0, 30.0]), own, np.array([10.0, 10.0]))
     sums.book(window, 92.0, np.array([0.0, 4.0]))
-    errors = sums.errors(0.1, 0.2)
-    assert errors.profile == pytest.approx(0.1 * math.hypot(10.0, 40.0))
+    errors = sums.errors(np.array([0.1, 0.4]), 0.2)
+    assert errors.profile == pytest.approx(math.hypot(0.1 * 10.0, 0.4 * 40.0))
     assert errors.ratio == pytest.approx(20.0), "the meter showed 20 g that the model does not have, of other rows"
     assert errors.meter == pytest.approx(0.2 * 30.0)
     assert errors.total == pytest.approx(math.hypot(*errors))
+    assert sums.verified(np.array([0.1, 0.4]))
+    assert not sums.verified(np.array([0.1, 0.6]))
+    shadow_g, profile = float(sums.shadow[1]), errors.profile
+    sums.restate(np.array([1.0, 0.5]))
+    assert float(sums.shadow[1]) == pytest.approx(shadow_g - 20.0)
+    assert sums.errors(np.array([0.1, 0.4]), 0.2).profile < profile
+
+
+@given(active_j=st.floats(0.0, 1e6), own_j=st.floats(1e-9, 1e6), other_j=st.floats(1e-9, 1e6))
+def test_a_shadow_differs_by_no_more_than_the_model_says_and_less_where_the_meter_shows_less(
+    active_j: float, own_j: float, other_j: float
+) -> None:
+    sums = ComparisonSums.over(1)
+    own, active = np.array([[own_j, own_j]]), np.array([active_j, active_j])
+    sums.book(Window(Overheads.none(), 1, 90.0, active, own, np.ones(2)), 92.0, np.array([other_j]))
+    close = 1e-9 * (active_j + own_j + other_j)
+    assert float(sums.shadow[0]) >= -close
+    assert float((sums.shadow - sums.served)[0]) == pytest.approx(
+        min(1.0, active_j / own_j) * (other_j - own_j), abs=close
+    )
 
 
 def test_a_few_rows_have_no_percentage() -> None:
@@ -174,7 +196,9 @@ def test_a_few_rows_have_no_percentage() -> None:
             assert told["part_without_idle"] is None
         await rig.serve({"large": 1.0}, 17, rate=5.0)
         assert rig.told("base")["part"] == 0.0
-        assert rig.told("base")["words"].startswith("saved 0 g of CO2e (0 g to 0 g), 0.0 % of BASE (")
+        assert rig.told("base")["words"].startswith(
+            "saved 0 g of CO2e (95 %: 0 g to 0 g, 0.0 to 0.0 %), 0.0 % of BASE ("
+        )
 
     drive(story)
 

@@ -7,12 +7,10 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clover.control.solver.process import serve
 from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, packed, unpacked
-from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, line, mix_from
+from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, mix_from
 from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.problem import base_capacity
 from clover.planning.model.queueing import energy_j_per_row
@@ -73,19 +71,3 @@ def test_the_corners_of_a_frontier_are_the_fixed_mixes_that_no_line_between_two_
     assert accuracy.tolist() == [88.0, 90.0, 92.0]
     assert joules[1].tolist() == [0.0, mix(medium).joules(RATE), 0.0]
     assert not Frontier.of(profile(), [fixed(("huge", "1c", 1), huge=1.0)]), "what was never measured is no mix"
-
-
-@given(
-    rows=st.integers(1, 10_000), active_j=st.floats(0.0, 1e6), own_j=st.floats(1e-9, 1e3), other_j=st.floats(1e-9, 1e3)
-)
-def test_a_shadow_differs_by_no_more_than_the_model_says_and_less_where_the_meter_shows_less(
-    rows: int, active_j: float, own_j: float, other_j: float
-) -> None:
-    offset, slope = line(rows, active_j, own_j)
-    shadow_j, difference_j = offset + slope * other_j, rows * (other_j - own_j)
-    close = 1e-9 * (active_j + rows * (own_j + other_j))
-    assert offset >= -close
-    assert shadow_j >= -close
-    assert offset + slope * own_j == pytest.approx(active_j, abs=close)
-    ratio = min(1.0, active_j / (rows * own_j))
-    assert shadow_j - active_j == pytest.approx(ratio * difference_j, abs=close)

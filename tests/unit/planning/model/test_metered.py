@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clover._native.route import Quota
 from clover.planning.model.correction import HALF_LIFE_S, MOST
-from clover.planning.model.metered import EnergyEvidence
+from clover.planning.model.metered import UNKNOWN_ERROR, EnergyEvidence
 from tests.support.examples import examples
 
 SMALL, LARGE = ("small", "1c"), ("large", "1c")
@@ -288,3 +288,11 @@ def test_joules_that_were_learned_are_the_same_once_restored() -> None:
     again.restore(evidence.save(300.0), 50.0)
     assert again.factors([SMALL, LARGE], 50.0) == pytest.approx(evidence.factors([SMALL, LARGE], 300.0))
     assert again.errors([SMALL, LARGE], 50.0) == pytest.approx(evidence.errors([SMALL, LARGE], 300.0))
+
+
+def test_of_a_slice_on_which_its_variant_did_not_run_less_is_known() -> None:
+    evidence, other = EnergyEvidence(), (SMALL[0], "another slice")
+    for second in range(300):
+        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
+    errors = evidence.errors([SMALL, other, LARGE], 300.0)
+    assert errors[SMALL] < 0.01 < 0.09 < errors[other] < 0.15 < errors[LARGE] == UNKNOWN_ERROR
