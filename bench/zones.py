@@ -12,10 +12,11 @@ do not count.  Beside it, at the same rows, the same hours and the accuracy that
 `fixed`        the most frugal fixed mix of plans, whatever the grid does
 `clairvoyant`  the most frugal schedule of plans if the future were known (`bench.horizon`)
 
-Both are made of the frontier of the same planner, cascades included where the family has a confidence.  `saved` is of
-active carbon, without idle power, which is the same for all.  `captured` is the part of what lies between fixed and
-clairvoyant that the default has.  The daily floor of a week is the accuracy floor, which no plan of any of them goes
-below.  `lowest day` is the least accuracy that a day had on average.  Forecasts: see `clover simulate --help`;
+Both are made of the frontier of the same planner, each point played, cascades included where the family has a
+confidence.  `saved` is of active carbon, without idle power, which is the same for all.  `captured` is the part of what
+lies between fixed and clairvoyant that the default has.  The daily floor of a week is the accuracy floor, which no plan
+of any of them goes below.  `lowest day` is the least accuracy that a day had on average.  Forecasts: see
+`clover simulate --help`;
 `seasonal` is what a server makes of a grid that tells nothing of the hours to come.
 
 `--formulas` adds zones for which there need be no file: a daily and a yearly wave with weather of some days, drawn once
@@ -51,7 +52,7 @@ from clover.planning.model.objective import PlanningInput
 from clover.research.simulate import families, forecasts, loads, world
 from clover.research.simulate.records import JOULES_PER_KWH, ReplayStep
 from clover.research.simulate.replay import play
-from clover.research.simulate.world import Case, Rules, Scheme, World
+from clover.research.simulate.world import Case, Rules, Scheme, Trace, World
 from clover.types import ObjectiveConfig, Reading, State
 
 FORMULAS = {
@@ -175,7 +176,7 @@ def answered(question: Question) -> Answer:
     run = play(Case(own, trace, load, Scheme("default", ControllerConfig().policy, cascade=None), 0))
     base = play(Case(own, replace(trace, hours=2.0), load, Scheme("base", "base"), 0)).steps[-1]
     steps = run.steps[WARM_H:]
-    points = _points(own, run.slo_ms, load.mean(own.capacity))
+    points = _points(own, trace, load, run.slo_ms)
     mine = fixed = clairvoyant = whole = 0.0
     for at in range(0, len(steps), horizon):
         part = steps[at : at + horizon]
@@ -213,15 +214,15 @@ def _second_half(question: Question) -> str:
     return datetime.fromtimestamp(half - WARM_H * HOUR_S, UTC).isoformat()
 
 
-def _points(own: World, slo_ms: float, rate: float) -> tuple[FrontierPoint, ...]:
-    """Return accuracy and joules a row of the plans of the frontier at `rate` rows a second."""
+def _points(own: World, trace: Trace, load: loads.Load, slo_ms: float) -> tuple[FrontierPoint, ...]:
+    """Return accuracy and joules a row of the plans of the planner's frontier, each played for an hour."""
     config, profile = ControllerConfig(), own.known.profile
     targets = default_targets(profile, FamilyConfig(family=profile.family), config)
     state = State(
         family=profile.family,
         grid_s=0.0,
         intensity=Reading(g_per_kwh=1.0, at_s=0.0, provider="none"),
-        arrival_rate=rate,
+        arrival_rate=load.mean(own.capacity),
         p95_ms=None,
         queue_rows=0,
         objective=ObjectiveConfig(
@@ -237,8 +238,13 @@ def _points(own: World, slo_ms: float, rate: float) -> tuple[FrontierPoint, ...]
         running=(),
         routing=None,
     )
-    given = PlanningInput.of(state)
-    return tuple(plan.point for plan in frontier(given.problem, given.objective, rate))
+    given, found = PlanningInput.of(state), []
+    for plan in frontier(given.problem, given.objective, state.arrival_rate):
+        floor = plan.point.accuracy - 1e-3
+        fixed = Scheme("fixed", "objective", form="floor", accuracy_floor=floor, cascade=None)
+        step = play(Case(own, replace(trace, hours=2.0), load, fixed, 0)).steps[-1]
+        found.append(FrontierPoint(accuracy=step.accuracy, grams=step.active_j / step.rows))
+    return tuple(found)
 
 
 def _in_grams(point: FrontierPoint, grams_per_j: float) -> FrontierPoint:
