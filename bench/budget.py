@@ -7,7 +7,7 @@ Every hour the policy `budget` is asked for a plan, with the forecast that was t
 so far; the hour is then served as that plan predicts, at the hour's true intensity.  No server runs: accuracy and
 active joules are those of the planner's model on a synthetic profile.  Forecasts:
 
-`perfect`      what will be              `seasonal`   same hour of the day and week before (`planning.budget.forecast`)
+`perfect`      what will be              `seasonal`   a typical day of the last two weeks (`planning.budget.forecast`)
 `persistence`  as it is now              `provider`   --forecast FILE: what it says of every hour to come (its rows are
                                          day-ahead values, so a horizon beyond a day sees more than a provider gives)
 `provider 48h` the same file for the next 48 hours, seasonal beyond

@@ -200,7 +200,7 @@ def words_of(scheme: str, options: argparse.Namespace, best: float) -> list[str]
     words = ["--policy", "objective" if policy == "clover" else policy]
     if policy in ("budget", "static", "budget:flat"):
         lost = options.accuracy_budget
-        words += ["--accuracy-budget", str(lost), "--budget-horizon-s", str(3600.0 * max(1, options.hours))]
+        words += ["--accuracy-budget", str(lost), "--budget-horizon", str(3600.0 * max(1, options.hours))]
         words += ["--accuracy-margin", "0"]
         if not options.accuracy_floor:
             words += ["--accuracy-floor", str(round(best - 2.0 * lost, 4))]

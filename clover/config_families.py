@@ -36,7 +36,7 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
     budget_horizon_s: Annotated[
         float,
         _help(
-            "seconds (of the carbon data's time) over which the policy budget averages; an hour to a year",
+            "what the policy budget averages over: day, week, or seconds of the carbon data's time, an hour to a year",
             ge=3600,
             le=31_622_400,
         ),

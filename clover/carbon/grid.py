@@ -90,7 +90,8 @@ class Grid:
     """The intensity of one grid at the time of `now` (Unix seconds of grid time, `clover.carbon.GridClock.now`).
 
     `reading` is the newest one of `read`, which plans are made from, None before the first; `reference` the grid's
-    reference intensity (`find_reference`).
+    reference intensity (`find_reference`).  `forecast_error` is how far off (gCO2e/kWh, on average) the last day's
+    hours were foreseen in the day before each; None before one was.
     """
 
     def __init__(self, source: IntensitySource, now: Callable[[], float]) -> None:
@@ -101,6 +102,9 @@ class Grid:
         self._source = source
         self._forecast_hour: int | None = None
         self._forecast: Sequence[Reading] = ()
+        self.forecast_error: float | None = None
+        self._told: dict[int, list[float]] = {}
+        """What was expected of the hours after each of the last two days' hours."""
 
     @property
     def history(self) -> History:
@@ -166,7 +170,23 @@ class Grid:
         made_from = ForecastInput(
             self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider
         )
-        return outlook(made_from, now_s=grid_s, until_s=until_s)
+        found = outlook(made_from, now_s=grid_s, until_s=until_s)
+        self._compare(math.floor(grid_s / HOUR_S), [step.g_per_kwh for step in found.steps[1 : DAY + 1]])
+        return found
+
+    def _compare(self, hour: int, expected: list[float]) -> None:
+        """Note once an hour what is `expected` after `hour`, and hold what was against the hours that came."""
+        if hour in self._told:
+            return
+        told = {made: values for made, values in self._told.items() if hour - 2 * DAY < made < hour}
+        self._told = told | {hour: expected}
+        off = [
+            abs(value - came)
+            for made, values in told.items()
+            for at, value in enumerate(values, made + 1)
+            if hour - DAY <= at < hour and (came := self.history.mean(at)) is not None
+        ]
+        self.forecast_error = sum(off) / len(off) if off else None
 
     async def _hours_ahead(self, reading: Reading, grid_s: float, until_s: float) -> _HoursAhead:
         """Return what the source foresees of each hour from the running one until `until_s`."""

@@ -133,6 +133,7 @@ def _budget(context: Context, family: Family) -> dict[str, Any] | None:
         "accuracy": ledger.accuracy_rows / ledger.rows if ledger.rows else None,
         "unkept": ledger.unkept,
         "forecast": ledger.label,
+        "forecast_error_g_per_kwh": context.grid.forecast_error,
     }
 
 

@@ -23,7 +23,14 @@ TOKEN = "token"
 _PREFIXED = ("embodied", "energy", "ledger", "log", "otel", "report", "rollout")
 _PREFIX = {section: f"{section}_" for section in _PREFIXED}
 _PREFIX["limits"] = "limit_"
-_NAMED = {"carbon.source": "carbon", "ledger.keep": "ledger", "otel.endpoint": "otel"}
+_NAMED = {
+    "carbon.source": "carbon",
+    "families.budget_horizon_s": "budget_horizon",
+    "ledger.keep": "ledger",
+    "otel.endpoint": "otel",
+}
+_WORDS = {"families.budget_horizon_s": {"day": 86_400.0, "week": 604_800.0}}
+"""Words that may stand for numbers."""
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 
@@ -89,7 +96,8 @@ class Setting:
             return "true or false"
         if typing.get_origin(self.base) is tuple:
             return "a list of strings"
-        text = {int: "an integer", float: "a number"}.get(self.base, "a string")
+        words = "".join(f"{word}, " for word in _WORDS.get(self.key, ()))
+        text = words + {int: "an integer", float: "a number"}.get(self.base, "a string")
         limits = self.limits
         if limits is not None:
             signs = ((limits.ge, ">="), (limits.gt, ">"), (limits.le, "<="), (limits.lt, "<"))
@@ -99,7 +107,9 @@ class Setting:
     def convert(self, value: Any, origin: str, *, text: bool = False) -> Any:
         """Return `value` as this setting's type; `text` says that it was written as a string.  Raises ConfigError."""
         try:
-            if text:
+            if isinstance(value, str):
+                value = _WORDS.get(self.key, {}).get(value, value)
+            if text and isinstance(value, str):
                 value = self._from_text(value)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("not finite")

@@ -141,8 +141,11 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
         yield "carbon", f"{grams(emitted)} of CO2e and {joules(used)} so far, idle power of its workers included"
     if model.get("terms"):
         yield "budget", model["terms"].partition(";")[0]
-    if unkept := (model.get("budget") or {}).get("unkept"):
+    budget = model.get("budget") or {}
+    if unkept := budget.get("unkept"):
         yield "", f"a restart begins the budget anew: {unkept}"
+    if (off := budget.get("forecast_error_g_per_kwh")) is not None:
+        yield "", f"its forecast ({budget['forecast']}) was off by {off:.0f} g/kWh on average over the last day"
     saved = model.get("saved") or {}
     lines = list(dict.fromkeys(map(in_short, comparisons(saved).values())))  # all say alike if it is too early
     if lines and light:

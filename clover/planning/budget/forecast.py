@@ -5,11 +5,11 @@ an hour without any is a gap, and a gap is filled with the same hour of the day 
 before or after, else with its nearest neighbour (`hourly`).
 
  - *persistence*: it stays as it is now; used while less than a day is known.
- - *seasonal*: an hour of the next week is like the same hour of the day before and of the week before, blended: the day
-   weighs more, and less the farther away the hour is.  The present error of the blend is added to later hours and
-   fades.  Farther away nothing is blended: week k from now is the k-th last week as it was, round and round.  An
-   average of weeks would be the better guess of one hour, and the worse one of what a budget needs: how much clean and
-   how much dirty time there will be.
+ - *seasonal*: the next week is a typical day, over and over: the mean of the last days, hour by hour, in which each
+   day weighs a part of the one after it, blended with the same hour of the week before.  How far the present is off it
+   is added to the hours to come, and fades.  Farther away nothing is blended: week k from now is the k-th last week as
+   it was, round and round.  An average of weeks would be the better guess of one hour, and the worse one of what a
+   budget needs: how much clean and how much dirty time there will be.
  - *provider*: values for the hours that a provider covers, the seasonal forecast (or persistence) for the others.
 
 A horizon of a year has 8,760 hours and a policy gets at most `LIMIT` parts (`outlook`).  The next two days stay as they
@@ -37,9 +37,10 @@ LIMIT = 200
 KEPT = 53 * WEEK
 """Hours of history that are of use at most."""
 _NEAR = 48  # hours that keep their place
-_DAY_WEIGHT = 0.75  # of yesterday in the next hour ...
-_DAY_FADES_H = 96.0  # ... and how it fades
-_ERROR_FADES_H = 12.0
+_DAYS = 14  # that make the typical day ...
+_DAY_KEEPS = 0.8  # ... and what one weighs of the one after it
+_WEEK_WEIGHT = 0.1  # of the same hour of the week before
+_ERROR_FADES_H = 24.0
 _RATE_STEP = math.log(1.15)  # hours whose rates differ by less are alike
 
 Floats = NDArray[np.float64]
@@ -181,12 +182,12 @@ def forecast(past: Floats, now: float, count: int) -> Floats:
         return np.full(count, now)
     last = len(past) - 1
     lead = np.arange(count)  # 0: the running hour itself
-    days = _cycled(past, last, lead, DAY)
-    found = days
+    days = min(last // DAY, _DAYS)
+    weights = _DAY_KEEPS ** np.arange(days)[::-1]
+    typical = weights @ past[last - days * DAY : last].reshape(days, DAY) / weights.sum()
+    found = typical[lead % DAY]
     if len(past) > WEEK:
-        weeks = _cycled(past, last, lead, WEEK)
-        weight = np.where(lead < WEEK, _DAY_WEIGHT * np.exp(-lead / _DAY_FADES_H), 0.0)
-        found = weight * days + (1.0 - weight) * weeks
+        found += np.where(lead < WEEK, _WEEK_WEIGHT, 1.0) * (_weeks(past, last, lead) - found)
     error = now - found[0]
     faded: Floats = found + error * np.exp(-lead / _ERROR_FADES_H)
     return np.clip(faded, min(float(past.min()), now), max(float(past.max()), now))
@@ -238,12 +239,10 @@ def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT
     )
 
 
-def _cycled(past: Floats, last: int, lead: NDArray[np.int_], season: int) -> Floats:
-    """Return the value one season before, of the season that lies as far back as the hour lies ahead (and round
-    again)."""
-    seasons = last // season
-    ahead = np.maximum(lead - 1, 0) // season  # whole seasons until then
-    back = season * (1 + ahead + ahead % seasons)
+def _weeks(past: Floats, last: int, lead: NDArray[np.int_]) -> Floats:
+    """Return the value of a week before, of the one that lies as far back as the hour lies ahead (and round again)."""
+    ahead = np.maximum(lead - 1, 0) // WEEK  # whole weeks until then
+    back = WEEK * (1 + ahead + ahead % (last // WEEK))
     found: Floats = past[last + lead - back]
     return found
 

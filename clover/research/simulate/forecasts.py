@@ -1,7 +1,7 @@
 """What a policy knows of the hours to come, right or wrong: `--forecast`.
 
     perfect       what the trace says of them
-    seasonal      no forecast of the source: the planner repeats the same hour of the day and of the week before
+    seasonal      no forecast of the source: the planner expects a typical day of the last two weeks
                   (`clover.planning.budget.forecast`), and until a day of the run is over takes it as constant
     persistence   the intensity stays as it is, always
     error:PCT     what the trace says, each hour times 1 + PCT % of a normal error (never below a twentieth): drawn once

@@ -130,6 +130,20 @@ async def test_a_forecast_is_asked_for_once_an_hour_and_holds_while_the_source_h
     assert source.forecast_at == [0.0, 2 * HOUR]
 
 
+@on_a_loop
+async def test_how_far_off_the_last_day_was_foreseen_is_the_mean_of_all_that_was_said_of_it() -> None:
+    time, source = Time(), Source()
+    source.foresees = False  # so that less than a day of history foresees that it stays as it is
+    grid = Grid(SourceChain([source], monotonic=time), time.grid.now)
+    for hour in range(4):
+        time.now_s = hour * HOUR
+        now = await grid.read()
+        await grid.outlook(now, History(), grid_s=time.grid.now(), until_s=9 * HOUR, rate=1.0)
+        # Each hour brings 100 g/kWh more: an hour is missed by 100 an hour before, by 200 two hours before, ...
+        off = [100.0 * (at - made) for made in range(hour) for at in range(made + 1, hour)]
+        assert grid.forecast_error == (pytest.approx(sum(off) / len(off)) if off else None)
+
+
 class Slow(Source):
     """A source whose forecasts take until `answer` is set."""
 

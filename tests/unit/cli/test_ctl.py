@@ -404,6 +404,11 @@ def test_plans_and_state_for_people(server: Any, capsys: pytest.CaptureFixture[s
     kept = "p95 <= 5 ms, accuracy on average at least 90.50 %, no plan below 90.00 %, objective"
     assert kept in " ".join(capsys.readouterr().out.split())
     assert "that p95 target is 1.2 x BASE's p95 of 4.17 ms over HTTP" in text
+    foretold = {"accuracy_target": 90.5, "forecast": "persistence", "forecast_error_g_per_kwh": 21.4}
+    server.answer = (200, {"mode": "active", "policy": "budget", "models": {"fashion": {**model, "budget": foretold}}})
+    assert ctl(server, "state") == 0
+    off = "its forecast (persistence) was off by 21 g/kWh on average over the last day"
+    assert off in " ".join(capsys.readouterr().out.split())
 
 
 def test_shares_of_rows_are_shown_once_for_each_variant(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,15 @@ def test_families_from_the_line_take_the_tables_of_the_file(tmp_path: Path) -> N
     assert [f.family for f in load([], {"CLOVER_FAMILIES": "a, b"}).config.families] == ["a", "b"]
 
 
+def test_a_horizon_is_a_word_or_seconds(tmp_path: Path) -> None:
+    path = write(tmp_path, "[[families]]\nfamily = 'fashion'\nbudget_horizon_s = 'week'\n")
+    week = load(["fashion", "--budget-horizon", "week"], {}).config
+    assert week == load([path], {}).config == load(["fashion"], {"CLOVER_BUDGET_HORIZON": "604800"}).config
+    assert week.families[0].budget_horizon_s == 604_800.0
+    with pytest.raises(ConfigError, match="must be day, week, a number >= 3600"):
+        load(["fashion", "--budget-horizon", "month"], {})
+
+
 def test_none_and_lists_as_text() -> None:
     config = load(["--lam", "none", "--allowed-hosts", "a.example, b.example"], {}).config
     assert config.controller.lam is None
