@@ -233,7 +233,8 @@ def requests_of(family: str) -> tuple[list[Body], Check]:
     the published accuracy of the variant that gave it."""
     rows, labels = headline_requests.rows_of(family)
     judge = headline_requests.judge_of(family, rows, labels, "")
-    work = headline_work.variant_work(family)
+    best = families.load_family(family).variants[-1].name
+    work = headline_work.variant_work(f"{family}:{best}")
 
     def check(body: Body, sample: Sample, answer: bytes) -> None:
         sample.correct = judge(body, sample, answer)
