@@ -182,9 +182,10 @@ class IdlePower:
         if self._rest:
             self.known_by, watts = "rest", statistics.median(watts for _, watts in self._rest)
             of_a_median = 1.25 if len(self._rest) > 2 else 1.0
-            self.error_w = self._rest_error_w = 2.0 * of_a_median * self._noise_w / math.sqrt(len(self._rest))
+            self.error_w = 2.0 * of_a_median * self._noise_w / math.sqrt(len(self._rest))
             if not self._seen or len(self._rest) >= _SURE_REST_WINDOWS:
                 self._see_busy_cpu(watts)
+                self._rest_error_w = self.error_w  # of what a busy CPU draws is left once no second at rest is
         elif (line := self._intercept()) is not None:
             self.known_by, (watts, self.error_w) = "regression", line
         else:

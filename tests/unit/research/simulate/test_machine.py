@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from clover.cli import profile as profiling
+from clover.emulation.emulated import STATE
 from clover.energy.cpu_power import CpuPower
 from clover.errors import ConfigError
 from clover.planning.model.queueing import TURNS, WAKE_S, cold
@@ -18,6 +22,7 @@ from clover.research.simulate.fleet import Serving
 from clover.research.simulate.machine import FrontEnd, MachineDay
 from clover.research.simulate.world import Case, Rules, Scheme, World
 from clover.types import FamilyProfile, GroupCount, Routing
+from tests.support.nvml_child import ROOT
 from tests.support.profiles_fixture import cpu, profile
 
 BASE = MachineDay("BASE", 200.0, active_g=6.0, front_end_g=2.0, idle_g=32.0, accuracy=93.5, p95_ms=1.0)
@@ -117,14 +122,15 @@ def test_the_table_sums_and_says_that_it_is_modelled(tmp_path: Path, capsys: pyt
     assert len(grams) == 3
 
 
-def test_an_emulated_box_of_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_an_emulated_box_of_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["efficientnet", "--machine", "--device", "emulated:a100-40gb", "--rate", "4", "--hours", "1"]
     words += ["--confidence", "none"]
-    assert main(words) == 0
-    text = capsys.readouterr().out
+    # Apart, as a process has one emulated machine, and keeps it.
+    environ = {key: value for key, value in os.environ.items() if key != STATE} | {"XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "clover", "simulate", *words]
+    found = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    text = found.stdout
     assert "W idle each with a process on it, analytical" in text
     heads = next(line for line in text.splitlines() if "setting" in line)
     assert "between" not in heads, "no range of its watts is known"
