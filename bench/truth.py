@@ -43,7 +43,7 @@ from clover.accounting.host import HostCpu
 from clover.accounting.meters import HostProcess, profiled_energy
 from clover.config import EnergyConfig
 from clover.control.baselines.saved import saved
-from clover.energy import build
+from clover.energy import RaplMeter, build
 from clover.energy.cpu_power import cpu_power
 from clover.energy.host import HostUse
 from clover.planning.budget.counterfactual import base
@@ -204,12 +204,11 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
         cpuinfo=cpuinfo,
         host=machine.use,
     )
-    if situation.modelled:
-        await meter.rest()
-        profiled_w = cpu_power(EnergyConfig(), cpuinfo).core_w
-    else:
-        await meter.rest(clock=lambda: machine.now_ns, sleep=machine.sleep)  # type: ignore[call-arg]
+    if isinstance(meter, RaplMeter):
+        await meter.rest(clock=lambda: machine.now_ns, sleep=machine.sleep)
         profiled_w = CPU_W * machine.gain  # profiles are measured by the same counter
+    else:
+        profiled_w = cpu_power(EnergyConfig(), cpuinfo).core_w
     known = profile((1, CORES), VARIANTS)
     latency = [replace(item, energy_j_per_row=item.cpu_s_per_row * profiled_w) for item in known.latency]
     known = replace(known, latency=tuple(latency))
@@ -235,8 +234,6 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
     assert rig.family.deployed is not None
     deployment = tuple(worker(name, 0, CORES) for name in VARIANTS)
     rig.family.deployed = dataclasses.replace(rig.family.deployed, deployment=deployment)
-    rig.fleet.work_report = lambda: account.work_report("toy")  # type: ignore[method-assign]
-    rig.fleet.correct_energy = lambda factors: account.correct("toy", factors)  # type: ignore[method-assign]
     on_base = base(known, (cpu(CORES),))
     assert on_base is not None
     seconds_of = {name: services_of(known)[name, shape].seconds(1) for name in VARIANTS}
@@ -281,7 +278,10 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
         account.window(meter.sample(machine.now_ns), Reading(g_per_kwh=grams_per_j * 3.6e6, at_s=0.0, provider="truth"))
         rig.clock.now_s += 1.0
         rig.controller.shadows.window(account.take())
+        rig.fleet.work, before = account.work_report("toy"), rig.fleet.energy_factors
         rig.controller.learner.look(rig.family)
+        if rig.fleet.energy_factors is not before:
+            account.correct("toy", rig.fleet.energy_factors)
         rig.controller.shadows.look()
     devices = account.devices()
     counted_j = sum(float(devices["cpu0"][f"{line}_j"]) for line in ("active", "front_end", "control"))

@@ -20,7 +20,7 @@ rows go to the most accurate point, and the controller plans no more for the gri
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -77,6 +77,8 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
     other = best_at(on_hull((item for own in sets.values() for item in own), enough), price_j)
     there = on_hull(sets[other.configuration, other.awake], enough)
     here = _running(given, target)
+    if _nothing_to_save(given, here or there, (item for own in sets.values() for item in own)):
+        return _routed(given, here or there, len(sets), "", rests=True)
     if not here:
         why = "" if not state.running else "what runs permits nothing at this rate"
         return _routed(given, there, len(sets), why)
@@ -114,10 +116,9 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
     return on_hull(found, objective.base_accuracy)
 
 
-def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> Steering:
-    """Choose among `here`."""
+def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:
+    """Choose among `here`; the most accurate one if `rests`, as there is nothing to save."""
     aim = budget_target(given, [drawn_at(item) for item in here])
-    rests = _nothing_to_save(given, here)
     best = here[-1] if rests else nearest(here, aim.accuracy, aim.least)
     aims = held_to(given.objective, 0.0)
 
@@ -127,13 +128,14 @@ def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str) -> St
     return Steering(scored(best), tuple(scored(item) for item in here), weighed, why, rests)
 
 
-def _nothing_to_save(given: PlanningInput, here: Permitted) -> bool:
-    """Return whether no routing of the rows that are expected in the coming hour spares as much as it has to."""
-    ahead = given.state.ahead
-    if not ahead:
+def _nothing_to_save(given: PlanningInput, here: Permitted, known: Iterable[Candidate]) -> bool:
+    """Return whether no plan of `known`, at the rows that are expected in the coming hour, spares as much as it has to
+    beside the most accurate point of `here`, which is as accurate as the best variant."""
+    ahead, best = given.state.ahead, here[-1].prediction
+    if not ahead or best.accuracy < given.objective.base_accuracy - 1e-9:
         return False
-    joules = [item.prediction.joules for item in here]
-    return (max(joules) - min(joules)) * ahead[0].rows / ahead[0].seconds < given.state.least_saving_w
+    spared_j = best.joules - min(item.prediction.joules for item in known)
+    return spared_j * ahead[0].rows / ahead[0].seconds < given.state.least_saving_w
 
 
 def _price_j(given: PlanningInput, target: BudgetTarget, cheapest: Candidate, known: Sequence[Candidate]) -> float:

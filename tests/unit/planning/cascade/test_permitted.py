@@ -127,6 +127,18 @@ def test_a_slo_that_only_some_keep_leaves_the_others_out() -> None:
     assert (POINTS[4].chain, POINTS[4].thresholds) not in routings(permitted(problem, aim, on("small", "large")))
 
 
+@pytest.mark.parametrize(("rate", "rests"), [(0.1, True), (700.0, False)])
+def test_nothing_is_to_save_only_where_the_best_variant_can_answer(rate: float, rests: bool) -> None:
+    now = PlanningInput.of(msgspec.structs.replace(moment([300.0], base=cascading(rate=rate)), least_saving_w=1e9))
+    found = steer(now, budget_target(now))
+    assert found is not None
+    assert found.nothing_to_save is rests
+    assert (found.best.prediction.accuracy == pytest.approx(92.0)) is rests
+    given = steer_on(now, found.best.configuration)
+    assert given is not None
+    assert not given.nothing_to_save, "another configuration may save more"
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), rate=st.sampled_from([60.0, 200.0, 420.0]), slo=st.sampled_from([5.0, 9.0, 30.0]))
