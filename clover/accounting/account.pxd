@@ -20,7 +20,7 @@ cdef class Account:
     cdef dict _places
     cdef dict _kept_j
     cdef dict _front_end
-    cdef dict _front_end_costs
+    cdef dict _front_end_rows
     cdef object _front_end_w
     cdef dict _looked_up
     cdef dict _answered

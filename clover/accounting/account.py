@@ -16,25 +16,10 @@ from clover.types import EnergySample, Method, Reading, Receipt, WorkReport
 
 _SECOND_NS = 1_000_000_000
 _JOULES_PER_KWH = 3.6e6
-_MEMORY = 0.95
-"""Weight of earlier windows in what a row takes of the front end: about twenty windows count."""
+_EARLIER = 4.0
+"""How many times the rows of a window the rows before it count at most in what a row takes of the front end: a row of a
+light load takes several times what one of a heavy load does, and loads change."""
 _QUIET = 20
-
-
-class FrontEndCost:
-    """What a row of a family takes of the front end, in joules; recent windows weigh most."""
-
-    __slots__ = ("_joules", "_rows")
-
-    def __init__(self) -> None:
-        self._joules = 0.0
-        self._rows = 0.0
-
-    def add(self, joules: float, rows: int) -> float:
-        """Add a window with rows; return what each takes."""
-        self._joules = self._joules * _MEMORY + joules
-        self._rows = self._rows * _MEMORY + rows
-        return self._joules / self._rows
 
 
 class Account:
@@ -67,7 +52,8 @@ class Account:
         """By family, idle joules of slices while its workers computed."""
         self._front_end: dict[str, float] = {}
         """By family, joules that a row takes of the front end, as of the last windows."""
-        self._front_end_costs: dict[str, FrontEndCost] = {}
+        self._front_end_rows: dict[str, float] = {}
+        """By family, the rows of which that is known."""
         self._front_end_w: deque[float] = deque(maxlen=_QUIET)
         """What the front end drew in the last windows without an answer: the least of it is no row's."""
         self._looked_up: dict[str, float] = {}
@@ -237,9 +223,11 @@ class Account:
                 for share in (booked, self._overhead_share(family, name, method)):
                     share.add_active(part * active_j, closed.prices)
             if rows:
-                cost = self._front_end_costs.setdefault(family, FrontEndCost())
                 own_j = max(part * caused_j - looked_up.get(family, 0.0), 0.0)
-                self._front_end[family] = cost.add(own_j, rows)
+                earlier = min(self._front_end_rows.get(family, 0.0), _EARLIER * rows)
+                own_j += earlier * self._front_end.get(family, 0.0)
+                self._front_end[family] = own_j / (earlier + rows)
+                self._front_end_rows[family] = earlier + rows
 
     def unmetered(self, device: str, seconds: float) -> None:
         """Count time in which the meter of `device` gave no reading; the device is shown as not metered."""

@@ -235,6 +235,30 @@ def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: fl
     assert totals["unbilled_j"] == pytest.approx(8.0 * 0.002 * 3600, rel=0.05)
 
 
+def test_receipts_follow_what_a_row_takes_of_the_front_end_as_the_load_changes() -> None:
+    clocks = FakeClocks()
+    book = hosted(clocks)
+    book.add_family("toy")
+    host = book.host
+    assert host is not None
+    second, total_j = 0, 0.0
+    book.window(sample(0, 0.0, 0.0), GRID)
+
+    def billed_j(rows: int, front_end_ns: int, seconds: int) -> float:
+        nonlocal second, total_j
+        for _ in range(seconds):
+            book.rows_done("toy", rows)
+            clocks.server_ns += rows * front_end_ns
+            second, total_j = second + 1, total_j + 8.0 * rows * front_end_ns / 1e9
+            host.look()
+            book.window(sample(second, total_j, 0.0), GRID)
+        return book.receipt("toy", "small", 90.0, 1, 0.0).energy_j
+
+    assert billed_j(3000, 50_000, 60) == pytest.approx(8.0 * 50e-6)
+    assert billed_j(20, 250_000, 10) == pytest.approx(8.0 * 250e-6, rel=0.1), "within ten seconds of a light load"
+    assert billed_j(3000, 50_000, 2) == pytest.approx(8.0 * 50e-6, rel=0.2), "and at once of a heavy one"
+
+
 @given(st.lists(st.tuples(st.floats(0.0, 90.0), st.integers(0, 50), st.booleans()), max_size=30))
 def test_receipts_never_bill_more_idle_energy_than_was_drawn(steps: list[tuple[float, int, bool]]) -> None:
     book = account()
