@@ -21,7 +21,7 @@ from clover.errors import PlanError
 from clover.malformed import MALFORMED
 from clover.planning.model.cores import row_of_cores
 from clover.planning.model.objective import objective_of
-from clover.planning.model.problem import SAME_ANSWERS, problem_of
+from clover.planning.model.problem import problem_of
 from clover.planning.search.best import fewest_cores
 from clover.policies.objective import ObjectivePolicy
 from clover.quantities import grams, rate
@@ -137,15 +137,6 @@ def _changes(load: FamilyLoad) -> Iterator[tuple[str, str, FamilyLoad]]:
     yield f"an SLO of {roomy.slo_ms:.3g} ms, in which rows may wait", f"--slo-ms {roomy.slo_ms:.3g}", roomy
     if not load.cascade and load.profile.cascade is not None:
         yield "cascades, which are off", "leave out --no-cascade", replace(load, cascade=True)
-    profile = load.profile
-    alike = defaultdict(set)
-    for item in profile.accuracy:
-        if item.agreement >= SAME_ANSWERS and item.backend != profile.backend.get(item.variant):
-            alike[item.backend].add(item.variant)
-    for backend, variants in alike.items():
-        chosen = {variant: backend if variant in variants else own for variant, own in profile.backend.items()}
-        other = replace(load, profile=msgspec.structs.replace(profile, backend=chosen))
-        yield f"{backend} for {', '.join(sorted(variants))}", f"--backends {backend}", other
 
 
 def predicted(load: FamilyLoad) -> Prediction | None:

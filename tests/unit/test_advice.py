@@ -95,24 +95,6 @@ def test_cascades_that_are_off() -> None:
     assert "leave out --no-cascade" not in found(load(measured, cascade=True))
 
 
-def test_a_backend_that_takes_less() -> None:
-    """Half the joules in twice the time, so that it is not chosen by itself."""
-    measured = profile()
-    slow = [
-        msgspec.structs.replace(
-            item, backend="slow", mean_ms=2.0 * item.mean_ms, energy_j_per_row=0.5 * item.energy_j_per_row
-        )
-        for item in measured.latency
-    ]
-    scores = [msgspec.structs.replace(item, backend="slow") for item in measured.accuracy]
-    both = msgspec.structs.replace(measured, latency=(*measured.latency, *slow), accuracy=(*measured.accuracy, *scores))
-    saved = found(load(both))["--backends slow"]
-    assert saved.grams_a_day == pytest.approx(0.5 * LARGE_J * 10.0 * DAY_S * 1e-3, rel=0.05)
-    unlike = tuple(msgspec.structs.replace(item, agreement=0.9) for item in scores)
-    other = msgspec.structs.replace(both, accuracy=(*measured.accuracy, *unlike))
-    assert "--backends slow" not in found(load(other)), "its answers are others"
-
-
 def test_most_grams_first_and_four_at_most() -> None:
     cascade = CascadeProfile(points=(point(92.0),), quantiles={}, calibration_rows=5000, held_out_rows=5000)
     every = advise(load(msgspec.structs.replace(profile(), cascade=cascade)))
