@@ -28,8 +28,6 @@ from clover.quantities import grams, rate
 from clover.telemetry.ledger import LedgerReader
 from clover.types import DeviceShape, FamilyProfile, ObjectiveConfig, Placement, Prediction, Reading, State
 
-MOST = 4
-"""Pieces of advice that are given."""
 ROOM = 5.0
 """How many times as long an answer may take, in the advice of an SLO with room."""
 DAY_S = 86_400.0
@@ -106,9 +104,9 @@ class FamilyLoad:
 
 
 def advise(load: FamilyLoad) -> list[Advice]:
-    """Return what would save most, the most grams first, `MOST` at most."""
+    """Return what would save most, the most grams first."""
     found = [item for item in _advice(load) if item.grams_a_day > 0.0]
-    return sorted(found, key=lambda item: -item.grams_a_day)[:MOST]
+    return sorted(found, key=lambda item: -item.grams_a_day)
 
 
 def _advice(load: FamilyLoad) -> Iterator[Advice]:
