@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 # Of pyproject.toml: all that are for users, but TensorRT, which is of GPUs.
-USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,ray,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite,albert,detection
+USER_EXTRAS := onnx,openvino,optimize,dashboard,client,otel,grpc,ray,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite,albert,detection
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
@@ -150,7 +150,7 @@ $(VENV)/.serve: $(VENV)/.built
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx,dashboard,optimize,test
+	@./setup.sh $(VENV) packages openvino,dashboard,optimize,test
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.gpu: $(VENV)/.built

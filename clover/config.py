@@ -357,9 +357,13 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "eager",
         "eager-tf32",
         "eager-fp16",
+        "eager-bf16",
         "aoti",
         "onnxruntime",
         "onnxruntime-int8",
+        "openvino",
+        "openvino-bf16",
+        "openvino-int8",
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0

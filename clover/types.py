@@ -459,6 +459,17 @@ class RecordedLaunches(Record, frozen=True, kw_only=True):
     refused: str = ""
 
 
+class LeftOut(Record, frozen=True, kw_only=True):
+    """A backend that was tried for a variant and not measured to the end, or refused, and why.  `cpu_s_per_row` is
+    known of one that fell behind, in batches of `batch` rows (0: not known)."""
+
+    variant: str
+    backend: str
+    why: str
+    batch: int = 0
+    cpu_s_per_row: float = 0.0
+
+
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
@@ -482,6 +493,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     context_bytes: dict[str, int] = {}
     """Bytes that a worker holds on a slice beside its variants, by profile."""
     recorded: tuple[RecordedLaunches, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------
