@@ -360,9 +360,9 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "eager-bf16",
         "aoti",
         "onnxruntime",
-        "onnxruntime-int8",
-        "openvino",
         "openvino-bf16",
+        "openvino",
+        "onnxruntime-int8",
         "openvino-int8",
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0

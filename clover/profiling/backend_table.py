@@ -75,7 +75,7 @@ def gains(profile: FamilyProfile) -> list[str]:
             if name == "eager" or not set(plain_cost) & set(cost):
                 continue
             ratios.append(times(plain_cost, cost))
-            points.append(scores[variant, name].value - scores[variant, "eager"].value)
+            points.append(scores[variant, name].points)
         if ratios and max(ratios) > 1.0:
             measured = scores[variants[0], name].method == "measured"
             at = f", at {_range(points, '+.2f')} points of accuracy" if measured else ", with the same answers"

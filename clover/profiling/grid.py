@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
@@ -74,7 +73,7 @@ class LatencyGrid:
         One that fails, or on cores falls behind, is left out."""
         rig, effort = self._rig, self._rig.effort
         largest = rig.batches[-1]
-        reference: Any = None
+        reference: Scored | None = None
         waiting = ["eager"]
         while waiting:
             name = waiting.pop(0)
@@ -88,8 +87,7 @@ class LatencyGrid:
                         # As a mere reference eager need not see every row, slow as it may be.
                         most_s = effort.score_s / (2 if name == "eager" and len(names) > 1 else 1)
                         scored = await rig.score(worker, most_s=most_s)
-                    if reference is None:
-                        reference = scored.answers
+                    reference = reference or scored
                     self._keep_score(setup, scored, reference)
                     for batch in rig.batches[:-1]:
                         await self._cell(worker, setup, batch)
@@ -232,9 +230,11 @@ class LatencyGrid:
         variant, name, place, threads = setup
         self._found.latency.append(latency_of(cell, variant.name, place.profile, name, threads, joules))
 
-    def _keep_score(self, setup: WorkerSetup, scored: Scored, reference: Any) -> None:
+    def _keep_score(self, setup: WorkerSetup, scored: Scored, eager: Scored) -> None:
         rig, variant, name = self._rig, setup.variant, setup.backend
-        self._found.accuracy.append(
-            accuracy_of(rig.spec, variant, name, scored.answers, reference, scored.right, rig.rows.count)
-        )
+        score = accuracy_of(rig.spec, variant, name, scored.answers, eager.answers, scored.right, rig.rows.count)
+        if seen := min(len(scored.right), len(eager.right)):
+            more = 100.0 * float(scored.right[:seen].mean() - eager.right[:seen].mean())
+            score = msgspec.structs.replace(score, points=more)
+        self._found.accuracy.append(score)
         self._found.held_out[variant.name, name] = answers_of(scored, rig.rows)
