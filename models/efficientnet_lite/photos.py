@@ -1,5 +1,8 @@
-"""Labelled photographs of yours, for `[evaluation]` (README.md says how): files `photos/NUMBER-NAME.jpg`, where NUMBER is
-that of the class in `labels.txt`, from 0.  Every fourth one is for calibration, the others are held out."""
+"""Labelled photographs of yours, for `[evaluation]` (README.md says how).
+
+They are files `photos/NUMBER-NAME.jpg`, where NUMBER is that of the class in `labels.txt`, from 0.  Every fourth one is
+for calibration, the others are held out.
+"""
 
 from __future__ import annotations
 

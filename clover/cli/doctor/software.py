@@ -14,7 +14,7 @@ from clover.devices.driver import torch_build
 DISTRIBUTION = "clover-inference"
 _GIVES = {
     "onnx": "the backend onnxruntime, often the fastest on cores",
-    "openvino": "the backends openvino, openvino-bf16 and openvino-int8, often the cheapest for heavy networks on cores",
+    "openvino": "the backends openvino*, often the cheapest for heavy networks on cores",
     "tensorrt": "the backend tensorrt on NVIDIA GPUs",
     "optimize": "the tighter bound of `clover plan`",
     "simulate": "PNG charts of `clover simulate`",
