@@ -1,4 +1,4 @@
-"""Serves the classifier of docs/moving.md with each framework, and compares its answer with the model's own."""
+"""Serves the classifier of docs/bring-your-own.md with each framework, and compares its answer with the model's own."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def main() -> int:
     for name, given in chosen.items():
         with tempfile.TemporaryDirectory(prefix="clover-moving-") as place:
             folder = Path(place)
-            for file, text in files_of(ROOT / "docs" / "moving.md").items():
+            for file, text in files_of(ROOT / "docs" / "bring-your-own.md").items():
                 (folder / file).write_text(text)
             subprocess.run([sys.executable, "-c", MODEL], cwd=folder, check=True)
             (folder / "config.pbtxt").rename(folder / "repository" / "net" / "config.pbtxt")
