@@ -50,8 +50,8 @@ def base_environment(wheel: Path) -> Path:
 
 
 def card_environment(base: Path, packages: str, wheel: Path) -> Path:
-    """Return an environment that adds to `base` the `packages` that a card installs, and nothing else; cards that name the
-    same packages share it.  Raises CalledProcessError if a requirement of any package is missing then."""
+    """Return an environment that adds to `base` the `packages` that a card installs, and nothing else; cards with
+    the same packages share it.  Raises CalledProcessError if a requirement of any package is missing then."""
     folder = ENVIRONMENTS / packages
     ready = folder / ".ready"
     if not ready.exists():
