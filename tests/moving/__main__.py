@@ -109,7 +109,7 @@ def torchserve(python: str, ports: tuple[int, ...]) -> list[list[str]]:
 
 
 NEW_FAMILY = (
-    "new-family net_family --from net:Net --weights net.pt --input image:FP32:1,28,28 --no-profile ./net_family"
+    "family new net_family --from net:Net --weights net.pt --input image:FP32:1,28,28 --no-profile ./net_family"
 )
 FRAMEWORKS = {
     "clover": Framework(
@@ -120,7 +120,7 @@ FRAMEWORKS = {
         lambda found: found["outputs"][0]["data"],
     ),
     "triton": Framework(
-        clover("import-triton", "repository", "--into", "families", "families/net"),
+        clover("family", "import", "repository", "--into", "families", "families/net"),
         "/v2/health/ready",
         "/v2/models/net/infer",
         oip,

@@ -160,7 +160,7 @@ def test_the_classifier_of_the_page_on_moving_answers_from_its_family_and_from_t
     (version.parent / "config.pbtxt").write_text(files["config.pbtxt"], encoding="utf-8")
     torch.jit.script(net).save(str(version / "model.pt"))
     into = tmp_path / "families"
-    assert main(["import-triton", str(tmp_path / "repository"), "--into", str(into)]) == 0
+    assert main(["family", "import", str(tmp_path / "repository"), "--into", str(into)]) == 0
     np.testing.assert_array_equal(loaded(into / "net")([picture.numpy()])[0], truth)
 
 

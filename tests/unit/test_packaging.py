@@ -145,7 +145,7 @@ def test_extras_are_described_to_those_who_install() -> None:
     page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
     table = page.split("| extra | brings |")[1].split("\n\n")[0]
     listed = set(re.findall(r"`([\w-]+)`", " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
-    assert listed == set(EXTRAS) - {"test", "dev", "docs", "release", "fuzz"}
+    assert listed == set(EXTRAS) - {"test", "dev"}
 
 
 def test_wheels_are_made_for_every_python_that_is_promised() -> None:

@@ -715,7 +715,7 @@ def test_pngs_name_their_extra(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     assert main(["albert", "--png", "-o", str(tmp_path)]) == 2
-    assert "clover-inference[simulate]" in capsys.readouterr().err
+    assert "clover-inference[analysis]" in capsys.readouterr().err
 
 
 def test_a_profile_of_cores(tmp_path: Path) -> None:
