@@ -127,11 +127,6 @@ def test_the_default_index_is_named_nowhere() -> None:
             assert b"pypi.org/simple" not in page.read_bytes(), page
 
 
-def test_the_probe_is_the_one_of_the_documents() -> None:
-    probe = (ROOT / "packaging" / "probe.py").read_text(encoding="utf-8")
-    assert probe in (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-
-
 def test_the_api_page_has_every_public_name() -> None:
     page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^::: clover\.(\w+)$", page, re.MULTILINE))

@@ -87,7 +87,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     `listen_metrics`: HOST:PORT of HAProxy's own metrics for Prometheus; empty for none.
     `families`: those whose rows are to be shared by themselves; others go by the weights of their origin.
     `nodes`: about how many there will be.  `threads`: 0 for as many as HAProxy chooses.  Times are those of
-    docs/ingress.md.
+    docs/cluster.md.
     """
 
     folder: str
