@@ -403,7 +403,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     cache_dir: Annotated[str, _help("folder of profiles and artifacts; default: $XDG_CACHE_HOME/clover")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     require_manifest: Annotated[
-        bool, _help("refuse families without manifest.sha256 (clover families manifest writes one)")
+        bool, _help("refuse families without manifest.sha256 (clover family manifest writes one)")
     ] = False
     profile: Annotated[
         Literal["auto", "require", "force"],

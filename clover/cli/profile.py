@@ -45,7 +45,7 @@ OPTIONS = (
     ),
     Option("--force", "measure again even if a profile is kept"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
-    Option("--png", "also draw cost and accuracy of cascades (extra `simulate`)", "FILE"),
+    Option("--png", "also draw cost and accuracy of cascades (extra `analysis`)", "FILE"),
 )
 USED = frozenset(
     {

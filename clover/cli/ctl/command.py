@@ -20,6 +20,7 @@ from clover.cli.ctl.answers import show
 from clover.config import RolloutConfig
 from clover.errors import no_certificate, untrusted
 from clover.hints import did_you_mean, named_wait, program
+from clover.telemetry import dashboards
 from clover.unix_http import UnixConnection
 from clover.verbs import INPUTS, TARGETS, VERBS, PlanCommand, SetCommand, arguments
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             verbs[given.verb].refuse(unknown)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if given.verb == "dashboards":
+        return _export(given)
     try:
         method, path, body = request_of(given)
         token = given.token or environment.get("CLOVER_TOKEN", "")
@@ -175,7 +178,27 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         metavar="KEY=VALUE",
         help="as slo_ms=20 mode=observe; lambda is the weight of carbon, lambda=none derives it again",
     )
+    about = "write a Grafana dashboard (JSON) and Prometheus recording and alerting rules (YAML); asks no server"
+    export = verbs.add_parser("dashboards", help=about, description=f"{about[:1].upper()}{about[1:]}.")
+    export.add_argument("--to", type=Path, default=Path(), metavar="FOLDER", help="folder to write to [.]")
+    export.add_argument(
+        "--docs",
+        default=dashboards.DOCS,
+        metavar="URL",
+        help=f"what links from alerts to the documentation begin with [{dashboards.DOCS}]",
+    )
     return parser, verbs.choices
+
+
+def _export(given: argparse.Namespace) -> int:
+    """Write the files of `ctl dashboards`; return 0, or 3 if a file cannot be written."""
+    try:
+        for path in dashboards.export(given.to, given.docs):
+            print(path)
+    except OSError as error:
+        print(f"clover ctl dashboards: cannot write to {given.to}: {error.strerror}", file=sys.stderr)
+        return 3
+    return 0
 
 
 def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:

@@ -1,4 +1,4 @@
-"""`clover import-triton REPOSITORY`: families for the models of a Triton repository, and why not for the others."""
+"""`clover family import REPOSITORY`: families for the models of a Triton repository, and why not for the others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLUMNS = (
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(
-        prog=f"{program()} import-triton",
+        prog=f"{program()} family import",
         description="Write a family for each model of a Triton repository that Clover can serve (ONNX, TorchScript, "
         "the Python backend), and say of the others why not.  Nothing in the repository is changed, no code of it is "
         "run, and no file from outside of a model's folder is copied.",
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             _written(one, into) for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
         ]
     except (DraftError, OSError) as error:
-        print(f"clover import-triton: {error}", file=sys.stderr)
+        print(f"clover family import: {error}", file=sys.stderr)
         return 3
     lines, _ = plain(_COLUMNS, [_cells(one) for one in found], _WIDTH)
     print("\n".join(lines))
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if done:
         places = " ".join(shlex.quote(str(into / one.name)) for one in done)
         print(f"serve them with `{program()} serve {places}`")
-        print(f"cheaper variants, by which Clover saves: `{program()} new-family`, docs/families.md")
+        print(f"cheaper variants, by which Clover saves: `{program()} family new`, docs/families.md")
     return 3 if not done else 1 if len(done) < len(found) else 0
 
 

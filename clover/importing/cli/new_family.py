@@ -1,4 +1,4 @@
-"""`clover new-family FOLDER --from ...`: a family for a model that is there, measured at the end."""
+"""`clover family new FOLDER --from ...`: a family for a model that is there, measured at the end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             draft = _draft(name, given, Path(place))
             spec = folder.write(draft, target)
     except (CloverError, OSError) as error:
-        print(f"clover new-family: {error}", file=sys.stderr)
+        print(f"clover family new: {error}", file=sys.stderr)
         return 3
     rows = [(variant.name, draft.variants[index].comment) for index, variant in enumerate(spec.variants)]
     columns = line_width()
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     quick = f"measuring it, quickly (`{called} profile {quoted}` takes longer, and says more):"
     print(f"\n{wrapped(quick, columns)}", flush=True)
     if profile.main([str(target.resolve()), "--quick", *(["--device", given.device] if given.device else [])]) != 0:
-        print(f"clover new-family: {target} was written, but cannot be measured: see above", file=sys.stderr)
+        print(f"clover family new: {target} was written, but cannot be measured: see above", file=sys.stderr)
         return 4
     print(f"\n{wrapped(f'serve it with `{serve}`', columns)}")
     return 0
@@ -87,7 +87,7 @@ def _parser() -> CommandParser:
     from argparse import RawDescriptionHelpFormatter
 
     parser = CommandParser(
-        prog=f"{program()} new-family",
+        prog=f"{program()} family new",
         description=_ABOUT,
         epilog=_END,
         formatter_class=RawDescriptionHelpFormatter,

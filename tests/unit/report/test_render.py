@@ -168,7 +168,7 @@ def test_no_text_becomes_a_formula(text: str) -> None:
     assert "\t" not in safe(text)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="the extra parquet (pyarrow) is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="the extra analysis (pyarrow) is not installed")
 def test_parquet_has_the_same_cells_with_types_and_the_report() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -112,7 +112,7 @@ def test_links_lead_to_where_the_documentation_is_kept() -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
 def test_promtool_takes_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "made" / "here"
-    assert main(["dashboards", "export", "--to", str(folder), "--docs", "https://docs.example/clover/"]) == 0
+    assert main(["ctl", "dashboards", "--to", str(folder), "--docs", "https://docs.example/clover/"]) == 0
     grafana_file, rules_file = map(Path, capsys.readouterr().out.split())
     assert grafana_file.is_file()
     assert "https://docs.example/clover/operations.md#cloversloNotHeld".lower() in rules_file.read_text()
@@ -177,6 +177,6 @@ def test_emissions_are_those_of_the_servers_own_lines() -> None:
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert main(["dashboards", "export", "--to", str(tmp_path / "file")]) == 3
+    assert main(["ctl", "dashboards", "--to", str(tmp_path / "file")]) == 3
     assert "cannot write to" in capsys.readouterr().err
-    assert main(["dashboards"]) == 2
+    assert main(["ctl", "dashboards", "--url", "x"]) == 2

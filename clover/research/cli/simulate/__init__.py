@@ -263,7 +263,7 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("--png writes beside the report: give a folder with -o")
     if given.png and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
-            "--png needs matplotlib: pip install 'clover-inference[simulate]' (report.html needs nothing)"
+            "--png needs matplotlib: pip install 'clover-inference[analysis]' (report.html needs nothing)"
         )
 
 

@@ -246,5 +246,5 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--jobs", metavar="N", type=int, default=1, help="processes that share a scenario's families and traces [1]")
     add("--quick", action="store_true", help="play less: 2 GPUs, 6 hours")
-    add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
+    add("--png", action="store_true", help="write charts as PNG too (needs the extra `analysis`)")
     add("-o", "--output", metavar="DIR", default="", help="write results.json and report.html there")
