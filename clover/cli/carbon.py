@@ -26,6 +26,7 @@ from clover.carbon import build_source, format_time
 from clover.carbon.chained import Live
 from clover.carbon.providers import PROVIDERS, ElectricityMapsSource, automatic_zones
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, CloverError
 from clover.hints import duration, program
@@ -116,7 +117,8 @@ def _hours(text: str) -> int:
 
 
 def _now(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> int:
-    answers = asyncio.run(_ask_all(_sources(given, config), wall(), _ask_now))
+    with Progress("carbon", "waiting for the sources"):
+        answers = asyncio.run(_ask_all(_sources(given, config), wall(), _ask_now))
     if given.json:
         return _print_json(answers, lambda one: {"reading": one.reading, "last_day": one.past})
     rows = [_row(one) for one in answers if one.reading is not None]
@@ -141,7 +143,8 @@ def _forecast(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> in
         error = "" if found else f"{source.name} gives no forecast"
         return SourceAnswer(name, source.name, ahead=found, error=error)
 
-    answers = asyncio.run(_ask_all(_sources(given, config), now_s, ask))
+    with Progress("carbon", "waiting for the sources"):
+        answers = asyncio.run(_ask_all(_sources(given, config), now_s, ask))
     if given.json:
         return _print_json(answers, lambda one: {"forecast": one.ahead})
     for one in answers:
@@ -256,7 +259,8 @@ def _providers(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> i
     async def all_standings() -> list[tuple[str, str]]:
         return await asyncio.gather(*map(standing, PROVIDERS))
 
-    found = dict(zip(PROVIDERS, asyncio.run(all_standings()), strict=True))
+    with Progress("carbon", "asking every provider"):
+        found = dict(zip(PROVIDERS, asyncio.run(all_standings()), strict=True))
     if given.json:
         print(json.dumps([
             {"name": name, "source": item.form, "serves": item.serves, "signal": item.signal, "scope": item.scope,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.errors import CloverError
 from clover.hints import program
 
@@ -53,7 +54,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         return 3
     token = environment.get("CLOVER_TOKEN", "")
     try:
-        with Client(given.url, token=token, timeout_s=given.timeout, cacert=given.cacert) as client:
+        with (
+            Client(given.url, token=token, timeout_s=given.timeout, cacert=given.cacert) as client,
+            Progress("infer", f"waiting for {given.url}"),
+        ):
             result = _ask(client, given.model, given.rows, given.min_accuracy)
     except (CloverError, OSError, ValueError) as error:
         print(f"clover infer: {error}", file=sys.stderr)

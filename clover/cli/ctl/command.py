@@ -17,9 +17,10 @@ from typing import Any
 from clover import terminal
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
+from clover.cli.progress import Progress
 from clover.config import RolloutConfig
 from clover.errors import no_certificate, untrusted
-from clover.hints import did_you_mean, named_wait, program
+from clover.hints import did_you_mean, program
 from clover.telemetry import dashboards
 from clover.unix_http import UnixConnection
 from clover.verbs import INPUTS, TARGETS, VERBS, PlanCommand, SetCommand, arguments
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         token = given.token or environment.get("CLOVER_TOKEN", "")
         if given.token_file:
             token = _first_line(given.token_file)
-        with named_wait(awaited(given.verb, body), lambda words: print(f"clover ctl: {words}", file=sys.stderr)):
+        with Progress("ctl", f"waiting for {awaited(given.verb, body)}"):
             answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
         if given.verb == "state" and given.model:
             answer = only(answer, given.model)

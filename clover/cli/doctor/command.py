@@ -14,6 +14,7 @@ import msgspec
 from clover import settings, terminal
 from clover.cli.doctor import gpu, grams, machine, service, software
 from clover.cli.doctor.findings import Finding
+from clover.cli.progress import Progress
 from clover.devices.cpu import available_cores
 from clover.energy.calibrate import (
     SETTLE_S,
@@ -91,7 +92,11 @@ def main(argv: Sequence[str], *, powercap: Path = POWERCAP, instruments: Instrum
         if "calibrate" in given.options:
             show_calibration(seconds, powercap, instruments)
             return 0
-        found = list(examine(argv, os.environ, powercap))
+        found = []
+        with Progress("doctor", "looking at the software") as progress:
+            for finding in examine(argv, os.environ, powercap):
+                found.append(finding)
+                progress.note(f"after {finding.topic}")
     except RaplError as error:
         print(f"clover doctor: there is no energy counter to calibrate by: {error}\n{ELSEWHERE}", file=sys.stderr)
         return 3

@@ -13,6 +13,7 @@ import msgspec
 
 from clover import terminal
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.cluster import cluster_file
 from clover.cluster.cli import simulating
 from clover.cluster.cli.showing import show_plan, show_status
@@ -100,21 +101,24 @@ def _up(given: argparse.Namespace) -> int:
     if not given.wait >= 0.0:
         raise ConfigError(f"--wait takes seconds of 0 or more, not {given.wait:g}")
     handle = bring_up(file, given.address, say=_say)
-    status = handle.wait_ready(given.wait)
+    with Progress("cluster up", "waiting for the first node"):
+        status = handle.wait_ready(given.wait)
     _print(given, status, lambda: show_status(status, file, _columns()))
     return DONE if any(node.phase == "ready" for node in status.nodes) else REFUSED
 
 
 def _status(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
-    status = ClusterHandle.attach(file).status()
+    with Progress("cluster status", "asking the controller"):
+        status = ClusterHandle.attach(file).status()
     _print(given, status, lambda: show_status(status, file, _columns()))
     return DONE if status.controlling else REFUSED
 
 
 def _plan(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
-    look = ClusterHandle.attach(file).plan()
+    with Progress("cluster plan", "asking the controller"):
+        look = ClusterHandle.attach(file).plan()
     _print(given, look, lambda: show_plan(look, file, _columns()))
     return REFUSED if look.stopped or look.plan is None else DONE
 
@@ -122,7 +126,8 @@ def _plan(given: argparse.Namespace) -> int:
 def _hold(hold: str) -> Callable[[argparse.Namespace], int]:
     def run(given: argparse.Namespace) -> int:
         file = cluster_file.read(given.file)
-        ClusterHandle.attach(file).hold(given.node, "" if given.off else hold)
+        with Progress(f"cluster {given.verb}", "asking the controller"):
+            ClusterHandle.attach(file).hold(given.node, "" if given.off else hold)
         undo = "" if given.off else f"; `{program()} cluster {given.verb} {given.file} {given.node} --off` ends that"
         print(f"{given.node} is {'left to plans' if given.off else f'to be {hold}'} from the next look on{undo}")
         return DONE

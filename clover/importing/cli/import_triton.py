@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.hints import program
 from clover.importing import folder
 from clover.importing.draft import DraftError
@@ -46,9 +47,11 @@ def main(argv: Sequence[str]) -> int:
         if given.axis < 1 or given.text_bytes < 1:
             raise DraftError("--axis and --text-bytes are at least 1")
         into.mkdir(parents=True, exist_ok=True)
-        found = [
-            _written(one, into) for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
-        ]
+        found = []
+        with Progress("family import", f"reading {given.repository}") as progress:
+            for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes)):
+                found.append(_written(one, into))
+                progress.note(f"after {one.name}, model {len(found)}")
     except (DraftError, OSError) as error:
         print(f"clover family import: {error}", file=sys.stderr)
         return 3

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.datatypes import DATATYPES
 from clover.errors import CloverError
 from clover.families.declaration import NAME
@@ -55,7 +56,10 @@ def main(argv: Sequence[str]) -> int:
         name = given.name or target.resolve().name
         if not NAME.fullmatch(name) or name.startswith("."):
             raise DraftError(f"{name!r} is no name of a family (A-Z a-z 0-9 . _ -): name another with --name")
-        with tempfile.TemporaryDirectory(prefix="clover-new-family-") as place:
+        with (
+            Progress("family new", f"reading {', '.join(given.sources)}"),
+            tempfile.TemporaryDirectory(prefix="clover-new-family-") as place,
+        ):
             draft = _draft(name, given, Path(place))
             spec = folder.write(draft, target)
     except (CloverError, OSError) as error:

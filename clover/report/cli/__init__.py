@@ -16,6 +16,7 @@ from clover import terminal
 from clover.advice import advise, recorded
 from clover.cache import cache_folder, state_folder
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.errors import CloverError, ConfigError, LedgerError
 from clover.hints import program
 from clover.profiles import ProfileStore
@@ -135,7 +136,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     stated, zone = configured(given, environ), zone_of(given.tz)
     path = _ledger(_one(given.ledgers), stated.state_dir)
     try:
-        with LedgerReader(path) as ledger:
+        with Progress("report", f"reading {path.name}"), LedgerReader(path) as ledger:
             start, end, edges = _period(given, ledger, zone, now)
             options = ReportOptions(
                 start=start,
@@ -234,7 +235,7 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             report = report_in(text)
             path = _ledger(_one(given.ledgers), configured(given, environ).state_dir)
             try:
-                with LedgerReader(path) as ledger:
+                with Progress("report", f"calculating from {path.name} again"), LedgerReader(path) as ledger:
                     found = verify(report, text, ledger)
             except LedgerError as error:
                 raise LedgerError(f"{path}: {error}") from error
@@ -264,7 +265,8 @@ def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
         records = [msgspec.json.decode(event.detail) for event in found]
         write(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n", given.out)
         return
-    lines = [f"{time_words(event.at, zone)}  {event.summary}" for event in found]
+    columns = terminal.UNWRAPPED if given.out else terminal.line_width()
+    lines = [terminal.wrapped(f"{time_words(event.at, zone)}  {event.summary}", columns, "    ") for event in found]
     if len(found) == _MOST_CALLS:
         lines.insert(0, f"the newest {_MOST_CALLS} calls; --from and --to choose others")
     write(("\n".join(lines or ["no call changed the server in that time"]) + "\n").encode(), given.out)
