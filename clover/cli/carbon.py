@@ -86,22 +86,26 @@ def _parser() -> CommandParser:
     shared.add_argument("--config", metavar="FILE", default="", help="configuration file of the server")
     parser = CommandParser(
         prog=f"{program()} carbon",
-        description="Show what sources of carbon intensity say of now and of the hours to come.",
+        description="Show the carbon intensity of grids, as providers give it: of now and of the hours to come.",
     )
-    commands = parser.add_subparsers(required=True, metavar="now|forecast|providers|zones", parser_class=CommandParser)
-    now = commands.add_parser("now", parents=[shared], help="the intensity of now, and of the last day")
+    commands = parser.add_subparsers(required=True, metavar="VERB", parser_class=CommandParser)
+    now = commands.add_parser("now", parents=[shared], help="show the intensity of now and of the last day")
     now.add_argument("sources", nargs="*", metavar="SOURCE", help="as auto:DE, neso [those of the configuration]")
     now.set_defaults(run=_now)
-    ahead = commands.add_parser("forecast", parents=[shared], help="the hours to come")
+    ahead = commands.add_parser("forecast", parents=[shared], help="show the intensity of the hours to come")
     ahead.add_argument("sources", nargs="*", metavar="SOURCE", help="as auto:DE, neso [those of the configuration]")
     ahead.add_argument("--hours", type=_hours, default=48, metavar="N", help=f"how many hours, 1 to {_MOST_HOURS} [48]")
     ahead.set_defaults(run=_forecast)
     listed = commands.add_parser(
-        "providers", parents=[shared], help="who can be asked, with which key, and who answers"
+        "providers",
+        parents=[shared],
+        help="list the providers: the zones they serve, the keys they need, whether they answer",
     )
-    listed.add_argument("--offline", action="store_true", help="ask nobody whether they answer")
+    listed.add_argument("--offline", action="store_true", help="do not ask the providers whether they answer")
     listed.set_defaults(run=_providers)
-    zones = commands.add_parser("zones", parents=[shared], help="zones that auto:ZONE knows, or those of your key")
+    zones = commands.add_parser(
+        "zones", parents=[shared], help="list the zones of auto:ZONE, or those that your key may read"
+    )
     zones.add_argument("provider", nargs="?", choices=["electricity-maps"], help="list the zones that its key may read")
     zones.set_defaults(run=_zones)
     return parser

@@ -71,28 +71,30 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         made.add_argument("file", metavar="CLUSTER.toml", help="the cluster file")
         made.set_defaults(run=run)
         if shows:
-            made.add_argument("--json", action="store_true", help="print everything that is known as JSON")
+            made.add_argument("--json", action="store_true", help="print all figures as JSON")
         return made
 
-    up = verb("up", "start the cluster, or have a running one follow the changed file", _up, shows=True)
+    up = verb("up", "start the cluster, or apply a changed file to a running one", _up, shows=True)
     up.add_argument(
         "--address",
         default="",
         metavar="HOST:PORT",
-        help="a Ray cluster that runs, or auto for the one of this machine; by default Ray is started here",
+        help="a running Ray cluster, or auto for the one on this machine [start Ray here]",
     )
     up.add_argument("--wait", type=float, default=120.0, metavar="S", help="seconds to wait for the first node [120]")
     verb("status", "show regions, nodes, flows, emissions and savings", _status, shows=True)
     verb("plan", "show what the controller would do now; change nothing", _plan, shows=True)
-    drain = verb("drain", "give a node nothing new, until drain --off", _hold("drained"))
+    drain = verb("drain", "send a node no new requests, until drain --off", _hold("drained"))
     release = verb("release", "drain a node and end its server, until release --off", _hold("released"))
     for one in (drain, release):
         one.add_argument("node", metavar="NODE", help="the node's name")
-        one.add_argument("--off", action="store_true", help="leave the node to plans again")
-    simulated = verb("simulate", "play a day of the cluster, beside what others would do", _simulate, shows=True)
+        one.add_argument("--off", action="store_true", help="let plans use the node again")
+    simulated = verb(
+        "simulate", "simulate a day of the cluster, compared with simpler ways to run it", _simulate, shows=True
+    )
     simulating.add_arguments(simulated)
-    down = verb("down", "end ingress, nodes and controller, once nodes have answered what they have", _down)
-    down.add_argument("--keep", action="store_true", help="let nodes and ingress go on by themselves")
+    down = verb("down", "end ingress, nodes and controller, after the nodes have answered what they accepted", _down)
+    down.add_argument("--keep", action="store_true", help="end the controller only; nodes and ingress go on")
     return parser, verbs.choices
 
 

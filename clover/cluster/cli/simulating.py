@@ -63,7 +63,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="FILE",
         help="operating points of the devices as JSON [what the cluster's controller saved]",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of how long nodes take to wake [0]")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the times that nodes take to wake [0]")
 
 
 def run(given: argparse.Namespace, width: int) -> int:
