@@ -54,7 +54,7 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
     with Progress("report", f"reading {len(found)} ledgers") as progress, ExitStack() as stack:
         readers = [(item, _opened(item, stack)) for item in found]
         start, end, edges = _period(given, readers, zone, now)
-        nodes = []
+        nodes: list[NodeLedger] = []
         for item, reader in readers:
             progress.note(f"reading {item.path.name}", len(nodes), len(readers))
             nodes.append(_node(item, reader, _options(given, stated, zone, (start, end, now))))
