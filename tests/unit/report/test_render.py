@@ -187,7 +187,7 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.Monkey
     import sys
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"clover-inference\[parquet\]"):
+    with pytest.raises(ConfigError, match=r"clover-inference\[analysis\]"):
         parquet_of(made_report(), "hour", b"")
 
 

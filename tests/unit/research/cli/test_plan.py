@@ -43,6 +43,12 @@ VERIFIED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of progress on a slow machine, so that standard error has what tests expect of it."""
+    monkeypatch.setattr("clover.cli.progress._IN_PIPE_S", (600.0, 600.0))
+
+
 @pytest.fixture
 def problem_file(tmp_path: Path) -> Path:
     path = tmp_path / "problem.json"
