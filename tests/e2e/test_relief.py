@@ -68,7 +68,7 @@ def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
             await asyncio.sleep(0.3)
             await ask(0)  # this turn sees that the burst is over
             assert await ask(1) == "slow"
-            assert served.observe()["relief"] == 0.0
+            assert served.fleet.observe()["relief"] == 0.0
             assert (served.traffic.lost_workers, served.fleet.restarts, served.fleet.swaps) == (0, 0, 0)
         assert not served.fleet.describe()
 

@@ -92,7 +92,7 @@ def test_tenants_from_the_token_to_the_account(tmp_path: Path) -> None:
             }
             account = engine.account
             assert sum(usage.rows for usage in account.usage.values()) == 9
-            active_j = sum(share.active_j for share in account.shares.values())
+            active_j = sum(line.joules for line in account.by_variant("active").values())
             assert sum(totals.active_j for totals in found.values()) == pytest.approx(active_j, rel=1e-9)
             assert found["acme"].active_j > found["slow"].active_j > 0.0
             assert found["acme"].active_g > 0.0
