@@ -64,7 +64,7 @@ def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
             assert burst["fast"] > 300 * workers
             assert served.traffic.relieved_rows == burst["fast"]
             assert served.traffic.reliefs == 1
-            assert 'clover_relieved_rows_total{model="slow"}' in server.engine.metrics().decode()
+            assert 'clover_rerouted_rows_total{model="slow",why="relief"}' in server.engine.metrics().decode()
             await asyncio.sleep(0.3)
             await ask(0)  # this turn sees that the burst is over
             assert await ask(1) == "slow"

@@ -201,7 +201,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     assert value("clover_queue_seconds_count", model="m") == 3
     energy = {"device": "cpu0", "model": "m", "variant": "small", "method": "measured"}
     assert value("clover_energy_joules_total", line="active", **energy) == 8
-    assert value("clover_energy_joules_total", line="idle_no_request", **energy) == 2
+    assert value("clover_energy_joules_total", line="idle", **energy) == 2
     stated = energy | {"method": "modelled", "intensity": "configured"}
     assert value("clover_carbon_grams_total", line="active", **stated) == 8 / 3.6e6 * 300
     assert value("clover_worker_cpu_seconds_total") == account.cpu_seconds() > 0
@@ -295,7 +295,7 @@ def test_what_being_awake_costs_and_others_on_a_gpu_are_shown() -> None:
     labels = (("device", "gpu0"), ("method", "measured"))
     assert found["clover_device_idle_watts", (labels[0], labels[1], ("part", "awake"))] == 35
     assert found["clover_device_shared_seconds_total", labels] == 2
-    lines = {line: 0.0 for line in SUMMED}
+    lines = dict.fromkeys(SUMMED, 0.0)
     for (name, pairs), joules in found.items():
         if name == "clover_energy_joules_total" and (line := dict(pairs)["line"]) in lines:
             lines[line] += joules
