@@ -471,7 +471,7 @@ def test_what_was_received_is_answered_before_the_workers_go(tmp_path: Path, end
         async with serve("slow", tmp_path, variant="slow", cores="0") as server:
             # Far more than the credits of a worker: most of it still waits in the queue.
             asked = [asyncio.ensure_future(server.ainfer({"INPUT0": [float(n)]})) for n in range(60)]
-            await until(lambda: server.engine.pick(None).observe()["queue_rows"] > 20)
+            await until(lambda: server.engine.pick(None).router.observe()["queue_rows"] > 20)
             if ending == "stop":
                 assert await server.stop()
             else:
