@@ -102,8 +102,8 @@ def test_active_energy_follows_modelled_work_and_idle_follows_slices() -> None:
     book.window(sample(1, 2.0 + 5.6), GRID)
     assert joules(book, "active") == {"small": pytest.approx(1.6), "large": pytest.approx(4.0)}
     assert joules(book, *IDLE) == {"small": pytest.approx(1.0), "large": pytest.approx(1.0)}
-    large = book.by_variant("active", *IDLE)["toy", "large", "measured"]
-    assert large.grams == pytest.approx(5.0 / 3.6e6 * 360.0 * 1.5)
+    of_large = book.by_variant("active", *IDLE)["toy", "large", "measured"]
+    assert of_large.grams == pytest.approx(5.0 / 3.6e6 * 360.0 * 1.5)
     assert book.devices()["cpu0"]["ratio"] == pytest.approx(2.0)
     assert book.totals("toy")["energy_j"] == pytest.approx(7.6)
 
@@ -632,10 +632,10 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["total_g"])) <= 1e-9 * scale_g
     devices = book.devices().values()
     assert all(line.joules >= 0.0 for line in book.booked.values())
-    for name, line in book.devices().items():
+    for device, figures in book.devices().items():
         for part in NAMES[:-1]:
-            booked_j = sum(item.joules for key, item in book.booked.items() if (key.device, key.line) == (name, part))
-            assert booked_j == pytest.approx(float(line[f"{part}_j"]), rel=1e-9, abs=1e-9)
+            booked_j = sum(item.joules for key, item in book.booked.items() if (key.device, key.line) == (device, part))
+            assert booked_j == pytest.approx(float(figures[f"{part}_j"]), rel=1e-9, abs=1e-9)
     parts_j = sum(item.joules for key, item in book.booked.items() if key.family)
     shown_j = sum(line.joules for _, _, _, line in book.lines())
     assert shown_j == pytest.approx(sum(float(line["measured_j"]) for line in devices), rel=1e-9, abs=1e-9)

@@ -25,7 +25,7 @@ SECOND = 1000 * MS
 SUMMED = ("idle_no_request", "awake", "unattributed")
 
 
-GUARDED = {
+GUARDED: dict[str, Any] = {
     "state": "tightened",
     "watches": True,
     "alarms": 2,
@@ -413,8 +413,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
     ways = {"embodied": "configured", "energy": "measured", "grams_method": "modelled", "intensity": "synthetic"}
     known = tuple(ways.items())
     assert found["clover_sci_grams_per_row", (("boundary", "server"), *known, ("model", ""))] == 250_010 / 101
-    labels = (("boundary", "workers"), *known, ("model", "m"))
-    assert found["clover_sci_grams_per_row", labels] == (10 + 125_000) / 100
+    assert found["clover_sci_grams_per_row", (("boundary", "workers"), *known, ("model", "m"))] == (10 + 125_000) / 100
     found = scraped(box, unknown)
     shown = [dict(pairs) for name, pairs in found if name == "clover_embodied_carbon_grams_total"]
     assert {item["device"] for item in shown} == {"cpu0"}
