@@ -63,7 +63,7 @@ const UNBOUNDED_MS = 3.6e6; // of a plan that is overloaded
 // What the plan in force expects; its reason in full is among the decisions.
 function planWords(model) {
   const { p95_ms: p95, accuracy, energy_j_per_row: joules } = model.predicted;
-  if (!known(accuracy)) return model.terms;
+  if (!known(accuracy)) return model.reason || model.terms;
   const latency = known(p95) && p95 < UNBOUNDED_MS ? `a p95 of ${number(p95)} ms` : "a p95 without bound";
   return `The plan expects ${latency} (SLO ${number(model.slo_ms)} ms), an accuracy of ${fixed(accuracy, 2)} % (floor ${fixed(model.accuracy_floor, 2)} %) and ${number(joules)} J a row.`;
 }
