@@ -1,8 +1,8 @@
 """The headline: one family, load and SLO, served by Clover and by others, and what a right answer costs each.
 
     python -m bench.headline [fashion language ocr efficientnet_lite] [--servers clover base pytriton ...]
-        [--others onnxruntime openvino-bf16] [--rate R] [--slo-ms MS] [--rounds 5] [--seconds 20] [--warm-s 40] [--profile] [--cache-dir DIR] [--weight 0]
-        [--json FILE]
+        [--others onnxruntime openvino-bf16] [--rate R] [--slo-ms MS] [--rounds 5] [--seconds 20] [--warm-s 40]
+        [--profile] [--cache-dir DIR] [--weight 0] [--json FILE]
 
 Clover serves the family by its default (`clover`) and as BASE (`base`: always the best variant); each of the others
 serves the best variant, and once more the second-best, with its own batching, in an environment of its own
