@@ -26,8 +26,8 @@ cdef class Model:
     cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
     cpdef take_late(self, bint on)
     cpdef expired(self, object tenant=*)
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
-    cpdef arrived(self, Ticket ticket)
+    cpdef tuple lend(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
+    cpdef admit_lent(self, Ticket ticket)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
     cpdef submit(
         self, Ticket ticket, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,

@@ -209,16 +209,16 @@ class Model:
         """Count a request that waited unread until it could not be answered in time any more (504)."""
         raise NotImplementedError
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[Ticket, memoryview] | None:
         """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
-        written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
+        written by the receiver before `admit_lent`.  None if that is impossible: the slots are not neighbours, rows of
         that input vary, or too few slots are free."""
         raise NotImplementedError
 
-    def arrived(self, ticket: Ticket) -> None:
-        """Count a ticket that was opened `ahead`, and its latency, from now on, as all its rows are there.  Raises what
+    def admit_lent(self, ticket: Ticket) -> None:
+        """Count a ticket that `lend` opened, and its latency, from now on, as all its rows are there.  Raises what
         `open` raises; the ticket stays open then."""
         raise NotImplementedError
 

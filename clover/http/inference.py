@@ -175,7 +175,7 @@ class InferEndpoint:
             request = decode_ahead(self.signature, text, size)
             found = None
             if request is not None:
-                found = self.model.ahead(request.rows, 0, exchange.flow, _named(exchange), exchange.head.tenant)
+                found = self.model.lend(request.rows, 0, exchange.flow, _named(exchange), exchange.head.tenant)
         except Exception:
             log.exception("a request could not be read ahead")  # it is received as a whole then
             return None
@@ -258,7 +258,7 @@ class DirectReceive:
         ticket = exchange.ticket
         assert ticket is not None
         try:
-            endpoint.model.arrived(ticket)
+            endpoint.model.admit_lent(ticket)
             endpoint._submit(exchange, self._request, ticket)
         except RequestError as error:
             if error.status == 429:

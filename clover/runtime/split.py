@@ -193,22 +193,22 @@ class VersionSplit(SplitModel):
         """See `Model.expired`."""
         (self.new if self.alone else self.stable).router.expired(tenant)
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[RouterTicket, memoryview] | None:
-        """See `Model.ahead`."""
+        """See `Model.lend`."""
         version = self.new if self._takes() else self.stable
-        found = version.router.ahead(rows, index, flow, request, tenant)
+        found = version.router.lend(rows, index, flow, request, tenant)
         if found is not None:
             asked = self._note(found[0], version, tenant)
             asked.paired = version is self.stable and rows <= PAIRED_ROWS and self._pairs_next()
         return found
 
-    def arrived(self, given: Any) -> None:
-        """See `Model.arrived`."""
+    def admit_lent(self, given: Any) -> None:
+        """See `Model.admit_lent`."""
         asked = self._asked[given]
         try:
-            asked.version.router.arrived(given)
+            asked.version.router.admit_lent(given)
         except RequestError as error:
             self._move(asked, error)
 

@@ -125,7 +125,7 @@ class FakeModel(Model):
     def expired(self, tenant: Any = None) -> None:
         self.late += 1
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Any = None
     ) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:
@@ -136,7 +136,7 @@ class FakeModel(Model):
         ticket.inputs[index] = np.full((rows, *spec.shape), 77, DATATYPES[spec.datatype].dtype)
         return ticket, memoryview(ticket.inputs[index].reshape(-1).view(np.uint8))
 
-    def arrived(self, ticket: Any) -> None:
+    def admit_lent(self, ticket: Any) -> None:
         assert ticket.ahead
         ticket.ahead = False
 

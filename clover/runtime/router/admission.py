@@ -255,14 +255,14 @@ class Admission:
         self.lent += rows
         return ticket, view
 
-    def arrived(self, ticket: RouterTicket, closed: str) -> None:
+    def admit_lent(self, ticket: RouterTicket, closed: str) -> None:
         """Admit a lent ticket whose rows are all there; raises Unavailable or Overloaded, and the ticket stays open
         then."""
         ticket.arrival_ns = self._state.now_ns()
-        self.returned(ticket)
+        self.end_loan(ticket)
         self._admit(len(ticket.slots), ticket.flow, ticket.request, ticket.arrival_ns, closed)
 
-    def returned(self, ticket: RouterTicket) -> None:
+    def end_loan(self, ticket: RouterTicket) -> None:
         """Count the slots of a ticket as no longer lent, if they were."""
         if ticket.lent:
             ticket.lent = False

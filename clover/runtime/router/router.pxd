@@ -47,9 +47,9 @@ cdef class Router(Model):
     cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
     cpdef take_late(self, bint on)
     cpdef expired(self, object tenant=*)
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
+    cpdef tuple lend(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
     @cython.locals(ticket=RouterTicket)
-    cpdef arrived(self, Base given)
+    cpdef admit_lent(self, Base given)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
     @cython.locals(ticket=RouterTicket)

@@ -153,22 +153,22 @@ class Router(Model):
         if tenant is not None:
             self.traffic.of(tenant.name).count(504)
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[RouterTicket, memoryview] | None:
-        """See `Model.ahead`."""
+        """See `Model.lend`."""
         fixed = self._fixed_in[index]
         if tenant is not None:
             return self.gate.lend(rows, (flow, request), tenant, fixed, self.closed_reason)
         return self.admission.lend(rows, flow, request, fixed, self.closed_reason)
 
-    def arrived(self, given: Any) -> None:
-        """See `Model.arrived`."""
+    def admit_lent(self, given: Any) -> None:
+        """See `Model.admit_lent`."""
         ticket: RouterTicket = given
         if ticket.tenant is not None:
-            self.gate.arrived(ticket, ticket.tenant, self.closed_reason)
+            self.gate.admit_lent(ticket, ticket.tenant, self.closed_reason)
         else:
-            self.admission.arrived(ticket, self.closed_reason)
+            self.admission.admit_lent(ticket, self.closed_reason)
 
     def write(self, ticket: Any, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """See `Model.write`.  The rows of a BYTES tensor with one variable axis tell its length themselves."""
@@ -288,7 +288,7 @@ class Router(Model):
             self.traffic.answered(now_ns - ticket.done_ns)
             self.monitor.closed(ticket, now_ns)
         else:
-            self.admission.returned(ticket)
+            self.admission.end_loan(ticket)
             self.monitor.abandoned(ticket)
         ticket.on_done = None
         self.state.table.close(ticket)

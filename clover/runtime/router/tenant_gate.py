@@ -72,14 +72,14 @@ class TenantGate:
             found[0].tenant, found[0].connection = tenant, flow
         return found
 
-    def arrived(self, ticket: RouterTicket, tenant: Tenant, closed: str) -> None:
-        """Admit a lent ticket, as `Admission.arrived` does; raises Overloaded if the tenant is over its rate."""
+    def admit_lent(self, ticket: RouterTicket, tenant: Tenant, closed: str) -> None:
+        """Admit a lent ticket, as `Admission.admit_lent` does; raises Overloaded if the tenant is over its rate."""
         rows = len(ticket.slots)
         limited = self._limited(tenant, rows, ticket.request)
         if limited is not None:
             raise limited
         try:
-            self._admission.arrived(ticket, closed)
+            self._admission.admit_lent(ticket, closed)
         except RequestError as error:
             self.refused(tenant, rows, error)
             raise

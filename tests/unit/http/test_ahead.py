@@ -254,7 +254,7 @@ def test_no_more_than_half_of_the_slots_are_lent() -> None:
     house.route(0)
     for _ in range(2):
         lent = []
-        while (found := house.router.ahead(1, 0)) is not None:
+        while (found := house.router.lend(1, 0)) is not None:
             lent.append(found[0])
         assert len(lent) == house.router.admission.lent == 32
         for ticket in lent[:4]:
@@ -262,37 +262,37 @@ def test_no_more_than_half_of_the_slots_are_lent() -> None:
             house.router.close(ticket)
         assert house.router.admission.lent == 28
         for ticket in lent[4:]:
-            house.router.arrived(ticket)
+            house.router.admit_lent(ticket)
             house.router.close(ticket)
         assert house.router.admission.lent == 0
         house.check_slots()
-    assert house.router.ahead(33, 0) is None
-    assert house.router.ahead(0, 0) is None
+    assert house.router.lend(33, 0) is None
+    assert house.router.lend(0, 0) is None
 
 
 def test_nothing_is_lent_while_no_slot_is_free() -> None:
     house = House(slots=64)
     house.route(0)
     held = house.router.open(64)
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
     house.router.close(held)
-    assert house.router.ahead(1, 0) is not None
+    assert house.router.lend(1, 0) is not None
 
 
 def test_rows_that_were_sent_ahead_are_admitted_like_others() -> None:
     house = House(slots=64, queue_rows=4)
     house.route(0)
     lent = []
-    while (found := house.router.ahead(1, 0)) is not None:
+    while (found := house.router.lend(1, 0)) is not None:
         lent.append(found[0])
     house.ask(4), house.ask(4), house.ask(3)
-    house.router.arrived(lent[0])
+    house.router.admit_lent(lent[0])
     house.router.submit(lent[0], house.done.append)
     with pytest.raises(Overloaded):
-        house.router.arrived(lent[1])
+        house.router.admit_lent(lent[1])
     house.router.closed_reason = "the model is unloaded"
     with pytest.raises(Unavailable, match="unloaded"):
-        house.router.arrived(lent[2])
+        house.router.admit_lent(lent[2])
     for ticket in lent:
         house.router.close(ticket)
     assert house.router.admission.lent == 0
@@ -301,14 +301,14 @@ def test_rows_that_were_sent_ahead_are_admitted_like_others() -> None:
 def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there() -> None:
     house = House(slots=16)
     (worker,) = house.route(0)
-    found = house.router.ahead(2, 0)
+    found = house.router.lend(2, 0)
     assert found is not None
     ticket, view = found
     region = house.slab.input(0)
     rows = np.arange(region[0].size * 2).astype(region.dtype).reshape(2, *region.shape[1:])
     view[:] = rows.tobytes()
     house.loop.now_ns += 5 * SECOND  # a slow client
-    house.router.arrived(ticket)
+    house.router.admit_lent(ticket)
     house.router.submit(ticket, house.done.append)
     house.loop.turn()
     assert (region[ticket.slots] == rows).all()
@@ -335,17 +335,17 @@ def test_slots_that_are_no_neighbours_are_not_lent() -> None:
 
 def test_nothing_is_lent_while_nobody_serves() -> None:
     house = House(slots=16)
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
     house.route(0)
-    assert house.router.ahead(1, 0) is not None
+    assert house.router.lend(1, 0) is not None
     house.router.closed_reason = "it goes"
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
 
 
 def test_rows_that_vary_in_shape_are_not_lent() -> None:
     house = House(toy(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,), max_shape=(2,)),)), slots=16)
     house.route(0)
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
 
 
 def test_a_queue_that_is_full_says_so_before_a_request_is_read() -> None:

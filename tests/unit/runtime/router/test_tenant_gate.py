@@ -96,16 +96,16 @@ def test_slots_are_not_lent_to_a_tenant_over_its_rate() -> None:
     house = House(slots=64)
     house.route(0)
     (acme,) = tenants(acme={"rate": 1.0, "burst": 3})
-    found = house.router.ahead(2, 0, 9, 0, acme)
+    found = house.router.lend(2, 0, 9, 0, acme)
     assert found is not None
-    house.router.arrived(found[0])
+    house.router.admit_lent(found[0])
     assert (found[0].tenant, found[0].connection) == (acme, 9)
-    assert house.router.ahead(2, 0, 9, 0, acme) is None
-    late = house.router.ahead(1, 0, 9, 0, acme)
+    assert house.router.lend(2, 0, 9, 0, acme) is None
+    late = house.router.lend(1, 0, 9, 0, acme)
     assert late is not None
     asked(house, acme)  # it takes the last row of the rate meanwhile
     with pytest.raises(Overloaded, match="over its limit"):
-        house.router.arrived(late[0])
+        house.router.admit_lent(late[0])
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
