@@ -305,7 +305,7 @@ class Admission:
         """Return why `rows` more rows of `flow` in `lane` would take too long until they are answered, with the margin:
         `_LATE` or `_SLOW`; 0 if they would not, or if that is not known.  They find `part` of the room."""
         pace = self._state.lanes.paces[lane]
-        ahead = self._state.batcher.ahead(lane, flow, rows)
+        ahead = self._state.batcher.rows_ahead(lane, flow, rows)
         alone = rows > self._max_batch and ahead <= rows  # none before them: what `_never` lets pass finds room
         wait_ns = pace.wait_ns(now_ns, ahead) * (1.0 if alone else _MARGIN)
         if wait_ns <= 0.0:
@@ -316,7 +316,7 @@ class Admission:
         if longest_ns <= 0.0 or self.takes_late:
             return 0
         if rows > self._max_batch:
-            ahead = self._state.batcher.ahead(lane, flow, self._max_batch)
+            ahead = self._state.batcher.rows_ahead(lane, flow, self._max_batch)
             wait_ns = pace.wait_ns(now_ns, ahead) * _MARGIN
         if ahead <= _BATCHES * part * pace.useful_rows:
             return 0
