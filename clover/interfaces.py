@@ -192,7 +192,7 @@ class Model:
         Overloaded says if it is over its own rate."""
         raise NotImplementedError
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
         """Return 0 if rows of `flow` may find room, else seconds after which to come again; asked before a request is
         decoded, which counts as refused (429) then.  Raises Overloaded for a tenant that comes back too early."""
         raise NotImplementedError

@@ -142,7 +142,7 @@ class OipService:
         """Return the inference that a request asks for; raises RequestError."""
         given = call[0]
         endpoint = self._endpoint(given.model_name, given.model_version)
-        wait_s = endpoint.model.crowded(caller.flow, caller.request, caller.tenant)
+        wait_s = endpoint.model.retry_in_s(caller.flow, caller.request, caller.tenant)
         if wait_s > 0.0:
             raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
         request = infer.decode(endpoint.signature, call)

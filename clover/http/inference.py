@@ -123,7 +123,7 @@ class InferEndpoint:
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
         try:
-            wait_s = self.model.crowded(exchange.flow, _named(exchange), exchange.head.tenant)
+            wait_s = self.model.retry_in_s(exchange.flow, _named(exchange), exchange.head.tenant)
             if wait_s > 0.0:
                 self._refused(exchange, len(body))
                 exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))

@@ -210,8 +210,8 @@ class Echo(Model):
         """See `Model.open`."""
         return EchoTicket(rows)
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """See `Model.crowded`."""
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """See `Model.retry_in_s`."""
         return 0.0
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:

@@ -176,9 +176,9 @@ class VersionSplit(SplitModel):
         self.new.failed += 1
         self.tests.answered(True, True, 0.0, rows, self._clock())
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """See `Model.crowded`."""
-        return (self.new if self.alone else self.stable).router.crowded(flow, request, tenant)
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """See `Model.retry_in_s`."""
+        return (self.new if self.alone else self.stable).router.retry_in_s(flow, request, tenant)
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
         """See `Model.room`."""

@@ -111,7 +111,7 @@ class FakeModel(Model):
         self.open_tickets += 1
         return ticket
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
         return 0.0 if self.slow and self.takes_late else self.wait_s
 
     def room(self, flow: int = 0, request: int = 0, tenant: Any = None) -> int:
@@ -270,7 +270,7 @@ class TwoVersions(SplitModel):
     def version_of(self, ticket: Any) -> FamilySpec:
         return self.of[ticket].spec
 
-    def crowded(self, *how: Any) -> float:
+    def retry_in_s(self, *how: Any) -> float:
         return 0.0
 
     def take_late(self, on: bool) -> None:

@@ -46,7 +46,7 @@ cdef class Admission:
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
     @cython.locals(now_ns=int64_t, part=double, why=int)
-    cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
+    cdef double retry_in_s(self, int64_t flow, int64_t request) except? -1.0
     @cython.locals(now_ns=int64_t, part=double, why=int, taken=bint)
     cdef int room(self, int64_t flow, int64_t request) except -1
     @cython.locals(found=int, lane=int)

@@ -142,7 +142,7 @@ class Admission:
         ticket.request = request
         return ticket
 
-    def crowded(self, flow: int, request: int) -> float:
+    def retry_in_s(self, flow: int, request: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
         now_ns = self._state.now_ns()
         part = self._part(flow, request, now_ns)

@@ -43,7 +43,7 @@ cdef class Router(Model):
     cdef list _fixed_out
 
     cpdef RouterTicket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
-    cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
+    cpdef double retry_in_s(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
     cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
     cpdef take_late(self, bint on)
     cpdef expired(self, object tenant=*)

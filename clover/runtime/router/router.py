@@ -131,11 +131,11 @@ class Router(Model):
             return self.gate.open(rows, flow, request, tenant, self.closed_reason)
         return self.admission.open(rows, flow, request, self.closed_reason)
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """See `Model.crowded`.  Under overload, most of the work would be reading requests that are refused then."""
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """See `Model.retry_in_s`.  Under overload, most of the work would be reading requests that are refused then."""
         if tenant is not None:
-            return self.gate.crowded(flow, request, tenant)
-        return self.admission.crowded(flow, request)
+            return self.gate.retry_in_s(flow, request, tenant)
+        return self.admission.retry_in_s(flow, request)
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
         """See `Model.room`."""

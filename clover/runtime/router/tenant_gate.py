@@ -39,13 +39,13 @@ class TenantGate:
         ticket.tenant, ticket.connection = tenant, flow
         return ticket
 
-    def crowded(self, flow: int, request: int, tenant: Tenant) -> float:
-        """Return what `Admission.crowded` returns; raises Overloaded if the request comes back too early."""
+    def retry_in_s(self, flow: int, request: int, tenant: Tenant) -> float:
+        """Return what `Admission.retry_in_s` returns; raises Overloaded if the request comes back too early."""
         key = request or -flow
         limit = tenant.limit
         if limit is not None and (early_s := limit.early_s(key, self._state.now_ns())):
             raise self._over(tenant, limit, early_s)
-        wait_s = self._admission.crowded(tenant.flow, key)
+        wait_s = self._admission.retry_in_s(tenant.flow, key)
         if wait_s > 0.0:
             self._state.traffic.of(tenant.name).count(429)
         return wait_s

@@ -352,16 +352,16 @@ def test_a_queue_that_is_full_says_so_before_a_request_is_read() -> None:
     house = House(slots=16, queue_rows=4)
     (worker,) = house.route(0)
     house.ask(4), house.ask(4)
-    assert house.router.crowded() == 0.0, "two batches are with the worker, and nothing waits"
+    assert house.router.retry_in_s() == 0.0, "two batches are with the worker, and nothing waits"
     house.ask(3)
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     house.ask(1)
-    assert house.router.crowded() == 1.0, "nothing was served yet that would tell how long it takes"
-    assert house.router.crowded() == 1.0
+    assert house.router.retry_in_s() == 1.0, "nothing was served yet that would tell how long it takes"
+    assert house.router.retry_in_s() == 1.0
     assert house.router.traffic.codes == {429: 2}
     house.complete(worker)
     house.loop.turn()
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
 
 
 def test_while_requests_are_refused_workers_make_room() -> None:
@@ -371,11 +371,11 @@ def test_while_requests_are_refused_workers_make_room() -> None:
     tickets = [house.ask() for _ in range(2)] + [house.ask(turn=False) for _ in range(4)]
     house.loop.turn()
     assert len(worker.ring.batches) == 2, "two batches of one row are with the worker, and four rows wait"
-    assert house.router.crowded() > 0.0
+    assert house.router.retry_in_s() > 0.0
     worker.finish(house.loop.now_ns)
-    assert house.router.crowded() > 0.0, "it was looked at a moment ago"
+    assert house.router.retry_in_s() > 0.0, "it was looked at a moment ago"
     house.loop.now_ns += MS
-    assert house.router.crowded() == 0.0, "what waited is with the worker now"
+    assert house.router.retry_in_s() == 0.0, "what waited is with the worker now"
     assert len(worker.ring.batches) == 2
     assert house.done == [], "nobody is answered in the middle of what somebody else is told"
     house.loop.turn()
@@ -393,7 +393,7 @@ def test_rows_that_find_no_room_have_workers_make_some() -> None:
     (worker,) = house.route(0)
     for _ in range(3):
         house.ask(4)
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     with pytest.raises(Overloaded):
         house.router.open(4)
     worker.finish(house.loop.now_ns)
@@ -412,7 +412,7 @@ def test_a_queue_that_fills_within_a_turn_is_handed_out_before_anybody_is_refuse
     for _ in range(8):
         house.ask(turn=False)
     assert worker.ring.batches == []
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     assert [len(slots) for _, slots in worker.ring.batches] == [4, 4]
 
 
@@ -438,10 +438,10 @@ def test_what_is_too_late_is_not_handed_out_to_make_room() -> None:
     for _ in range(2):
         house.ask()
     late = [house.ask(turn=False, timeout_ns=MS) for _ in range(4)]
-    assert house.router.crowded() > 0.0
+    assert house.router.retry_in_s() > 0.0
     worker.finish(house.loop.now_ns)
     house.loop.now_ns += 100 * MS
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     assert len(worker.ring.batches) == 1
     house.loop.turn()
     assert [ticket.status for ticket in late] == [504] * 4
@@ -455,6 +455,6 @@ def test_a_full_queue_that_nobody_serves_stays_full() -> None:
         house.ask()
     for _ in range(5):
         house.loop.now_ns += MS
-        assert house.router.crowded() > 0.0
+        assert house.router.retry_in_s() > 0.0
     assert len(worker.ring.batches) == 2
     house.check_slots()

@@ -59,11 +59,11 @@ def test_one_that_comes_back_too_early_is_refused_unread() -> None:
     house.route(0)
     (acme,) = tenants(acme={"rate": 1.0})
     asked(house, acme)
-    assert house.router.crowded(5, 0, acme) == 0.0
+    assert house.router.retry_in_s(5, 0, acme) == 0.0
     refused(house, acme, connection=5)
     with pytest.raises(Overloaded, match="over its limit"):
-        house.router.crowded(5, 0, acme)
-    assert house.router.crowded(6, 0, acme) == 0.0, "another connection of it is read"
+        house.router.retry_in_s(5, 0, acme)
+    assert house.router.retry_in_s(6, 0, acme) == 0.0, "another connection of it is read"
     assert house.router.traffic.by_tenant()["acme"].requests == {429: 2}
 
 
