@@ -90,7 +90,7 @@ def play(release: Release, seed: int) -> Outcome:
         for place in random.random(ROWS).tolist():
             lost, won = 0.02 + release.lost, 0.02  # of 4 % of the rows a clean version says something else, too
             new_right, stable_right = place >= lost, not lost <= place < lost + won
-            tests.labelled(new_right, stable_right)
+            tests.count_label(new_right, stable_right)
             tests.compared(lost + won <= place)
         tests.look(now_s + 1.0)
         verdict = tests.verdict(now_s + 1.0)

@@ -25,7 +25,7 @@ cdef class Model:
     cpdef double retry_in_s(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
     cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
     cpdef take_late(self, bint on)
-    cpdef expired(self, object tenant=*)
+    cpdef count_expired(self, object tenant=*)
     cpdef tuple lend(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
     cpdef admit_lent(self, Ticket ticket)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)

@@ -205,7 +205,7 @@ class Model:
         """Refuse no row for the longest wait (`LATE_ROOM`) from now on, or refuse such rows again."""
         raise NotImplementedError
 
-    def expired(self, tenant: Tenant | None = None) -> None:
+    def count_expired(self, tenant: Tenant | None = None) -> None:
         """Count a request that waited unread until it could not be answered in time any more (504)."""
         raise NotImplementedError
 
@@ -266,7 +266,7 @@ class Model:
         late; before `close`."""
         raise NotImplementedError
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         """Count the labels that a client has for a remembered request, one a row (None: not known); return the
         outcome.  Number 0 belongs to no request.  Raises NotFound, BadRequest, or Overloaded if the client sends too
         many."""
@@ -382,7 +382,7 @@ class Fleet(Protocol):
     def reset_guard(self) -> None:
         """Forget what the guard has seen and watch answers anew."""
 
-    def demanded(self) -> Mapping[str, Asked]:
+    def accuracy_demand(self) -> Mapping[str, Asked]:
         """Return rows that asked for an accuracy of their own, by the variant that they need."""
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:

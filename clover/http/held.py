@@ -170,7 +170,7 @@ class HeldRequests:
         if not waiting:
             del self._waiting[tenant]
         if late:
-            model.expired(tenant)
+            model.count_expired(tenant)
         if connection.let_go(waited_ns, late):
             self._coming += 1
         return tenant in self._waiting

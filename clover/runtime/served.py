@@ -442,9 +442,9 @@ class Served:
         """Return what its guard saw and did, its audits, and late labels."""
         return self.router.guard_report()
 
-    def demanded(self) -> Mapping[str, Asked]:
+    def accuracy_demand(self) -> Mapping[str, Asked]:
         """Return rows that ask for an accuracy of their own."""
-        return self.fleet.demanded()
+        return self.fleet.accuracy_demand()
 
     def close(self) -> None:
         """Free the shared memory; no worker may be left."""

@@ -189,9 +189,9 @@ class VersionSplit(SplitModel):
         for version in (self.stable, self.new):
             version.router.take_late(on)
 
-    def expired(self, tenant: Tenant | None = None) -> None:
-        """See `Model.expired`."""
-        (self.new if self.alone else self.stable).router.expired(tenant)
+    def count_expired(self, tenant: Tenant | None = None) -> None:
+        """See `Model.count_expired`."""
+        (self.new if self.alone else self.stable).router.count_expired(tenant)
 
     def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
@@ -281,10 +281,10 @@ class VersionSplit(SplitModel):
         asked.number = number
         asked.version.router.remember(number, asked.answering)
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """See `Model.labelled`.  Labels of what both versions answered are held against both."""
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """See `Model.count_labels`.  Labels of what both versions answered are held against both."""
         version = self.new if self.new.router.feedback.knows(number) else self.stable
-        found = version.router.labelled(number, labels, client)
+        found = version.router.count_labels(number, labels, client)
         if number in self._early:
             self._early[number] = labels
         else:
@@ -296,7 +296,7 @@ class VersionSplit(SplitModel):
         right = self.stable.router.feedback.is_right
         for (stable, new), label in zip(both, labels, strict=False):
             if label is not None and stable is not None and new is not None:
-                self.tests.labelled(right(new, label), right(stable, label))
+                self.tests.count_label(right(new, label), right(stable, label))
 
     def close(self, given: Any) -> None:
         """See `Model.close`."""

@@ -122,7 +122,7 @@ class FakeModel(Model):
     def take_late(self, on: bool) -> None:
         self.takes_late = on
 
-    def expired(self, tenant: Any = None) -> None:
+    def count_expired(self, tenant: Any = None) -> None:
         self.late += 1
 
     def lend(
@@ -200,7 +200,7 @@ class FakeModel(Model):
         assert number not in self.remembered, "a number is one request's"
         self.remembered[number] = ticket.rows
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         self.labellers.append(client)
         rows = self.remembered.get(number)
         if rows is None:

@@ -331,7 +331,7 @@ class SimulatedFleet:
     def reset_guard(self) -> None:
         """Do nothing: there is no guard (see `clover.interfaces.Fleet.reset_guard`)."""
 
-    def demanded(self) -> dict[str, Asked]:
+    def accuracy_demand(self) -> dict[str, Asked]:
         """Return {}: simulated rows ask for no accuracy of their own."""
         return {}
 

@@ -205,7 +205,7 @@ class ReleaseTests:
         """Count a row that both versions answered."""
         self.tests["differs"].add(0.0 if same else 1.0)
 
-    def labelled(self, new_right: bool, stable_right: bool) -> None:
+    def count_label(self, new_right: bool, stable_right: bool) -> None:
         """Count a row that both versions answered and whose label came."""
         self.tests["accuracy"].add(float(stable_right) - float(new_right))
 

@@ -116,8 +116,8 @@ class Monitor:
         else:
             self.feedback.remember(number, ticket.variants, [self._reader.read(slot) for slot in slots])
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """Count the labels of a remembered request; see `Model.labelled`.
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """Count the labels of a remembered request; see `Model.count_labels`.
 
         Raises BadRequest if the family judges answers by a metric of its own.
         """

@@ -147,8 +147,8 @@ class Router(Model):
         """See `Model.take_late`."""
         self.admission.takes_late = on
 
-    def expired(self, tenant: Tenant | None = None) -> None:
-        """See `Model.expired`."""
+    def count_expired(self, tenant: Tenant | None = None) -> None:
+        """See `Model.count_expired`."""
         self.traffic.refused(504)
         if tenant is not None:
             self.traffic.of(tenant.name).count(504)
@@ -260,9 +260,9 @@ class Router(Model):
         """See `Model.remember`."""
         self.monitor.remember(number, given)
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """See `Model.labelled`."""
-        return self.monitor.labelled(number, labels, client)
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """See `Model.count_labels`."""
+        return self.monitor.count_labels(number, labels, client)
 
     def close(self, given: Any) -> None:
         """See `Model.close`; closing twice does nothing."""

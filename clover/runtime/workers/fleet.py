@@ -331,8 +331,8 @@ class FamilyFleet:
         """See `Fleet.reset_guard`."""
         self.router.guard.reset()
 
-    def demanded(self) -> dict[str, Asked]:
-        """See `Fleet.demanded`."""
+    def accuracy_demand(self) -> dict[str, Asked]:
+        """See `Fleet.accuracy_demand`."""
         return self.router.demand.report(self._clock())
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:

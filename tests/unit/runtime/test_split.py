@@ -278,7 +278,7 @@ def test_labels_of_the_new_version_s_answers_are_known_as_long_as_those_answers_
     scene.answer(new=True)
     scene.new.router.remember(7, ticket)  # as for a request by path
     scene.split.close(ticket)
-    assert scene.split.labelled(7, [0], "someone")["right"] == 1
+    assert scene.split.count_labels(7, [0], "someone")["right"] == 1
     scene.close()
 
 
@@ -305,7 +305,7 @@ def test_rows_that_both_answer_are_compared_and_so_are_their_labels() -> None:
     tests = scene.tests.tests
     assert (tests["differs"].count, tests["differs"].mean, scene.split.pairs) == (2, 0.5, 2)
     for number in (11, 12):
-        assert scene.split.labelled(number, [0], "someone")["right"] == 1
+        assert scene.split.count_labels(number, [0], "someone")["right"] == 1
     assert (tests["accuracy"].count, tests["accuracy"].mean) == (2, 0.5)  # the new one is wrong once more
     assert scene.stable.slab.input(0)[0].tolist() == [12.0, 12.0]
     scene.close()
@@ -317,7 +317,7 @@ def test_labels_may_come_before_the_second_answer() -> None:
     scene.answer(new=False, values=(1.0, 0.0))
     scene.split.remember(5, ticket)
     scene.split.close(ticket)
-    assert scene.split.labelled(5, [0], "someone")["right"] == 1
+    assert scene.split.count_labels(5, [0], "someone")["right"] == 1
     assert scene.tests.tests["accuracy"].count == 0
     scene.answer(new=True, values=(0.0, 1.0))
     assert (scene.tests.tests["accuracy"].count, scene.tests.tests["accuracy"].mean) == (1, 1.0)

@@ -121,7 +121,7 @@ def test_labels_decide_where_the_version_answers_worse() -> None:
     rows = 0
     while not tests.verdict(0.0).action:
         place = random.random()
-        tests.labelled(new_right=place > 0.03, stable_right=not 0.03 <= place < 0.04)  # 3 % lost, 1 % won
+        tests.count_label(new_right=place > 0.03, stable_right=not 0.03 <= place < 0.04)  # 3 % lost, 1 % won
         rows += 1
     found = tests.verdict(0.0)
     assert (found.action, found.why.partition(":")[0]) == ("roll back", "accuracy")

@@ -209,7 +209,7 @@ def test_labels_may_come_for_an_answer_of_the_cache() -> None:
     ticket = scene.asked()
     scene.router.remember(7, ticket)
     scene.router.close(ticket)
-    assert scene.router.labelled(7, [0], "client")["rows"] == 1
+    assert scene.router.count_labels(7, [0], "client")["rows"] == 1
     assert scene.router.feedback.labelled == [0, 0, 1]
 
 

@@ -115,7 +115,7 @@ def test_whether_a_request_would_be_refused_is_said_without_refusing_it() -> Non
     assert router.traffic.codes == codes
     router.take_late(False)
     assert router.retry_in_s(7) > 0.0
-    router.expired(acme)
+    router.count_expired(acme)
     assert router.traffic.codes == codes | {429: codes.get(429, 0) + 1, 504: 1}
     assert router.traffic.by_tenant()["acme"].requests == {504: 1}
 
