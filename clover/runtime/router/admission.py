@@ -127,9 +127,9 @@ class Admission:
         now_ns = state.now_ns()
         if rows != 1 and not 1 <= rows <= state.queue_rows:
             if rows < 1:
-                raise state.refused(BadRequest("a request needs at least one row"))
+                raise state.record_refusal(BadRequest("a request needs at least one row"))
             most = state.queue_rows
-            raise state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
+            raise state.record_refusal(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
         self._admit(rows, flow, request, now_ns, closed)
         kept = state.table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
         ticket = state.table.reserve(rows, now_ns) if not kept else None
@@ -186,8 +186,8 @@ class Admission:
         after which to retry."""
         rows = int(self._usual_rows + 0.5)
         self._state.traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
-        self._state.traffic.refused(429)
-        self._state.traffic.overloaded(why)
+        self._state.traffic.record_refusal(429)
+        self._state.traffic.record_overload(why)
         return float(self._book.book(request, flow, rows, now_ns, self._refused_before(flow, request, now_ns)))
 
     def _refuse(
@@ -197,18 +197,18 @@ class Admission:
         return the error to raise.  `too_short`: no worker that has something to do meets their timeout."""
         before = self._refused_before(flow, request, now_ns)
         if before >= _TRIES and (too_short or rows > self._max_batch):
-            self._state.traffic.overloaded(why)
+            self._state.traffic.record_overload(why)
             message += ", each time that this request came back: "
             if rows > self._max_batch:
-                return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
-            return self._state.refused(DeadlineMissed(f"{message}set a longer timeout"))
-        return self._state.overloaded(why, message, float(self._book.book(request, flow, rows, now_ns, before)))
+                return self._state.record_refusal(TooLarge(f"{message}send fewer than {rows} rows at once"))
+            return self._state.record_refusal(DeadlineMissed(f"{message}set a longer timeout"))
+        return self._state.record_overload(why, message, float(self._book.book(request, flow, rows, now_ns, before)))
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
         """Return how often a request that is refused was before, if it comes when it was asked to; 0 otherwise."""
         before = self._book.use(request or flow, now_ns) if self._book.places else 0
         if before:
-            self._state.traffic.came_back("refused")
+            self._state.traffic.record_return("refused")
         return before
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
@@ -273,7 +273,7 @@ class Admission:
         self._state.traffic.arrivals.add(now_ns, rows)
         self._usual_rows += (rows - self._usual_rows) * _NEWEST
         if closed or not (self._state.lanes.live or self._state.coming):
-            raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
+            raise self._state.record_refusal(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
         part = self._part(flow, request, now_ns)
         if self._full(rows, flow, part):
             self._dispatch.make_room(now_ns, False)
@@ -353,7 +353,7 @@ class Admission:
         if found == _LATE:
             never = self._never(lane, rows, timeout_ns, now_ns)
             if never is not None:
-                raise state.refused(never)
+                raise state.record_refusal(never)
             why = "too many rows wait: the answer would come after the deadline"
             too_short = state.lanes.paces[lane].least_ns > timeout_ns
             raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns, too_short)
@@ -404,9 +404,9 @@ class Admission:
             raise ValueError("a ticket is submitted once, while it is open")
         now_ns = state.now_ns()
         if timeout_ns < 0:
-            raise state.refused(DeadlineMissed("the deadline has passed already"))
+            raise state.record_refusal(DeadlineMissed("the deadline has passed already"))
         if 0.0 < min_accuracy <= 1.0:
-            raise state.refused(BadRequest(_FRACTION))
+            raise state.record_refusal(BadRequest(_FRACTION))
         if self._cached is not None and self._cached.answer(ticket, min_accuracy, cascade, now_ns):
             ticket.context, ticket.on_done = context, on_done
             self._completion.recall(ticket)
@@ -427,7 +427,7 @@ class Admission:
             timeout_ns = state.timeout_ns
         timeout_ns = min(timeout_ns or state.timeout_ns, FOREVER_NS) - ticket.waited_ns
         if timeout_ns <= 0:
-            raise state.refused(DeadlineMissed("the deadline has passed already"))
+            raise state.record_refusal(DeadlineMissed("the deadline has passed already"))
         ticket.key, ticket.min_accuracy = key, min_accuracy
         ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns
@@ -446,7 +446,7 @@ class Admission:
         else:
             self._push_rows(ticket, mask, timeout_ns, now_ns)
         if self._book.places and self._book.use(ticket.request or ticket.flow, now_ns):
-            state.traffic.came_back("taken")
+            state.traffic.record_return("taken")
         self._standby.rows += len(slots)
         ticket.context, ticket.on_done = context, on_done
         ticket.outstanding = len(slots)
@@ -464,17 +464,17 @@ class Admission:
         raises BadRequest or Unavailable if it cannot."""
         state = self._state
         if min_accuracy > 0.0 and max(state.accuracy) < min_accuracy:
-            raise state.refused(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
+            raise state.record_refusal(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
         if variant < 0:
             if not state.coming:
-                raise state.refused(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
+                raise state.record_refusal(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
             return
         rows = len(ticket.slots)
         coming = bool(state.coming & state.lanes.able(min_accuracy))
         declined = state.demand.declined_to_wait(variant, rows, coming=coming)
         if declined is not None:
             state.demand.count_declined(variant, rows)
-            raise state.refused(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
+            raise state.record_refusal(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
         ticket.awaits = variant
         state.demand.wait(variant, rows)
 
@@ -508,4 +508,4 @@ class Admission:
         try:
             return self._keys.of(ticket.slots)
         except BadRequest as error:
-            raise self._state.refused(error) from None
+            raise self._state.record_refusal(error) from None

@@ -111,7 +111,7 @@ class CachedAnswers:
         ticket.submit_ns = ticket.done_ns = now_ns
         traffic, rows = self._state.traffic, len(found)
         traffic.arrivals.add(now_ns, -rows)  # plans are made for rows that are computed
-        traffic.finished(200, ticket.arrival_ns, now_ns, now_ns, 0, 0, False)
+        traffic.record_outcome(200, ticket.arrival_ns, now_ns, now_ns, 0, 0, False)
         tenant = ""
         if ticket.tenant is not None:
             tenant = ticket.tenant.name

@@ -130,7 +130,7 @@ class Completion:
                 meter.answered += answered
                 if batch.tenants is not None:
                     meter.note_answered(batch.tenants)
-                    state.traffic.answered_to(link.lane, batch.tenants)
+                    state.traffic.record_tenants(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
@@ -281,7 +281,7 @@ class Completion:
         ticket.error = error
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
-        state.traffic.finished(
+        state.traffic.record_outcome(
             status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
         if ticket.tenant is not None:
@@ -336,7 +336,7 @@ class Completion:
                     self.finish(ticket, 200, "", now_ns)
                 continue
             if ticket.audit is None:
-                state.traffic.overloaded("dropped")
+                state.traffic.record_overload("dropped")
             self.finish(ticket, 504, "the deadline would have passed before an answer was there", now_ns)
 
     def unserved(self, ticket: RouterTicket, now_ns: int) -> None:

@@ -87,7 +87,7 @@ class Escalation:
             ticket.paths[row] = before[:-1]
         self._state.traffic.rows[before[-1]] += 1
         tenant = ticket.tenant.name if ticket.tenant is not None else ""
-        self._state.traffic.answered_to(before[-1], [tenant])
+        self._state.traffic.record_tenants(before[-1], [tenant])
         book_kept(self._account.usage, self._state.name, self._state.traffic.variants[before[-1]], tenant)
         self.kept += 1
         self._cut_short(ticket, ticket.chain, row, before[-1], why)
@@ -148,7 +148,7 @@ class Escalation:
             ticket.cut_short.add(row)
         else:
             ticket.cut_short = {row}
-        self._state.traffic.cut(why)
+        self._state.traffic.record_cut_short(why)
         stage = chain.stage(lane)
         usual = self._state.lanes.accuracy[lane]
         self._ends(ticket, ticket.slots[row], chain.cut[stage] if stage >= 0 else usual, usual)

@@ -149,7 +149,7 @@ class Router(Model):
 
     def count_expired(self, tenant: Tenant | None = None) -> None:
         """See `Model.count_expired`."""
-        self.traffic.refused(504)
+        self.traffic.record_refusal(504)
         if tenant is not None:
             self.traffic.of(tenant.name).count(504)
 
@@ -202,7 +202,7 @@ class Router(Model):
         try:
             self.admission.submit(ticket, on_done, timeout_ns, min_accuracy, cascade, context)
         except RequestError as error:
-            self.gate.refused(ticket.tenant, len(ticket.slots), error)
+            self.gate.record_refusal(ticket.tenant, len(ticket.slots), error)
             raise
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
@@ -279,13 +279,13 @@ class Router(Model):
             self.state.table.cancel(ticket)
             if self.state.lanes.leaving or self.state.lanes.delayed:
                 self.dispatch.wake()  # a worker may have stayed for these rows, or others wait in vain for company
-            self.traffic.refused(499)
+            self.traffic.record_refusal(499)
             if ticket.tenant is not None:
                 self.traffic.of(ticket.tenant.name).count(499)
             self.monitor.abandoned(ticket)
         elif ticket.status == 200:
             now_ns = self.state.now_ns()
-            self.traffic.answered(now_ns - ticket.done_ns)
+            self.traffic.record_answer(now_ns - ticket.done_ns)
             self.monitor.closed(ticket, now_ns)
         else:
             self.admission.end_loan(ticket)

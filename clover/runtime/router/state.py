@@ -88,14 +88,14 @@ class RouterState:
         """Return the time of the router's clock, without a Python call if that is the machine's."""
         return monotonic_ns() if self._real else self.clock()
 
-    def overloaded(self, why: str, message: str, retry_after_s: float) -> RequestError:
+    def record_overload(self, why: str, message: str, retry_after_s: float) -> RequestError:
         """Count a request that is refused because of overload, for the reason `why`; return the error to raise."""
-        self.traffic.overloaded(why)
-        return self.refused(Overloaded(message, retry_after_s=retry_after_s))
+        self.traffic.record_overload(why)
+        return self.record_refusal(Overloaded(message, retry_after_s=retry_after_s))
 
-    def refused(self, error: RequestError) -> RequestError:
+    def record_refusal(self, error: RequestError) -> RequestError:
         """Count a refused request by its status; return `error`, to be raised."""
-        self.traffic.refused(error.status)
+        self.traffic.record_refusal(error.status)
         return error
 
 

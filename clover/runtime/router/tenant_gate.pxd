@@ -13,4 +13,4 @@ cdef class TenantGate:
     cdef int room(self, int64_t flow, int64_t request, object tenant) except -1
     cdef tuple lend(self, Py_ssize_t rows, tuple came_by, object tenant, object fixed, str closed)
     cdef admit_lent(self, RouterTicket ticket, object tenant, str closed)
-    cdef refused(self, object tenant, Py_ssize_t rows, object error)
+    cdef record_refusal(self, object tenant, Py_ssize_t rows, object error)

@@ -34,7 +34,7 @@ class TenantGate:
         try:
             ticket = self._admission.open(rows, tenant.flow, key, closed)
         except RequestError as error:
-            self.refused(tenant, rows, error)
+            self.record_refusal(tenant, rows, error)
             raise
         ticket.tenant, ticket.connection = tenant, flow
         return ticket
@@ -81,10 +81,10 @@ class TenantGate:
         try:
             self._admission.admit_lent(ticket, closed)
         except RequestError as error:
-            self.refused(tenant, rows, error)
+            self.record_refusal(tenant, rows, error)
             raise
 
-    def refused(self, tenant: Tenant, rows: int, error: RequestError) -> None:
+    def record_refusal(self, tenant: Tenant, rows: int, error: RequestError) -> None:
         """Count a tenant's request of `rows` rows that was refused after its rate let it through."""
         self._state.traffic.of(tenant.name).count(error.status)
         if tenant.limit is not None:
@@ -98,7 +98,7 @@ class TenantGate:
         if rows > limit.burst:
             self._state.traffic.of(tenant.name).count(TooLarge.status)
             why = f"a request of tenant {tenant.name} has at most {limit.burst} rows (burst), and this one has {rows}"
-            return self._state.refused(TooLarge(why))
+            return self._state.record_refusal(TooLarge(why))
         wait_s = limit.take(key, rows, self._state.now_ns())
         return self._over(tenant, limit, wait_s) if wait_s else None
 
@@ -108,4 +108,4 @@ class TenantGate:
         counts.count(Overloaded.status)
         counts.limited += 1
         why = f"tenant {tenant.name} is over its limit of {limit.rate:g} rows a second; try again after Retry-After"
-        return self._state.refused(Overloaded(why, retry_after_s=float(wait_s)))
+        return self._state.record_refusal(Overloaded(why, retry_after_s=float(wait_s)))

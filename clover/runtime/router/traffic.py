@@ -233,15 +233,15 @@ class Traffic:
     def _named(self, rows: Sequence[int]) -> dict[str, int]:
         return dict(zip(self.variants, rows, strict=True))
 
-    def refused(self, status: int) -> None:
+    def record_refusal(self, status: int) -> None:
         """Count a request that never entered the queue, or left it without an answer, by its HTTP status."""
         self._refused[status] = self._refused.get(status, 0) + 1
 
-    def overloaded(self, why: str) -> None:
+    def record_overload(self, why: str) -> None:
         """Count a request that was refused or given up because of overload."""
         self.overload[why] = self.overload.get(why, 0) + 1
 
-    def came_back(self, outcome: str) -> None:
+    def record_return(self, outcome: str) -> None:
         """Count a request that came back when it had been asked to."""
         self.retries[outcome] = self.retries.get(outcome, 0) + 1
 
@@ -259,17 +259,17 @@ class Traffic:
         self.escalated[lane] += escalated
         self.served.add(now_ns, rows - escalated - audits)
 
-    def answered_to(self, lane: int, tenants: list[str]) -> None:
+    def record_tenants(self, lane: int, tenants: list[str]) -> None:
         """Count which tenants' rows are among those that `lane` answered, one a row (empty: of none)."""
         for tenant in tenants:
             if tenant:
                 self.of(tenant).rows[lane] += 1
 
-    def cut(self, why: str) -> None:
+    def record_cut_short(self, why: str) -> None:
         """Count a row that keeps its answer although it should have been escalated."""
         self.cut_short[why] = self.cut_short.get(why, 0) + 1
 
-    def finished(
+    def record_outcome(
         self,
         status: int,
         arrival_ns: int,
@@ -283,7 +283,7 @@ class Traffic:
         trailing p95: it waited for a worker that was not there."""
         latency_ns = done_ns - arrival_ns
         if status != 200:
-            self.refused(status)
+            self.record_refusal(status)
             self._fail.add(latency_ns)
             return
         self._fine += 1
@@ -297,7 +297,7 @@ class Traffic:
         self._infer.add(compute_ns)
         self._last_ns = done_ns
 
-    def answered(self, output_ns: int) -> None:
+    def record_answer(self, output_ns: int) -> None:
         """Count a finished request that was read and closed `output_ns` after its answer was there."""
         self._output.add(output_ns)
 

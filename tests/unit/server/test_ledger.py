@@ -92,7 +92,7 @@ class Scene:
                 self.account.receipt("m", meter.variant, 90.0, rows, 0.01 * rows, chance.choice(("acme", "")))
                 for _ in range(rows):
                     took_ns = chance.randrange(40) * MS_NS
-                    self.traffic.finished(200, now_ns - took_ns, now_ns - took_ns, now_ns, 0, MS_NS)
+                    self.traffic.record_outcome(200, now_ns - took_ns, now_ns - took_ns, now_ns, 0, MS_NS)
         for device in DEVICES:
             self.joules[device] += chance.uniform(5.0, 15.0)
             if chance.random() < 0.8:

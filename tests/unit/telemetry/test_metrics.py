@@ -64,12 +64,12 @@ GUARDED = {
 def source() -> Any:
     traffic = Traffic(["small", "large"])
     for latency_ms in (2, 2, 30):
-        traffic.finished(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
-    traffic.refused(429)
+        traffic.record_outcome(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
+    traffic.record_refusal(429)
     traffic.batch(0, 3, 0, MS, SECOND)
     traffic.batch(1, 8, 0, MS, SECOND)
     traffic.poisoned = 1
-    traffic.overloaded("late")
+    traffic.record_overload("late")
     return SimpleNamespace(
         traffic=traffic,
         ready=True,
@@ -448,7 +448,7 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
     model = source()
     model.traffic.of("acme").count(429)
     model.traffic.of("acme").limited = 1
-    model.traffic.answered_to(0, ["acme"] * 2)
+    model.traffic.record_tenants(0, ["acme"] * 2)
     model.tenants = model.traffic.by_tenant()
     chain: Any = SimpleNamespace(last=reading, counts={}, failures={}, errors={}, live={})
     found = scrape(Metrics(families=lambda: {"m": model}, account=account, chain=chain))
