@@ -133,7 +133,7 @@ class Admission:
         self._admit(rows, flow, request, now_ns, closed)
         kept = state.table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
         ticket = state.table.reserve(rows, now_ns) if not kept else None
-        if ticket is None and not kept and self._completion.give_up(self._monitor.audits.queued(), "full"):
+        if ticket is None and not kept and self._completion.give_up(self._monitor.audits.list_queued(), "full"):
             ticket = state.table.reserve(rows, now_ns)
         if ticket is None:
             self._dispatch.make_room(now_ns, False)  # for the next one: slots come back once clients have their answers
@@ -280,7 +280,7 @@ class Admission:
             if self._full(rows, flow, part):
                 raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
         if self._state.batcher.depth() + rows > self._state.queue_rows:
-            self._completion.give_up(self._monitor.audits.queued(), "full")
+            self._completion.give_up(self._monitor.audits.list_queued(), "full")
 
     def _full(self, rows: int, flow: int, part: float) -> bool:
         """Return whether clients' rows leave no room in the queue for `rows` more of `flow`, which find `part` of it;
@@ -453,7 +453,7 @@ class Admission:
         if self._monitor.auditing:
             self._monitor.audits.mark(ticket, now_ns)
         ticket.phase = PENDING
-        state.company.came(now_ns)
+        state.company.record_arrival(now_ns)
         state.deadlines.add(ticket, now_ns)
         self._dispatch.wake()
         if len(slots) > 1 and ticket.awaits < 0 and mask & live & ~state.lanes.live:

@@ -367,17 +367,17 @@ class Audits:
             return
         self._compare(audit, ticket.variants[0], answer)
 
-    def queued(self) -> list[RouterTicket]:
+    def list_queued(self) -> list[RouterTicket]:
         """Return the audits that wait in the queue."""
         return [ticket for slot, ticket in self.waiting.items() if self._state.table.state[slot] == QUEUED]
 
     def waiting_for(self, lane: int = -1) -> int:
         """Return how many audits wait in the queue of `lane` (-1: of any), behind all clients' rows."""
-        return sum(lane in (-1, ticket.variants[0]) for ticket in self.queued()) if self.waiting else 0
+        return sum(lane in (-1, ticket.variants[0]) for ticket in self.list_queued()) if self.waiting else 0
 
     def stranded(self) -> list[RouterTicket]:
         """Return the queued audits whose lane has no worker for them any more."""
-        return [ticket for ticket in self.queued() if not self._state.lanes.is_asked(ticket.variants[0])]
+        return [ticket for ticket in self.list_queued() if not self._state.lanes.is_asked(ticket.variants[0])]
 
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
         """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which

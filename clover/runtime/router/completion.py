@@ -92,7 +92,7 @@ class Completion:
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
         if status == ROWS_REFUSED:
             status, refused = 0, state.memory.refusals(batch.slots)
-        link.landed(batch, now_ns)
+        link.record_done(batch, now_ns)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
         least_ns = min(max(batch.sent_ns, process.ended_ns), now_ns)
@@ -101,7 +101,7 @@ class Completion:
         busy_ns = end_ns - start_ns
         pace = state.lanes.paces[link.lane]
         # Of a worker that several lanes share, the batch before is another lane's, and the batcher adds its time.
-        pace.done(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
+        pace.record_batch(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
         state.batcher.expect(link.lane, pace.least_ns)
         state.batcher.credit(link.index, end_ns)
         meter = link.meter
@@ -164,7 +164,7 @@ class Completion:
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
-            ticket = state.table.landed(slot)
+            ticket = state.table.take_back(slot)
             if ticket is None:
                 late += 1
                 if not status:
@@ -274,7 +274,7 @@ class Completion:
             ticket.phase = CLOSED
             state.table.close(ticket)
             return
-        state.company.left(now_ns)
+        state.company.record_departure(now_ns)
         self.stop_waiting(ticket)
         ticket.phase = DONE
         ticket.status = status
@@ -358,7 +358,7 @@ class Completion:
         they have.  The others wait on, no longer than the family's timeout."""
         state = self._state
         state.stranded = False
-        for slot, ticket in state.table.queued():
+        for slot, ticket in state.table.list_queued():
             row = ticket.row_of(slot)
             lane = ticket.variants[row]
             if state.table.state[slot] != QUEUED or ticket.audit is not None or state.lanes.is_staffed(lane):

@@ -61,7 +61,7 @@ class Dispatch:
         self._completion.expire(now_ns)
         self._form_batches(now_ns)
         if self._standby.update(now_ns):
-            self._completion.give_up(self._audits.queued(), "relief")
+            self._completion.give_up(self._audits.list_queued(), "relief")
             self._form_batches(now_ns)
         if self._state.lanes.leaving and self._state.lanes.detach_done():
             self._completion.move_stranded(now_ns)  # rows that came later than those that a worker stayed for
@@ -115,14 +115,14 @@ class Dispatch:
         batcher, out = state.batcher, self._out
         broken: list[tuple[WorkerHandle, str]] = []
         if state.lanes.delayed:
-            batcher.patient = state.company.expected(now_ns)
+            batcher.patient = state.company.expects_more(now_ns)
         formed = batcher.dispatch(now_ns, out)
         while formed is not None:
             index, count = formed
             link = state.lanes.by_index(index)
             pace = state.lanes.paces[link.lane]
             if pace.since_ns:
-                pace.left(now_ns, count, batcher.depth(link.lane), batcher.most(index))
+                pace.record_departure(now_ns, count, batcher.depth(link.lane), batcher.most(index))
             self._batch_id += 1
             slots: list[int] = out[:count].tolist()
             ordered = sorted(slots)
@@ -134,7 +134,7 @@ class Dispatch:
             batch = Batch(self._batch_id, slots, now_ns)
             if state.tenanted:
                 batch.tenants = state.table.tenants(slots)
-            link.sent(batch, now_ns)
+            link.record_sent(batch, now_ns)
             try:
                 # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
                 sent = link.worker.ring.submit(self._batch_id, out, count, link.place)
@@ -151,7 +151,7 @@ class Dispatch:
             self.busy = False
             for lane, pace in enumerate(state.lanes.paces):
                 saturated = batcher.saturated(lane)
-                pace.saturated(now_ns, saturated)
+                pace.record_saturation(now_ns, saturated)
                 self.busy = self.busy or saturated
         for worker, reason in broken:
             state.lost(worker, reason)

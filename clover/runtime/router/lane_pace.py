@@ -107,7 +107,7 @@ class LanePace:
         self._profiled_ns = 0.0
         self._updated_ns = 0
 
-    def profiled(self, expected: ProfiledPace) -> None:
+    def use_profile(self, expected: ProfiledPace) -> None:
         """Use what the profile says of the lane's workers until more is known."""
         self.useful_rows = expected.useful_rows
         self._profiled_ns = 1e9 / expected.rows_per_s if expected.rows_per_s > 0.0 else 0.0
@@ -120,14 +120,14 @@ class LanePace:
         self._shortest_ns = self._before_ns = self._done = 0
         self._span_ns = self._batches = self._rows = self._fit = self._most = 0.0
 
-    def saturated(self, now_ns: int, yes: bool) -> None:
+    def record_saturation(self, now_ns: int, yes: bool) -> None:
         """Note whether the lane is saturated after all batches were formed."""
         if not yes:
             self.since_ns = 0
         elif not self.since_ns:
             self.since_ns = now_ns
 
-    def left(self, now_ns: int, rows: int, waiting: int, most: int) -> None:
+    def record_departure(self, now_ns: int, rows: int, waiting: int, most: int) -> None:
         """Count a batch of `rows` rows that leaves a saturated lane, in which `waiting` rows are left; it could have
         held `most`."""
         self._span_ns += now_ns - self.since_ns
@@ -143,7 +143,7 @@ class LanePace:
             self._fit *= 0.5
             self._most *= 0.5
 
-    def done(self, took_ns: int, least_ns: int = 0) -> None:
+    def record_batch(self, took_ns: int, least_ns: int = 0) -> None:
         """Take note of a batch that was done `took_ns` after it was dispatched, and would have been after `least_ns`
         (0: no sooner) if no batch of another lane had been before it."""
         least_ns = least_ns or took_ns

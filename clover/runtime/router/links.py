@@ -116,7 +116,7 @@ class Link:
         self.batches: dict[int, Batch] = {}
         self.on_idle: list[Callable[[], None]] = []
 
-    def sent(self, batch: Batch, now_ns: int) -> None:
+    def record_sent(self, batch: Batch, now_ns: int) -> None:
         """Note that `batch` is with the worker."""
         process = self.process
         if not process.held:
@@ -126,7 +126,7 @@ class Link:
         if self.leaving:
             self.remaining -= len(batch.slots)
 
-    def landed(self, batch: Batch, now_ns: int) -> None:
+    def record_done(self, batch: Batch, now_ns: int) -> None:
         """Note that the worker completed `batch`."""
         del self.batches[batch.id]
         process = self.process

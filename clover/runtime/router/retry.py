@@ -41,7 +41,7 @@ class Retry:
         count."""
         begun_batches = max(len(batches) - untaken, 0)
         begun = {slot for batch in batches[:begun_batches] for slot in batch.slots}
-        landed = [(slot, self._state.table.landed(slot)) for batch in batches for slot in batch.slots]
+        landed = [(slot, self._state.table.take_back(slot)) for batch in batches for slot in batch.slots]
         guilty = set()
         for slot, ticket in landed:
             if ticket is not None and slot in begun:
@@ -73,7 +73,7 @@ class Retry:
             if ticket is not None and ticket.phase == PENDING:
                 self._isolate(ticket)
         for slot in batch.slots:
-            ticket = table.landed(slot)
+            ticket = table.take_back(slot)
             if ticket is not None:
                 self._state.traffic.retried_rows += 1
                 self._retried[slot] = ticket.key
@@ -117,7 +117,7 @@ class Retry:
     def _waiting(self) -> list[tuple[int, RouterTicket]]:
         """Return every queued slot with its ticket, those that were submitted first in front: rows that move to another
         lane take new places there."""
-        return sorted(self._state.table.queued(), key=lambda queued: queued[1].submit_ns)
+        return sorted(self._state.table.list_queued(), key=lambda queued: queued[1].submit_ns)
 
     def again(self, ticket: RouterTicket, slot: int, now_ns: int) -> None:
         """Queue one row of a pending ticket again."""

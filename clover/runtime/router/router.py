@@ -272,7 +272,7 @@ class Router(Model):
             return
         ticket.phase = CLOSED
         if phase == PENDING:
-            self.state.company.left(self.state.now_ns())
+            self.state.company.record_departure(self.state.now_ns())
             self.state.deadlines.discard(ticket)
             self._completion.stop_waiting(ticket)
             self._completion.withdraw(ticket)
@@ -326,7 +326,7 @@ class Router(Model):
         """Use what the profile says of how fast the workers of each lane serve, until that is measured.  Of lanes that
         are not in `paces` nothing is known."""
         for lane, pace in enumerate(self.state.lanes.paces):
-            pace.profiled(paces.get(lane, ProfiledPace()))
+            pace.use_profile(paces.get(lane, ProfiledPace()))
 
     def expect(self, profile: FamilyProfile | None) -> None:
         """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`."""

@@ -127,7 +127,7 @@ class Company:
         self._came_with = array("d", [0.0]) * (MOST_HERE + 1)
         self._spent_ns_with = array("d", [0.0]) * (MOST_HERE + 1)
 
-    def came(self, now_ns: int) -> None:
+    def record_arrival(self, now_ns: int) -> None:
         """Count a request that was submitted."""
         here = self._spend(now_ns)
         self._came_with[here] += 1.0
@@ -137,12 +137,12 @@ class Company:
         if self._unfaded == _HALF_LIFE:
             self._halve()
 
-    def left(self, now_ns: int) -> None:
+    def record_departure(self, now_ns: int) -> None:
         """Count a request that was answered, or given up."""
         self._spend(now_ns)
         self.here = max(self.here - 1, 0)
 
-    def expected(self, now_ns: int) -> bool:
+    def expects_more(self, now_ns: int) -> bool:
         """Return whether further requests come about as often as ever while those are here that are here."""
         here = self._spend(now_ns)
         if self._spent_ns <= 0.0:
