@@ -174,7 +174,7 @@ class VersionSplit(SplitModel):
         """Count a request that the new version refused and the stable one took."""
         self.new.requests += 1
         self.new.failed += 1
-        self.tests.answered(True, True, 0.0, rows, self._clock())
+        self.tests.record_request(True, True, 0.0, rows, self._clock())
 
     def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
         """See `Model.retry_in_s`."""
@@ -311,7 +311,7 @@ class VersionSplit(SplitModel):
             known = ticket.status == 200 and not failed and not recalled
             latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if known else 0.0
             (self.new if new else self.stable).failed += failed
-            self.tests.answered(new, failed, latency_ms, len(ticket.slots), self._clock())
+            self.tests.record_request(new, failed, latency_ms, len(ticket.slots), self._clock())
         if asked.paired and answering.status == 200 and not self.alone and not self.closed_reason:
             self._pair(asked)
         if answering is not ticket:
@@ -400,14 +400,14 @@ class VersionSplit(SplitModel):
         try:
             if ticket.status == 400:  # some row that the stable version has answered
                 self.pairs += 1
-                self.tests.compared(False)
+                self.tests.record_comparison(False)
             if ticket.status != 200:
                 return
             self.pairs += 1
             both = [(one, self.new.reader.read(slot)) for one, slot in zip(said, ticket.slots, strict=True)]
             for stable, new in both:
                 if stable is not None:
-                    self.tests.compared(new is not None and same_answer(stable, new))
+                    self.tests.record_comparison(new is not None and same_answer(stable, new))
             if early:
                 self._judge(both, early)
             elif number and all(map(_kept, both)):

@@ -67,7 +67,7 @@ class EscalationLimit:
         self._recent = self._over = 0  # recent rows, and those of clients over their limit
         self._slack, self._most = SLACK, FAMILY  # read with each row: an attribute has its C type
 
-    def answered(self, sender: Sender, planned: float) -> None:
+    def record_row(self, sender: Sender, planned: float) -> None:
         """Count a row that was answered first, by a chain of which `planned` escalations a row are expected."""
         self.planned = planned
         self._rows += 1

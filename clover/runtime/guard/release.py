@@ -194,14 +194,14 @@ class ReleaseTests:
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def answered(self, new: bool, failed: bool, latency_ms: float, rows: int, now_s: float) -> None:
+    def record_request(self, new: bool, failed: bool, latency_ms: float, rows: int, now_s: float) -> None:
         """Count a request that a client sent and that ended: of the new version or the stable one.  A latency of 0 is
         not known."""
         if now_s >= self._block_s + self.limits.block_s:
             self.look(now_s)
         (self._new if new else self._stable).add(failed, latency_ms, rows)
 
-    def compared(self, same: bool) -> None:
+    def record_comparison(self, same: bool) -> None:
         """Count a row that both versions answered."""
         self.tests["differs"].add(0.0 if same else 1.0)
 

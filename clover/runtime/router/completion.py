@@ -252,8 +252,8 @@ class Completion:
 
     def move_stranded(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to another lane, and give up audits that do."""
-        self.give_up(self._monitor.audits.stranded(), "nobody")
-        self._retry.stranded(now_ns)
+        self.give_up(self._monitor.audits.list_stranded(), "nobody")
+        self._retry.move_rows(now_ns)
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class Completion:
             self.withdraw(ticket)
             state.table.cancel(ticket)
         if ticket.audit is not None:
-            self._monitor.audits.finished(ticket, status)
+            self._monitor.audits.record_audit(ticket, status)
             ticket.phase = CLOSED
             state.table.close(ticket)
             return

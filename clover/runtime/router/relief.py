@@ -162,7 +162,7 @@ class StandbyRouting:
             self._retry.shift(standby.lane, now_ns)
         else:
             self._state.lanes.end_relief()
-            self._retry.stranded(now_ns)
+            self._retry.move_rows(now_ns)
         return True
 
     def _wait_ns(self, rate: float, lane: int) -> float:

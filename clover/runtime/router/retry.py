@@ -85,7 +85,7 @@ class Retry:
         owners = [(slot, self._state.table.owner[slot]) for slot in slots]
         return all(owner is None or self._retried.get(slot) != owner.key for slot, owner in owners)
 
-    def stranded(self, now_ns: int) -> None:
+    def move_rows(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to a live lane that is accurate enough, if there is one."""
         lanes, batcher = self._state.lanes, self._state.batcher
         every = range(len(lanes.accuracy))

@@ -282,14 +282,14 @@ class Router(Model):
             self.traffic.record_refusal(499)
             if ticket.tenant is not None:
                 self.traffic.of(ticket.tenant.name).count(499)
-            self.monitor.abandoned(ticket)
+            self.monitor.give_up_audits(ticket)
         elif ticket.status == 200:
             now_ns = self.state.now_ns()
             self.traffic.record_answer(now_ns - ticket.done_ns)
-            self.monitor.closed(ticket, now_ns)
+            self.monitor.record_answered(ticket, now_ns)
         else:
             self.admission.end_loan(ticket)
-            self.monitor.abandoned(ticket)
+            self.monitor.give_up_audits(ticket)
         ticket.on_done = None
         self.state.table.close(ticket)
 
