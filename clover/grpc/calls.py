@@ -306,7 +306,7 @@ class CallHandlers:
         try:
             answer = await work
         except (asyncio.CancelledError, grpc.aio.InternalError):  # grpcio's error if the client has gone
-            stats.answered("CANCELLED")
+            stats.record_answer("CANCELLED")
             raise
         except RequestError as error:
             failed = error
@@ -314,7 +314,7 @@ class CallHandlers:
             log.exception("a call failed")
             failed = shortage(error) or RequestError(FAILED)
         else:
-            stats.answered("OK")
+            stats.record_answer("OK")
             return answer
         finally:
             stats.open_calls -= 1
@@ -323,6 +323,6 @@ class CallHandlers:
     async def end(self, context: Any, error: RequestError) -> NoReturn:
         """End a call with an error, and count it.  Metadata that was set for its end stays."""
         code = code_of(error)
-        self.stats.answered(code.name)
+        self.stats.record_answer(code.name)
         await context.abort(code, shown(error), (*(context.trailing_metadata() or ()), *retry_metadata(error)))
         raise AssertionError("abort raises")

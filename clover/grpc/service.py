@@ -227,9 +227,9 @@ class OipService:
             log.exception("a request of a stream failed")
             failed = shortage(error) or RequestError(FAILED)
         else:
-            self._stats.answered("OK")
+            self._stats.record_answer("OK")
             return wire.with_fields(b"", _STREAMED, (answer,))
-        self._stats.answered(code_of(failed).name)
+        self._stats.record_answer(code_of(failed).name)
         return bytes(
             _StreamAnswer(error_message=shown(failed), infer_response=ModelInferResponse(id=given)).SerializeToString()
         )

@@ -399,7 +399,7 @@ class Incoming(Outgoing):
         """Say that a body is not coming any more, where that is counted."""
         coming, self._coming = self._coming, None
         if coming is not None:
-            coming.came()
+            coming.record_body()
 
     def let_go(self, waited_ns: int, late: bool) -> bool:
         """See `HeldConnection.let_go`."""

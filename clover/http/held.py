@@ -127,11 +127,11 @@ class HeldRequests:
         waiting.append((connection, flow, request, self._clock()))
         return True
 
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Return whether no request waits, and the next one would be answered in time."""
         return not self._waiting and self._model.room(0, 0, None) == ROOM
 
-    def came(self) -> None:
+    def record_body(self) -> None:
         """Count a body as complete, or given up, that was still coming when its request was let go."""
         self._coming -= 1
         self.wake()

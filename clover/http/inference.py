@@ -116,7 +116,7 @@ class InferEndpoint:
 
     def settle(self) -> None:
         """Hold no more requests, and refuse for the SLO again, once nothing waits and there is room in time."""
-        if self.held is not None and self.held.settled():
+        if self.held is not None and self.held.is_settled():
             self.held = None
             self.model.take_late(False)
 

@@ -85,7 +85,7 @@ class Outgoing(ConnectionBase):
         self._choked = False
         self._mark()
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Move the replies that are next in order to the output."""
         exchanges = self.exchanges
         while exchanges:

@@ -36,7 +36,7 @@ _NUMBERS = itertools.count(1)
 class RequestTracer(Protocol):
     """What makes a span of each inference, if tracing is switched on."""
 
-    def answered(self, exchange: Any, status: int) -> bytes:
+    def record_answer(self, exchange: Any, status: int) -> bytes:
         """Take note of the answer that `exchange` gets, and return the header line of its trace context; empty if it
         is no inference.  Called once for each answer, on the loop, before it is written; never raises."""
 
@@ -59,7 +59,7 @@ class ConnectionBase:
         self.peer = ""
         self.client = ""
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Take notice that an exchange has its reply."""
         raise NotImplementedError
 
@@ -250,7 +250,7 @@ class HttpStats:
         self._fine = 0
         self._others: dict[int, int] = {}
 
-    def answered(self, status: int) -> None:
+    def record_answer(self, status: int) -> None:
         """Count an answer."""
         if status == 200:
             self._fine += 1

@@ -100,7 +100,7 @@ class EventStreams:
                 return
             # Two pushes, so that pages that open together share the bytes of the greeting.
             if connection.push(_HEAD, 0) and connection.push(greeting, len(_HEAD)):
-                connection.state.stats.answered(200)
+                connection.state.stats.record_answer(200)
                 self._open.append(_Stream(exchange, len(greeting) + UNREAD_BYTES))
             else:
                 connection.hang_up()

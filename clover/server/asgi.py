@@ -54,7 +54,7 @@ class AsgiConnection(ConnectionBase):
         self.client = client_of(peer) if peer else ""
         self.answer = answer
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Take notice that the exchange has its reply."""
         if not self.answer.done():
             self.answer.set_result(None)

@@ -64,11 +64,11 @@ class ControlCalls:
         verb = exchange.head.path.rpartition("/")[2]
         self._change(exchange, body, lambda asked, who: self._view.control().command(verb, asked, who), "")
 
-    def audited(self, exchange: Exchange, body: Body, name: str) -> None:
+    def list_calls(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer with the newest calls, refused ones included."""
         exchange.finish_json(self._audit.newest(limit_of(exchange.head)))
 
-    def refused(self, head: Head) -> None:
+    def record_refusal(self, head: Head) -> None:
         """Note a call that its head alone refused."""
         assert head.refusal is not None
         self._note(self._caller(head), head.path, status=head.refusal[0], error=head.refusal[1])

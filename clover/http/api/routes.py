@@ -100,7 +100,7 @@ class Routes:
             "/v2/repository/index": {"POST": self._repository_index},
             "/v2/clover/state": {"GET": self._state},
             "/v2/clover/decisions": {"GET": self._decisions},
-            "/v2/clover/audit": {"GET": self.calls.audited},
+            "/v2/clover/audit": {"GET": self.calls.list_calls},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
         }
@@ -121,7 +121,7 @@ class Routes:
         }
         self._documents = {
             self._all_statistics,
-            self.calls.audited,
+            self.calls.list_calls,
             self._decisions,
             self._metrics,
             self._model_statistics,
@@ -143,7 +143,7 @@ class Routes:
         """
         self._access.judge(head)
         if head.refusal is not None and head.method == "POST" and changes(head.path):
-            self.calls.refused(head)
+            self.calls.record_refusal(head)
         self._bound(head)
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):

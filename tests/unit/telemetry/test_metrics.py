@@ -151,7 +151,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     )
     http = HttpStats()
     for _ in range(3):
-        http.answered(200)
+        http.record_answer(200)
     http.open_connections = 2
     found = scrape(
         Metrics(
