@@ -182,7 +182,7 @@ class Callers:
         grant, tenant = self._recognise(bearer)
         found = self.access.refusal(bearer, grant, tenant, path)
         if found is not None and changes(path):
-            self.audit.note(who(grant, tenant), "grpc", _call_of(method), status=found[0], error=found[1])
+            self.audit.record(who(grant, tenant), "grpc", _call_of(method), status=found[0], error=found[1])
         return found
 
     def _recognise(self, bearer: bytes) -> tuple[Grant | None, Tenant | None]:

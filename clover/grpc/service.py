@@ -317,7 +317,7 @@ class OipService:
             status, text = error.status, shown(error)
             raise
         finally:
-            audit.note(bearer, "grpc", call, model=shown_name, status=status, error=text)
+            audit.record(bearer, "grpc", call, model=shown_name, status=status, error=text)
 
     async def _await(self, change: Coroutine[Any, Any, None], failed: str) -> None:
         """Wait for a change, which a client that goes does not end; raises RequestError, without what is not for

@@ -65,7 +65,7 @@ class AuditLog:
         self._in_minute = 0
         self._unrecorded = 0
 
-    def note(
+    def record(
         self,
         who: str,
         door: str,

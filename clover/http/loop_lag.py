@@ -112,7 +112,7 @@ class LoopLag:
         alarm: Callable[[], Alarm] = KernelAlarm,
     ) -> None:
         self._loop = loop
-        self._note = note
+        self._record = note
         self._stretch_ns = int(_SECOND_NS / per_s)
         self._clock = clock
         self._make = alarm
@@ -159,7 +159,7 @@ class LoopLag:
         # Stopped for minutes (by a debugger, or with its machine), it was late once, and not for windows on end.
         self._begun_ns = max(self._begun_ns, read_ns - WINDOW * self._stretch_ns)
         while True:
-            self._note(now_ns - self._due_ns)
+            self._record(now_ns - self._due_ns)
             self._set_next()
             if self._due_ns > read_ns:
                 return
@@ -175,7 +175,7 @@ class LagWindows:
         self._late_ns: deque[int] = deque(maxlen=WINDOWS)
         self._least_ns = math.inf
 
-    def note(self, took_ns: int) -> None:
+    def record(self, took_ns: int) -> None:
         """Count a probe."""
         self._probes_ns.append(took_ns)
         if len(self._probes_ns) == WINDOW:

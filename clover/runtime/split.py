@@ -153,19 +153,19 @@ class VersionSplit(SplitModel):
         refused = False
         if self._takes():
             try:
-                return self._note(self.new.router.open(rows, flow, request, tenant), self.new, tenant).ticket
+                return self._record(self.new.router.open(rows, flow, request, tenant), self.new, tenant).ticket
             except RequestError:
                 if self.alone:
                     raise
                 refused = True
-        asked = self._note(self.stable.router.open(rows, flow, request, tenant), self.stable, tenant)
+        asked = self._record(self.stable.router.open(rows, flow, request, tenant), self.stable, tenant)
         if refused:
             self._refused(rows)
         else:
             asked.paired = rows <= PAIRED_ROWS and self._pairs_next()
         return asked.ticket
 
-    def _note(self, ticket: RouterTicket, version: ServedVersion, tenant: Tenant | None) -> _Asked:
+    def _record(self, ticket: RouterTicket, version: ServedVersion, tenant: Tenant | None) -> _Asked:
         asked = self._asked[ticket] = _Asked(ticket, version, tenant)
         version.requests += 1
         return asked
@@ -200,7 +200,7 @@ class VersionSplit(SplitModel):
         version = self.new if self._takes() else self.stable
         found = version.router.lend(rows, index, flow, request, tenant)
         if found is not None:
-            asked = self._note(found[0], version, tenant)
+            asked = self._record(found[0], version, tenant)
             asked.paired = version is self.stable and rows <= PAIRED_ROWS and self._pairs_next()
         return found
 

@@ -165,7 +165,7 @@ class Reload:
         self._current = _with_live(self._current, new, in_force)
         log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))
         changed = sorted({key for key, _, _ in changes})
-        self.server.engine.operators.audit.note(
+        self.server.engine.operators.audit.record(
             "SIGHUP",
             "signal",
             "reload",

@@ -38,7 +38,7 @@ class FrontEnds:
             view, config, parts.loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer
         )
         self.lag = parts.lag
-        self._probes = LoopLag(parts.loop, self.lag.note)
+        self._probes = LoopLag(parts.loop, self.lag.record)
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
             check_grpc()

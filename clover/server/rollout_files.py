@@ -61,16 +61,16 @@ class RolloutFiles:
         name = server_name(config.ledger.name, config.listen.host, config.listen.port)
         return cls(state_folder(config.state_dir) / FOLDER / name)
 
-    def tried(self, model: str, configured: str, spec: FamilySpec) -> None:
+    def record_trial(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version is being tried."""
         known = self._read(model) or RolloutRecord(configured=configured)
         self._write(model, msgspec.structs.replace(known, trial=VersionRecord.of(spec)))
 
-    def promoted(self, model: str, configured: str, spec: FamilySpec) -> None:
+    def record_promotion(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version was promoted."""
         self._write(model, RolloutRecord(configured=configured, promoted=VersionRecord.of(spec)))
 
-    def ended(self, model: str) -> None:
+    def record_end(self, model: str) -> None:
         """Note that the version that was tried is no more; the one that was promoted before it still is."""
         known = self._read(model)
         if known is not None:
@@ -99,13 +99,13 @@ class RolloutFiles:
             return configured
         if found.configured != item.family:
             self._write(model, RolloutRecord(configured=item.family))
-            self._note(model, "the configuration names another family than before, which serves")
+            self._record(model, "the configuration names another family than before, which serves")
             return configured
         spec = self._promoted(model, found.promoted, item.only) or configured
         if found.trial is not None:
-            self.ended(model)
+            self.record_end(model)
             text = f"the server ended while version {found.trial.version} was tried: version {spec.version} serves"
-            self._note(model, text)
+            self._record(model, text)
         return spec
 
     def _promoted(self, model: str, found: VersionRecord | None, only: Sequence[str]) -> FamilySpec | None:
@@ -118,16 +118,16 @@ class RolloutFiles:
             there = families.chosen(families.load_family(found.folder), only)
             spec = msgspec.structs.replace(there, version=found.version)
         except ConfigError as error:
-            self._note(model, f"version {found.version}, which was promoted, cannot be served: {error}")
+            self._record(model, f"version {found.version}, which was promoted, cannot be served: {error}")
             return None
         if spec.digest != found.digest:
             changed = f"the files of version {found.version}, or the setting only, have changed since it was promoted"
-            self._note(model, f"{changed}: not served")
+            self._record(model, f"{changed}: not served")
             return None
-        self._note(model, f"version {found.version} serves, which was promoted")
+        self._record(model, f"version {found.version} serves, which was promoted")
         return spec
 
-    def _note(self, model: str, text: str) -> None:
+    def _record(self, model: str, text: str) -> None:
         self.notes[model] = "; ".join(filter(None, (self.notes.get(model, ""), text)))
         log.warning("%s: %s", model, text)
 

@@ -276,7 +276,7 @@ class RollOuts:
         versions = {f"{one.name}@{one.stable.version}": families.own_model(one.name)}
         families.lead({**versions, one.key: families.own_model(one.key), one.name: split})
         one.phase = "trial"
-        self._files.tried(one.name, served.config.family, one.spec)
+        self._files.record_trial(one.name, served.config.family, one.spec)
         words = f"version {one.spec.version} takes {settings.percent:g} % of the requests; its profile is {one.profile}"
         self._record(one, "applied", words)
 
@@ -343,9 +343,9 @@ class RollOuts:
         one.why = "; ".join(filter(None, (verdict.why, more)))
         self._over(one)
         if outcome == "promoted":
-            self._files.promoted(one.name, self._families.served[one.name].config.family, one.spec)
+            self._files.record_promotion(one.name, self._families.served[one.name].config.family, one.spec)
         else:
-            self._files.ended(one.name)
+            self._files.record_end(one.name)
         action = {"promoted": "applied", "rolled back": "rolled back"}.get(outcome, "failed")
         self._record(one, action, f"version {one.spec.version} {outcome}: {one.why}", time.monotonic() - began_s)
 

@@ -326,7 +326,7 @@ def intensity_of(aim: str) -> float:
 class SteadyDemand(ClusterDemand):
     """The same rows/s at any time."""
 
-    def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
+    def record(self, now_s: float, counted: Mapping[Key, float]) -> None:
         pass
 
     def rates(self) -> dict[Key, float]:

@@ -372,7 +372,7 @@ class ClusterActor:
         for end in ends:
             member, order = self.memory.members.members[end.order.node], end.order
             if order.kind == "wake" and end.failed and member.phase == "waking":
-                member.failed(now_s, end.failed)
+                member.record_failure(now_s, end.failed)
             elif order.kind == "follow" and not end.failed:
                 member.epoch_sent, member.taken, member.sent_s = order.epoch, order.target, now_s
             elif order.kind == "release" and not end.failed and member.phase == "draining":

@@ -362,7 +362,7 @@ class ControllerActor:
     async def _shared(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
         if self._haproxy is not None:
             try:
-                self._shares.look(await self._haproxy.origin_requests())
+                self._shares.record(await self._haproxy.origin_requests())
             except ClusterError as error:
                 log.warning("whose rows nodes answer is as of before: %s", error)
         return self._shares.shared(reports)

@@ -57,7 +57,7 @@ class AccuracyBudget:
         self._since_s: float | None = None
         """Rows that were answered before then by a server that is older are nothing of this budget."""
 
-    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> None:
+    def record(self, now_s: float, reports: Mapping[str, NodeReport]) -> None:
         """Add what nodes counted since they were last asked."""
         self._since_s = now_s if self._since_s is None else self._since_s
         for own in self.sums.values():

@@ -175,7 +175,7 @@ class ClusterController:
         if reports is None:
             return self._idle(now_s)
         await self._read_grids(now_s)
-        changed = memory.note(now_s, reports)
+        changed = memory.record(now_s, reports)
         for text in changed:
             log.info("%s", text)
         await self._tell_partitions(now_s)
@@ -257,7 +257,7 @@ class ClusterController:
                 self._memory.troubles.append(f"the ingress does not say whether {name} is healthy: {error!r}")
                 continue
             if healthy and member.phase == "lost" and not member.attempts:
-                members.partitioned(name, now_s)
+                members.record_partition(name, now_s)
             elif not healthy and member.phase == "partitioned":
                 member.enter("lost", now_s, "neither the controller nor the ingress reaches it")
 

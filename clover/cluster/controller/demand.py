@@ -40,14 +40,14 @@ class ClusterDemand:
         """Go by a clock that was set back by `seconds`: rates are of time that passes, hours are those of the day."""
         self._set_back_s += seconds
 
-    def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
+    def record(self, now_s: float, counted: Mapping[Key, float]) -> None:
         """Note what all nodes together counted in the last seconds; what is not named came to 0."""
         for key in [*counted, *(key for key in self._rates if key not in counted)]:
             rate = counted.get(key, 0.0)
             if not (math.isfinite(rate) and rate >= 0.0):
                 continue
-            self._rates.setdefault(key, ArrivalRate()).note(now_s + self._set_back_s, rate)
-            self._histories.setdefault(key, History()).note(now_s, rate)
+            self._rates.setdefault(key, ArrivalRate()).record(now_s + self._set_back_s, rate)
+            self._histories.setdefault(key, History()).record(now_s, rate)
 
     def rates(self) -> dict[Key, float]:
         """Return the rows/s to plan for now."""
@@ -88,7 +88,7 @@ class ClusterDemand:
             key = (own.family, own.origin)
             self._histories.setdefault(key, History()).restore(own.history)
             if own.rate > 0.0:
-                self._rates.setdefault(key, ArrivalRate()).note(now_s, own.rate, math.inf)
+                self._rates.setdefault(key, ArrivalRate()).record(now_s, own.rate, math.inf)
 
 
 class OriginShares:
@@ -104,7 +104,7 @@ class OriginShares:
         self._last: dict[tuple[str, str], int] = {}
         self._shares: dict[str, dict[str, float]] = {}
 
-    def look(self, requests: Mapping[str, Mapping[str, int]]) -> None:
+    def record(self, requests: Mapping[str, Mapping[str, int]]) -> None:
         """Take note of `requests`, by region and node, as counted since the ingress started."""
         counts = {(origin, node): count for origin, nodes in requests.items() for node, count in nodes.items()}
         grown: dict[str, dict[str, int]] = {}

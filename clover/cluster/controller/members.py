@@ -119,7 +119,7 @@ class ClusterMember:
             return 0.0
         return taken.rates.get(family, 0.0)
 
-    def failed(self, now_s: float, why: str) -> None:
+    def record_failure(self, now_s: float, why: str) -> None:
         """Note that a start failed, and when the next is due."""
         self.enter("lost", now_s, why)
         self.retry_s = now_s + min(BACK_OFF_MOST_S, BACK_OFF_S * 2.0 ** min(self.attempts, 16))
@@ -138,7 +138,7 @@ class Membership:
         for node in nodes:
             self.members.setdefault(node.name, ClusterMember(node, since_s=now_s))
 
-    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+    def record(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
         """Take in what answered at `now_s`; return what changed, in words."""
         changed = []
         for name, report in reports.items():
@@ -175,7 +175,7 @@ class Membership:
         elif member.phase == "waking":
             within_s = max(_WAKES_LEAST_S, _WAKES_WITHIN * member.node.wake_s)
             if now_s - member.since_s > within_s:
-                member.failed(now_s, f"not ready {within_s:.0f} s after it was woken")
+                member.record_failure(now_s, f"not ready {within_s:.0f} s after it was woken")
         elif (member.phase == "released" and fit and now_s - member.ended_s > self.lost_s) or (
             member.phase == "partitioned" and heard
         ):  # the former was started by somebody else
@@ -196,7 +196,7 @@ class Membership:
         for member in self.members.values():
             member.heard_s += seconds
 
-    def partitioned(self, name: str, now_s: float) -> None:
+    def record_partition(self, name: str, now_s: float) -> None:
         """Note that a node that just fell silent is served by the ingress all the same."""
         self.members[name].enter("partitioned", now_s, "it does not report, and the ingress finds it healthy")
 

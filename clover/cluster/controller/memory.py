@@ -110,11 +110,11 @@ class ClusterMemory:
         found.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
         return tuple(sorted(found))
 
-    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+    def record(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
         """Take in what nodes reported; return what changed, in words."""
-        changed = self.members.note(now_s, reports)
+        changed = self.members.record(now_s, reports)
         self.frontiers = self.members.frontiers(self.frontiers.values())
-        self.budget.note(now_s, reports)
+        self.budget.record(now_s, reports)
         self.scouts = self._scouts()
         families = {own.family for own in self.terms.families}
         counted: dict[Key, float] = {}
@@ -129,7 +129,7 @@ class ClusterMemory:
                 for origin, rate in member.rates[family].items():
                     counted[family, origin] = counted.get((family, origin), 0.0) + rate
         if reports or counted:
-            self.demand.note(now_s, counted)
+            self.demand.record(now_s, counted)
         return changed
 
     def _scouts(self) -> frozenset[str]:

@@ -83,10 +83,10 @@ class FrontEnd:
         batches_w = self._with_turns.flow(*asked).active_w - self._alone.flow(*asked).active_w
         return self._turn_j * serving.rate + batches_w
 
-    def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+    def record_routing(self, at_s: float, before: Serving, after: Serving) -> None:
         """Do nothing: see `closed`."""
 
-    def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
+    def record_step(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
         """Add the grams of a step."""
         self.grams += self.watts(serving) * step.seconds * step.g_per_kwh * self._per_j
 

@@ -64,10 +64,10 @@ def play(case: Case, judge: Judge | None = None) -> Run:
 class Judge(Protocol):
     """Looks on at a run, by what is true of it."""
 
-    def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+    def record_routing(self, at_s: float, before: Serving, after: Serving) -> None:
         """Note that `after` serves instead of `before`, `at_s` seconds after the start."""
 
-    def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
+    def record_step(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
         """Note a step that ends `at_s` seconds after the start, what serves at its end, and the devices that are
         lost."""
 
@@ -130,7 +130,7 @@ class _Replay:
             device.create_s, device.destroy_s = rules.create_s, rules.destroy_s
         self.began_s = clock.now_s()
         if (judge := self.judge) is not None:
-            fleet.on_route = lambda before, after: judge.routed(clock.now_s() - self.began_s, before, after)
+            fleet.on_route = lambda before, after: judge.record_routing(clock.now_s() - self.began_s, before, after)
         steps: list[ReplayStep] = []
         for index, (rate, observed) in enumerate(zip(self.rates, self.observed, strict=True)):
             at_s = trace.start_s + index * self.step_s
@@ -141,7 +141,7 @@ class _Replay:
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
             steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
             if judge is not None:
-                judge.closed(clock.now_s() - self.began_s, steps[-1], fleet.current, lost)
+                judge.record_step(clock.now_s() - self.began_s, steps[-1], fleet.current, lost)
         run = self._run(controller, family, steps, targets)
         await controller.stop()
         return msgspec.structs.replace(run, seconds=time.perf_counter() - began)

@@ -53,14 +53,14 @@ class StepTimes:
         self.starts: dict[tuple[str, str, str], float] = {}
         self.drain: float | None = None
 
-    def started(self, item: Assignment, seconds: float) -> None:
+    def record_start(self, item: Assignment, seconds: float) -> None:
         """Take note of a worker that was ready after `seconds`; nothing if no time passed."""
         if seconds > 0.0:
             key = start_key(item)
             known = self.starts.get(key, seconds)
             self.starts[key] = known + _WEIGHT * (seconds - known)
 
-    def drained(self, seconds: float) -> None:
+    def record_drain(self, seconds: float) -> None:
         """Take note of a worker that was gone `seconds` after it got no more rows; nothing if no time passed."""
         if seconds > 0.0:
             known = self.drain if self.drain is not None else seconds
@@ -169,7 +169,7 @@ class FamilyFleet:
         if last:
             await self.members.left(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
-            self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
+            self._step_times.record_drain((self._clock() - began_ns) / _SECOND_NS)
 
     def expect(self, assignments: tuple[Assignment, ...]) -> None:
         """Let rows wait, as long as the queue and their deadlines allow, for `assignments`, which take the place of all
@@ -305,7 +305,7 @@ class FamilyFleet:
                     beside = (one for one in there if one.placement == item.placement)
                     self._no_room.update(((one, item), until_ns) for one in beside)
                 raise
-            self._step_times.started(item, (self._clock() - began_ns) / _SECOND_NS)
+            self._step_times.record_start(item, (self._clock() - began_ns) / _SECOND_NS)
             learn(self.memory.needs, item, worker)
             return worker
 

@@ -243,7 +243,7 @@ class Members:
         member.given_up = True  # killed by the server: no request is to blame
         counted = any(other.given_up for other in self._others(member))
         self.given_up += not member.standby and not counted
-        self.note(member, "given up", reason)
+        self.record(member, "given up", reason)
         if member.worker is not None:
             self.leaving.append(member)  # until it is dead: its rows are queued again then
             self._router.leave(member.worker, lambda: None)
@@ -257,7 +257,7 @@ class Members:
         for member in self.all():
             if member.worker is worker and not member.dying:  # one that hangs in a driver is there, silent, for long
                 log.error("%s: worker %d is killed: %s", self._router.name, worker.pid, reason)
-                self.note(member, "killed", reason)
+                self.record(member, "killed", reason)
                 for one in (member, *self._others(member)):
                     one.dying = True
                 self.set_hold()  # else rows that come before it is dead would be refused
@@ -265,7 +265,7 @@ class Members:
                 member.worker.kill()
                 return
 
-    def note(self, member: Member, what: str, reason: str) -> None:
+    def record(self, member: Member, what: str, reason: str) -> None:
         """Append what happened to a member to the events."""
         item = member.assignment
         self.events.append(
@@ -346,7 +346,7 @@ class Members:
         excused = any(member.given_up or (member.worker and member.worker.device_lost) for member in members)
         blame = not (excused or self._launch_failures.forgives(reason, self._clock()))
         for member in members[:1]:
-            self.note(member, "died", reason)
+            self.record(member, "died", reason)
         crew = []
         for member in members:
             lived_ns = self._clock() - member.ready_ns
@@ -389,7 +389,7 @@ class Members:
                 crew = self._remaining(crew)
                 if first in crew:
                     self.set_hold()
-                    self.note(first, "failed", str(error))
+                    self.record(first, "failed", str(error))
                     log.warning("%s: %s at %s: %s", self._router.name, item.variant, item.placement.id, error)
         crew = self._remaining(crew)
         alone = [member for member in crew if not member.ready and not self.take_resident(member)]
@@ -415,7 +415,7 @@ class Members:
             elif member.assignment in self.routed and entry is not None:
                 self._router.join(entry)
         for member in crew[:1]:
-            self.note(member, "restarted", "")
+            self.record(member, "restarted", "")
 
     # --- workers that others ask to end -------------------------------------------------------------------------------
 
@@ -442,7 +442,7 @@ class Members:
             return
         first, item = crew[0], crew[0].assignment
         about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
-        self.note(first, "asked to end", "SIGTERM")
+        self.record(first, "asked to end", "SIGTERM")
         for member in crew:
             member.restarts += 1
         self.restarts += not all(member.standby for member in crew)

@@ -176,7 +176,7 @@ class StandbyCrew:
         except CloverError as error:
             item = member.assignment
             if self._members.spawned.get(item) is member:
-                self._members.note(member, "failed", str(error))
+                self._members.record(member, "failed", str(error))
                 log.warning("%s: relief at %s: %s", self._router.name, item.placement.id, error)
                 await self._members.respawn(member)
             return

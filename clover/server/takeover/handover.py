@@ -84,7 +84,7 @@ class TakeOvers:
         parts.life.handing = asyncio.Event()
         end()
         assert self._heir is not None
-        parts.operators.audit.note(f"process {self._heir.pid}", DOOR, CALL)
+        parts.operators.audit.record(f"process {self._heir.pid}", DOOR, CALL)
 
     async def _serve(self, parts: Parts, front: FrontEnds | None, sock: socket.socket) -> bool:
         """Hand over to the other end of `sock`; return whether that accepts connections now.  Whatever fails, this
@@ -96,7 +96,7 @@ class TakeOvers:
                 # A model in a worker is the same user, and must not see what clients send to the server.
                 log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
                 why = "this server has started it"
-                parts.operators.audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
+                parts.operators.audit.record(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
                 return False
             await self._hand_over(parts, front, channel)
             return True

@@ -241,7 +241,7 @@ def test_control_calls_that_were_too_many_are_counted(tmp_path: Path) -> None:
     def dropped(calls: int) -> int:
         scene, chance = Scene(tmp_path / str(calls)), random.Random(1)
         for _ in range(calls):
-            scene.audit.note("token ci", "http", "freeze")
+            scene.audit.record("token ci", "http", "freeze")
         for _ in range(60):
             scene.second(chance)
         return scene.ledger.status.dropped_rows
