@@ -270,7 +270,7 @@ class Day:
         await agent.start()
         end_s = time.monotonic() + 900.0
         while not (await agent.report()).healthy and time.monotonic() < end_s:
-            await agent.look()  # on a machine with other work a first plan may come too late
+            await agent.revive()  # on a machine with other work a first plan may come too late
             await asyncio.sleep(1.0)
         say("what its devices can do is worked out")
         await agent.learned()

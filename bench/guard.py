@@ -180,7 +180,7 @@ class Served:
                 if ALARM_LEVELS[rung] == until:
                     return
             if guard.row % RATE == 0:
-                guard.look()
+                guard.evaluate()
                 share = clean_share(
                     self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious, urgent=guard.urgent > 0
                 )

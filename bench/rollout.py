@@ -92,7 +92,7 @@ def play(release: Release, seed: int) -> Outcome:
             new_right, stable_right = place >= lost, not lost <= place < lost + won
             tests.count_label(new_right, stable_right)
             tests.record_comparison(lost + won <= place)
-        tests.look(now_s + 1.0)
+        tests.evaluate(now_s + 1.0)
         verdict = tests.verdict(now_s + 1.0)
         if verdict.action:
             rows = tests.tests["accuracy"].count

@@ -111,11 +111,11 @@ class Feed:
 
     def tick(self) -> None:
         """Look, keep a sample if one is due, and send what there is to the open pages."""
-        latencies = self._latency.look(self._monotonic_s(), self._sources.latency())
+        latencies = self._latency.observe(self._monotonic_s(), self._sources.latency())
         due = self.history.due(self._wall_s())
         if not due and not self.streams.open:
             return
-        shown = self._look(latencies)
+        shown = self._observe(latencies)
         sample = snapshot.sample(self._wall_s(), shown)
         if due:
             self.history.add(sample)
@@ -132,7 +132,7 @@ class Feed:
         """Return what a page begins with: the present, the history, the forecast and the newest decisions.  It is made
         once for the pages that open between two looks; what came since is in the next message."""
         if self._shown is None or self._monotonic_s() - self._shown_s > TICK_S:
-            self._look(self._latency.look(self._monotonic_s(), self._sources.latency()))
+            self._observe(self._latency.observe(self._monotonic_s(), self._sources.latency()))
         self._read_today()
         if self._greeting:
             return self._greeting
@@ -146,7 +146,7 @@ class Feed:
         self._greeting = b"retry: %d\n\n" % RETRY_MS + message
         return self._greeting
 
-    def _look(self, latencies: snapshot.Latencies) -> dict[str, Any]:
+    def _observe(self, latencies: snapshot.Latencies) -> dict[str, Any]:
         """Look at the server; return, and remember, what a page shows of it."""
         sources, now_s = self._sources, self._monotonic_s()
         self._end_yesterday()

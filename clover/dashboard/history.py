@@ -56,7 +56,7 @@ class LatencyWindow:
     def __init__(self) -> None:
         self._kept: dict[str, deque[tuple[float, Histogram]]] = {}
 
-    def look(self, now_s: float, histograms: Mapping[str, Histogram]) -> dict[str, Sequence[float | None]]:
+    def observe(self, now_s: float, histograms: Mapping[str, Histogram]) -> dict[str, Sequence[float | None]]:
         """Return p50, p95 and p99 (milliseconds) of each model since the look of `LATENCY_S` ago; None without an
         answer since then.  `now_s` is monotonic."""
         found: dict[str, Sequence[float | None]] = {}

@@ -193,7 +193,7 @@ class ClusterFollower:
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Return to the server's own policy if the lease ended; once a second."""
         if self.following and self._context.monotonic() >= self._until_s:
             self.lost += 1

@@ -118,8 +118,8 @@ class Periodic:
         for served in self._families.served.values():
             served.fleet.watch()
         self._families.follow(self._controller.context)
-        self._rollouts.look()
-        self._cluster.look()
+        self._rollouts.evaluate()
+        self._cluster.poll()
 
     async def _watch_devices(self) -> None:
         """Check the GPUs; a driver may take its time to answer."""

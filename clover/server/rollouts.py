@@ -297,13 +297,13 @@ class RollOuts:
 
     # --- each second --------------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         """Judge every version that is tried, and begin to do what follows."""
         now_s = time.monotonic()
         for one in list(self._active.values()):
             if one.phase != "trial" or one.split is None or self._life.draining:
                 continue
-            one.split.tests.look(now_s)
+            one.split.tests.evaluate(now_s)
             verdict = one.split.tests.verdict(now_s)
             if verdict.action:
                 task = asyncio.get_running_loop().create_task(self._finish(one, verdict, ""), name="clover-rollout")

@@ -107,7 +107,7 @@ class Guarded:
 
     def wait(self, ns: int) -> None:
         self.now_ns += ns
-        self.guard.look()
+        self.guard.evaluate()
 
     def scores(self, rows: int, power: float = 1.0, lane: int = SMALL) -> None:
         for _ in range(rows):

@@ -137,7 +137,7 @@ class ClusterController:
             if dry:
                 return await self._rehearse()
             known = set(self._memory.troubles)
-            look = await self._look(force="")
+            look = await self._observe(force="")
             for text in dict.fromkeys(self._memory.troubles):
                 if text not in known:  # once, and not at each look that finds it again
                     log.warning("%s", text)
@@ -152,13 +152,13 @@ class ClusterController:
         twin._memory = copy.deepcopy(self._memory)
         twin._actor = ClusterActor(twin._memory, nodes, ingress, twin._in_charge)
         twin._restored, twin._taken_over, twin.stopped = self._restored, self._taken_over, self.stopped
-        look = await twin._look(force="dry run")
+        look = await twin._observe(force="dry run")
         decision = look.decision
         if decision is not None and decision.action != "stopped":
             decision = msgspec.structs.replace(decision, action="dry run")
         return msgspec.structs.replace(look, dry=True, decision=decision)
 
-    async def _look(self, force: str) -> ClusterLook:
+    async def _observe(self, force: str) -> ClusterLook:
         memory, now_s = self._memory, self._clock()
         memory.troubles.clear()
         if memory.looked_s is not None and now_s < memory.looked_s:

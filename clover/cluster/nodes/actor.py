@@ -95,7 +95,7 @@ class NodeActor:
             log.error("%s", error)
         while True:
             try:
-                await self._agent.look()
+                await self._agent.revive()
             except Exception:
                 log.exception("a look at the node's server failed")
             await asyncio.sleep(_LOOK_S)

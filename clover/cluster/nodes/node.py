@@ -170,7 +170,7 @@ class NodeAgent:
         words = msgspec.json.encode((self.order.command(), sorted(self.order.environment.items())))
         return hashlib.sha256(words).hexdigest()
 
-    async def look(self) -> None:
+    async def revive(self) -> None:
         """Start a server again that should run and does not; called every second or so."""
         if self._state not in ("starting", "ready") or await asyncio.to_thread(self._process.find) is not None:
             return

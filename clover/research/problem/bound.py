@@ -202,7 +202,7 @@ class _Branching:
                 break
             heapq.heappop(waiting)
             self.boxes += 1
-            value, parts = self._look(box, -highest)
+            value, parts = self._inspect(box, -highest)
             if value <= target or not parts:
                 settled = max(settled, value)
                 continue
@@ -215,7 +215,7 @@ class _Branching:
             left = self.relaxation.dual(self.relaxation.root(), limits, total)
         return Bound(max(self.best, settled, left), method, self.boxes, self.starts)
 
-    def _look(self, box: Box, parent: float) -> tuple[float, list[Box]]:
+    def _inspect(self, box: Box, parent: float) -> tuple[float, list[Box]]:
         """Return the bound in `box`, and the parts to cut it into (none: it is as good as it gets)."""
         limits = self.relaxation.limits(box)
         matrix, most = self._rows(box, limits)

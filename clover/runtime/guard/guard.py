@@ -209,11 +209,11 @@ class Guard:
         if self.alarm_level != was:
             self._changed()
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         """Find out what clients' inputs look like, and lower the alarm level if it is time to; to be called about once
         a second."""
         health = self._health
-        self.pattern.look(self.clients, self.limit, self.why, self._detectors)
+        self.pattern.evaluate(self.clients, self.limit, self.why, self._detectors)
         if health is None:
             return
         group, leader, stay_ns = self._alone.get(self.detected_level, (-1, None, 0))

@@ -198,7 +198,7 @@ class ReleaseTests:
         """Count a request that a client sent and that ended: of the new version or the stable one.  A latency of 0 is
         not known."""
         if now_s >= self._block_s + self.limits.block_s:
-            self.look(now_s)
+            self.evaluate(now_s)
         (self._new if new else self._stable).add(failed, latency_ms, rows)
 
     def record_comparison(self, same: bool) -> None:
@@ -209,7 +209,7 @@ class ReleaseTests:
         """Count a row that both versions answered and whose label came."""
         self.tests["accuracy"].add(float(stable_right) - float(new_right))
 
-    def look(self, now_s: float) -> None:
+    def evaluate(self, now_s: float) -> None:
         """End the block if it is over: once each version has answered something in it, however few requests come."""
         new, stable = self._new, self._stable
         if now_s < self._block_s + self.limits.block_s or not (new.requests and stable.requests):

@@ -213,7 +213,7 @@ class Audits:
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
         """Set the share by the carbon intensity of the grid (see `clean_share`), and let the guard lower its alarm
         level."""
-        self.guard.look()
+        self.guard.evaluate()
         if self.sampler.hours != self._hours:
             self._hours = self.sampler.hours
             last = self.sampler.last

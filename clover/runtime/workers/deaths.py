@@ -111,7 +111,7 @@ class Silence:
         self._root = root
         self._looked_ns = clock()
 
-    def look(self) -> list[tuple[WorkerHandle, str]]:
+    def poll(self) -> list[tuple[WorkerHandle, str]]:
         """Return the workers that are stuck, each with the reason in words; to be called about once a second."""
         now_ns = self._clock()
         paused_ns = max(now_ns - self._looked_ns - MOST_BETWEEN_NS, 0)

@@ -393,7 +393,7 @@ class FamilyFleet:
 
     def watch(self) -> None:
         """Kill workers that fell silent, and start or end standby workers; call it about once a second."""
-        for worker, reason in self._silence.look():
+        for worker, reason in self._silence.poll():
             self.members.kill(worker, reason)
         self.standby_crew.tend()
 

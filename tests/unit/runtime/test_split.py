@@ -113,7 +113,7 @@ def test_what_the_new_version_fails_is_answered_by_the_stable_one() -> None:
     assert scene.split.receipt(ticket).version == "1"
     assert scene.split.read(ticket, 0).tolist() == [[0.5, 0.5]]  # type: ignore[union-attr]
     scene.split.close(ticket)
-    scene.tests.look(2.0)
+    scene.tests.evaluate(2.0)
     assert (scene.split.new.failed, scene.split.stable.failed) == (1, 0)
     scene.close()
 
@@ -333,7 +333,7 @@ def test_latency_and_failures_are_counted_by_version() -> None:
         scene.answer(new)
         scene.split.close(ticket)
     scene.now_s = 1.5
-    scene.tests.look(scene.now_s)
+    scene.tests.evaluate(scene.now_s)
     assert scene.tests.tests["slower"].mean == 1.0
     assert scene.tests.tests["errors"].mean == 0.0
     scene.close()

@@ -244,14 +244,14 @@ def test_a_dead_server_is_started_again_with_growing_waits(tmp_path: Path) -> No
         await agent.start()
         scene.now_s += 120.0
         scene.process.record = None
-        await agent.look()
+        await agent.revive()
         assert len(scene.process.started) == 2  # it had run for long: at once
         assert agent.restarts == 1
         starts, waits = 2, list[float]()
         died_s = scene.now_s
         for _ in range(4000):
             scene.process.record = None
-            await agent.look()
+            await agent.revive()
             if len(scene.process.started) > starts:
                 starts = len(scene.process.started)
                 waits.append(scene.now_s - died_s)
@@ -270,7 +270,7 @@ def test_a_released_node_stays_released(tmp_path: Path) -> None:
         agent = scene.agent()
         await agent.start()
         await agent.release()
-        await agent.look()
+        await agent.revive()
         assert len(scene.process.started) == 1
         assert (await agent.report()).node.state == "released"
 

@@ -150,7 +150,7 @@ def test_one_that_only_watches_comes_down_through_the_router() -> None:
             while house.sent(LARGE):
                 house.says(LARGE, 1)
         house.loop.now_ns += LEAST_STAY_NS
-        guard.look()
+        guard.evaluate()
         assert guard.detected_level == found
 
 
