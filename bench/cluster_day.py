@@ -263,7 +263,7 @@ class Day:
             kept.symlink_to(Path(self.given.cache).resolve() / "frontiers")
             kept.readlink().mkdir(parents=True, exist_ok=True)
         agent = NodeAgent(
-            NodeSetup.of(self.file, self.file.node[0].name, self.folder),
+            NodeSetup.from_cluster(self.file, self.file.node[0].name, self.folder),
             frontiers=lambda told: kept_frontiers(told, kept),
         )
         say("a server measures what it serves")

@@ -131,7 +131,7 @@ class Calls:
         if info.steps is not None:
             prepared = info.steps.before(columns)
             columns = prepared.inputs
-        tensors = [WireTensor.of(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
+        tensors = [WireTensor.from_rows(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
         body = b"".join(tensor.data for tensor in tensors)
         inputs_said = [tensor.header() for tensor in tensors]
 
@@ -193,8 +193,8 @@ class Calls:
         reply = yield from self._ask("GET", f"/v2/models/{quote(model, safe='')}", _nothing, end_s)
         said, _ = _document(reply)
         try:
-            inputs = tuple(TensorInfo.of(one) for one in said["inputs"])
-            outputs = tuple(TensorInfo.of(one) for one in said["outputs"])
+            inputs = tuple(TensorInfo.from_json(one) for one in said["inputs"])
+            outputs = tuple(TensorInfo.from_json(one) for one in said["outputs"])
             steps = _steps(said, self.folders.get(model))
             found = ModelInfo(
                 model,

@@ -48,7 +48,7 @@ def steps_of(said: Mapping[str, Any], folder: Path | None) -> OwnSteps | None:
 
     Raises ConfigError if they cannot be run here.
     """
-    steps = ClientSteps.of(said, folder)
+    steps = ClientSteps.from_metadata(said, folder)
     return None if steps is None else OwnSteps(steps)
 
 

@@ -40,7 +40,7 @@ class TensorInfo:
     labels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> TensorInfo:
+    def from_json(cls, said: Mapping[str, Any]) -> TensorInfo:
         """Return the tensor of an object of `inputs` or `outputs` in the metadata."""
         labels = (said.get("parameters") or {}).get("labels") or ()
         return cls(said["name"], said["datatype"], tuple(said["shape"][1:]), tuple(labels))
@@ -60,7 +60,7 @@ class WireTensor:
     data: bytes
 
     @classmethod
-    def of(cls, tensor: TensorInfo, array: NDArray[Any]) -> WireTensor:
+    def from_rows(cls, tensor: TensorInfo, array: NDArray[Any]) -> WireTensor:
         """Return rows of the declared type as they travel."""
         if tensor.datatype == "BYTES":
             data = b"".join(len(one).to_bytes(_LENGTH_BYTES, "little") + one for one in array.reshape(-1).tolist())
@@ -77,7 +77,7 @@ class WireTensor:
 def pack(declared: Sequence[TensorInfo], given: object) -> list[WireTensor]:
     """Return the inputs of a request; see `arrays_of`."""
     columns = arrays_of(declared, given)
-    return [WireTensor.of(tensor, columns[tensor.name]) for tensor in declared]
+    return [WireTensor.from_rows(tensor, columns[tensor.name]) for tensor in declared]
 
 
 def arrays_of(declared: Sequence[TensorInfo], given: object) -> dict[str, NDArray[Any]]:

@@ -122,7 +122,7 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     ClusterError if Ray or HAProxy is missing, or something does not start."""
     folder = folder_of(file)
     for node in file.node:
-        NodeAgent(NodeSetup.of(file, node.name, folder))  # the paths of its sockets, before anything is started
+        NodeAgent(NodeSetup.from_cluster(file, node.name, folder))  # the paths of its sockets, before anything is started
     if not address:
         use_token(folder, make=not LocalRay(folder).address)
     require_ray()
@@ -184,7 +184,7 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
 
 async def _end_here(file: ClusterFile, folder: Path) -> None:
     """End the servers and the ingress that run on this machine, by their records."""
-    agents = [NodeAgent(NodeSetup.of(file, node.name, folder)) for node in file.node]
+    agents = [NodeAgent(NodeSetup.from_cluster(file, node.name, folder)) for node in file.node]
     await asyncio.gather(*(agent.release() for agent in agents))
     ingress = ingress_of(file, folder)
     if ingress is not None and (folder / "ingress" / "haproxy.sock").exists():

@@ -63,7 +63,7 @@ class PageFile:
     fields: bytes
 
     @classmethod
-    def of(cls, suffix: str, data: bytes, *, kept: bool) -> PageFile:
+    def from_bytes(cls, suffix: str, data: bytes, *, kept: bool) -> PageFile:
         """Return the file of these contents; `kept`: a browser may keep it for good."""
         return cls(_KINDS[suffix], data, gzip.compress(data, 9, mtime=0), headers(POLICY, kept))
 
@@ -116,6 +116,6 @@ def page_files(plotly: PlotlyFile, version: str) -> tuple[PageFile, Mapping[str,
     for name, text in {"assets": base, "plotly": plotly.address, "style": plotly.style, "version": version}.items():
         page = page.replace("{{" + name + "}}", text)
     files = {
-        f"{base}/{name}": PageFile.of(Path(name).suffix, data, kept=True) for name, data in sources.items()
+        f"{base}/{name}": PageFile.from_bytes(Path(name).suffix, data, kept=True) for name, data in sources.items()
     }  # fmt: skip
-    return PageFile.of(".html", page.encode(), kept=False), files
+    return PageFile.from_bytes(".html", page.encode(), kept=False), files

@@ -165,7 +165,7 @@ class Callers:
         self._known.clear()
         self.changes += 1
 
-    def of(self, context: Any) -> GrpcCaller:
+    def caller(self, context: Any) -> GrpcCaller:
         """Return who makes the call of `context`, which `refusal` let pass."""
         metadata = context.invocation_metadata() or ()
         grant, tenant = self._recognise(_bearer(metadata))

@@ -94,7 +94,7 @@ class GrpcFrontend:
         self._config = config
         self.stats = GrpcStats()
         self.target = ""
-        known = operators or Operators.of(config)
+        known = operators or Operators.from_config(config)
         self._callers = Callers(Access(config.listen, tenants=tenants, grants=known.grants), known.audit)
         self._calls = CallHandlers(self._callers, self.stats, config.limits)
         self._service = OipService(view, self._calls, ids)

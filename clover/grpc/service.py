@@ -129,7 +129,7 @@ class OipService:
     # --- inference ----------------------------------------------------------------------------------------------------
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
-        caller = self._callers.of(context)
+        caller = self._callers.caller(context)
         if caller.request_id:
             context.set_trailing_metadata((("x-request-id", caller.request_id),))  # an error has it as well
         inference = self._decoded(infer.parse(message, self._limits.json_bytes), caller)
@@ -163,7 +163,7 @@ class OipService:
 
     async def _stream(self, context: Any) -> None:
         """Answer the requests of a stream in their order; as many at once as a connection may pipeline."""
-        caller, changes = self._callers.of(context), self._callers.changes
+        caller, changes = self._callers.caller(context), self._callers.changes
         refused: RequestError | None = None
         room = asyncio.Semaphore(self._limits.pipelined)
         due: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -184,7 +184,7 @@ class OipService:
                     if (found := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
                         refused = CallRefused(*found[:2])
                         return
-                    caller, changes = self._callers.of(context), self._callers.changes
+                    caller, changes = self._callers.caller(context), self._callers.changes
                 task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
                 del message  # which the task lets go of as soon as it can
                 tasks.add(task)
@@ -237,7 +237,7 @@ class OipService:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     async def _describe(self, kind: Any, work: Callable[[Any, GrpcCaller], Any], message: bytes, context: Any) -> bytes:
-        return bytes(work(parsed(kind, message), self._callers.of(context)).SerializeToString())
+        return bytes(work(parsed(kind, message), self._callers.caller(context)).SerializeToString())
 
     async def _describe_model(
         self, call: str, describe: Callable[[str, Model], dict[str, Any]], message: bytes, context: Any
@@ -306,7 +306,7 @@ class OipService:
     async def _change(self, context: Any, call: str, name: str, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Make a change if the caller of `context` may, and note it in the audit log in any case; raises
         RequestError."""
-        caller, audit = self._callers.of(context), self._callers.audit
+        caller, audit = self._callers.caller(context), self._callers.audit
         bearer, shown_name = who(caller.grant, caller.tenant), name[:_NAME_CHARACTERS]
         status, text = 500, "it was cut off"
         try:

@@ -125,7 +125,7 @@ class Operators:
     audit: AuditLog = field(default_factory=AuditLog)
 
     @classmethod
-    def of(cls, config: ServerConfig) -> Operators:
+    def from_config(cls, config: ServerConfig) -> Operators:
         """Return those of a configuration."""
         return cls(Grants(config.listen.token, config.tokens))
 

@@ -57,7 +57,7 @@ class _ControlPath:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> _ControlPath:
+    def from_path(cls, path: Path) -> _ControlPath:
         """Return the path with the file that it names now."""
         found = path.lstat()
         return cls(path, found.st_dev, found.st_ino)
@@ -65,7 +65,7 @@ class _ControlPath:
     def remove(self) -> None:
         """Remove the file, unless another one is in its place."""
         with contextlib.suppress(FileNotFoundError):
-            if self == self.of(self.path):
+            if self == self.from_path(self.path):
                 self.path.unlink()
 
 
@@ -110,7 +110,7 @@ class Frontend:
         self._mounted = mounted or Mounted({})
         self._config = config
         self._tenants = tenants
-        self._operators = operators or Operators.of(config)
+        self._operators = operators or Operators.from_config(config)
         self._loop = loop
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
@@ -255,7 +255,7 @@ class Frontend:
             self._control_socket, self._control = self._bind_control(where)
         else:
             with contextlib.suppress(OSError):  # it is gone, as it was for the other server
-                self._control_of_other = _ControlPath.of(Path(where.partition(":")[2]))
+                self._control_of_other = _ControlPath.from_path(Path(where.partition(":")[2]))
         listener, sock = self._listeners[1], self._control_socket.dup()  # the loop's own, which it may close
         server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)
@@ -285,7 +285,7 @@ class Frontend:
             raise StartError(f"cannot listen on listen.control: {os.strerror(error.errno or 0)}") from error
         finally:
             os.umask(before)
-        return listener, _ControlPath.of(target)
+        return listener, _ControlPath.from_path(target)
 
     def _sweep(self) -> None:
         now_s = self._monotonic_s()

@@ -33,7 +33,7 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
     @classmethod
-    def of(cls, spec: FamilySpec) -> VersionRecord:
+    def from_family(cls, spec: FamilySpec) -> VersionRecord:
         """Return the record of a family."""
         return cls(folder=spec.folder, version=spec.version, digest=spec.digest)
 
@@ -54,7 +54,7 @@ class RolloutFiles:
         self._folder = folder
 
     @classmethod
-    def of(cls, config: ServerConfig) -> RolloutFiles:
+    def from_config(cls, config: ServerConfig) -> RolloutFiles:
         """Return the files of a server that keeps a ledger, or was given a state folder."""
         if config.ledger.keep != "on" and not config.state_dir:
             return cls(None)
@@ -64,11 +64,11 @@ class RolloutFiles:
     def record_trial(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version is being tried."""
         known = self._read(model) or RolloutRecord(configured=configured)
-        self._write(model, msgspec.structs.replace(known, trial=VersionRecord.of(spec)))
+        self._write(model, msgspec.structs.replace(known, trial=VersionRecord.from_family(spec)))
 
     def record_promotion(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version was promoted."""
-        self._write(model, RolloutRecord(configured=configured, promoted=VersionRecord.of(spec)))
+        self._write(model, RolloutRecord(configured=configured, promoted=VersionRecord.from_family(spec)))
 
     def record_end(self, model: str) -> None:
         """Note that the version that was tried is no more; the one that was promoted before it still is."""

@@ -1,6 +1,6 @@
 """The steps of a family in a client: it knows of them what a model's metadata says, and nothing of the server.
 
-steps = ClientSteps.of(metadata)            # the answer to GET /v2/models/NAME
+steps = ClientSteps.from_metadata(metadata)            # the answer to GET /v2/models/NAME
 sent = steps.before({"image": [data]})      # `data`: what the application has
 ... send `sent.inputs`, receive `outputs` ...
 answer = steps.after(sent, outputs)
@@ -54,7 +54,7 @@ class ClientSteps:
         self.idle = not self._before and not self._after
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any], folder: Path | None = None) -> ClientSteps | None:
+    def from_metadata(cls, metadata: Mapping[str, Any], folder: Path | None = None) -> ClientSteps | None:
         """Return the client's steps of a model by its metadata; None if it has none.
 
         `folder` holds the files that steps of the client read, if there are any.  Raises ConfigError.

@@ -81,7 +81,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             with contextlib.nullcontext() if pacing is None else pacing.within_its_memory(order):
                 load_ms = residents.load_first()
                 cuda_driver.pin((batches, *also), order.max_batch)
-                scores = Scores.of(order, slab)
+                scores = Scores.from_order(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
                 residents.add_others(batches, scores)

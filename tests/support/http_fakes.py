@@ -488,7 +488,7 @@ class Driver:
         self.view = view
         self.loop = FakeLoop()
         self.stats = HttpStats()
-        self.operators = operators or Operators.of(self.config)
+        self.operators = operators or Operators.from_config(self.config)
         rules = Access(self.config.listen, control=control, tenants=tenants, grants=self.operators.grants)
         self.routes = Routes(view, self.config, self.loop, rules, mounted, self.operators.audit)  # type: ignore[arg-type]
         self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]

@@ -218,7 +218,7 @@ class RayNodes:
     def _make(self, name: str) -> Any:
         """Return a node's actor, made if there is none; Ray starts it once its machine is there."""
         node = self._nodes[name]
-        order = NodeSetup.of(self._file, name, self._folder)
+        order = NodeSetup.from_cluster(self._file, name, self._folder)
         return (
             self._ray.remote(NodeActor)
             .options(

@@ -59,7 +59,7 @@ class NodeSetup(Record, frozen=True, kw_only=True):
     drain_s: float = 30.0
 
     @classmethod
-    def of(cls, file: ClusterFile, name: str, folder: Path) -> NodeSetup:
+    def from_cluster(cls, file: ClusterFile, name: str, folder: Path) -> NodeSetup:
         """Return the order for a node of a cluster, whose files are below `folder`; KeyError if there is none."""
         node = {item.name: item for item in file.node}[name]
         return cls(

@@ -53,13 +53,13 @@ class PaceFile(Record, frozen=True, kw_only=True):
     source: str
     rows: tuple[PaceRow, ...]
 
-    def of(self, family: str) -> tuple[PaceRow, ...]:
+    def rows_of(self, family: str) -> tuple[PaceRow, ...]:
         """Return the rows of one family."""
         return tuple(row for row in self.rows if row.family == family)
 
     def drawn(self, family: str) -> dict[tuple[str, str], Pace]:
         """Return how the board runs each (variant, profile) of a family."""
-        return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.of(family)).items()}
+        return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.rows_of(family)).items()}
 
 
 def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
@@ -132,7 +132,7 @@ def rows_of(
     Empty if the file does not have the family.  Raises ConfigError if it has the family and does not fit it: it names
     another variant, or has no row of some variant for any of the profiles.
     """
-    mine = file.of(spec.name)
+    mine = file.rows_of(spec.name)
     if not mine:
         return {}
     names = [variant.name for variant in spec.variants]

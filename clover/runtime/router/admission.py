@@ -435,7 +435,7 @@ class Admission:
         slots = ticket.slots
         if self._weights.on:
             for slot in slots:
-                state.batcher.weigh(slot, self._weights.of(slot))
+                state.batcher.weigh(slot, self._weights.weigh(slot))
         if len(slots) == 1:
             lane = state.lanes.choose(mask)
             if ticket.awaits < 0 and self._behind(lane, chain is not None):
@@ -506,6 +506,6 @@ class Admission:
     def _shape_key(self, ticket: RouterTicket) -> int:
         """Return the number of the shape of a ticket's rows; raises BadRequest if they differ in shape."""
         try:
-            return self._keys.of(ticket.slots)
+            return self._keys.number_of(ticket.slots)
         except BadRequest as error:
             raise self._state.record_refusal(error) from None

@@ -115,7 +115,7 @@ class CachedAnswers:
         tenant = ""
         if ticket.tenant is not None:
             tenant = ticket.tenant.name
-            traffic.of(tenant).count(200)
+            traffic.for_tenant(tenant).count(200)
         book_cached(self._account.usage, self._state.name, tenant, rows)
 
     def keep(self, ticket: RouterTicket, now_ns: int) -> None:

@@ -285,7 +285,7 @@ class Completion:
             status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
         if ticket.tenant is not None:
-            state.traffic.of(ticket.tenant.name).count(status)
+            state.traffic.for_tenant(ticket.tenant.name).count(status)
         if ticket.unanswered is not None and status == 200 and self._cached is not None:
             self._cached.keep(ticket, now_ns)
         self._finished.append(ticket)

@@ -109,8 +109,8 @@ class Router(Model):
         self.gate = TenantGate(state, self.admission)
         self.account = account
         self.front_ms = 0.0  # what HTTP adds to a p95
-        self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
-        self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
+        self._fixed_in = FixedRows.from_tensors(memory, "input", spec.inputs)
+        self._fixed_out = FixedRows.from_tensors(memory, "output", spec.outputs)
         self.expect(profile)
 
     # --- the front end's side: see `clover.interfaces.Model` ----------------------------------------------------------
@@ -151,7 +151,7 @@ class Router(Model):
         """See `Model.count_expired`."""
         self.traffic.record_refusal(504)
         if tenant is not None:
-            self.traffic.of(tenant.name).count(504)
+            self.traffic.for_tenant(tenant.name).count(504)
 
     def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
@@ -281,7 +281,7 @@ class Router(Model):
                 self.dispatch.wake()  # a worker may have stayed for these rows, or others wait in vain for company
             self.traffic.record_refusal(499)
             if ticket.tenant is not None:
-                self.traffic.of(ticket.tenant.name).count(499)
+                self.traffic.for_tenant(ticket.tenant.name).count(499)
             self.monitor.give_up_audits(ticket)
         elif ticket.status == 200:
             now_ns = self.state.now_ns()

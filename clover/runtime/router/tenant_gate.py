@@ -47,7 +47,7 @@ class TenantGate:
             raise self._over(tenant, limit, early_s)
         wait_s = self._admission.retry_in_s(tenant.flow, key)
         if wait_s > 0.0:
-            self._state.traffic.of(tenant.name).count(429)
+            self._state.traffic.for_tenant(tenant.name).count(429)
         return wait_s
 
     def room(self, flow: int, request: int, tenant: Tenant) -> int:
@@ -86,7 +86,7 @@ class TenantGate:
 
     def record_refusal(self, tenant: Tenant, rows: int, error: RequestError) -> None:
         """Count a tenant's request of `rows` rows that was refused after its rate let it through."""
-        self._state.traffic.of(tenant.name).count(error.status)
+        self._state.traffic.for_tenant(tenant.name).count(error.status)
         if tenant.limit is not None:
             tenant.limit.give_back(rows)
 
@@ -96,7 +96,7 @@ class TenantGate:
         if limit is None:
             return None
         if rows > limit.burst:
-            self._state.traffic.of(tenant.name).count(TooLarge.status)
+            self._state.traffic.for_tenant(tenant.name).count(TooLarge.status)
             why = f"a request of tenant {tenant.name} has at most {limit.burst} rows (burst), and this one has {rows}"
             return self._state.record_refusal(TooLarge(why))
         wait_s = limit.take(key, rows, self._state.now_ns())
@@ -104,7 +104,7 @@ class TenantGate:
 
     def _over(self, tenant: Tenant, limit: RateLimit, wait_s: int) -> RequestError:
         """Count a request of a tenant that is over its rate; return the error."""
-        counts = self._state.traffic.of(tenant.name)
+        counts = self._state.traffic.for_tenant(tenant.name)
         counts.count(Overloaded.status)
         counts.limited += 1
         why = f"tenant {tenant.name} is over its limit of {limit.rate:g} rows a second; try again after Retry-After"

@@ -213,7 +213,7 @@ class Traffic:
         self._last_ns = 0
         self._by_tenant: dict[str, TenantCounts] = {}
 
-    def of(self, tenant: str) -> TenantCounts:
+    def for_tenant(self, tenant: str) -> TenantCounts:
         """Return the counts of a tenant, which begin with the first call."""
         counts = self._by_tenant.get(tenant)
         if counts is None:
@@ -263,7 +263,7 @@ class Traffic:
         """Count which tenants' rows are among those that `lane` answered, one a row (empty: of none)."""
         for tenant in tenants:
             if tenant:
-                self.of(tenant).rows[lane] += 1
+                self.for_tenant(tenant).rows[lane] += 1
 
     def record_cut_short(self, why: str) -> None:
         """Count a row that keeps its answer although it should have been escalated."""

@@ -324,7 +324,7 @@ def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there
 def test_slots_that_are_no_neighbours_are_not_lent() -> None:
     house = House(slots=16)
     house.route(0)
-    (rows,) = FixedRows.of(house.slab, "input", house.spec.inputs)
+    (rows,) = FixedRows.from_tensors(house.slab, "input", house.spec.inputs)
     assert rows is not None
     assert rows.view([1, 3]) is None
     view = rows.view([1, 2])

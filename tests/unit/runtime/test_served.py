@@ -414,7 +414,7 @@ def test_what_a_tenant_sent_and_what_that_cost_stand_together(tmp_path: Path, lo
     account.usage[UsageKey("toy", "full", "cpu0", "p", "acme")] = Usage(0, {"measured": on_host})
     account.usage[UsageKey("other", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=9.0)})
     own = served(tmp_path, Gpu(is_emulated=False), loop, account=account)
-    own.traffic.of("acme").count(200)
+    own.traffic.for_tenant("acme").count(200)
     own.traffic.record_refusal(429)
     own.traffic.record_refusal(200)
     try:

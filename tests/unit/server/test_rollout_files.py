@@ -23,7 +23,7 @@ def item(tmp_path: Path) -> FamilyConfig:
 
 
 def files(tmp_path: Path) -> RolloutFiles:
-    return RolloutFiles.of(ServerConfig(state_dir=str(tmp_path / "state")))
+    return RolloutFiles.from_config(ServerConfig(state_dir=str(tmp_path / "state")))
 
 
 def version(tmp_path: Path, name: str = "2b") -> FamilySpec:
@@ -93,11 +93,11 @@ def test_a_damaged_file_is_passed_over(tmp_path: Path, item: FamilyConfig) -> No
 
 
 def test_a_server_that_writes_nothing_remembers_nothing(tmp_path: Path, item: FamilyConfig) -> None:
-    found = RolloutFiles.of(ServerConfig())
+    found = RolloutFiles.from_config(ServerConfig())
     found.record_promotion("echo", item.family, version(tmp_path))
     found.record_end("echo")
     assert found.serve(item).version == "1"
-    kept = RolloutFiles.of(ServerConfig(ledger=LedgerConfig(keep="on"), state_dir=str(tmp_path / "state")))
+    kept = RolloutFiles.from_config(ServerConfig(ledger=LedgerConfig(keep="on"), state_dir=str(tmp_path / "state")))
     kept.record_promotion("echo", item.family, version(tmp_path))
     assert kept.serve(item).version == "2b"
 

@@ -126,7 +126,7 @@ class Scene:
             return (DeviceFrontier(kind="k", family="toy", points=(), idle_w=1.0),)
 
         return NodeAgent(
-            NodeSetup.of(text_of, "a", self.folder),
+            NodeSetup.from_cluster(text_of, "a", self.folder),
             frontiers=frontiers,
             process=self.process,  # type: ignore[arg-type]  # what the agent asks of a process, and no more
             client=self.control,  # type: ignore[arg-type]

@@ -117,7 +117,7 @@ def test_tenants_do_not_share_answers() -> None:
     first, second = tenants.named("a"), tenants.named("b")
     assert [scene.cached(tenant=first), scene.cached(tenant=second), scene.cached()] == [False, False, False]
     assert [scene.cached(tenant=first), scene.cached(tenant=second), scene.cached()] == [True, True, True]
-    assert scene.router.traffic.of("a").requests[200] == 2
+    assert scene.router.traffic.for_tenant("a").requests[200] == 2
 
 
 def test_a_tenant_that_asks_much_does_not_take_the_room_of_another() -> None:
