@@ -273,7 +273,7 @@ class Day:
             await agent.revive()  # on a machine with other work a first plan may come too late
             await asyncio.sleep(1.0)
         say("what its devices can do is worked out")
-        await agent.learned()
+        await agent.wait_learned()
         await agent.release()
 
     @contextlib.contextmanager

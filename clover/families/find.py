@@ -24,7 +24,7 @@ from clover.digests import open_at_once
 from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
-from clover.families.loaders import ended
+from clover.families.loaders import describe_failure
 from clover.families.manifest import check as check_files
 from clover.families.manifest import check_source
 from clover.families.published import with_untrained
@@ -179,7 +179,7 @@ def _imported(ref: str) -> FamilySpec:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {ended(error)}") from error
+        raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {describe_failure(error)}") from error
     value = getattr(module, attribute, None)
     if value is None:
         raise ConfigError(f"family {ref!r}: module {name} has no {attribute}{did_you_mean(attribute, dir(module))}")
@@ -187,7 +187,7 @@ def _imported(ref: str) -> FamilySpec:
         try:
             value = value()
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"family {ref!r}: {attribute} of module {name} failed: {ended(error)}") from error
+            raise ConfigError(f"family {ref!r}: {attribute} of module {name} failed: {describe_failure(error)}") from error
     if not isinstance(value, FamilySpec):
         raise ConfigError(f"family {ref!r}: is a {type(value).__name__}, not a FamilySpec or a function returning one")
     if value.folder:

@@ -46,7 +46,7 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
             raise
         raise ConfigError(f"loader {loader!r}: no module {name} in the family's folder, nor to import") from error
     except SystemExit as error:
-        raise ConfigError(f"loader {loader!r}: module {name} cannot be imported: {ended(error)}") from error
+        raise ConfigError(f"loader {loader!r}: module {name} cannot be imported: {describe_failure(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
@@ -55,7 +55,7 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
     return found
 
 
-def ended(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """Return what went wrong in the Python of a family, for a message; `sys.exit` is an error as any other."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"

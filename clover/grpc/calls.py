@@ -232,7 +232,7 @@ def retry_metadata(error: RequestError) -> Metadata:
     return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
 
 
-def parsed(kind: Any, message: bytes) -> Any:
+def parse_message(kind: Any, message: bytes) -> Any:
     """Return the message of a call that is no inference; raises BadRequest or TooLarge."""
     name = kind.DESCRIPTOR.name
     if len(message) > DOCUMENT_BYTES:

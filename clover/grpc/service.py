@@ -150,14 +150,14 @@ class OipService:
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
-        key, model = named.found(self._view.models(), name, version or None)
+        key, model = named.find_model(self._view.models(), name, version or None)
         endpoint = self._endpoints.get(key)
         if endpoint is None or endpoint.model is not model:
             endpoint = self._endpoints[key] = named.endpoint_of(key, model, self._limits)
         return endpoint
 
     def _model(self, name: str, version: str) -> Model:
-        return named.found(self._view.models(), name, version or None)[1]
+        return named.find_model(self._view.models(), name, version or None)[1]
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class OipService:
         if request.name:
             models = [(request.name, self._model(request.name, request.version))]
         else:
-            models = named.each(self._view.models())
+            models = named.list_versions(self._view.models())
         found = {"model_stats": [{**model.stats(), "name": name} for name, model in models]}
         return json_format.ParseDict(found, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
 
@@ -286,7 +286,7 @@ class OipService:
                 continue  # its versions are listed each for itself
             state, reason = self._view.state_of(key)
             if state == "READY" or not request.ready:
-                answer.models.add(name=named.shown(key), version=model.spec.version, state=state, reason=reason)
+                answer.models.add(name=named.client_name(key), version=model.spec.version, state=state, reason=reason)
         return answer
 
     # --- repository ---------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ class Frontend:
         hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
         return StartError(f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}")
 
-    def own(self) -> None:
+    def take_over(self) -> None:
         """Hold the control socket's path from now on: the server that it was inherited from has given it up."""
         if self._control_of_other is not None:
             self._control, self._control_of_other = self._control_of_other, None

@@ -194,7 +194,7 @@ class Engine:
             if self.frontend is not None:
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
             routers = [served.router for served in self.served.values()]  # also of requests of this process
-            self._answered = await loading.settled(routers) and self._answered
+            self._answered = await loading.wait_answered(routers) and self._answered
         return self._answered
 
     async def stop(self) -> None:
@@ -246,7 +246,7 @@ class Engine:
         if not paced:
             await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring
         profile = await profiling.ensure(spec, self.devices, self.parts.pool, self.config)
-        self.machine.profiled()
+        self.machine.use_context_power()
         return profile
 
     # --- settings that change while it serves ---------------------------------------------------------------------

@@ -76,9 +76,9 @@ class FrontEnds:
         would count else."""
         self._probes.start()
 
-    def own(self) -> None:
+    def take_over(self) -> None:
         """Hold what was the other server's: it has ended, or is about to."""
-        self.http.own()
+        self.http.take_over()
 
     @property
     def grpc_port(self) -> int | None:

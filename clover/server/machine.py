@@ -140,7 +140,7 @@ class Machine:
             self.meters[gpu.name] = meter
             self._spare(gpu)
 
-    def profiled(self) -> None:
+    def use_context_power(self) -> None:
         """Have meters know what a context costs on each GPU, which profiling has measured."""
         for gpu in self.gpus:
             if (meter := self.meters.get(gpu.name)) is not None:

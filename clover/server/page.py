@@ -14,7 +14,7 @@ from clover.dashboard import Feed, FeedSources, ReportMaker, dashboard_paths
 from clover.dashboard.paths import NO_REPORT, NOT_INSTALLED
 from clover.dashboard.today import read_today
 from clover.server.parts import Parts
-from clover.server.periodic import cancelled
+from clover.server.periodic import cancel_task
 from clover.telemetry.ledger.report_order import ReportOrder
 from clover.telemetry.metrics.server import pages
 

@@ -146,7 +146,7 @@ async def each_second(
             log.exception("%s failed", what)
 
 
-async def cancelled(task: asyncio.Task[Any]) -> None:
+async def cancel_task(task: asyncio.Task[Any]) -> None:
     """Cancel `task` and wait for its end."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -19,7 +19,7 @@ from clover.interfaces import Device
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
-from clover.steps import described
+from clover.steps import describe_steps
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
 _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -112,7 +112,7 @@ def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
 
 def _of_clients(spec: FamilySpec) -> dict[str, Any] | None:
     """Return the steps that clients run, who read once what these are; None if there are none."""
-    return described(spec) if spec.steps is not None and spec.steps.run != "worker" else None
+    return describe_steps(spec) if spec.steps is not None and spec.steps.run != "worker" else None
 
 
 def mirrored(deployment: Iterable[Assignment], name: str) -> tuple[Assignment, ...]:

@@ -359,7 +359,7 @@ class RollOuts:
             return "failed", "its files have changed since its trial began: begin again"
         old_spec, old_profile = served.spec, served.profile
         split.share, split.paired = 1.0, 0.0
-        await self._loading.settled([served.router])
+        await self._loading.wait_answered([served.router])
         split.alone = True
         try:
             await self._loading.replace(served, one.spec, new.profile)

@@ -35,7 +35,7 @@ from clover.runtime.workers.pool import Pool
 from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
 from clover.server.parts import Parts, build
-from clover.server.periodic import cancelled
+from clover.server.periodic import cancel_task
 from clover.server.stop_limit import GPU_STOP_S, STOP_S, StopLimit
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
@@ -246,7 +246,7 @@ class Server:
             waiting = loop.create_task(ended.wait())
             await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
-                await cancelled(starting)
+                await cancel_task(starting)
                 return 0
             await starting
             if on_ready is not None:
@@ -270,7 +270,7 @@ class Server:
                 raise
             raise _advised(error) from None
         finally:
-            limit.done()
+            limit.disarm()
 
     def _longest_stop_s(self) -> float:
         """Return the seconds after which a stop that begins now is over, whatever hangs."""

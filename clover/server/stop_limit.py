@@ -37,7 +37,7 @@ class StopLimit:
         self._thread = threading.Thread(target=self._wait, args=(within_s,), name="clover-stop", daemon=True)
         self._thread.start()
 
-    def done(self) -> None:
+    def disarm(self) -> None:
         """Count no more: what was to stop has."""
         self._done.set()
         if self._thread is not None:

@@ -20,7 +20,7 @@ from clover.steps.family import (
     application_inputs,
     as_modelled,
     as_sent,
-    described,
+    describe_steps,
     made_up,
     plan_for,
     row_weights,
@@ -29,7 +29,7 @@ from clover.steps.family import (
 )
 from clover.steps.pipeline import Applied, Pipeline
 from clover.steps.plan import STEPS, StepPlan, plan_of
-from clover.steps.step import BadRow, Column, stacked
+from clover.steps.step import BadRow, Column, stack_rows
 
 __all__ = [
     "STEPS",

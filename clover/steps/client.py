@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clover.errors import ConfigError
 from clover.steps.pipeline import Pipeline, TensorFlow
 from clover.steps.plan import made_in_client
-from clover.steps.step import UNBOUNDED, BadRow, Column, stacked
+from clover.steps.step import UNBOUNDED, BadRow, Column, stack_rows
 from clover.types import StepsSpec, TensorSpec
 
 
@@ -87,7 +87,7 @@ class ClientSteps:
             place, reason = next(iter(found.refused.items()))
             raise BadRow(f"row {place}: {reason}" if rows > 1 else reason)
         pairs = zip(self._wire, self._sent, strict=True)
-        inputs = {wire: np.ascontiguousarray(stacked(found.columns[name])) for wire, name in pairs}
+        inputs = {wire: np.ascontiguousarray(stack_rows(found.columns[name])) for wire, name in pairs}
         return PreparedRows(inputs, found.columns, rows)
 
     def after(self, sent: PreparedRows, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -102,7 +102,7 @@ class ClientSteps:
 
 def _array(column: Column) -> NDArray[Any]:
     if isinstance(column, np.ndarray) or len({np.shape(row) for row in column}) == 1:
-        return stacked(column)
+        return stack_rows(column)
     array = np.empty(len(column), object)
     array[:] = column
     return array

@@ -16,7 +16,7 @@ from clover.errors import ConfigError
 from clover.steps.arithmetic import Labels
 from clover.steps.pipeline import Mapper, Pipeline, PlacedStep
 from clover.steps.plan import StepPlan, plan_of
-from clover.steps.step import At, Column, DataStep, stacked
+from clover.steps.step import At, Column, DataStep, stack_rows
 from clover.types import FamilySpec, StepTable, TensorSpec, VariantSpec
 
 DISTINCT = 16
@@ -81,7 +81,7 @@ def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
     return replace(spec, inputs=plans[0].inputs, outputs=plans[0].outputs, variants=variants)
 
 
-def described(spec: FamilySpec) -> dict[str, Any]:
+def describe_steps(spec: FamilySpec) -> dict[str, Any]:
     """Return what a client has to know of the steps of a family, to run those that are its own: parameters of variants
     filled in where all have the same, and, if it names them itself, labels in place of the file that has them."""
     assert spec.steps is not None
@@ -170,7 +170,7 @@ def _through(
     if found.refused:
         place, reason = next(iter(found.refused.items()))
         raise ConfigError(f"row {place} is refused: {reason}")
-    return [np.ascontiguousarray(stacked(found.columns[name])) for name in names]
+    return [np.ascontiguousarray(stack_rows(found.columns[name])) for name in names]
 
 
 def thread_mapper(threads: int) -> Mapper:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps import pictures
-from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, read_text, text_of
+from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fix_shape, read_tensor, read_text, text_of
 from clover.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
         if self.max_pixels < 1:
             raise ConfigError("max_pixels is at least 1")
         channels = 3 if self.mode == "RGB" else 1
-        tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
+        tensors[at.target] = fix_shape(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
         size = f"{at.target}_size"
-        tensors[size] = fixed(size, "INT32", (2,))
+        tensors[size] = fix_shape(size, "INT32", (2,))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -184,14 +184,14 @@ class Resize(DataStep, frozen=True, kw_only=True):
         channels = given.shape[2]
         if self.height:
             most = self.max_width or UNBOUNDED
-            tensors[at.target] = fixed(at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels))
         elif isinstance(self.size, int) and given.shape[0] > 0 and given.shape[1] > 0:
-            tensors[at.target] = fixed(at.target, "UINT8", (*self._size(*given.shape[:2]), channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (*self._size(*given.shape[:2]), channels))
         elif isinstance(self.size, int):
-            tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
         else:
             assert self.size is not None
-            tensors[at.target] = fixed(at.target, "UINT8", (*self.size, channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (*self.size, channels))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -248,7 +248,7 @@ class Crop(DataStep, frozen=True, kw_only=True):
         given = _image(tensors, at)
         if min(_sides(self.size)) < 1:
             raise ConfigError("sizes are at least 1")
-        tensors[at.target] = fixed(at.target, "UINT8", (*self._size(), given.shape[2]))
+        tensors[at.target] = fix_shape(at.target, "UINT8", (*self._size(), given.shape[2]))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -288,7 +288,7 @@ class Normalise(DataStep, frozen=True, kw_only=True):
         def ordered(axes: tuple[int, ...]) -> tuple[int, ...]:
             return (axes[2], *axes[:2]) if self.channels == "first" else axes
 
-        tensors[at.target] = fixed(at.target, "FP32", ordered(given.shape), ordered(given.bound))
+        tensors[at.target] = fix_shape(at.target, "FP32", ordered(given.shape), ordered(given.bound))
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
@@ -314,7 +314,7 @@ class Normalise(DataStep, frozen=True, kw_only=True):
 
 def _image(tensors: dict[str, TensorSpec], at: At) -> TensorSpec:
     """Return the image that a step reads.  Raises ConfigError if it is none."""
-    given = read(tensors, at.source, ("UINT8",))
+    given = read_tensor(tensors, at.source, ("UINT8",))
     if len(given.shape) != 3 or given.shape[2] not in (1, 3):
         raise ConfigError(f"it takes an image [height, width, 1 or 3], and {at.source!r} is {list(given.shape)}")
     return given

@@ -87,7 +87,7 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return None
 
 
-def stacked(column: Column) -> NDArray[Any]:
+def stack_rows(column: Column) -> NDArray[Any]:
     """Return a column as one array [rows, ...]; raises BadRow if the rows differ in shape."""
     if isinstance(column, np.ndarray):
         return column
@@ -97,12 +97,12 @@ def stacked(column: Column) -> NDArray[Any]:
         raise BadRow("the rows of a batch differ in shape: a `pad` step makes them alike") from error
 
 
-def fixed(name: str, datatype: str, shape: tuple[int, ...], bound: tuple[int, ...] = ()) -> TensorSpec:
+def fix_shape(name: str, datatype: str, shape: tuple[int, ...], bound: tuple[int, ...] = ()) -> TensorSpec:
     """Return a tensor of the flow; `bound` is needed if an axis varies."""
     return TensorSpec(name=name, datatype=datatype, shape=shape, max_shape=bound if min(shape, default=0) < 0 else ())
 
 
-def read(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ()) -> TensorSpec:
+def read_tensor(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ()) -> TensorSpec:
     """Return the tensor `name`, whose datatype is one of `kinds`.  Raises ConfigError if there is none."""
     found = tensors.get(name)
     if found is None:
@@ -114,7 +114,7 @@ def read(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ())
 
 def read_text(tensors: dict[str, TensorSpec], name: str) -> TensorSpec:
     """Return the tensor `name`, of which a row is one element of BYTES.  Raises ConfigError if it is not."""
-    found = read(tensors, name, ("BYTES",))
+    found = read_tensor(tensors, name, ("BYTES",))
     if found.variable or math.prod(found.shape) != 1:
         raise ConfigError(f"it takes one element a row, shape [1], and {name!r} is {list(found.shape)}")
     return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps.arithmetic import softmax
-from clover.steps.step import At, BadRow, Column, DataStep, bytes_row, file_in, fixed, read, read_text, text_of
+from clover.steps.step import At, BadRow, Column, DataStep, bytes_row, file_in, fix_shape, read_tensor, read_text, text_of
 from clover.types import TensorSpec
 
 _BYTES_A_ROW = 1 << 15
@@ -60,7 +60,7 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
         for name in self._names(at):
             more = (2,) if name == "offsets" else ()
             datatype = "INT32" if name in ("offsets", "sequence") else "INT64"
-            tensors[name] = fixed(name, datatype, (*shape, *more), (self.length, *more))
+            tensors[name] = fix_shape(name, datatype, (*shape, *more), (self.length, *more))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -170,16 +170,16 @@ class TextSpan(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        read(tensors, at.source, ("INT32",))
-        read(tensors, "sequence", ("INT32",))
+        read_tensor(tensors, at.source, ("INT32",))
+        read_tensor(tensors, "sequence", ("INT32",))
         whole = read_text(tensors, self.text)
         for name in (self.start, self.end):
-            if len(read(tensors, name, ("FP32", "FP16", "FP64")).shape) != 1:
+            if len(read_tensor(tensors, name, ("FP32", "FP16", "FP64")).shape) != 1:
                 raise ConfigError(f"{name!r} has to be a score a token")
         if self.max_tokens < 1:
             raise ConfigError("max_tokens is at least 1")
         tensors[at.target] = TensorSpec(name=at.target, datatype="BYTES", shape=(1,), max_bytes=whole.max_bytes)
-        tensors["score"] = fixed("score", "FP32", (1,))
+        tensors["score"] = fix_shape("score", "FP32", (1,))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""

@@ -332,7 +332,7 @@ class SteadyDemand(ClusterDemand):
     def rates(self) -> dict[Key, float]:
         return {KEY: DEMAND}
 
-    def expected(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
+    def forecast(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
         return (RegionDemand(family=FAMILY, origin=REGION, rate=DEMAND),)
 
     def saved(self) -> tuple[SavedDemand, ...]:

@@ -368,7 +368,7 @@ class ClusterActor:
 
     def _take_up(self, now_s: float) -> list[OrderEnd]:
         """Note how orders ended."""
-        ends = [end for end in self._orders.ended() if end.order.node in self.memory.members.members]
+        ends = [end for end in self._orders.take_ended() if end.order.node in self.memory.members.members]
         for end in ends:
             member, order = self.memory.members.members[end.order.node], end.order
             if order.kind == "wake" and end.failed and member.phase == "waking":

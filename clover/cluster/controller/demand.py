@@ -53,7 +53,7 @@ class ClusterDemand:
         """Return the rows/s to plan for now."""
         return {key: own.rows_per_s() for key, own in self._rates.items()}
 
-    def expected(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
+    def forecast(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
         """Return the demand now, with its forecast for the next `ahead_s` seconds."""
         return tuple(
             RegionDemand(

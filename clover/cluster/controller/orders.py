@@ -64,7 +64,7 @@ class NodeOrders:
         if tasks:
             await asyncio.wait(tasks, timeout=PROMPT_S)
 
-    def ended(self) -> list[OrderEnd]:
+    def take_ended(self) -> list[OrderEnd]:
         """Return the orders that ended since the last call, and forget them."""
         done = [key for key, (_, task) in self._running.items() if task.done()]
         found = []

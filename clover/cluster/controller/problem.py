@@ -75,7 +75,7 @@ def problem_of(memory: ClusterMemory, now_s: float) -> ClusterProblem:
         nodes=tuple(node for node in nodes if node.region in known),
         frontiers=tuple(memory.frontiers.values()),
         demands=_with_first_rows(
-            [own for own in memory.demand.expected(now_s, ahead_s) if own.family in families],
+            [own for own in memory.demand.forecast(now_s, ahead_s) if own.family in families],
             families,
             memory.regions(),
         ),

@@ -276,7 +276,7 @@ class NodeAgent:
             seconds = self._monotonic() - began_s
             log.info("node %s: operating points worked out in %.1f s", self.order.node.name, seconds)
 
-    async def learned(self) -> None:
+    async def wait_learned(self) -> None:
         """Wait until the operating points of the server's devices are worked out, if they are being."""
         if self._learning is not None:
             await self._learning

@@ -79,7 +79,7 @@ def _points(encoded: bytes) -> tuple[OperatingPoint, ...]:
             break
         rate *= 0.5
         found += (_point(rate, plan) for plan in _plans(key, rate))
-    return undominated(found)
+    return drop_dominated(found)
 
 
 def _state(key: _Key) -> State:
@@ -143,7 +143,7 @@ def _point(rate: float, plan: FrontierPlan) -> OperatingPoint:
     )
 
 
-def undominated(points: Iterable[OperatingPoint]) -> tuple[OperatingPoint, ...]:
+def drop_dominated(points: Iterable[OperatingPoint]) -> tuple[OperatingPoint, ...]:
     """Return the points that no other one is at least as good as in rate, accuracy, joules a row and p95, by accuracy
     and rate."""
     kept: list[OperatingPoint] = []

@@ -57,7 +57,7 @@ class PaceFile(Record, frozen=True, kw_only=True):
         """Return the rows of one family."""
         return tuple(row for row in self.rows if row.family == family)
 
-    def drawn(self, family: str) -> dict[tuple[str, str], Pace]:
+    def paces_of(self, family: str) -> dict[tuple[str, str], Pace]:
         """Return how the board runs each (variant, profile) of a family."""
         return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.rows_of(family)).items()}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from clover.families import by_agreement
 from clover.interfaces import Model, SplitModel
-from clover.steps import described
+from clover.steps import describe_steps
 from clover.types import FamilySpec, TensorSpec
 
 EXTENSIONS = (
@@ -35,7 +35,7 @@ def model_metadata(name: str, spec: FamilySpec, served: tuple[str, ...]) -> dict
             for one in listed
         ]
 
-    parameters: dict[str, Any] = {} if spec.steps is None else {"steps": described(spec)}
+    parameters: dict[str, Any] = {} if spec.steps is None else {"steps": describe_steps(spec)}
     if untrained := [variant.name for variant in spec.variants if variant.untrained]:
         parameters["untrained"] = untrained
     if by_agreement(spec):

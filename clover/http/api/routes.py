@@ -108,8 +108,8 @@ class Routes:
             self._paths[f"/v2/clover/{verb}"] = {"POST": self.calls.command}
         embeddings = EmbeddingRoutes(view.models, config.limits)
         self._paths[PATH] = {"POST": embeddings.embed}
-        self._paths[MODELS_PATH] = {"GET": embeddings.listed}
-        self._embedding_model: Methods = {"GET": embeddings.one}
+        self._paths[MODELS_PATH] = {"GET": embeddings.list_models}
+        self._embedding_model: Methods = {"GET": embeddings.show_model}
         self._paths.update(mounted or {})
         self._model_paths: dict[str, Methods] = {
             "": {"GET": self._model_metadata},
@@ -257,7 +257,7 @@ class Routes:
                 version, rest = rest[1], rest[2:]
             methods = self._model_paths.get("/".join(rest)) if len(rest) <= 1 and rest != [""] else None
             if methods is not None:
-                return methods, named.found(self._view.models(), name, version)[0]
+                return methods, named.find_model(self._view.models(), name, version)[0]
         elif len(parts) == 6 and parts[:4] == ["", "v2", "repository", "models"]:
             methods = self._repository_paths.get(parts[5])
             if methods is not None:
@@ -267,7 +267,7 @@ class Routes:
         raise NotFound("Request for unknown model or path")
 
     def _model(self, name: str) -> Model:
-        return named.found(self._view.models(), name)[1]
+        return named.find_model(self._view.models(), name)[1]
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
@@ -323,14 +323,14 @@ class Routes:
         if described is None or described[0] is not model:
             described = self._described[name] = (
                 model,
-                orjson.dumps(metadata.model_metadata(named.shown(name), model.spec, metadata.versions(model))),
-                orjson.dumps(metadata.model_config(named.shown(name), model.spec)),
+                orjson.dumps(metadata.model_metadata(named.client_name(name), model.spec, metadata.versions(model))),
+                orjson.dumps(metadata.model_config(named.client_name(name), model.spec)),
             )
         return described
 
     def _each(self) -> list[tuple[str, Model]]:
         """Return every version of every model, with the name that clients know it by."""
-        return named.each(self._view.models())
+        return named.list_versions(self._view.models())
 
     def _model_metadata(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish(200, [self._descriptions(name)[1]])
@@ -340,10 +340,10 @@ class Routes:
 
     def _model_ready(self, exchange: Exchange, body: Body, name: str) -> None:
         ready = bool(self._model(name).ready)
-        exchange.finish_json({"name": named.shown(name), "ready": ready}, 200 if ready else 503)
+        exchange.finish_json({"name": named.client_name(name), "ready": ready}, 200 if ready else 503)
 
     def _model_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
-        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": named.shown(name)}]})
+        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": named.client_name(name)}]})
 
     def _all_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json({"model_stats": [{**model.stats(), "name": name} for name, model in self._each()]})
@@ -353,7 +353,7 @@ class Routes:
 
     def _openapi(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json(
-            openapi.build({named.shown(key): model.spec for key, model in self._view.models().items()}, __version__)
+            openapi.build({named.client_name(key): model.spec for key, model in self._view.models().items()}, __version__)
         )
 
     def _state(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -375,7 +375,7 @@ class Routes:
             state, reason = self._view.state_of(model_name)
             if state == "READY" or not ready_only:
                 version = model.spec.version
-                rows.append({"name": named.shown(model_name), "version": version, "state": state, "reason": reason})
+                rows.append({"name": named.client_name(model_name), "version": version, "state": state, "reason": reason})
         exchange.finish_json(rows)
 
 

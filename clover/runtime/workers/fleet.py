@@ -167,7 +167,7 @@ class FamilyFleet:
         last = all(self.members.spawned[item].standby for item in there)
         await self.members.end(assignment, *(there if last else ()))
         if last:
-            await self.members.left(place)
+            await self.members.wait_departed(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
             self._step_times.record_drain((self._clock() - began_ns) / _SECOND_NS)
 

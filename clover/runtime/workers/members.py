@@ -226,7 +226,7 @@ class Members:
         if parting:  # a replaced worker may be there still, and its instance in use
             await asyncio.wait(parting)
 
-    async def left(self, placement: Placement) -> None:
+    async def wait_departed(self, placement: Placement) -> None:
         """Wait until the members that leave a placement have left it, but for those whose device is lost."""
         there = [member for member in self.leaving if member.assignment.placement == placement]
         await asyncio.gather(*(member.gone.wait() for member in there if not member.given_up))

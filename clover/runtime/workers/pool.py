@@ -103,7 +103,7 @@ class Pool:
         async with self._starting:
             link = self._zygote
             if link is not None and link.killed:  # else an order would go to one that is about to end
-                await link.ended(_ZYGOTE_END_S)
+                await link.wait_ended(_ZYGOTE_END_S)
             if link is None or link.dead:
                 if link is not None:
                     _log.warning("the zygote died; starting another")

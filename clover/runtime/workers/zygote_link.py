@@ -195,7 +195,7 @@ class ZygoteLink:
             self.killed = True
             self._process.kill()
 
-    async def ended(self, within_s: float) -> None:
+    async def wait_ended(self, within_s: float) -> None:
         """Wait until it is reaped after `kill`; raises WorkerError if that takes longer."""
         try:
             async with asyncio.timeout(within_s):
@@ -216,7 +216,7 @@ class ZygoteLink:
         except (OSError, TimeoutError):
             self.kill()
             try:
-                await self.ended(within_s)
+                await self.wait_ended(within_s)
             except WorkerError as error:  # it is in a call of a driver, which no signal ends
                 _log.error("%s", error)
 

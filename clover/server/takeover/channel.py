@@ -121,7 +121,7 @@ class Channel:
             raise TakeOverError(message.reason)
         return message
 
-    async def ended(self, within_s: float) -> bool:
+    async def wait_ended(self, within_s: float) -> bool:
         """Wait until the other end is gone, whatever it says meanwhile; return whether it is within `within_s`
         seconds."""
         try:

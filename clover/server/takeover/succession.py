@@ -154,7 +154,7 @@ class Succession:
 
     async def _finish(self, parts: Parts, front: FrontEnds | None) -> None:
         """Wait until the server that ran here has ended, and go on from its files."""
-        if not await self._channel.ended(2.0 * parts.config.limits.drain_s + STEP_S):
+        if not await self._channel.wait_ended(2.0 * parts.config.limits.drain_s + STEP_S):
             log.warning("the server that ran here has not ended in time: what it counts is counted twice")
         try:
             await self._go_on(parts, front)
@@ -176,7 +176,7 @@ class Succession:
             parts.ledger.start()
         parts.controller.ledger_files.take_over(parts.controller.context.families.values(), parts.grid.now())
         if front is not None:
-            front.own()
+            front.take_over()
         log.info("the server that ran here has ended")
 
     def _closed_meters(self) -> ClosedMeters | None:

@@ -40,7 +40,7 @@ def test_a_file_is_read_with_what_the_board_really_draws(tmp_path: Path) -> None
     rows = (row(batch=8, ms=30.0, drawn_watts=25.0), row(batch=1, ms=10.0), row(family="other"))
     file = pace.load(written(tmp_path, *rows))
     assert file.source == "made up"
-    drawn = file.drawn("toy")
+    drawn = file.paces_of("toy")
     assert list(drawn) == [("small", "1g.5gb")]
     assert drawn["small", "1g.5gb"].batches == (1, 8)
     assert drawn["small", "1g.5gb"].ms == (10.0, 30.0)

@@ -116,7 +116,7 @@ def test_a_day_that_is_known_is_expected_again() -> None:
     demand, key = ClusterDemand(), (FAMILY, "north")
     for hour in range(49):
         demand.record(hour * 3600.0, {key: 500.0 if hour % 24 == 2 else 100.0})
-    found = demand.expected(48 * 3600.0 + 1800.0, 7200.0)
+    found = demand.forecast(48 * 3600.0 + 1800.0, 7200.0)
     (own,) = found
     assert own.rate < 150.0
     assert max(rate for _, rate in own.forecast) > 300.0
@@ -129,10 +129,10 @@ def test_a_rise_that_comes_every_day_is_expected_until_it_is_there() -> None:
         at_s, hour = at * 600.0, at / 6.0 % 24.0
         demand.record(at_s, {key: 700.0 if 12.0 <= hour < 15.0 else 60.0})
         if at >= 2 * 144 and 11.0 <= hour < 15.0:
-            (own,) = demand.expected(at_s, 4800.0)
+            (own,) = demand.forecast(at_s, 4800.0)
             assert max(own.rate, *(rate for _, rate in own.forecast)) > 600.0, f"at {hour:.2f} h"
         if at >= 2 * 144 and (hour < 9.0 or hour > 17.0):
-            (own,) = demand.expected(at_s, 4800.0)
+            (own,) = demand.forecast(at_s, 4800.0)
             assert max(own.rate, *(rate for _, rate in own.forecast)) < 100.0, f"at {hour:.2f} h"
 
 

@@ -199,7 +199,7 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         assert (before.node.state, before.families, before.healthy) == ("released", (), False)
         await agent.start()
         await agent.report()
-        await agent.learned()
+        await agent.wait_learned()
         report = await agent.report()
         assert report.node.devices == {"2-cores-some-cpu": 2}
         assert (report.node.state, report.node.awake_w, report.node.correction) == ("ready", 40.0, {"toy": 1.25})
@@ -215,7 +215,7 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         scene.control.status |= {"cluster": "demo"}
         report = await agent.report()
         assert (report.target_epoch, report.newest_epoch) == (0, 4)  # its lease ended; it takes none below 4
-        await agent.learned()
+        await agent.wait_learned()
         assert len(scene.asked) == 2
 
     tell(story)
