@@ -117,9 +117,14 @@ class Judge:
     def record_step(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
         """Compare what the step changed, and mind a step above the SLO if a plan would have met it."""
         before, after, self._before, self._after = self._before, self._after, None, None
-        if before is not None and after is not None and (before.configuration, before.routing) != (
-            after.configuration,
-            after.routing,
+        if (
+            before is not None
+            and after is not None
+            and (before.configuration, before.routing)
+            != (
+                after.configuration,
+                after.routing,
+            )
         ):
             self._compare(at_s - step.seconds, before, after)
         if step.reason:

@@ -122,7 +122,9 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     ClusterError if Ray or HAProxy is missing, or something does not start."""
     folder = folder_of(file)
     for node in file.node:
-        NodeAgent(NodeSetup.from_cluster(file, node.name, folder))  # the paths of its sockets, before anything is started
+        NodeAgent(
+            NodeSetup.from_cluster(file, node.name, folder)
+        )  # the paths of its sockets, before anything is started
     if not address:
         use_token(folder, make=not LocalRay(folder).address)
     require_ray()

@@ -187,7 +187,9 @@ def _imported(ref: str) -> FamilySpec:
         try:
             value = value()
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"family {ref!r}: {attribute} of module {name} failed: {describe_failure(error)}") from error
+            raise ConfigError(
+                f"family {ref!r}: {attribute} of module {name} failed: {describe_failure(error)}"
+            ) from error
     if not isinstance(value, FamilySpec):
         raise ConfigError(f"family {ref!r}: is a {type(value).__name__}, not a FamilySpec or a function returning one")
     if value.folder:

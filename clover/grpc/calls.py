@@ -220,7 +220,7 @@ def _request_id(metadata: Metadata) -> str:
     return ""
 
 
-def shown(error: RequestError) -> str:
+def client_text(error: RequestError) -> str:
     """Return the text of an error as clients see it; the texts of the server's own faults stay in the log."""
     return "the model failed on this request" if error.status == 500 and error.message != FAILED else error.message
 
@@ -324,5 +324,5 @@ class CallHandlers:
         """End a call with an error, and count it.  Metadata that was set for its end stays."""
         code = code_of(error)
         self.stats.record_answer(code.name)
-        await context.abort(code, shown(error), (*(context.trailing_metadata() or ()), *retry_metadata(error)))
+        await context.abort(code, client_text(error), (*(context.trailing_metadata() or ()), *retry_metadata(error)))
         raise AssertionError("abort raises")

@@ -33,9 +33,9 @@ from clover.grpc.calls import (
     GrpcCaller,
     Unimplemented,
     Work,
+    client_text,
     code_of,
     parsed,
-    shown,
     who,
 )
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
@@ -231,7 +231,9 @@ class OipService:
             return wire.with_fields(b"", _STREAMED, (answer,))
         self._stats.record_answer(code_of(failed).name)
         return bytes(
-            _StreamAnswer(error_message=shown(failed), infer_response=ModelInferResponse(id=given)).SerializeToString()
+            _StreamAnswer(
+                error_message=client_text(failed), infer_response=ModelInferResponse(id=given)
+            ).SerializeToString()
         )
 
     # --- what there is ------------------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ class OipService:
             await self._await(begin(), f"failed to {call}: ")
             status, text = 200, ""
         except RequestError as error:
-            status, text = error.status, shown(error)
+            status, text = error.status, client_text(error)
             raise
         finally:
             audit.record(bearer, "grpc", call, model=shown_name, status=status, error=text)
@@ -330,7 +332,7 @@ class OipService:
         except NotFound:
             raise NotFound(f"Request for unknown model: {failed}no model of that name is known") from None
         except RequestError as error:
-            raise type(error)(failed + shown(error), retry_after_s=error.retry_after_s) from None
+            raise type(error)(failed + client_text(error), retry_after_s=error.retry_after_s) from None
         except PlanError as error:
             log.warning("a change was refused: %s", error)
             raise Conflict(f"{failed}no plan satisfies this, or it was rolled back; see the decisions") from None

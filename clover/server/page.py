@@ -64,4 +64,4 @@ class DashboardPage:
     def start(self, stack: AsyncExitStack) -> None:
         """Begin to look at the server, in the running loop, until `stack` is closed."""
         stack.push_async_callback(self.feed.stop)
-        stack.push_async_callback(cancelled, self.feed.start())
+        stack.push_async_callback(cancel_task, self.feed.start())

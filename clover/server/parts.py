@@ -141,9 +141,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             ledger = ServerLedger(config, source, account, footprint.hardware)
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
-        totals = ServerTotals(
-            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster
-        )
+        totals = ServerTotals(account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster)
         parts = Parts(
             config=config,
             loop=loop,

@@ -102,7 +102,7 @@ class Periodic:
         """Begin, in the running loop, until `stack` is closed."""
         for turn, what in self.turns():
             task = control_task(each_second(turn, what), name=f"clover: {what}")
-            stack.push_async_callback(cancelled, task)
+            stack.push_async_callback(cancel_task, task)
 
     def turns(self) -> tuple[tuple[Callable[[], Awaitable[None]], str], ...]:
         """Return what is done each second, with its name."""

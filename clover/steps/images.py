@@ -184,7 +184,9 @@ class Resize(DataStep, frozen=True, kw_only=True):
         channels = given.shape[2]
         if self.height:
             most = self.max_width or UNBOUNDED
-            tensors[at.target] = fix_shape(at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels))
+            tensors[at.target] = fix_shape(
+                at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels)
+            )
         elif isinstance(self.size, int) and given.shape[0] > 0 and given.shape[1] > 0:
             tensors[at.target] = fix_shape(at.target, "UINT8", (*self._size(*given.shape[:2]), channels))
         elif isinstance(self.size, int):

@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps.arithmetic import softmax
-from clover.steps.step import At, BadRow, Column, DataStep, bytes_row, file_in, fix_shape, read_tensor, read_text, text_of
+from clover.steps.step import (
+    At,
+    BadRow,
+    Column,
+    DataStep,
+    bytes_row,
+    file_in,
+    fix_shape,
+    read_tensor,
+    read_text,
+    text_of,
+)
 from clover.types import TensorSpec
 
 _BYTES_A_ROW = 1 << 15

@@ -175,7 +175,7 @@ class ClusterController:
         if reports is None:
             return self._idle(now_s)
         await self._read_grids(now_s)
-        changed = memory.record(now_s, reports)
+        changed = memory.record_reports(now_s, reports)
         for text in changed:
             log.info("%s", text)
         await self._tell_partitions(now_s)

@@ -110,7 +110,7 @@ class ClusterMemory:
         found.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
         return tuple(sorted(found))
 
-    def record(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+    def record_reports(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
         """Take in what nodes reported; return what changed, in words."""
         changed = self.members.record(now_s, reports)
         self.frontiers = self.members.frontiers(self.frontiers.values())

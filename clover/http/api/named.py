@@ -35,11 +35,11 @@ def client_name(key: str) -> str:
 
 def list_versions(models: Mapping[str, Model]) -> list[tuple[str, Model]]:
     """Return every version of every model, with the name that clients know it by."""
-    return [(shown(key), model) for key, model in models.items() if not isinstance(model, SplitModel)]
+    return [(client_name(key), model) for key, model in models.items() if not isinstance(model, SplitModel)]
 
 
 def endpoint_of(key: str, model: Model, limits: LimitsConfig) -> InferEndpoint:
     """Return a new endpoint of the model with that key."""
     if isinstance(model, SplitModel):
-        return SplitEndpoint(shown(key), model, limits)
-    return InferEndpoint(shown(key), model, limits)
+        return SplitEndpoint(client_name(key), model, limits)
+    return InferEndpoint(client_name(key), model, limits)

@@ -353,7 +353,9 @@ class Routes:
 
     def _openapi(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json(
-            openapi.build({named.client_name(key): model.spec for key, model in self._view.models().items()}, __version__)
+            openapi.build(
+                {named.client_name(key): model.spec for key, model in self._view.models().items()}, __version__
+            )
         )
 
     def _state(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -375,7 +377,9 @@ class Routes:
             state, reason = self._view.state_of(model_name)
             if state == "READY" or not ready_only:
                 version = model.spec.version
-                rows.append({"name": named.client_name(model_name), "version": version, "state": state, "reason": reason})
+                rows.append(
+                    {"name": named.client_name(model_name), "version": version, "state": state, "reason": reason}
+                )
         exchange.finish_json(rows)
 
 

@@ -239,9 +239,7 @@ def _cascade(parameters: dict[str, Any]) -> bool:
     return bool(value == "on")
 
 
-def _read_inputs(
-    signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body
-) -> list[Placed]:
+def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body) -> list[Placed]:
     """Read the tensors of a request; return the places of those that are binary."""
     declared = signature.inputs
     if type(listed) is not list:
@@ -322,7 +320,9 @@ def _binary_size(parameters: Any) -> int | None:
         return None
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
-        raise BadRequest(f"binary_data_size is {quote_input(size)}; it is a whole number from 0 on, such as 3 (not 3.0)")
+        raise BadRequest(
+            f"binary_data_size is {quote_input(size)}; it is a whole number from 0 on, such as 3 (not 3.0)"
+        )
     return size
 
 

@@ -81,7 +81,9 @@ def cascade_of(accuracy: Mapping[str, float], joules: Mapping[str, float], confi
     return msgspec.structs.replace(found, method="analytical")
 
 
-def draw_answers(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows: int = ROWS) -> dict[str, Answers]:
+def draw_answers(
+    accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows: int = ROWS
+) -> dict[str, Answers]:
     """Return what variants of these accuracies (percent) answer to `rows` requests: right or not, and how sure."""
     rng = np.random.default_rng(seed)
     shared = math.sqrt(confidence.alike) * rng.standard_normal(rows)

@@ -103,7 +103,9 @@ class PatternWatch:
         self._name = name
         self._told_probe = False
 
-    def evaluate(self, clients: ClientGroups, limit: EscalationLimit, alarm: str, detectors: Iterable[Detector]) -> None:
+    def evaluate(
+        self, clients: ClientGroups, limit: EscalationLimit, alarm: str, detectors: Iterable[Detector]
+    ) -> None:
         """Find the pattern of now (see `pattern_of`)."""
         before, self.latest = self.latest, pattern_of(clients, limit, alarm, detectors)
         now = self.latest

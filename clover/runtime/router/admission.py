@@ -273,7 +273,9 @@ class Admission:
         self._state.traffic.arrivals.add(now_ns, rows)
         self._usual_rows += (rows - self._usual_rows) * _NEWEST
         if closed or not (self._state.lanes.live or self._state.coming):
-            raise self._state.record_refusal(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
+            raise self._state.record_refusal(
+                Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0)
+            )
         part = self._part(flow, request, now_ns)
         if self._full(rows, flow, part):
             self._dispatch.make_room(now_ns, False)
@@ -464,7 +466,9 @@ class Admission:
         raises BadRequest or Unavailable if it cannot."""
         state = self._state
         if min_accuracy > 0.0 and max(state.accuracy) < min_accuracy:
-            raise state.record_refusal(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
+            raise state.record_refusal(
+                BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %")
+            )
         if variant < 0:
             if not state.coming:
                 raise state.record_refusal(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))

@@ -264,7 +264,9 @@ class Audits:
             if ticket.variants[row] == chain.lanes[-1] and answers and answers[-1][0] == chain.lanes[-2]:
                 answer = self._reader.read(ticket.slots[row])
                 overruled += answer is not None and not same_answer(answers[-1][1], answer)
-        self.guard.record_overrules(chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.connection))
+        self.guard.record_overrules(
+            chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.connection)
+        )
 
     def queue_marked(self, ticket: RouterTicket, now_ns: int) -> None:
         """Queue audits of the marked rows of an answered ticket, whose slots are not freed yet."""
@@ -389,7 +391,9 @@ class Audits:
         first, first_answer = audit.answers[0]
         if first != auditor:
             alike = guard.alike(first, auditor)
-            guard.record_comparison(OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence, group=group)
+            guard.record_comparison(
+                OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence, group=group
+            )
         if auditor != best:
             return
         chain = audit.chain

@@ -64,7 +64,9 @@ class Escalation:
             self._cut_short(ticket, chain, row, lane, why)
             return False
         if self.audits is not None:
-            self.audits.record_escalation(ticket, row, lane, target, bool(chain.planned) and score >= chain.planned[stage])
+            self.audits.record_escalation(
+                ticket, row, lane, target, bool(chain.planned) and score >= chain.planned[stage]
+            )
         if not ticket.paths:
             ticket.paths = {}
         ticket.paths[row] = (*ticket.paths.get(row, ()), lane)

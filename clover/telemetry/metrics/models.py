@@ -403,7 +403,11 @@ def demand(served: Mapping[str, Served]) -> Iterator[Metric]:
     """Yield the metrics of rows that ask for an accuracy of their own."""
     return collect(
         DEMAND,
-        (((name, variant), asked) for name, model in served.items() for variant, asked in model.accuracy_demand().items()),
+        (
+            ((name, variant), asked)
+            for name, model in served.items()
+            for variant, asked in model.accuracy_demand().items()
+        ),
     )
 
 

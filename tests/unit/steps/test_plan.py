@@ -106,7 +106,7 @@ def test_a_bad_row_leaves_its_neighbours(shades: FamilySpec) -> None:
         found = plan.worker_before.apply({"picture": rows}, 4, steps.thread_mapper(threads))
         assert found.kept == [0, 2]
         assert found.refused == dict.fromkeys((1, 3), "the bytes are not a whole JPEG or PNG image")
-        (taken,) = (steps.stacked(found.columns[name]) for name in plan.taken)
+        (taken,) = (steps.stack_rows(found.columns[name]) for name in plan.taken)
         assert taken.shape == (2, 3, 16, 16)
         assert taken[:, 0, 0, 0].tolist() == [1.0, -1.0]
     nobody = plan.worker_before.apply({"picture": rows[1::2]}, 2)
@@ -159,7 +159,7 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
     plan = steps.plan_for(spec, spec.variants[0])
     assert plan is not None
     found = plan.worker_before.apply(sent.inputs, 1)
-    assert steps.stacked(found.columns[plan.taken[0]]).min() == 1.0
+    assert steps.stack_rows(found.columns[plan.taken[0]]).min() == 1.0
     given = {one.name: np.ones((1, *one.shape)) for one in spec.outputs}
     assert mine.after(sent, given).keys() == given.keys()
 

@@ -343,25 +343,25 @@ def test_a_node_is_ready_for_the_rows_of_the_target_it_took_as_long_as_that_hold
 
 def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() -> None:
     memory = ClusterMemory.new(terms([node("a", "north")]), 0.0)
-    memory.record(0.0, {"a": report(rates={"north": 100.0})})
-    memory.record(5.0, {"a": report(at_s=5.0, families=(), healthy=False)})
+    memory.record_reports(0.0, {"a": report(rates={"north": 100.0})})
+    memory.record_reports(5.0, {"a": report(at_s=5.0, families=(), healthy=False)})
     assert sum(memory.demand.rates().values()) > 100.0
-    memory.record(45.0, {"a": report(at_s=45.0, families=(), healthy=False)})
+    memory.record_reports(45.0, {"a": report(at_s=45.0, families=(), healthy=False)})
     assert sum(memory.demand.rates().values()) < 100.0, "by then they are counted where they went"
 
 
 def test_rows_of_a_partitioned_node_count_on_while_it_is_not_known_what_the_ingress_gives_it() -> None:
     memory = ClusterMemory.new(terms([node("a", "north"), node("b", "north")]), 0.0)
     both = {name: report(name, rates={"north": 100.0}) for name in ("a", "b")}
-    memory.record(0.0, both)
+    memory.record_reports(0.0, both)
     memory.members.members["a"].enter("partitioned", 0.0)
     memory.weights, memory.given = {("", "south"): {"b": 1.0}}, {"b": 1.0}  # the answer for the north was lost
     for at_s in range(20, 200, 10):
-        memory.record(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+        memory.record_reports(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
     assert sum(memory.demand.rates().values()) == pytest.approx(200.0, rel=0.05)
     memory.in_force = True  # nothing is given to it any more
     for at_s in range(200, 400, 10):
-        memory.record(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+        memory.record_reports(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
     assert sum(memory.demand.rates().values()) == pytest.approx(100.0, rel=0.05)
 
 

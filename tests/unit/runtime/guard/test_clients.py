@@ -294,7 +294,9 @@ def test_rows_of_one_chain_are_counted_by_client() -> None:
         house.guard.record_overrules(WATCHED, row % 3 == 0 or house.draw.random() < 0.1, 1, group)
     assert house.guard.alarm_level == OK
     for row in range(1500):
-        house.guard.record_overrules(WATCHED, house.draw.random() < 0.6, 1, house.guard.clients.record_row("abc"[row % 3]))
+        house.guard.record_overrules(
+            WATCHED, house.draw.random() < 0.6, 1, house.guard.clients.record_row("abc"[row % 3])
+        )
     assert house.guard.alarm_level == TIGHTENED
 
 

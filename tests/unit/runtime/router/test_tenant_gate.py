@@ -209,6 +209,10 @@ def test_the_queue_sees_the_tenant_and_the_guard_the_tenant_and_its_connections(
     assert (ticket.flow, ticket.connection, ticket.request) == (acme.flow, 12, 34)
     assert house.router.open(1, 12, 0, acme).request == -12, "without an id it is known by its connection"
     clients = house.router.guard.clients
-    groups = [clients.record_row(acme.client, 12), clients.record_row(acme.client, 13), clients.record_row("10.0.0.1", 14)]
+    groups = [
+        clients.record_row(acme.client, 12),
+        clients.record_row(acme.client, 13),
+        clients.record_row("10.0.0.1", 14),
+    ]
     assert groups[0] != groups[2]
     assert clients.sender(acme.client, 12).name in ("tenant acme", "tenant acme, connection 12")
