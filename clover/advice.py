@@ -1,8 +1,8 @@
 """What would save most grams on this machine, for `clover doctor` and `clover report`.
 
-A family is planned for at the load that is known of it, by the planner that serves: as it is, and with one thing
-changed.  What the change would save a day is the difference of the predictions, which are modelled on the profile; of
-cores and GPUs that the load does not need it is their part of the idle power.
+The serving planner plans a family twice at its known load: as it is configured, and with one thing changed.  The saving
+a day is the difference of the two predictions, which are modelled on the profile.  For cores and GPUs that the load
+does not need, the saving is their part of the idle power.
 """
 
 from __future__ import annotations

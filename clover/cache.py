@@ -1,9 +1,9 @@
 """The cache folder: where it is, and that nobody else can write to it; and where the state folder is.
 
-What lies in it is run: compiled models are native code.  So whoever can change it, or a folder above it, can run code
-as the server.  The rule is that of ssh for its keys: every folder on the way, links followed one by one, belongs to
-this user or to root, and others cannot write to it.  A folder above may be sticky, as /tmp is: only its owner can
-replace what lies there.
+Files in the cache are executed: compiled models are native code.  A user who can change the cache, or a folder above
+it, can run code as the server.  The rule is that of ssh for its keys: every folder on the way, links followed one by
+one, belongs to this user or to root, and others cannot write to it.  A folder above may be sticky, as /tmp is: only the
+owner of a file can replace it there.
 """
 
 from __future__ import annotations

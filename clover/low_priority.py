@@ -1,10 +1,10 @@
-"""A successor gets ready at a low priority, as the running server's requests have the same cores.
+"""A successor starts at a low priority, because it shares the cores with the running server.
 
-A process may lower its priority at will, and raise it again only with the capability CAP_SYS_NICE or within
-RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either it is not lowered: it would serve like that for good.  Where the
-kernel shares the cores out by session first, its session's group is lowered as well (`Autogroup`).
+A process may lower its priority at will, but raise it again only with the capability CAP_SYS_NICE or within
+RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either the priority is not lowered: the successor would keep it for good.
+If the kernel divides the cores between sessions first, the session's group is lowered as well (`Autogroup`).
 
-Its imports alone take a second of a core, so it is lowered before them, by the first lines of the program.
+The successor's imports alone take a second of a core.  So the first lines of the program lower the priority.
 """
 
 from __future__ import annotations

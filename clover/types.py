@@ -68,7 +68,7 @@ class PublishedWeights(PublishedFile, frozen=True, kw_only=True):
     """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known.
 
     If nothing of it is known, the file is pinned when it is fetched; then "{revision}" in `url` stands for the commit
-    that whoever fetches it chooses.  `beside` are further files that the weights need, as a vocabulary: once they are
+    that is chosen when it is fetched.  `beside` are further files that the weights need, as a vocabulary: once they are
     there, the variant's parameter of that name is the name of the file.
     """
 

@@ -1,4 +1,4 @@
-"""What a call asks of whoever drives it, what comes back, and what an answer means: an error, or another try.
+"""What a call asks of its driver, what comes back, and what an answer means: an error, or another try.
 
 A call is a generator that yields `Send` and `Wait` and is sent a `Reply` (None after a `Wait`); its return value is the
 result.  So each call is written once, without I/O, and `clover.client.clients` drives it with and without asyncio.
@@ -73,7 +73,7 @@ class ServerUnreachable(CloverError):
 
 
 def error_of(reply: Reply) -> CloverError:
-    """Return the error of an answer that is none of success: `status` and `retry_after_s` are the answer's."""
+    """Return the error of an answer that reports no success: `status` and `retry_after_s` are the answer's."""
     if not reply.status:
         return ServerUnreachable(f"the server gave no answer: {reply.error}")
     error = _CLASSES.get(reply.status, RequestError)(_text(reply), retry_after_s=retry_after_s(reply))

@@ -1,8 +1,8 @@
 """Tensors on the wire: what a caller gives becomes the binary tensors of a request, and those of an answer arrays.
 
-An array keeps its kind of number, as in `clover.Server.infer`: any floating-point array is taken for FP16, FP32 and
-FP64, any integer array for an integer type if its values fit; integer arrays are not cast to floating point, since
-pixels want the scaling of the training.  Lists of Python numbers have no type and are taken.  BF16 is given and
+An array keeps its kind of number, as in `clover.Server.infer`.  FP16, FP32 and FP64 take any floating-point array.
+Integer types take any integer array whose values fit.  Integer arrays are not cast to floating point, since pixels
+need the scaling of the training.  Lists of Python numbers have no type and are always taken.  BF16 is given and
 returned as its bits (uint16).  BYTES inputs take text (as UTF-8), bytes, or files (`pathlib.Path`).
 """
 

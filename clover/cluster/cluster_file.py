@@ -1,7 +1,7 @@
 """Reading `cluster.toml`: strictly, with errors that name the key and its line.
 
-`tomllib` keeps no positions, so that the line of a key is looked up in the text once there is an error to report: the
-n-th header of its table, then the key below it.
+`tomllib` keeps no positions.  So the line of a key is searched in the text once there is an error to report: the n-th
+header of its table, then the key below it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Arrays between the server and a process that runs a family's code: bytes in, checked arrays out, nothing pickled.
 
 An array is a record of its dtype, its shape and its bytes.  Arrays of objects hold text or bytes, one after the other.
-Whoever decodes does not trust who encoded: a record that is none raises ValueError.
+The decoder does not trust the encoder: a malformed record raises ValueError.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def digest_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
 
 
 def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
-    """Return `digest_of_variant` without weights and version: variants with one such digest differ in numbers only."""
+    """Return `digest_of_variant` without weights and version: variants with equal ones differ in numbers only."""
     chosen = spec.variant(variant) if isinstance(variant, str) else variant
     return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None, weights="", version=""))
 

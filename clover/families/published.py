@@ -120,7 +120,7 @@ def with_untrained(spec: FamilySpec) -> FamilySpec:
 
 
 def caution(spec: FamilySpec) -> str:
-    """Return what whoever serves or measures a family has to know of its untrained variants; "" if it has none."""
+    """Return a warning about the untrained variants of a family, for those who serve or measure it; "" without any."""
     random = [variant for variant in spec.variants if variant.untrained]
     if not random:
         return ""

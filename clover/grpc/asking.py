@@ -1,7 +1,7 @@
 """One inference over gRPC, from its decoded request to its encoded answer.
 
-The answer is encoded and the slots are given back when the data plane calls, and not when the Task that waits for it
-has its turn: statistics that are read in between would count it in part.
+The answer is encoded and the slots are given back in the data plane's callback, not later in the waiting Task:
+statistics that are read in between would count the request in part.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who makes a call, and how errors look: as over HTTP, in gRPC's form.
 
-Nothing is compared with a Host as over HTTP: that is against web pages, and no browser sends gRPC calls.
+There is no Host check as over HTTP.  That check protects against web pages, and no browser sends gRPC calls.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compile open_inference.proto to the descriptors that the server loads: `python -m clover.grpc.compile`.
 
-The descriptors are committed, and no generated code: that would refuse every other major version of protobuf.
+The descriptors are committed instead of generated code, which would refuse every other major version of protobuf.
 """
 
 from __future__ import annotations

@@ -217,8 +217,7 @@ class GrpcFrontend:
 
 
 def _says_more_than_that_a_client_has_gone(record: logging.LogRecord) -> bool:
-    """Return whether a record of grpcio is none of the tracebacks that it writes if a client has gone before its
-    answer."""
+    """Return False for the tracebacks that grpcio logs if a client has gone before its answer."""
     return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
 
 

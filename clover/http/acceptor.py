@@ -1,9 +1,9 @@
 """Accepting TCP connections: counted from the accept on, and refused before descriptors run out.
 
-An event loop's own server makes a transport of whatever it accepts, as many in one turn as have come, and counts no TLS
-connection before its handshake is over.  Here a connection is admitted first, or closed at once.  A new socket gets the
-lowest descriptor that is free; so one near the limit says that nearly all are in use, by whomever, and the last ones
-are kept for workers to be started with.
+The event loop's own server makes a transport of every connection that it accepts, without a limit per turn, and does
+not count a TLS connection before its handshake is over.  Here a connection is admitted first, or closed at once.  A new
+socket gets the lowest free descriptor, so a number near the limit shows that nearly all descriptors are in use.  The
+last ones are kept for starting workers.
 """
 
 from __future__ import annotations

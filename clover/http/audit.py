@@ -4,8 +4,8 @@ Its newest records are kept for `GET /v2/clover/audit`, and each is written to t
 remembers them over restarts.  A record names the bearer of a token by the token's name, never by the token, and no
 address.
 
-What is refused for want of rights comes from anybody, so no more than `_REFUSED` such records are made in a minute;
-what is beyond is counted, and the next record says how many there were.
+Anybody can send a call that is refused for want of rights, so at most `_REFUSED` such records are made in a minute.
+Further ones are counted, and the next record says how many there were.
 """
 
 from __future__ import annotations

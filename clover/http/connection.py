@@ -8,8 +8,8 @@ States of the reading side:
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
 are due, while the client does not read and while its next request is held (`clover.http.held`), and a declared body is
 read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`) as long as it comes quickly.
-What it can make us do in one turn of the loop is bounded too: what is more than `TURN_BYTES` of bodies, from all
-connections, waits for one of the next turns, and its connection with it.
+What it can make us do in one turn of the loop is bounded too: once `TURN_BYTES` of bodies were taken in a turn, over
+all connections, further bodies and their connections wait for a later turn.
 
 Deadlines cost no timer per request: the front end calls `sweep` each `SWEEP_S`, which adds the time since the last call
 to whatever the connection is waiting for.

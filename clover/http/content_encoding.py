@@ -1,7 +1,7 @@
 """Content codings: decompress request bodies in pieces up to a bound, compress answers for clients that ask for it.
 
-A few kilobytes may decompress to a thousand times as much, and may take long without coming to anything.  So a piece is
-bounded both ways, and the event loop takes other work between two pieces.
+A few kilobytes may decompress to a thousand times as much, or compute for long and yield nothing.  So each piece is
+bounded in bytes and in time, and the event loop does other work between two pieces.
 """
 
 from __future__ import annotations

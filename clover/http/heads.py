@@ -6,9 +6,9 @@ stream first (it ends at CRLF CRLF and nowhere else), its size and line endings 
 line is parsed here, and only the fields go through llhttp.
 
 A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` caches the
-results for small heads, by all their bytes.  Mostly it is the same but for the length of the body, of the JSON in it,
-an id, or the trace context that a mesh adds: so heads are cached by their bytes without these values too, and one that
-differs in nothing else is filled in from the one before.
+results for small heads by all their bytes.  Often a head differs only in the length of the body or of its JSON, in an
+id, or in the trace context that a mesh adds.  So heads are cached by their bytes without these values too, and a head
+that differs in nothing else is filled in from the one before.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Answers that finish in one turn of the event loop are written together: a connection with something to write enters
 `_dirty`, and one `call_soon` flushes them all.
 
-One turn of the loop takes a bounded amount of work, so that nobody's bytes delay all others: bodies of `TURN_BYTES`
-altogether are taken as they come, and the rest waits in `_postponed`, of which each turn does as much again, but one
-piece of work at least.
+One turn of the loop takes a bounded amount of work, so that no client's bytes delay all others.  The first `TURN_BYTES`
+of bodies in a turn are taken at once.  The rest waits in `_postponed`, of which each turn does as much again, and at
+least one piece of work.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class RequestIds:
     no one else can make.
 
     An id is a random prefix, a number and the number's SipHash-2-4 (a keyed pseudo-random function) under a random key
-    of 128 bits that never leaves this process.  Whoever knows some ids guesses the tag of another one with a chance of
+    of 128 bits that never leaves this process.  A client that knows some ids guesses another's tag with a chance of
     2**-64, so naming an id is proof of having read it.  Checking one takes no memory.
     """
 

@@ -1,10 +1,10 @@
 """Answers that stay open: server-sent events (WHATWG HTML, "text/event-stream"), one message to all of them.
 
 A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has left
-`UNREAD_BYTES` unread, besides the greeting, when a message comes is dropped and comes back by itself.  The greeting is
-by far the largest, and on a slow link the next messages come before it has left.  There are `most` streams at most,
-`MOST_OF_CLIENT` of one client, and a further one is refused (503), because each of them holds a connection for as long
-as a page is open.
+`UNREAD_BYTES` unread when a message comes is dropped, and connects again by itself.  The greeting is not counted: it is
+by far the largest message, and on a slow link the next messages come before it has left.  There are at most `most`
+streams, and `MOST_OF_CLIENT` of one client, because each holds a connection for as long as a page is open.  A further
+stream is refused (503).
 """
 
 from __future__ import annotations

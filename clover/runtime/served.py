@@ -1,8 +1,8 @@
 """One family being served: its slab, router and fleet, put together.
 
-The order of a worker holds all that it needs.  On a GPU that is the instance it may see; on an emulated one also how
-long its batches take and the power that they draw: what the profile expects, unless the pace file has other figures
-for the board (`drawn`), which a profile cannot know before it is measured.
+The order of a worker holds all that it needs.  On a GPU it names the instance that the worker may see.  On an emulated
+GPU it also has the time and the power of batches: those of the profile, unless the pace file gives the board other
+figures (`drawn`), which a profile cannot know before it is measured.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ class Served:
         return profiled_energy(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
 
     def _pace(self, assignment: Assignment) -> ProfiledPace:
-        """Return how fast the profile lets expect a worker to serve."""
+        """Return how fast a worker serves by the profile."""
         return pace_by(self._services.get((assignment.variant, assignment.placement.profile)))
 
     def _device(self, placement: Placement) -> Device:
@@ -418,7 +418,7 @@ class Served:
         }
 
     def tenants_json(self) -> dict[str, Any]:
-        """Return `tenants` for the state of the server; the empty name is whoever is no tenant."""
+        """Return `tenants` for the state of the server; the empty name stands for requests without a tenant."""
         return {
             name: {
                 **{field.name: getattr(totals, field.name) for field in dataclasses.fields(totals)},

@@ -1,14 +1,14 @@
 """Two versions of a model behind one name: each request goes to one of them, and some are answered by both.
 
-Which version a request goes to follows from a sequence that fills the interval evenly (additive, by the golden ratio):
-after any number of requests the new version has had its share of them, give or take a few, and no client that asks in
-turn with others meets the same version always.  A second one chooses the requests of the stable version that the new
-one answers too, in the background and once the client has its answer (`paired`): what they say is compared, and so are
-their labels if these come.
+A sequence that fills the interval evenly (additive, by the golden ratio) says which version a request goes to.  After
+any number of requests the new version has had its share of them, give or take a few, and a client that takes turns with
+others does not always meet the same version.  A second sequence chooses requests of the stable version that the new one
+answers too (`paired`), in the background and once the client has its answer.  Both answers are compared, and their
+labels if these come.
 
-Clients do not pay for the new version's faults: what it refuses, or fails to answer, is asked of the stable one, and
-counts as failed by the new one; not if the stable one finds it wrong, too.  Nor is a request asked again that was with
-two workers that died: it may be the cause.
+Clients do not pay for the new version's faults.  If the new version refuses a request or fails to answer it, the stable
+one is asked, and the request counts as a failure of the new one, unless the stable one refuses it too.  A request is
+not retried if two workers died while computing it, since it may have killed them.
 """
 
 from __future__ import annotations

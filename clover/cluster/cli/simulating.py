@@ -1,5 +1,4 @@
-"""The verb `simulate` of `clover cluster`: plays the cluster of a file before there is one, and prints what came of
-it."""
+"""The verb `simulate` of `clover cluster`: plays the cluster of a file, before there is one, and prints the result."""
 
 from __future__ import annotations
 

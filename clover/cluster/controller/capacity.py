@@ -6,9 +6,9 @@ A device that mixes operating points of its frontier over time serves, at a mean
 
 which two points reach: all of the time at one that is accurate enough, or a mix of a faster one below and one above.
 
-Devices are shared by families, so that capacities of families do not add up.  The **load** of a set of nodes is the sum
-over families of demand over what all their devices could serve of that family alone; up to 1 all is served.  With rules
-about regions it is the highest load of any group of origins that may use the same regions.
+Families share devices, so capacities of families do not add up.  The **load** of a set of nodes is a sum over families:
+demand divided by what all their devices could serve of that family alone.  Up to a load of 1 everything is served.
+With rules about regions it is the highest load of any group of origins that may use the same regions.
 """
 
 from __future__ import annotations

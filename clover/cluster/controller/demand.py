@@ -1,9 +1,9 @@
-"""Rows/s by family and origin: what comes now, and what the hours of the days before let expect; and whose rows a
-node answers.
+"""Rows/s by family and origin: what comes now, what earlier days suggest for the next hours, and whose rows each node
+answers.
 
-The rate that is planned for is that of one machine's controller (`clover.control.state.arrivals`), over what all nodes
-count together.  What a node last said counts on for a while after it fell silent: its rows go elsewhere, and until they
-are counted there they have not gone away.
+The rate that is planned for is computed as on one machine (`clover.control.state.arrivals`), from the counts of all
+nodes together.  When a node falls silent, its last count still holds for a while: its rows go to other nodes, and
+dropping the count before those nodes report them would look like a fall of demand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Orders to nodes, which may take longer than a look: a machine that starts, one that drains, one that hangs.
 
-An order is given and waited for a moment.  What takes longer goes on by itself, and the look that finds it done takes
-up how it ended.  So a node that does not answer keeps the controller from nothing else.
+The controller gives an order and waits a moment for it.  An order that takes longer goes on by itself, and a later look
+records how it ended.  So a node that does not answer delays nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The grids of a cluster's regions, each by the carbon section of the cluster file.
 
-A trace may be replayed, and faster than time: then the hours of the grid are not those of the wall.  Forecasts are
-handed on in Unix seconds of the wall, as all else of the cluster is, so that what a trace has in an hour comes, at 60
-times the speed, in a minute.
+A trace may be replayed, and faster than real time; then grid hours and wall-clock hours differ.  Forecasts are handed
+on in wall-clock time (Unix seconds), as everything else in the cluster.  At 60 times the speed, a value that the trace
+has for the next hour is therefore handed on for the next minute.
 """
 
 from __future__ import annotations

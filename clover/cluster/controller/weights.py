@@ -1,14 +1,13 @@
 """From a plan's flows to the shares that the ingress gives to nodes, whatever became of the nodes meanwhile.
 
 A plan says how many rows a second of a family go from clients of an origin to a region, and what each node there
-serves.  If all nodes are as planned, that is all.  If one is not ready yet, dead, or slower than it should be, its part
-is laid on others, and no row goes to a node that cannot answer it:
+serves.  If all nodes are as planned, the shares follow the plan.  If a node is not ready yet, dead, or slower than
+planned, other nodes take its part, and no row goes to a node that cannot answer it:
 
- 1. nodes of the same region that the plan does without and that are still awake, then others of it, as far as they have
-    room;
+ 1. awake nodes of the same region that the plan does not use, then the region's other nodes, as far as they have room;
  2. nodes of other regions that may answer rows of that origin, in the same order;
- 3. if there is no room anywhere: all of them in proportion to what they can serve.  What they cannot is said
-    (`ClusterShares.missing`).
+ 3. if there is no room anywhere: all of them in proportion to what they can serve.  `ClusterShares.missing` says how
+    much they cannot serve.
 
 So capacity is never lowered before what replaces it is ready: rows stay on the old nodes until then.
 """

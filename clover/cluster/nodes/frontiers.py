@@ -1,7 +1,8 @@
 """The operating points of a node's devices, from what its server says of its profiles and devices.
 
-To work them out takes seconds for core-sets, and minutes for GPUs with many layouts.  So they are kept in a file, which
-the nodes of a machine share: the first one works, the others wait for it, and a node that is woken again reads.
+To work them out takes seconds for core-sets, and minutes for GPUs with many layouts.  So they are kept in a file that
+the nodes of a machine share.  The first node works them out while the others wait, and a node that is woken again reads
+the file.
 """
 
 from __future__ import annotations

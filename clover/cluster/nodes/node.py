@@ -4,9 +4,8 @@ The server is a process of its own that outlives the agent (`clover.cluster.node
 the agent, of Ray and of the controller, requests are answered.  A new agent finds the server that runs and goes on with
 it.  A server that died although it should run is started again, after a growing wait if it dies again at once.
 
-A target reaches the server as an order with a lease (`clover.server.cluster_follower`).  So it is the server itself
-that returns to its own policy if it hears nothing for too long, whether the controller, the agent or the way between
-them is what failed.
+A target reaches the server as an order with a lease (`clover.server.cluster_follower`).  If the server hears nothing
+for too long, it returns to its own policy by itself, whether the controller, the agent or the network has failed.
 """
 
 from __future__ import annotations

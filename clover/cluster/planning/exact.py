@@ -1,17 +1,16 @@
 """Clusters of a few nodes: whole nodes and whole devices by branch and bound, from the best plan that is known.
 
-If a cluster has a few devices, one in another mode or one node more is a large part of all grams, and changes of one
-device at a time end at plans that only two at once would better.  Here whole counts are searched for: the program of
-`relaxation`, with variables for the devices of each group and mode, is solved, and whatever is least whole is split in
-two; sets of modes first (`branching`), then nodes, then how many devices of a group serve a family, then devices in a
-mode.  Without the devices of a family, a branch that closes one mode only moves to the next one like it.  The part that
-promises most is followed to its end, then the most promising of those that were left is taken up, until none promises
-less than the best plan.
+If a cluster has only a few devices, one device or node is a large part of all grams.  A search that changes one device
+at a time then gets stuck where only two changes together help.  So whole counts are searched for here.  The program of
+`relaxation` is solved with variables for the devices of each group and mode, and the count that is least whole is split
+in two: sets of modes first (`branching`), then nodes, then how many devices of a group serve a family, then devices in
+a mode.  Without the third kind, a branch that closes one mode would only move to a similar one.  The most promising
+part is followed to its end, then the most promising of the rest, until none promises less than the best plan.
 
-**The bound.**  Each program's duals say what no plan of its part is below (`LinearProgram.least`); the least of these
-over all parts that were left, or were followed to their end, is what no plan at all is below.  If the search ends by
-itself, it is the best plan's grams but for a ten-thousandth.  A part without devices for its least counts is empty; one
-whose program fails by rounding errors is not, and leaves the bound of the part that it was split from.
+**The bound.**  Each program's duals bound the plans of its part from below (`LinearProgram.least`).  The least of these
+bounds, over all parts that were left or followed to their end, bounds all plans.  If the search ends by itself, the
+bound is within a ten-thousandth of the best plan's grams.  A part without devices for its least counts is empty.  A
+part whose program fails by rounding errors is not empty: it keeps the bound of the part that it was split from.
 
 The number of programs is limited, not the time: the same problem gets the same plan on every machine.
 """

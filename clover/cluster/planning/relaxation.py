@@ -2,9 +2,8 @@
 
 Variables: how many nodes of each group are awake; how many of their devices are in which mode for which stream; and,
 for each loss to survive, how the devices that are left would divide their time (`reserve`).  Constraints: every row is
-served, the rows' mean accuracy of a family is its floor, devices are no more than those of awake nodes.  Rows that
-nothing is left for, and a reserve that cannot be kept, cost a price above all others, so that there is always a
-solution.
+served, the mean accuracy of a family's rows is at least its floor, and only devices of awake nodes are used.  Rows
+without room and a reserve that cannot be kept are allowed at a price above all others, so there is always a solution.
 
 **Prices.**  The duals are prices: grams/h for one more row/s of a stream (`lambda`), for a point of a family's accuracy
 on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
@@ -12,7 +11,7 @@ on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
     sum of lambda x rows  +  what the reserve is worth  -  sum over nodes of max(0, value of its devices - idle grams)
 
 (and, where at least or at most so many nodes are to be awake, the price of a node times that many, which is then a part
-of each node's value) is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and
+of each node's value) is at most what every plan emits.  This is the Lagrangian relaxation, which splits into nodes, and
 these into devices, whose value is that of their best mode.  `bound` computes it from the duals, for each node with its
 own correction; rounding errors of the program can only make it lower.
 

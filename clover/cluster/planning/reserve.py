@@ -6,8 +6,8 @@ itself, with the best mix of its modes: its `spare rate`.  A stream that could o
 be kept by any reserve; it is left out of that loss, and the plan says so.
 
 **What cannot be kept** is found before anything is planned, loss by loss, with all nodes awake (`kept_with_all`): more
-nodes never make a reserve smaller.  The loss of a node is looked at for each shape of nodes by itself: the average over
-all losses, which the relaxation has, may be kept though none of them is.
+nodes never make a reserve smaller.  The loss of a node is checked for each shape of nodes by itself.  The average over
+all losses, which the relaxation uses, may be kept although no single loss is.
 """
 
 from __future__ import annotations

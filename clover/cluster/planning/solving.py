@@ -1,5 +1,4 @@
-"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in
-force."""
+"""Solve a cluster's problem: relax it, round to whole nodes and devices, and compare with the plan in force."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A plan in one plain sentence, and what is missing if the problem has no solution: which promise, by how much, and
-what would help."""
+"""A plan in one plain sentence.  Without a solution: which promise fails, by how much, and what would help."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A scenario of the simulation from a cluster file: its nodes, terms and grids, and a load that is asked for.
+"""A scenario of the simulation from a cluster file: its nodes, terms and grids, and the load that the command names.
 
-What devices can do comes from a file, or from what the cluster's own controller learned and saved.  A region's grid is
-that of its carbon section, or another that is asked for; a live one has no hours that could be played.
+What devices can do comes from a file, or from what the cluster's controller has learned and saved.  A region's grid is
+that of its carbon section, unless the command names another.  A live source cannot be played: it has no future hours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A cluster that is not there: nodes, ingress, store and grids on a virtual clock, as the controller's ports see them.
+"""A simulated cluster: nodes, ingress, store and grids on a virtual clock, as the controller's ports see them.
 
 Rows are a fluid: each step, what clients of a region send is shared by the ingress's weights among the nodes that it
 finds healthy, and each node serves its part as `simulate.serving` says.  Faults are done to it by `ClusterFault`s.

@@ -1,4 +1,4 @@
-"""Calls that change the server, each in a task of its own and each noted in the audit log; and what is read of that."""
+"""Calls that change the server, each in a task of its own and recorded in the audit log; and reading that log."""
 
 from __future__ import annotations
 

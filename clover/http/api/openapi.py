@@ -5,8 +5,9 @@ The file describes every operation and every body that is the same for all famil
     paths with FAMILY and VERSION    one for each family, with the body of its infer requests
     answers                          the errors, which any operation may answer with
     Command_VERB                     the bodies of an operator's commands (`clover.verbs`) and the models that they may
-                                     name; of `roll-out` and `cluster`, which stand in the file, models and settings
-    examples                         of names in paths, but for what changes the server: it could be tried by mistake
+                                     name.  `roll-out` and `cluster` are in the file, but for models and settings
+    examples                         names in paths.  Operations that change the server get none: a reader might try
+                                     them by mistake
 
 The body of an infer request is described exactly for one row whose variable axes have length 1; what else is taken is
 said in prose.

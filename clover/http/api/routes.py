@@ -3,7 +3,7 @@
 Whether the caller may ask comes first, then the path (404), then its method (405 with Allow).  Handlers answer at
 once, but for three kinds of request.  Loading, unloading and the controller's commands take a Task.  Large documents
 (`_documents`) are made one a turn of the event loop.  A compressed body is decompressed piece by piece, the long ones
-one after the other.  A connection reads no further request until such a one is answered.
+one after the other.  A connection reads no further request until these are answered.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class Routes:
         return endpoint
 
     def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
-        """Take the labels of an answer from whoever knows its id, which only that answer carried.
+        """Take the labels of an answer.  The id in the path is proof enough: only the answer itself carried it.
 
         A page of another origin is refused all the same.
         """

@@ -1,6 +1,6 @@
 """The infer request of the Open Inference Protocol, as pure functions over bytes; `http.oip.response` has the answer.
 
-`decode` turns a body into rows, which may be views of that body, by what the family declares (`Signature`).
+`decode` turns a body into rows as the family declares them (`Signature`).  The rows may be views of the body.
 """
 
 from __future__ import annotations

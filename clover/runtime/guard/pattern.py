@@ -1,4 +1,4 @@
-"""What it looks like when clients' inputs are not as profiled, for the operator.
+"""What an operator is shown when clients' inputs are not as profiled.
 
 drift    the inputs of all clients, or of the one that sends nearly all rows: the guard's alarm level is raised
 client   the inputs of one client, or of a few: their escalations are limited, and they raise no alarm

@@ -10,17 +10,17 @@ Five means are compared with a margin each, the least difference that matters:
 `differs`     rows that both versions answered, and differently
 `accuracy`    rows that both answered and whose label came: wrong by the new version, less wrong by the stable one
 
-Each is tested both ways by betting (Waudby-Smith and Ramdas 2024).  Whoever bets the part b of a wealth of 1 that the
-mean lies above the margin m has 1 + b (x - m) times as much after an observation x.  If the mean is m at most, whatever
-was seen before, no bet makes that grow on average, so by Ville's inequality the wealth ever reaches 1/a with a
-probability of a at most, however often it is looked at and whenever that ends.  A mixture over a few b is as good.  The
-risk of rolling back a version that is within all margins is split evenly over the five; that of promoting one that
-is beyond a margin is `PROMOTE_RISK`, as all tests have to be passed.
+Each is tested both ways by betting (Waudby-Smith and Ramdas 2024).  A bet of the part b of a wealth of 1 that the mean
+lies above the margin m multiplies the wealth by 1 + b (x - m) after an observation x.  If the mean is at most m,
+whatever was seen before, no bet makes the wealth grow on average.  By Ville's inequality it then reaches 1/a with a
+probability of at most a, however often it is looked at and whenever the test ends.  A mixture over a few b is as good.
+The risk of rolling back a version that is within all margins is split evenly over the five tests.  The risk of
+promoting one that is beyond a margin is `PROMOTE_RISK`, as all tests have to be passed.
 
-Latencies and failures of neighbouring requests hang together (one queue, one worker), so all requests of `block_s`
-seconds make one observation (of more seconds if too few requests come for both to have some); failures do so against
-the new version, while each request that does not fail speaks for it.  Rows do not hang together, as which are asked of
-both is chosen without looking at them.
+Latencies and failures of neighbouring requests are correlated (one queue, one worker).  So all requests of `block_s`
+seconds make one observation (of more seconds if too few requests come for both versions to have some).  Failures do so
+against the new version, while each request that does not fail speaks for it.  Rows are independent: which rows both
+versions answer is chosen without looking at them.
 
 Pure: no clock and no I/O.  Times are seconds of any monotonic clock.
 """

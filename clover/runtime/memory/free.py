@@ -1,4 +1,4 @@
-"""How much memory this machine has, as far as its processes may have it, and how much is free for further workers."""
+"""How much memory the processes of this machine may use, and how much is free for further workers."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 On a machine with several sockets each has memory of its own, and what one copies from the memory of another takes
 longer; so do copies to a GPU of the other socket.  Workers of a GPU are pinned to cores of its node, as the driver says
-(`clover.devices.gpu`), and the kernel says which node cores are of.  If all workers of a family have cores of one node,
-its slab is to lie there, whichever process touches a page first: the policy is the memory's, not the process's, as the
-slab is shared (`mbind`).  The node is preferred, not demanded: if it is full, others serve.
+(`clover.devices.gpu`), and the kernel says which node a core belongs to.  If all workers of a family have cores of one
+node, its slab is placed there.  The policy is set on the memory (`mbind`) and not on a process, because the slab is
+shared and any process may touch a page first.  The node is preferred, not demanded: if it is full, others serve.
 
-If workers are on several nodes, or the machine has one node, or the kernel refuses (containers do without
-CAP_SYS_NICE), nothing is done, and only speed depends on it.
+If workers are on several nodes, or the machine has one node, or the kernel refuses (as in containers without
+CAP_SYS_NICE), nothing is done.  Only speed depends on it.
 """
 
 from __future__ import annotations

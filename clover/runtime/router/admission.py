@@ -3,27 +3,27 @@
 Requests that find the queue or the slots full are refused (429), after workers were given a chance to make room; those
 that no worker can serve are refused too (503), unless one is on its way (`RouterState.coming`).
 
-Overload.  While a lane is saturated, the rows ahead of a new one and the pace of the lane (`lane_pace`) tell when it
-would be answered.  One that would miss its deadline, by that and a margin, is refused at once (429), so that what is
-taken is answered in time.  The rows ahead are those that fair queueing (`csrc/batcher.pyx`) lets leave before it: of
-another flow (a connection), no more than its own.  For the same reason the last eighth of the queue and of the slots is
-kept for flows that have less than that waiting.
+Overload.  While a lane is saturated, the number of rows ahead of a new row and the pace of the lane (`lane_pace`)
+predict when it would be answered.  If it would miss its deadline by this prediction and a margin, it is refused at once
+(429), so that every row that is taken is answered in time.  The rows ahead are those that fair queueing
+(`csrc/batcher.pyx`) lets leave first: of each other flow (a connection), no more than the new row's own flow has.  For
+the same reason the last eighth of the queue and of the slots is kept for flows with fewer rows waiting than that.
 
-One that would be answered later than `max_wait_slo` SLOs is refused too, unless its wait in the queue is less than a
-third of that: the batch that runs and the one behind it take no longer than the queue did, since they were formed of
-it.  The queue always has room for the rows of a batch with which the workers serve nearly as many as they can, also if
-the SLO is too short for that: it costs no goodput.  Of a request longer than a batch one batch's worth counts.  In a
-cascade all variants of the chain have to have room; without one a row that would be refused goes to another variant
-that runs, has room and keeps the accuracy floor by itself, the most accurate such.
-Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
+A row that would be answered later than `max_wait_slo` SLOs is refused too, unless its wait in the queue is less than a
+third of that: the batch that runs and the one behind it take no longer than the queue did, since they were formed from
+it.  The queue always has room for the shortest batch with which the workers serve nearly as many rows as they can, even
+if the SLO is too short for it: that costs no goodput.  A request longer than a batch counts as one batch.  In a cascade
+all variants of the chain must have room.  Without a cascade, a row that would be refused goes to another variant that
+runs, has room and keeps the accuracy floor by itself: the most accurate one.
+A refused request gets a place in the `RetryBook`.  While some requests have a place, others find half of the room.
 
-Refused for good.  To come back is of use only to who may find room then.  Not told to do so is a request
+Refused for good.  A request is asked to come back only if it may find room then.  These are not asked:
 
-- whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
-  serve at most (`limit`): 413;
-- with an id, refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
-  which one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of
-  the lane's latest batches (504).
+- a request whose rows would miss its deadline even if no row were before them, by the pace of the lane and by what the
+  devices serve at most (`limit`): 413;
+- a request with an id that was refused `_TRIES` times although it came when it was asked to, and that only an idle
+  server could answer: it has more rows than a batch (413), or a timeout shorter than the fastest of the lane's latest
+  batches (504).  A server under load need never be idle.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ class Admission:
 
     def _full(self, rows: int, flow: int, part: float) -> bool:
         """Return whether clients' rows leave no room in the queue for `rows` more of `flow`, which find `part` of it;
-        audits would give way.  Whoever comes when it was asked to finds room, as long as others leave half of it."""
+        audits would give way.  A request that comes when it was asked to finds room, as long as others leave half."""
         state = self._state
         wanted = state.batcher.depth() + rows
         if part < 1.0 and self._kept_rows > 0 and wanted > part * state.queue_rows and wanted > rows:

@@ -1,20 +1,20 @@
 """Audits: a small share of the rows is asked of a better variant too, after the client has its answer.
 
-Which rows are audited is chosen when they are submitted, before anything is known of their answers
-(`Sampler`). The answers of every lane that such a row passes are kept. When its ticket is closed,
-its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that has a
-worker, if only for audits (`Link.background`): the input is in the slot still. A row that the best variant answered
-anyway is audited for free. An input that was audited before adds no evidence: its row is audited only if the hour would
-otherwise stay below its least share, and is not counted by any test.
+Which rows are audited is chosen when they are submitted, before anything is known of their answers (`Sampler`).  The
+answers of every lane that such a row passes are kept.  When its ticket is closed, the row's slot, which still has the
+input, is not freed but gets a ticket of its own, the *audit*.  The audit waits for the best variant that has a worker,
+if only for audits (`Link.background`).  A row that the best variant answered anyway is audited for free.  An input that
+was audited before adds no evidence: its row is audited only if the hour would otherwise stay below its least share, and
+no test counts it.
 
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
 accused variant, while that has a worker.  So it can be cleared.
 
-Clients come first.  In the queue an audit is behind every client's row; it joins batches that have room, and leaves
-without a client's row only for a worker that has nothing out, whatever variant that is for.  It is given up, and owed,
-if the queue or the slots are full (also later, as soon as a client finds them full), if a burst calls for standby
-workers, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is never retried: a row that
-kills workers must not kill a second one for an audit.
+Clients come first.  In the queue an audit is behind every client's row.  It joins batches that have room; without a
+client's row it goes only to a worker that has no batch of any variant.  An audit is given up, and owed, if the queue or
+the slots are full (also later, as soon as a client finds them full), if a burst calls for standby workers, if its
+worker died, if no better variant has a worker, and after `PATIENCE_NS`.  It is never retried: a row that kills workers
+must not kill a second one for an audit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Turns: at the end of each turn of the event loop in which something came in, batches form and go to workers.
 
 All requests that were read in one turn therefore share batches, and an idle server adds no delay: the turn ends at
-once.  Where rows may wait for their batch to fill, they do while further requests are to be expected (`Company`).
-Rows that cannot be answered in time any more are given up then (`csrc/batcher.pyx`).  A timer starts a turn for
-the nearest deadline, and for rows that waited long enough for their batch to fill.
+once.  If rows may wait for their batch to fill, they do so while further requests are expected (`Company`).  A turn
+also gives up rows that cannot be answered in time any more (`csrc/batcher.pyx`).  A timer starts a turn for the nearest
+deadline, and for rows that waited long enough for their batch to fill.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Escalation: a row whose answer is not sure enough is asked of the next variant of its chain.
 
-`runtime.cascade` describes chains.  A row that cannot be escalated (its deadline would pass, the next variant has no
-worker, a burst is on) or that was escalated in vain keeps the answer that it has: it is *cut short*.
+`runtime.cascade` describes chains.  If a row cannot be escalated (its deadline would pass, the next variant has no
+worker, a burst is on) or was escalated in vain, it keeps the answer that it has: it is *cut short*.
 """
 
 from __future__ import annotations

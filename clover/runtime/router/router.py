@@ -67,7 +67,7 @@ class Router(Model):
     """The `Model` of one family; the fleet attaches and detaches its workers.
 
     At most `slots` rows are held at once.  `lost` is called with a worker that broke the protocol (unknown batch,
-    corrupt ring); whoever sets it must kill the worker and call `died` once it is dead.  `hold`: rows wait (within
+    corrupt ring); the callback must kill the worker and call `died` once it is dead.  `hold`: rows wait (within
     queue and deadline) while no worker is there, because one is on its way; otherwise they are refused with 503.  Once
     there is a `closed_reason`, nothing new is taken; what was taken is answered.
     """

@@ -100,8 +100,8 @@ class RouterState:
 
 
 class Company:
-    """The requests of one family that are here, and what was seen of arrivals by their number: whether another one may
-    be expected, so that it makes sense to wait for company.
+    """The requests of one family that are here, and arrivals by the number of requests here: whether another one may be
+    expected, so that it makes sense to wait for company.
 
     Theory.  With k requests *here* (submitted and not answered) the next one comes at some rate r(k).  Of clients that
     send whatever becomes of their other requests, r(k) is the same for all k.  A client that sends a request when the
@@ -143,7 +143,7 @@ class Company:
         self.here = max(self.here - 1, 0)
 
     def expects_more(self, now_ns: int) -> bool:
-        """Return whether further requests come about as often as ever while those are here that are here."""
+        """Return whether, with as many requests here as now, further ones come about as often as usual."""
         here = self._spend(now_ns)
         if self._spent_ns <= 0.0:
             return True

@@ -1,8 +1,8 @@
 """What a tenant's requests pass before admission: the tenant's rate, and the count of what becomes of them.
 
-To the queue, the rows of a tenant are one flow, whatever connections they come by (`Tenant.flow`).  A request that
-comes back is known by its id, or else by its connection, whose number is negated: ids are positive.  Rows that are
-taken off the rate, and refused for another reason then, are given back.
+In the queue, the rows of a tenant are one flow, whatever connections they come by (`Tenant.flow`).  A request that
+comes back is known by its id, or else by its connection, whose number is negated: ids are positive.  If rows were taken
+off the rate and are then refused for another reason, they are given back to it.
 """
 
 from __future__ import annotations

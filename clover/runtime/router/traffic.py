@@ -152,7 +152,7 @@ class TenantCounts:
 
 @dataclass(frozen=True)
 class TenantTotals:
-    """What a tenant sent to a family and what that cost; the tenant with the empty name is whoever is none.
+    """What a tenant sent to a family and what that cost.  Requests without a tenant are counted under the empty name.
 
     `requests` by HTTP status, `rows` answered by variant, `limited` requests refused because the tenant was over its
     own rate; active joules and grams, of which the latest second may be missing, and how these are known."""
@@ -221,7 +221,7 @@ class Traffic:
         return counts
 
     def by_tenant(self) -> dict[str, TenantTotals]:
-        """Return what each tenant sent, and under the empty name what none of them did: `codes` and `rows` in all."""
+        """Return what each tenant sent, and under the empty name what came without one: `codes` and `rows` in all."""
         requests, rows, found = Counter(self.codes), list(self.rows), {}
         for name, counts in self._by_tenant.items():
             requests.subtract(counts.requests)

@@ -1,4 +1,4 @@
-"""Why workers end, or are to end: the kernel wanted memory, the GPU failed, or they are stuck."""
+"""Why workers died or must be killed: the kernel ran out of memory, the GPU failed, or they are stuck."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ class Silence:
 
     Only time in which the server could have seen a completion counts.  A server that is stopped (by a signal, in a
     frozen container, on a machine that sleeps) or gets no CPU takes no completions meanwhile, and its workers may have
-    been stopped with it: of the time between two looks no more than `MOST_BETWEEN_NS` counts, and what was completed is
-    taken before anybody is judged.  So `look` is to be called in a task that awaits nothing slow in between: what keeps
-    that task would count as a pause.
+    been stopped with it.  So at most `MOST_BETWEEN_NS` of the time between two polls counts, and completions are taken
+    before any worker is judged.  Call `poll` in a task that awaits nothing slow in between: a delay of that task would
+    count as a pause.
 
     A worker that alone gets no CPU, or is stopped, counts as stuck, although it would go on one day: its rows miss
     their deadlines meanwhile, another worker may answer them, and what takes milliseconds has not happened in half a

@@ -50,7 +50,7 @@ class FleetWorker(Protocol):
 
 
 class DrainedInStart(WorkerError):
-    """Nobody is left whom a worker is started for, or who could use it."""
+    """No member is left that needs the worker which is being started."""
 
 
 def holds(worker: FleetWorker, assignment: Assignment) -> bool:

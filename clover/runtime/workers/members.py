@@ -4,8 +4,8 @@ If the worker of a member dies, another is started after 0.1 s, doubling to 10 s
 for as long as the member exists: nothing here ever gives up.  Once a worker has been well for 30 s, its next death
 counts as a first one.
 
-A worker that others asked to end (SIGTERM) keeps serving until another one of its member is ready, then is drained: no
-row is lost and nothing counts as a failure.  If no other one starts beside it, it goes first.
+If another process asks a worker to end (SIGTERM), it keeps serving until its member has another worker, and is drained
+then: no row is lost and nothing counts as a failure.  If no other worker starts beside it, it is drained first.
 
 Rows of a worker that must die are queued again only when it is dead, not when it is killed: until then it may still
 write into their slots.
@@ -13,9 +13,9 @@ write into their slots.
 Old and new workers may share a placement (that is a swap), so members are identified by their whole assignment.
 
 A worker may hold several variants (`FleetWorker.resident`), and members at one placement then share it: a member whose
-variant a ready worker there holds is ready at once, without a process of its own.  A member that leaves takes its lane
-of the router away; the last one ends the process.  What happens to the process happens to all of its members: they get
-one new worker together, started with a variant that is routed; those whose variant it left out get one of their own.
+variant a ready worker there holds is ready at once, without a process of its own.  A member that leaves closes its lane
+in the router; the last one ends the process.  If the process dies, all of its members get one new worker together,
+started with a variant that is routed.  Members whose variant the new worker left out get one of their own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which variants a worker is to hold beside the one it is started for, and how much memory all of them may take.
+"""Which variants a worker should hold beside the one it is started for, and how much memory all of them may take.
 
-Those that the plan has at its placement come first, then those that it has elsewhere, then the cheapest; a variant
-whose memory is known from the profile and does not fit any more is passed over.  What is not known is left to the
-worker, which measures and leaves out what does not fit.
+Variants that the plan has at the worker's placement come first, then those that it has elsewhere, then the cheapest.  A
+variant that does not fit any more, by the memory in its profile, is passed over.  If its memory is not known, the
+worker measures it, and leaves the variant out if it does not fit.
 """
 
 from __future__ import annotations

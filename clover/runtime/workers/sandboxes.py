@@ -1,4 +1,4 @@
-"""How workers are confined by the settings, and what this kernel can do of it."""
+"""How the settings confine workers, and which of that this kernel supports."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ and ends them in the background, one at every placement that is routed to.
 They are members (`clover.runtime.workers.members`) that get no rows until the router calls for relief
 (`clover.runtime.router.relief`), and that no transition sees.
 
-So are those that answer audits: where the plan asks the best variant of nothing, a worker that holds it anyway answers
-them.  No process is started for that.
+Workers that answer audits are such members too.  If the plan routes no rows to the best variant, a worker that holds it
+anyway answers the audits.  No process is started for that.
 """
 
 from __future__ import annotations
