@@ -51,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     known = COMMANDS.get(words[0])
     if known is None:
-        hint = did_you_mean(words[0], _installed())
+        hint = did_you_mean(words[0], _installed_versions())
         print(f"clover: unknown command {words[0]}{hint}\n\n{_help()}", file=sys.stderr)
         return 2
     if words[0] == "cluster":
@@ -73,7 +73,7 @@ def _run(argv: Sequence[str] | None) -> int:
     return int(command.main(words[1:]))
 
 
-def _installed() -> dict[str, str]:
+def _installed_versions() -> dict[str, str]:
     """Return what the commands of this installation are for: without those of wings that it lacks."""
     return {name: about for name, (module, about) in COMMANDS.items() if _is_here(module)}
 
@@ -84,7 +84,7 @@ def _is_here(module: str) -> bool:
 
 
 def _help() -> str:
-    lines = [f"  {name:<15}{about}" for name, about in _installed().items()]
+    lines = [f"  {name:<15}{about}" for name, about in _installed_versions().items()]
     called = program()
     return "\n".join(
         [

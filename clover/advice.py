@@ -183,7 +183,7 @@ def recorded(ledger: LedgerReader, profiles: Iterable[FamilyProfile], start: flo
     profile = next(served, None)
     if profile is None or not own[-1].slo_ms:
         return None
-    config = _configured(ledger)
+    config = _configure(ledger)
     given = any(item.slo_ms is not None for item in config.families if model in (item.name, item.family))
     idle = [row for row in lines if row.line in PARTS["idle power"]]
     return FamilyLoad(
@@ -199,7 +199,7 @@ def recorded(ledger: LedgerReader, profiles: Iterable[FamilyProfile], start: flo
     )
 
 
-def _configured(ledger: LedgerReader) -> ServerConfig:
+def _configure(ledger: LedgerReader) -> ServerConfig:
     """Return the newest configuration in a ledger; the default one if it cannot be read."""
     try:
         return msgspec.json.decode(ledger.runs()[-1].configuration, type=ServerConfig)

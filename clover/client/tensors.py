@@ -146,7 +146,7 @@ def _elements(tensor: TensorInfo, given: Any) -> NDArray[Any]:
     """Return an object array of bytes: one element is a row by itself if rows have one, so a flat list is rows then."""
     if isinstance(given, str | bytes | bytearray | memoryview | Path):
         given = [given]
-    source = np.asarray(given, dtype=object) if not isinstance(given, list | tuple) else _nested(given)
+    source = np.asarray(given, dtype=object) if not isinstance(given, list | tuple) else _from_lists(given)
     flat = [_element(tensor, one) for one in source.reshape(-1)]
     array = np.empty(len(flat), object)
     array[:] = flat
@@ -155,10 +155,10 @@ def _elements(tensor: TensorInfo, given: Any) -> NDArray[Any]:
     return array.reshape(source.shape)
 
 
-def _nested(given: Sequence[Any]) -> NDArray[Any]:
+def _from_lists(given: Sequence[Any]) -> NDArray[Any]:
     """Return a nested list as an object array; numpy itself would look into texts and paths."""
     if given and all(isinstance(one, list | tuple) for one in given):
-        parts = [_nested(one) for one in given]
+        parts = [_from_lists(one) for one in given]
         if len({part.shape for part in parts}) != 1:
             raise BadRequest("rows of text or files differ in shape; send them apart")
         return np.stack(parts)

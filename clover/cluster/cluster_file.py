@@ -66,7 +66,7 @@ def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> 
         found = msgspec.convert(data, ClusterFile)
     except msgspec.ValidationError as error:
         source.refuse(str(error), data)
-    found = _resolved(found, folder) if folder is not None else found
+    found = _resolve_paths(found, folder) if folder is not None else found
     _check(found, source)
     return found
 
@@ -150,10 +150,10 @@ class _Source:
                 except (KeyError, IndexError, TypeError):
                     value = None
         shown = "" if "key" in str(place[-1:]) or "password" in str(place[-1:]) else f", not {value!r}"
-        self.fail(place, f"{_said(what)}{shown if isinstance(value, str | int | float | bool) else ''}")
+        self.fail(place, f"{_line_of_key(what)}{shown if isinstance(value, str | int | float | bool) else ''}")
 
 
-def _said(error: str) -> str:
+def _line_of_key(error: str) -> str:
     """Return an error of msgspec as words that follow the key."""
     error = re.sub(r", got `[^`]*`$", "", error)
     error = error.replace("`", "")
@@ -290,7 +290,7 @@ def _check_node(node: NodeSection, at: int, ends: dict[str, int], source: _Sourc
             source.fail(("node", at, "arguments"), f"may not give {flag}: the cluster sets it by the node's other keys")
 
 
-def _resolved(file: ClusterFile, folder: Path) -> ClusterFile:
+def _resolve_paths(file: ClusterFile, folder: Path) -> ClusterFile:
     """Return the file with its relative paths made absolute, and with secrets read from the files that have them."""
     regions = tuple(
         msgspec.structs.replace(region, carbon=_with_secrets(_with_paths(region.carbon, folder)))

@@ -138,7 +138,7 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     ray = connect(address, namespace_of(file.cluster.name))
     _check_places(file, ray, say)
     began_s = before.began_s if before is not None else time.time()
-    remember(RunningCluster(file=file, began_s=began_s, address=_reached(ray, address), local=local))
+    remember(RunningCluster(file=file, began_s=began_s, address=_reach(ray, address), local=local))
     with contextlib.suppress(ValueError):
         old = ray.get_actor(CONTROLLER, namespace=namespace_of(file.cluster.name))
         ray.kill(old, no_restart=True)
@@ -246,6 +246,6 @@ def _check_places(file: ClusterFile, ray: Any, say: Say) -> None:
         say(f"Ray has no place yet for {', '.join(missing)}: they start once their machines have joined")
 
 
-def _reached(ray: Any, address: str) -> str:
+def _reach(ray: Any, address: str) -> str:
     """Return HOST:PORT of the Ray cluster that `address` led to."""
     return str(ray.get_runtime_context().gcs_address) if address == "auto" else address

@@ -126,7 +126,7 @@ class Feed:
             if (mark := self._forecast_mark()) != self._forecast_sent:
                 self._forecast_sent = mark
                 document["forecast"] = self._forecast()
-            self.streams.publish(event("tick", self._encoded(document), f"{self.epoch}.{self._number}"))
+            self.streams.publish(event("tick", self._encode(document), f"{self.epoch}.{self._number}"))
 
     def greeting(self) -> bytes:
         """Return what a page begins with: the present, the history, the forecast and the newest decisions.  It is made
@@ -142,7 +142,7 @@ class Feed:
             "forecast": self._forecast(),
             "decisions": [snapshot.decision(one) for one in self._sources.decisions(_DECISIONS)],
         }
-        message = event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
+        message = event("hello", self._encode(document), f"{self.epoch}.{self._number}")
         self._greeting = b"retry: %d\n\n" % RETRY_MS + message
         return self._greeting
 
@@ -247,5 +247,5 @@ class Feed:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     @staticmethod
-    def _encoded(document: dict[str, Any]) -> bytes:
+    def _encode(document: dict[str, Any]) -> bytes:
         return orjson.dumps(document, option=_ENCODED)

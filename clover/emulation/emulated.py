@@ -126,7 +126,7 @@ def _functions(path: str) -> ctypes.CDLL:
 
 
 @contextlib.contextmanager
-def _borrowed() -> Iterator[ctypes.CDLL]:
+def _borrow_library() -> Iterator[ctypes.CDLL]:
     """Load the library for one call, so that a process that only acts on a box does not keep an emulated NVML."""
     handle = _functions(str(library()))
     try:
@@ -294,7 +294,7 @@ def create_box(
 
 def _check_layout() -> None:
     profile = ctypes.c_uint()
-    with _borrowed() as handle:
+    with _borrow_library() as handle:
         config = handle.clover_nvml_layout(ctypes.byref(profile))
     if (config, profile.value) != (ctypes.sizeof(_Config), ctypes.sizeof(_Profile)):
         raise DeviceError(
@@ -351,7 +351,7 @@ def _choose(name: str) -> None:
 
 
 def _act(path: Path, what: str, function: str, *arguments: object) -> None:
-    with _borrowed() as handle:
+    with _borrow_library() as handle:
         _check(getattr(handle, f"clover_nvml_{function}")(os.fsencode(path), *arguments), f"{path}: {what}")
 
 

@@ -80,7 +80,7 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
     if path.is_dir():
         return _read(path)
     if LOADER.fullmatch(ref):
-        return _imported(ref)
+        return _import_family(ref)
     raise ConfigError(_not_found(ref))
 
 
@@ -172,7 +172,7 @@ def _read(folder: Path) -> FamilySpec:
     return completed
 
 
-def _imported(ref: str) -> FamilySpec:
+def _import_family(ref: str) -> FamilySpec:
     """Return the checked family of "module:attribute"; its folder is that of the module, if it names none."""
     name, _, attribute = ref.partition(":")
     search_here(name)

@@ -76,14 +76,14 @@ def check(folder: Path, *, expected: str = "") -> CheckedFiles | None:
         raise ConfigError(f"{folder / MANIFEST} is another one than the server read")
     listed = parse(data, str(folder / MANIFEST))
     there = set(_files(folder))
-    faults = [*_named("missing", listed.keys() - there), *_named("not listed", there - listed.keys())]
+    faults = [*_list_names("missing", listed.keys() - there), *_list_names("not listed", there - listed.keys())]
     signatures: dict[str, tuple[int, ...]] = {}
     different = []
     for name in sorted(there & listed.keys()):
         signatures[name] = _signature(folder / name)
         if sha256_of(folder / name) != listed[name]:
             different.append(name)
-    faults += _named("different", different)
+    faults += _list_names("different", different)
     if faults:
         raise ConfigError(
             f"{folder}: its files are not those of {MANIFEST}: {'; '.join(faults)} (if that is meant, write it anew: "
@@ -149,7 +149,7 @@ def _files(folder: Path) -> Iterator[str]:
             yield relative
 
 
-def _named(what: str, names: Collection[str]) -> list[str]:
+def _list_names(what: str, names: Collection[str]) -> list[str]:
     """Return in words which files are `what`; nothing for none."""
     if not names:
         return []

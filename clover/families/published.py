@@ -116,7 +116,7 @@ def fetch_of(spec: FamilySpec, arguments: Sequence[str]) -> int:
 
 def with_untrained(spec: FamilySpec) -> FamilySpec:
     """Return a family with the variants marked whose published weights are not here."""
-    return replace(spec, variants=tuple(_marked(variant) for variant in spec.variants))
+    return replace(spec, variants=tuple(_mark_untrained(variant) for variant in spec.variants))
 
 
 def caution(spec: FamilySpec) -> str:
@@ -132,7 +132,7 @@ def caution(spec: FamilySpec) -> str:
     return f"{text}; put trained weights into their files, then remove `untrained` from family.toml"
 
 
-def _marked(variant: VariantSpec) -> VariantSpec:
+def _mark_untrained(variant: VariantSpec) -> VariantSpec:
     if variant.published is None or variant.untrained:
         return variant
     if (known := _there(variant.published)) is not None:

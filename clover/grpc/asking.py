@@ -88,7 +88,7 @@ class GrpcInference:
         if self._done.done():
             return  # cancelled: `run` gives them back when it has its turn
         try:
-            answer = self._encoded(ticket)
+            answer = self._encode_answer(ticket)
         except Exception as error:
             self._done.set_exception(error)
         else:
@@ -96,7 +96,7 @@ class GrpcInference:
         finally:
             self._endpoint.model.close(ticket)
 
-    def _encoded(self, ticket: Ticket) -> tuple[bytes, Metadata]:
+    def _encode_answer(self, ticket: Ticket) -> tuple[bytes, Metadata]:
         if ticket.status != 200:
             raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)
         model, request = self._endpoint.model, self._request

@@ -14,7 +14,7 @@ SOURCE = "open_inference.proto"
 DESCRIPTORS = "open_inference.binpb"
 
 
-def compiled() -> bytes:
+def compile_protos() -> bytes:
     """Return the serialized `FileDescriptorSet` of the source; needs grpcio-tools."""
     from grpc_tools import protoc
 
@@ -27,4 +27,4 @@ def compiled() -> bytes:
 
 
 if __name__ == "__main__":
-    (FOLDER / DESCRIPTORS).write_bytes(compiled())
+    (FOLDER / DESCRIPTORS).write_bytes(compile_protos())

@@ -144,7 +144,7 @@ class GrpcFrontend:
             bound = 0
         if not bound:
             await self.close()
-            raise _taken(shown, port)
+            raise _address_taken(shown, port)
         self.target = f"{shown}:{bound}"
         await server.start()
         logging.getLogger("grpc._cython.cygrpc").addFilter(_says_more_than_that_a_client_has_gone)
@@ -221,7 +221,7 @@ def _says_more_than_that_a_client_has_gone(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
 
 
-def _taken(shown: str, port: int) -> StartError:
+def _address_taken(shown: str, port: int) -> StartError:
     return StartError(f"cannot listen on {shown}:{port} for gRPC; --grpc-port chooses another")
 
 
@@ -246,7 +246,7 @@ def _check_free(host: str, port: int, shown: str) -> None:
                 probe.bind(address)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise _taken(shown, port) from error
+                    raise _address_taken(shown, port) from error
 
 
 def _milliseconds(seconds: float) -> int:

@@ -35,7 +35,7 @@ from clover.grpc.calls import (
     Work,
     client_text,
     code_of,
-    parsed,
+    parse_message,
     who,
 )
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
@@ -132,13 +132,13 @@ class OipService:
         caller = self._callers.caller(context)
         if caller.request_id:
             context.set_trailing_metadata((("x-request-id", caller.request_id),))  # an error has it as well
-        inference = self._decoded(infer.parse(message, self._limits.json_bytes), caller)
+        inference = self._decode_request(infer.parse(message, self._limits.json_bytes), caller)
         del message  # its tensors are copied, and it may be large
         answer, about = await inference.run(context.time_remaining())
         context.set_trailing_metadata(about)
         return answer
 
-    def _decoded(self, call: infer.Call, caller: GrpcCaller, streamed: bool = False) -> GrpcInference:
+    def _decode_request(self, call: infer.Call, caller: GrpcCaller, streamed: bool = False) -> GrpcInference:
         """Return the inference that a request asks for; raises RequestError."""
         given = call[0]
         endpoint = self._endpoint(given.model_name, given.model_version)
@@ -185,7 +185,7 @@ class OipService:
                         refused = CallRefused(*found[:2])
                         return
                     caller, changes = self._callers.caller(context), self._callers.changes
-                task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
+                task = asyncio.create_task(self._encode_streamed(message, caller, context.time_remaining()))
                 del message  # which the task lets go of as soon as it can
                 tasks.add(task)
                 due.put_nowait(task)
@@ -211,14 +211,14 @@ class OipService:
         if self._closing:
             raise Unavailable("the server is shutting down")
 
-    async def _streamed(self, message: bytes, caller: GrpcCaller, remaining_s: float | None) -> bytes:
+    async def _encode_streamed(self, message: bytes, caller: GrpcCaller, remaining_s: float | None) -> bytes:
         """Return one answer of a stream, in which an error is an answer too."""
         given = ""
         await self._calls.turns.take(len(message))
         try:
             call = infer.parse(message, self._limits.json_bytes)
             given = call[0].id
-            inference = self._decoded(call, caller, streamed=True)
+            inference = self._decode_request(call, caller, streamed=True)
             del message, call  # as in `_infer`
             answer, _ = await inference.run(remaining_s)
         except RequestError as error:
@@ -239,13 +239,13 @@ class OipService:
     # --- what there is ------------------------------------------------------------------------------------------------
 
     async def _describe(self, kind: Any, work: Callable[[Any, GrpcCaller], Any], message: bytes, context: Any) -> bytes:
-        return bytes(work(parsed(kind, message), self._callers.caller(context)).SerializeToString())
+        return bytes(work(parse_message(kind, message), self._callers.caller(context)).SerializeToString())
 
     async def _describe_model(
         self, call: str, describe: Callable[[str, Model], dict[str, Any]], message: bytes, context: Any
     ) -> bytes:
         """Return the answer to a call that asks what a model is; it is made once a model."""
-        request = parsed(message_class(f"{call}Request"), message)
+        request = parse_message(message_class(f"{call}Request"), message)
         model = self._model(request.name, request.version)
         key = call, request.name, request.version
         kept = self._descriptions.get(key)
@@ -294,13 +294,13 @@ class OipService:
     # --- repository ---------------------------------------------------------------------------------------------------
 
     async def _load(self, given: bytes, context: Any) -> bytes:
-        request = parsed(message_class("RepositoryModelLoadRequest"), given)
+        request = parse_message(message_class("RepositoryModelLoadRequest"), given)
         name = request.model_name
         await self._change(context, "load", name, lambda: self._view.load(name, _config_of(request)))
         return b""
 
     async def _unload(self, given: bytes, context: Any) -> bytes:
-        request = parsed(message_class("RepositoryModelUnloadRequest"), given)
+        request = parse_message(message_class("RepositoryModelUnloadRequest"), given)
         name = request.model_name
         await self._change(context, "unload", name, lambda: self._view.unload(name))
         return b""

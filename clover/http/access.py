@@ -148,7 +148,7 @@ class Access:
         bind, and what a tenant or a token's scopes do not permit."""
         grant, head.tenant = self.recognise(head.bearer)
         head.authorised = grant is not None
-        found = self._misplaced(head) or self.refusal(head.bearer, grant, head.tenant, head.path)
+        found = self._host_refusal(head) or self.refusal(head.bearer, grant, head.tenant, head.path)
         if found is not None:
             head.refusal = found
 
@@ -179,7 +179,7 @@ class Access:
             return True  # also once a reload has taken the last tenant away
         return not self._control and bool(self._tenants or self._grants.named) and bool(bearer)
 
-    def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
+    def _host_refusal(self, head: Head) -> tuple[int, str, bytes] | None:
         """Return the refusal of a request that is, or may be, meant for another host; None if it is meant for us."""
         if not head.host:
             # HTTP/1.0 without a Host.  No browser sends that, so no page can have chosen the name it came under.  But

@@ -94,7 +94,7 @@ class AuditLog:
             door,
             call,
             model,
-            _shown(arguments),
+            _shorten(arguments),
             status,
             error,
             self._unrecorded,
@@ -130,7 +130,7 @@ class Operators:
         return cls(Grants(config.listen.token, config.tokens))
 
 
-def _shown(arguments: Mapping[str, Any] | None) -> str:
+def _shorten(arguments: Mapping[str, Any] | None) -> str:
     """Return arguments as JSON of a bounded length."""
     if not arguments:
         return ""

@@ -306,10 +306,10 @@ class Frontend:
             if ended == ENDED_AT_ONCE:
                 self._sweeper = self._loop.call_soon(self._sweep_some, left, elapsed_s)
                 return
-        self._bound_held()
+        self._limit_held()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def _bound_held(self) -> None:
+    def _limit_held(self) -> None:
         """Drop the connections that make us hold the most, if all together make us hold more than is allowed.
 
         A connection alone is bounded, but there may be thousands.

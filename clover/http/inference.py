@@ -62,7 +62,7 @@ class ReceiptLine:
             end += f", state={receipt.intensity_state}"
         if everything:
             end += f", pue={round(receipt.pue, 3):g}{_source(receipt.intensity)}"
-            end += f', path="{counted(receipt.path)}"' if receipt.path else ""
+            end += f', path="{format_paths(receipt.path)}"' if receipt.path else ""
         if receipt.limited:
             end += f", limited={receipt.limited}"
         if receipt.cached:
@@ -401,7 +401,7 @@ def _string(text: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def counted(paths: Sequence[str]) -> str:
+def format_paths(paths: Sequence[str]) -> str:
     """Return the path of one row, or each path with the number of rows that took it: "small*3 small>xlarge*2"."""
     if len(paths) == 1:
         return paths[0]

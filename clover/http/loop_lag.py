@@ -149,9 +149,9 @@ class LoopLag:
 
     def _rang(self) -> None:
         if self._alarm is not None and self._alarm.rang():
-            self._loop.call_soon(self._answered, self._clock())  # as answers are written (`ServerState.mark`)
+            self._loop.call_soon(self._end_probes, self._clock())  # as answers are written (`ServerState.mark`)
 
-    def _answered(self, read_ns: int) -> None:
+    def _end_probes(self, read_ns: int) -> None:
         """End the probes that were due when the turn's packets were read, at `read_ns`."""
         if self._alarm is None:
             return

@@ -56,7 +56,7 @@ def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
             f"--evaluate: some rows of {source} have a label and others none: give all of them one, or none"
         )
     if labelled:
-        draft, rows = _numbered(draft, rows, source)
+        draft, rows = _with_number_rows(draft, rows, source)
     else:
         draft = draft.noting('no labels: "accuracy" is agreement with the most expensive variant, a proxy')
     links: dict[str, Path] = {}
@@ -69,7 +69,7 @@ def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
         evaluation={"loader": "data:load", **({} if labelled else {"metric": "agreement"})},
         files={
             **draft.files,
-            "rows.csv": _written(rows),
+            "rows.csv": _write_rows(rows),
             "data.py": template(f"rows_{kind}", labelled=labelled, tensor=draft.sent[0].datatype),
         },
     )
@@ -185,7 +185,7 @@ def _image_steps(side: int, mean: Sequence[float], std: Sequence[float]) -> dict
     }
 
 
-def _numbered(draft: FamilyDraft, rows: Sequence[Row], source: Path) -> tuple[FamilyDraft, list[Row]]:
+def _with_number_rows(draft: FamilyDraft, rows: Sequence[Row], source: Path) -> tuple[FamilyDraft, list[Row]]:
     """Return the draft and its rows with the classes as the numbers that the model answers.
 
     A class is the label of an output, a number, or else the place of its name among the sorted ones.
@@ -225,7 +225,7 @@ def replace_labels(tensor: TensorSpec, labels: Sequence[str]) -> TensorSpec:
     return with_fields(tensor, labels=tuple(labels))
 
 
-def _written(rows: Sequence[Row]) -> str:
+def _write_rows(rows: Sequence[Row]) -> str:
     """Return the CSV of the family: cells, label, and split, every second row of a shuffled order."""
     order = list(rows)
     random.Random(0).shuffle(order)

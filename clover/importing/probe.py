@@ -36,7 +36,7 @@ def run(order: ProbeOrder) -> ProbeAnswer:
             torch.manual_seed(0)
             target = order.targets[index]
             try:
-                one = _probed(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
+                one = _probe_module(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
             except Exception as error:
                 known = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{target}: {known}") from error
@@ -49,10 +49,10 @@ def run(order: ProbeOrder) -> ProbeAnswer:
     return ProbeAnswer(modules=tuple(found), cuda=torch.cuda.is_available(), notes=tuple(notes))
 
 
-def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> ProbedModule:
+def _probe_module(target: str, file: str, order: ProbeOrder, notes: list[str]) -> ProbedModule:
     import torch
 
-    module = _made(target)
+    module = _make_module(target)
     untrained = False
     if file:
         module.load_state_dict(_state(file))
@@ -65,7 +65,7 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
     name = target.rpartition(":")[2].lower()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        inputs, given, keys = _tried(module, order.inputs)
+        inputs, given, keys = _try_inputs(module, order.inputs)
     tensors = tuple(
         TensorSpec(name=key, datatype=_datatype(one), shape=tuple(one.shape[1:]))
         for key, one in zip(_output_names(given, keys), given, strict=True)
@@ -76,7 +76,7 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
         inputs=inputs,
         outputs=tensors,
         parameters=sum(one.numel() for one in module.parameters()),
-        weights=_saved(module, name, Path(order.folder)),
+        weights=_save_rows(module, name, Path(order.folder)),
         untrained=untrained,
         keys=keys,
         probabilities=_adds_up(given[0]),
@@ -90,7 +90,7 @@ def _adds_up(output: torch.Tensor) -> bool:
     return output.is_floating_point() and flat.shape[1] > 1 and whole
 
 
-def _made(target: str) -> torch.nn.Module:
+def _make_module(target: str) -> torch.nn.Module:
     """Return what module:Class or module:function of the user's makes, or the nn.Module of that name."""
     import importlib
 
@@ -112,7 +112,7 @@ def _is_random(target: str, module: torch.nn.Module) -> bool:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        other = _made(target).state_dict()
+        other = _make_module(target).state_dict()
     return any(key not in other or not torch.equal(value, other[key]) for key, value in module.state_dict().items())
 
 
@@ -127,7 +127,7 @@ def _state(file: str) -> dict[str, Any]:
     return dict(found.get("state_dict", found))
 
 
-def _saved(module: torch.nn.Module, name: str, folder: Path) -> str:
+def _save_rows(module: torch.nn.Module, name: str, folder: Path) -> str:
     """Write the state of a module and return the file's path in the folder; "" if it has none."""
     if not module.state_dict():
         return ""
@@ -139,7 +139,7 @@ def _saved(module: torch.nn.Module, name: str, folder: Path) -> str:
     return path
 
 
-def _tried(
+def _try_inputs(
     module: torch.nn.Module, given: tuple[TensorSpec, ...]
 ) -> tuple[tuple[TensorSpec, ...], list[torch.Tensor], tuple[str, ...]]:
     """Return the inputs that a module takes, what it gives for three rows of them, and the keys of a mapping.
@@ -151,7 +151,7 @@ def _tried(
     import torch
 
     faults = []
-    for inputs in [given] if given else list(_proposed(module)):
+    for inputs in [given] if given else list(_propose_inputs(module)):
         try:
             answer = module(*[_example(one) for one in inputs])
         except Exception as error:
@@ -171,7 +171,7 @@ def _tried(
     raise ValueError(f"{text}: say what it takes with --input NAME:DATATYPE:SHAPE, as in --input image:FP32:3,224,224")
 
 
-def _proposed(module: torch.nn.Module) -> Iterator[tuple[TensorSpec, ...]]:
+def _propose_inputs(module: torch.nn.Module) -> Iterator[tuple[TensorSpec, ...]]:
     """Yield inputs that a module may take, by its first layer."""
     import torch.nn as nn
 

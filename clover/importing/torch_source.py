@@ -166,7 +166,7 @@ def _local_file(module: str) -> Path | None:
     here = Path.cwd()
     if (here / f"{top}.py").is_file() and top == module:
         return here / f"{top}.py"
-    if (here / top).is_dir() and not _installed(top):
+    if (here / top).is_dir() and not _is_installed(top):
         raise DraftError(
             f"{module} is a package of this folder, which workers do not see: install it (`pip install -e .`), or give "
             "a module of one file, which is copied"
@@ -174,7 +174,7 @@ def _local_file(module: str) -> Path | None:
     return None
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     """Return whether a module is found from anywhere, and not from the current folder only."""
     found = importlib.util.find_spec(name)
     places = list(found.submodule_search_locations or []) if found is not None else []

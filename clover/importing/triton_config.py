@@ -107,9 +107,9 @@ class _Reader:
         if token.kind == "mark" and token.text in "{<":
             return self.message("}" if token.text == "{" else ">", depth + 1)
         if token.kind == "string":
-            joined = _unescaped(token)
+            joined = _unescape(token)
             while self._next.kind == "string":
-                joined += _unescaped(self._take())
+                joined += _unescape(self._take())
             try:
                 return joined.decode()
             except UnicodeDecodeError as error:
@@ -152,7 +152,7 @@ def _number(token: _Token) -> int | float:
     return int(plain, 8) if len(digits) > 1 and digits[0] == "0" and not set(digits) & {"8", "9"} else int(plain)
 
 
-def _unescaped(token: _Token) -> bytes:
+def _unescape(token: _Token) -> bytes:
     def one(match: re.Match[bytes]) -> bytes:
         hexadecimal, octal, short, long, plain = match.groups()
         if hexadecimal:

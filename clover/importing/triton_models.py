@@ -347,14 +347,14 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     copies = onnx_source.copies_of(source, "model")
     weights = next(iter(copies))
     variant = DraftVariant(name="onnx", kind="python", weights=weights, comment="as Triton has it")
-    code = onnx_source.model_py(found, _reshaped(signature))
+    code = onnx_source.model_py(found, _reshapes(signature))
     return replace(
         _draft(signature, variant, code, copies),
         confidence=scores_of(signature.outputs, logits=not found.probabilities),
     )
 
 
-def _reshaped(signature: TritonSignature) -> dict[str, list[int]]:
+def _reshapes(signature: TritonSignature) -> dict[str, list[int]]:
     """Return what rows are reshaped to: inputs to the model's shape, outputs to the one that clients get."""
     found = {one.name: signature.inside[one.name] for one in signature.inputs if one.name in signature.inside}
     return found | {one.name: list(one.shape) for one in signature.outputs if one.name in signature.inside}
@@ -383,7 +383,7 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
         inputs=tuple(one.name for one in ordered.inputs),
         outputs=tuple(one.name for one in ordered.outputs),
         keywords=keywords,
-        reshaped=_reshaped(ordered),
+        reshaped=_reshapes(ordered),
         row_by_row=ordered.rows == 1,
     )
     variant = DraftVariant(name="torchscript", weights="weights/model.pt", comment="as Triton has it, TorchScript")
@@ -416,8 +416,8 @@ def _python(model: TritonModel, file: Path) -> FamilyDraft:
     config = {
         "name": model.name,
         "max_batch_size": number_of(model.config, "max_batch_size"),
-        "input": [_described(one) for one in messages_of(model.config, "input")],
-        "output": [_described(one) for one in messages_of(model.config, "output")],
+        "input": [_describe(one) for one in messages_of(model.config, "input")],
+        "output": [_describe(one) for one in messages_of(model.config, "output")],
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
     }
     code = template(
@@ -436,7 +436,7 @@ def _python(model: TritonModel, file: Path) -> FamilyDraft:
     return draft.noting(*notes)
 
 
-def _described(message: Message) -> dict[str, Any]:
+def _describe(message: Message) -> dict[str, Any]:
     return {
         "name": text_of(message, "name"),
         "data_type": text_of(message, "data_type"),

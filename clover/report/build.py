@@ -125,7 +125,7 @@ def report_of(rows: LedgerRows, options: ReportOptions) -> Report:
     energy: dict[str, float] = defaultdict(float)
     for row in within:
         energy[row.label] += row.joules
-    rules = BreakdownRules(counted, pue_at, market, options.zone, _recorded(rows))
+    rules = BreakdownRules(counted, pue_at, market, options.zone, _recorded_seconds(rows))
     return Report(
         clover=__version__,
         made=options.made,
@@ -167,7 +167,7 @@ def _spans(rows: LedgerRows) -> dict[int, int]:
     return {row.start: row.length for row in rows.grid_minutes or rows.lines}
 
 
-def _recorded(rows: LedgerRows) -> Mapping[int, float]:
+def _recorded_seconds(rows: LedgerRows) -> Mapping[int, float]:
     """Return how many seconds are recorded of each entry, by its start: those of which the intensity is known; of a
     ledger that has no intensities, all."""
     return recorded_s(rows.grid) if rows.grid else {start: float(length) for start, length in _spans(rows).items()}
@@ -178,7 +178,7 @@ def _period(rows: LedgerRows, options: ReportOptions) -> ReportPeriod:
     return ReportPeriod(
         start=options.start,
         end=options.end,
-        recorded_s=sum(_recorded(rows).values()),
+        recorded_s=sum(_recorded_seconds(rows).values()),
         finest_s=min(spans.values(), default=0),
         coarsest_s=max(spans.values(), default=0),
         zone=options.zone_name,

@@ -49,7 +49,7 @@ def report_in(text: str) -> Report:
     data = data_of(text) if is_page(text) else text
     if data is None:
         raise UnreadableReport("the page carries no data of a report")
-    return _decoded(data.encode())
+    return _decode(data.encode())
 
 
 def is_page(text: str) -> bool:
@@ -77,7 +77,7 @@ def verify(report: Report, text: str, ledger: LedgerReader) -> Verdict:
     return Verdict(tuple(wrong), tuple(checked))
 
 
-def _decoded(data: bytes) -> Report:
+def _decode(data: bytes) -> Report:
     try:
         if msgspec.json.decode(data, type=_Kind).schema != SCHEMA:
             raise UnreadableReport(f"it is no report of Clover that this version knows ({SCHEMA})")

@@ -117,10 +117,10 @@ def embodied_of(grid: Iterable[GridRow], times: RunTimes) -> tuple[EmbodiedFigur
     for name, facts in known.items():
         for item in facts.hardware or ():
             held[item, facts.life_years or 0.0] += seconds[name]
-    return tuple(_charged(item, years, duration_s) for (item, years), duration_s in held.items())
+    return tuple(_charge(item, years, duration_s) for (item, years), duration_s in held.items())
 
 
-def _charged(item: HardwareFact, life_years: float, seconds: float) -> EmbodiedFigures:
+def _charge(item: HardwareFact, life_years: float, seconds: float) -> EmbodiedFigures:
     factor = 1e3 * seconds / (life_years * YEAR_S) * item.reserved / item.total
     found = None
     if item.kg is not None:

@@ -72,9 +72,12 @@ def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
     light = light_words(report)
     return (
         *((("Load", f"{light}."),) if light else ()),
-        ("Emitted", _emitted(report)),
+        ("Emitted", _emitted_words(report)),
         *((("Where", f"{where}."),) if (where := where_of(report)) else ()),
-        ("Saved", f"Not said of such a load: `{program()} report --comparisons`." if light else _saved(report)),
+        (
+            "Saved",
+            f"Not said of such a load: `{program()} report --comparisons`." if light else _saved_sentence(report),
+        ),
         ("How sure", _sure(report)),
         ("Gaps", _gaps(report, zone)),
     )
@@ -87,7 +90,7 @@ def period_words(report: Report, zone: tzinfo) -> str:
     return f"{start} to {end} ({duration(period.end - period.start)}), {percent(period.recorded)} of it recorded"
 
 
-def _emitted(report: Report) -> str:
+def _emitted_words(report: Report) -> str:
     if not report.joules and not report.rows:
         return "Nothing is recorded of this period."
     operation, facility = report.operation.grams, report.facility_joules
@@ -102,7 +105,7 @@ def _emitted(report: Report) -> str:
             f"{mass(total.grams)} CO2e: {electricity}, and {mass(report.embodied.grams)} as the share of making the "
             "hardware"
         )
-    return f"{text}. {_served(report)}"
+    return f"{text}. {_served_words(report)}"
 
 
 def light_words(report: Report) -> str:
@@ -122,7 +125,7 @@ def where_of(report: Report) -> str:
     return f"{found}; other programs are not known" if unseen else found
 
 
-def _served(report: Report) -> str:
+def _served_words(report: Report) -> str:
     if not report.rows:
         return "No rows were answered."
     each = "" if report.sci is None else f": {mass(1e3 * report.sci.grams)} for 1,000 rows"
@@ -130,7 +133,7 @@ def _served(report: Report) -> str:
     return f"{rows} were answered with it{each}."
 
 
-def _saved(report: Report) -> str:
+def _saved_sentence(report: Report) -> str:
     if not report.saved:
         return "Nothing can be compared: the ledger has no counterfactual of this period."
     text = "; ".join(saved_words(item) for item in report.saved) + "."

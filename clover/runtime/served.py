@@ -131,7 +131,7 @@ class Served:
         self.fleet = FamilyFleet(
             self.router,
             start=self._start,
-            profiled=self._profiled,
+            profiled=self._energy_by_profile,
             silent_s=workers.silent_s,
             pace=self._pace,
             one_process=self._one_process,
@@ -180,7 +180,7 @@ class Served:
         placement = assignment.placement
         device = self._device(placement)
         emulated = device.shape().emulated
-        first = self._loaded(assignment.variant, assignment.backend, placement, device)
+        first = self._make_resident(assignment.variant, assignment.backend, placement, device)
         order = WorkerOrder(
             family=self.spec,
             variant=first.variant,
@@ -224,7 +224,7 @@ class Served:
             if self._why_alone(variant, placement.profile):
                 continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
-                also.append(self._loaded(variant, backend, placement, device))
+                also.append(self._make_resident(variant, backend, placement, device))
         if not also:
             return order
         also_s = ALSO_PART * self._workers.start_s
@@ -240,7 +240,7 @@ class Served:
             )
         return fitting
 
-    def _loaded(self, variant: str, backend: str, placement: Placement, device: Device) -> Resident:
+    def _make_resident(self, variant: str, backend: str, placement: Placement, device: Device) -> Resident:
         """Return how a worker at `placement` loads a variant; raises DeviceError if it is emulated and no pace is
         known."""
         shape = placement.profile
@@ -339,7 +339,7 @@ class Served:
         alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
         return await self._pool.spawn(alone, self.slab, left_out=self._left_out)
 
-    def _profiled(self, assignment: Assignment) -> ProfiledEnergy:
+    def _energy_by_profile(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile
         return profiled_energy(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
 

@@ -236,7 +236,7 @@ class VersionSplit(SplitModel):
         given.context = context
         if asked.version is self.new:
             try:
-                self.new.router.submit(given, self._finished, timeout_ns, min_accuracy, cascade, context)
+                self.new.router.submit(given, self._on_new_done, timeout_ns, min_accuracy, cascade, context)
                 return
             except RequestError as error:
                 self._move(asked, error)
@@ -257,7 +257,7 @@ class VersionSplit(SplitModel):
             ticket.client, ticket.uncached = asked.ticket.client, asked.ticket.uncached
             ticket.waited_ns = asked.ticket.waited_ns
             ticket.arrival_ns -= ticket.waited_ns
-            self.stable.router.submit(ticket, partial(self._answered_instead, asked), *asked.how)
+            self.stable.router.submit(ticket, partial(self._on_stable_done, asked), *asked.how)
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
         """See `Model.read`."""
@@ -342,7 +342,7 @@ class VersionSplit(SplitModel):
         asked.status = ticket.status
         asked.answering, asked.version = moved, self.stable
 
-    def _finished(self, given: Any) -> None:
+    def _on_new_done(self, given: Any) -> None:
         """Hand on the answer of the new version, or ask the stable one if it has none."""
         asked = self._asked[given]
         assert asked.on_done is not None
@@ -357,7 +357,7 @@ class VersionSplit(SplitModel):
                 asked.failed = given.status != 400
         asked.on_done(given)
 
-    def _answered_instead(self, asked: _Asked, answering: RouterTicket) -> None:
+    def _on_stable_done(self, asked: _Asked, answering: RouterTicket) -> None:
         """Hand on the answer that the stable version has in place of the new one."""
         ticket = asked.ticket
         if ticket not in self._asked or asked.on_done is None:
@@ -410,7 +410,7 @@ class VersionSplit(SplitModel):
                     self.tests.record_comparison(new is not None and same_answer(stable, new))
             if early:
                 self._judge(both, early)
-            elif number and all(map(_kept, both)):
+            elif number and all(map(_fits, both)):
                 self._answers[number] = both
                 if len(self._answers) > REMEMBERED:
                     del self._answers[next(iter(self._answers))]
@@ -418,7 +418,7 @@ class VersionSplit(SplitModel):
             self.new.router.close(ticket)
 
 
-def _kept(both: tuple[RowAnswer | None, RowAnswer | None]) -> bool:
+def _fits(both: tuple[RowAnswer | None, RowAnswer | None]) -> bool:
     """Return whether the answers of both versions to a row are short enough to be kept for its label."""
     return all(one is None or isinstance(one, int) or answer_bytes(one) <= LONGEST_ANSWER for one in both)
 

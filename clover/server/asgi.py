@@ -185,14 +185,14 @@ class AsgiApp:
             return
         exchange = Exchange(entry.connect(scope.get("client"), parts.loop.create_future()), head)
         try:
-            await _exchanged(entry, exchange, receive)
+            await _exchange(entry, exchange, receive)
         finally:
             exchange.abandon()  # gives back what it still holds, if the client is gone
         if exchange.reply is not None:
             await _send_reply(send, exchange, entry.state)
 
 
-async def _exchanged(entry: _Entry, exchange: Exchange, receive: Receive) -> None:
+async def _exchange(entry: _Entry, exchange: Exchange, receive: Receive) -> None:
     """Read the body of a request and have it answered; return once there is the reply, or the client is gone."""
     head, connection = exchange.head, exchange.connection
     assert isinstance(connection, AsgiConnection)

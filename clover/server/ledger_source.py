@@ -126,7 +126,7 @@ class LedgerSource:
                 for tenant, totals in model.traffic.by_tenant().items()
             },
             models={name: self._model(name, model) for name, model in self._served.items()},
-            compared=self._compared(),
+            compared=self._compare(),
             metered_s=metered_s,
         )
 
@@ -153,7 +153,7 @@ class LedgerSource:
             latency=traffic.latency.buckets(_BOUNDS_NS),
         )
 
-    def _compared(self) -> dict[tuple[str, str, str], ComparedCounts]:
+    def _compare(self) -> dict[tuple[str, str, str], ComparedCounts]:
         found: dict[tuple[str, str, str], ComparedCounts] = {}
         devices: Devices = self._account.devices()
         for model, shadow in self._controller.shadows.of.items():
@@ -183,10 +183,10 @@ class LedgerSource:
 
     def events(self, at_s: float, mono_s: float) -> Iterator[EventRow]:
         """Yield what happened since the last call: control calls, decisions, and what befell workers."""
-        yield from map(_called, self._audit.take())
+        yield from map(_call_event, self._audit.take())
         for decision in self._controller.context.decisions.after(self._decision):
             self._decision = decision.id
-            yield _decided(decision)
+            yield _decision_event(decision)
         for name, model in self._served.items():
             last_ns = self._fleet_ns.get(name, 0)
             for event in list(model.fleet.events):
@@ -223,7 +223,7 @@ def _slice(device: str, placement: str) -> str:
     return placement.removeprefix(f"{device}:")
 
 
-def _called(record: AuditRecord) -> EventRow:
+def _call_event(record: AuditRecord) -> EventRow:
     """Return a control call as an event."""
     what = f"{record.call} {record.model}".strip()
     outcome = "done" if record.status == 200 else f"{record.status}: {record.error}"
@@ -232,7 +232,7 @@ def _called(record: AuditRecord) -> EventRow:
     return EventRow(record.at, "control", record.model, summary[:500], detail)
 
 
-def _decided(decision: Decision) -> EventRow:
+def _decision_event(decision: Decision) -> EventRow:
     """Return a decision as an event."""
     plan = decision.plan
     detail = {

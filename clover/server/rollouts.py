@@ -332,7 +332,7 @@ class RollOuts:
                 outcome, more = await self._promote(one) if promote else ("rolled back", "")
             except Exception as error:
                 log.exception("%s: version %s could not be promoted", one.name, one.spec.version)
-                self._stuck(one, f"an error that was not expected: {error!r}")
+                self._report_stuck(one, f"an error that was not expected: {error!r}")
                 return
             if outcome == "stuck":
                 return
@@ -369,12 +369,12 @@ class RollOuts:
             try:
                 await self._loading.replace(served, old_spec, old_profile)
             except CloverError as worse:
-                self._stuck(one, f"{error}; the stable version did not start again either: {worse}")
+                self._report_stuck(one, f"{error}; the stable version did not start again either: {worse}")
                 return "stuck", ""
             return "failed", f"its workers did not start in the place of the stable ones: {error}"
         return "promoted", ""
 
-    def _stuck(self, one: RollOut, why: str) -> None:
+    def _report_stuck(self, one: RollOut, why: str) -> None:
         """Record that a promotion failed and could not be undone."""
         one.phase, one.why = "failed", why
         self.counts["failed"] += 1

@@ -90,7 +90,7 @@ class Server:
         try:
             return await self._start()
         except CloverError as error:
-            raise _advised(error) from None
+            raise _with_advice(error) from None
 
     def _use(self) -> None:
         if self._used:
@@ -189,7 +189,7 @@ class Server:
         if failure:
             self._thread.join()
             if isinstance(failure[0], CloverError):
-                raise _advised(failure[0]) from None
+                raise _with_advice(failure[0]) from None
             raise failure[0]
         return self
 
@@ -268,7 +268,7 @@ class Server:
         except CloverError as error:
             if on_ready is not None:  # somebody else shows it
                 raise
-            raise _advised(error) from None
+            raise _with_advice(error) from None
         finally:
             limit.disarm()
 
@@ -400,7 +400,7 @@ class Server:
             return None
 
 
-def _advised(error: CloverError) -> CloverError:
+def _with_advice(error: CloverError) -> CloverError:
     """Return `error` for an embedded caller: with advice in the words of Python, and without the frames and causes that
     led to it, which the log has at level debug."""
     log.debug("the start failed", exc_info=error)

@@ -60,7 +60,7 @@ class _TimedFile(io.BytesIO):
         return super().read(size)
 
 
-def _loaded(picture: pictures.Picture, least: tuple[int, int]) -> Image.Image:
+def _load(picture: pictures.Picture, least: tuple[int, int]) -> Image.Image:
     """Return a decoded picture; a JPEG may come at a part of its size, not below `least` (0, 0: at its size).  Raises
     what the decoder raises."""
     from PIL import Image
@@ -139,7 +139,7 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
 
         across, down = (0, 0) if wanted is None else wanted if turn >= 5 else wanted[::-1]
         try:
-            image = _loaded(picture, (_DRAFT * across, _DRAFT * down))
+            image = _load(picture, (_DRAFT * across, _DRAFT * down))
             if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode != self.mode:
@@ -296,13 +296,13 @@ class Normalise(DataStep, frozen=True, kw_only=True):
         """See `DataStep.batch`."""
         given = columns[at.source]
         if isinstance(given, np.ndarray):
-            columns[at.target] = self._normalised(given)
+            columns[at.target] = self._normalise(given)
         elif len({row.shape for row in given}) == 1:
-            columns[at.target] = self._normalised(np.stack(given))
+            columns[at.target] = self._normalise(np.stack(given))
         else:
-            columns[at.target] = [self._normalised(row[None])[0] for row in given]
+            columns[at.target] = [self._normalise(row[None])[0] for row in given]
 
-    def _normalised(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def _normalise(self, images: NDArray[Any]) -> NDArray[np.float32]:
         ordered = images.transpose(0, 3, 1, 2) if self.channels == "first" else images
         made = ordered.astype(np.float32, order="C")
         shape = (-1, 1, 1) if self.channels == "first" else (-1,)

@@ -149,7 +149,7 @@ class Pipeline:
         good = [at for at, reason in enumerate(reasons) if not reason]
         refused.update({kept[at]: reason for at, reason in enumerate(reasons) if reason})
         if len(good) < len(kept):
-            columns = {name: _taken(column, good) for name, column in columns.items()}
+            columns = {name: _take_column(column, good) for name, column in columns.items()}
         for name in dict.fromkeys(name for one in part for name in one.writes):
             columns[name] = [rows[at][name] for at in good]
         return columns, [kept[at] for at in good]
@@ -167,5 +167,5 @@ def _turns(step: DataStep) -> tuple[bool, ...]:
     return (True, False) if step.by_row and step.then_batch else (step.by_row,)
 
 
-def _taken(column: Column, places: list[int]) -> Column:
+def _take_column(column: Column, places: list[int]) -> Column:
     return column[places] if isinstance(column, np.ndarray) else [column[at] for at in places]

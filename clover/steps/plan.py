@@ -80,13 +80,13 @@ def plan_of(
     for key, steps, tensors in (("inputs", spec.before, spec.inputs), ("outputs", spec.after, spec.outputs)):
         if bool(steps) != bool(tensors):
             raise ConfigError(f"steps.{key}: must be there if there are steps, and only then")
-    before = [_made(table, variant, f"steps.before[{index}]") for index, table in enumerate(spec.before)]
-    after = [_made(table, variant, f"steps.after[{index}]") for index, table in enumerate(spec.after)]
+    before = [_make_step(table, variant, f"steps.before[{index}]") for index, table in enumerate(spec.before)]
+    after = [_make_step(table, variant, f"steps.after[{index}]") for index, table in enumerate(spec.after)]
     flow = TensorFlow(spec.inputs or model_inputs)
-    placed = [_placed(flow, step, folder, f"steps.before[{index}]") for index, step in enumerate(before)]
+    placed = [_place(flow, step, folder, f"steps.before[{index}]") for index, step in enumerate(before)]
     there = dict(flow.tensors)
     taken, narrow = _within("steps.before", flow.pick, model_inputs)
-    cut = {"worker": 0, "client": len(placed), "split": _cut(before)}[spec.run]
+    cut = {"worker": 0, "client": len(placed), "split": _find_cut(before)}[spec.run]
     sent: tuple[str, ...] = ()
     inputs = tuple(spec.inputs or model_inputs)
     if spec.run == "client":
@@ -96,7 +96,7 @@ def plan_of(
         there = _after_the_wire(inputs, placed[cut:])
     flow.tensors = there
     flow.add(model_outputs)
-    ended = [_placed(flow, step, folder, f"steps.after[{index}]") for index, step in enumerate(after)]
+    ended = [_place(flow, step, folder, f"steps.after[{index}]") for index, step in enumerate(after)]
     given, _ = _within("steps.after", flow.pick, spec.outputs or model_outputs)
     _check_answer(ended, given[0])
     in_client = spec.run == "client"
@@ -136,12 +136,12 @@ def made_in_client(spec: StepsSpec) -> tuple[list[DataStep], list[DataStep]]:
         kind = STEPS.get(str(table.get("step")))
         if spec.run == "split" and kind is not None and kind.arithmetic:
             break
-        before.append(_made(table, anyone, f"steps.before[{index}]"))
+        before.append(_make_step(table, anyone, f"steps.before[{index}]"))
     after = spec.after if spec.run == "client" else ()
-    return before, [_made(table, anyone, f"steps.after[{index}]") for index, table in enumerate(after)]
+    return before, [_make_step(table, anyone, f"steps.after[{index}]") for index, table in enumerate(after)]
 
 
-def _cut(steps: Sequence[DataStep]) -> int:
+def _find_cut(steps: Sequence[DataStep]) -> int:
     """Return how many steps of a split family run in the client: those before the first that only calculates."""
     return next((index for index, step in enumerate(steps) if step.arithmetic), len(steps))
 
@@ -173,7 +173,7 @@ def _after_the_wire(inputs: Sequence[TensorSpec], placed: Sequence[PlacedStep]) 
     return flow.tensors
 
 
-def _placed(flow: TensorFlow, step: DataStep, folder: Path | None, where: str) -> PlacedStep:
+def _place(flow: TensorFlow, step: DataStep, folder: Path | None, where: str) -> PlacedStep:
     name = next(name for name, kind in STEPS.items() if kind is type(step))
     placed: PlacedStep = _within(f"{where} ({name})", flow.place, step, folder)
     return placed
@@ -187,7 +187,7 @@ def _within(where: str, function: Callable[..., Any], *args: Any) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _made(table: StepTable, variant: VariantSpec, where: str) -> DataStep:
+def _make_step(table: StepTable, variant: VariantSpec, where: str) -> DataStep:
     """Return the step that a table declares, with the parameters of a variant."""
     given = dict(table)
     name = given.pop("step", None)

@@ -128,12 +128,12 @@ def wav_of(data: bytes | memoryview) -> Wav:
         elif name == b"data":
             if 0 < len(body) < size < _STREAMED:
                 raise BadRow(f"the WAV file says that it has {size} bytes of samples, and {len(body)} are there")
-            return _held(form, body)
+            return _check_length(form, body)
         at += 8 + size + size % 2
     raise BadRow(f"the WAV file has more than the {_MOST_CHUNKS} chunks allowed before its samples")
 
 
-def _held(form: memoryview, body: memoryview) -> Wav:
+def _check_length(form: memoryview, body: memoryview) -> Wav:
     """Return how the chunk "fmt " of a WAV file says that the samples in `body` are held.  Raises BadRow."""
     if len(form) < 16:
         raise BadRow("the WAV file does not say how its samples are held")
@@ -279,12 +279,12 @@ class Frame(DataStep, frozen=True, kw_only=True):
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
-        columns[at.target] = [self._framed(np.asarray(row)) for row in columns[at.source]]
+        columns[at.target] = [self._frame(np.asarray(row)) for row in columns[at.source]]
 
     def _frames(self, length: int) -> int:
         return 1 + max(0, length - self.size) // self.hop
 
-    def _framed(self, samples: NDArray[Any]) -> NDArray[Any]:
+    def _frame(self, samples: NDArray[Any]) -> NDArray[Any]:
         if len(samples) < self.size:
             samples = np.pad(samples, (0, self.size - len(samples)))
         return np.lib.stride_tricks.sliding_window_view(samples, self.size)[:: self.hop].copy()

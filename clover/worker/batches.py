@@ -41,7 +41,7 @@ class Batches:
 
     def direct_inputs(self) -> list[NDArray[Any]]:
         """Return the regions of the slab that `gather` returns views of: inputs of numbers and fixed shape."""
-        return [region for _, _, region in self._fixed()]
+        return [region for _, _, region in self._fixed_inputs()]
 
     def stage(
         self,
@@ -53,11 +53,13 @@ class Batches:
         """Return arrays for inputs of fixed shape, made by `make`, into which scattered rows are gathered from now on,
         and consecutive ones too if `always`: each batch overwrites the arrays that `gather` returned for the one
         before."""
-        self._staged = {index: make((max_batch, *region.shape[1:]), region.dtype) for index, _, region in self._fixed()}
+        self._staged = {
+            index: make((max_batch, *region.shape[1:]), region.dtype) for index, _, region in self._fixed_inputs()
+        }
         self._always = always
         return list(self._staged.values())
 
-    def _fixed(self) -> list[tuple[int, TensorSpec, NDArray[Any]]]:
+    def _fixed_inputs(self) -> list[tuple[int, TensorSpec, NDArray[Any]]]:
         return [
             (index, tensor, region)
             for index, tensor, region, variable in self._inputs

@@ -62,18 +62,18 @@ class ClusterActor:
             own_shares = weights
             for (family, origin), own in own_shares.items():
                 before = memory.weights.get((family, origin), {})
-                if resend or _moved(before, own):
+                if resend or _has_moved(before, own):
                     done = self._ingress.weigh_family(origin, family, own)
-                    steps.append(await self._weighed(done, (family, origin), before, own))
+                    steps.append(await self._weight_step(done, (family, origin), before, own))
         elif len(memory.terms.families) > 1:
             self._trouble(
                 "the ingress shares the rows of all families alike, so nodes get rows that they have no plan for"
             )
-        combined = _combined(shares, origins)
+        combined = _combine(shares, origins)
         for origin, own in combined.items():
             before = memory.weights.get(("", origin), {})
-            if resend or _moved(before, own):
-                steps.append(await self._weighed(self._ingress.weigh(origin, own), ("", origin), before, own))
+            if resend or _has_moved(before, own):
+                steps.append(await self._weight_step(self._ingress.weigh(origin, own), ("", origin), before, own))
         if steps and resend:
             memory.weighed_s = now_s
         wanted = [*own_shares, *(("", origin) for origin in combined)]
@@ -81,9 +81,9 @@ class ClusterActor:
         self._note_given(shares)
         return [step for step in steps if step.why or step.failed]
 
-    async def _weighed(self, call: Awaitable[None], key: tuple[str, str], before: Rates, own: Rates) -> ChangeStep:
+    async def _weight_step(self, call: Awaitable[None], key: tuple[str, str], before: Rates, own: Rates) -> ChangeStep:
         family, origin = key
-        why = _words(before, own) if _moved(before, own) else ""
+        why = _words(before, own) if _has_moved(before, own) else ""
         failed = await self._try(call)
         if failed:  # what the ingress has now is not known: it may have taken them all the same
             self.memory.weights.pop(key, None)
@@ -111,7 +111,7 @@ class ClusterActor:
                     True,
                     member.pace,
                     steady,
-                    self._kept(name, member, capacity.floors) if steady else {},
+                    self._keep_rates(name, member, capacity.floors) if steady else {},
                     {family: capacity.node_rate(member.node, family, degraded=True) for family in families},
                 )
             )
@@ -122,7 +122,7 @@ class ClusterActor:
                 seats.append(Seat(name, owner.node.region, target.rates, {}, False))
         return seats
 
-    def _kept(self, name: str, member: ClusterMember, floors: Mapping[str, float]) -> Rates:
+    def _keep_rates(self, name: str, member: ClusterMember, floors: Mapping[str, float]) -> Rates:
         """Return the rows/s by family that a node may have before it has taken the newest target: those that it has, or
         those that the target it took last made it ready for, if it answers these as accurately as it is asked to now,
         or as all rows together have to be.  Plans may come faster than a slow node takes them: with what it has alone,
@@ -162,7 +162,7 @@ class ClusterActor:
         room, covers = self._room(now_s), self._covers(views)
         planned = departures(views, room, covers)
         if planned:
-            planned = departures(await self._vouched(views), room, covers) if await self._in_charge() else []
+            planned = departures(await self._vouched_nodes(views), room, covers) if await self._in_charge() else []
         steps += await self._each("drain", [step for step in planned if step.kind == "drain"], now_s)
         steps += await self._order([step for step in planned if step.kind == "release"], now_s)
         # A node is forgotten once it is released, at this look or at a later one.
@@ -196,7 +196,7 @@ class ClusterActor:
             )
         return found
 
-    async def _vouched(self, views: Sequence[NodeView]) -> list[NodeView]:
+    async def _vouched_nodes(self, views: Sequence[NodeView]) -> list[NodeView]:
         """Return the views with those nodes usable alone that the ingress finds healthy, if it can tell: it notices in
         a second what reports show only after `ClusterTerms.lost_s`, and the last node that answers may not leave."""
         ingress = self._ingress
@@ -345,7 +345,7 @@ class ClusterActor:
                 member.attempts, member.retry_s = attempts, now_s
                 orders.append((NodeOrder("wake", step.node), self._nodes.wake(step.node)))
             elif step.kind == "follow":
-                target = self._asked_of(step.node)
+                target = self._target_of(step.node)
                 order = NodeOrder("follow", step.node, memory.epoch, target)
                 orders.append((order, self._nodes.follow(target, memory.epoch)))
             else:
@@ -357,7 +357,7 @@ class ClusterActor:
             for step in given
         ]
 
-    def _asked_of(self, name: str) -> NodeTarget:
+    def _target_of(self, name: str) -> NodeTarget:
         """Return the target that a node is given.  Families that the plan has no rows of for it are asked for the
         floor: by its own policy, the rows that come all the same would cost what that likes.  One without any rows is
         there for the loss of another one, and is asked to be ready for those of the node that has most."""
@@ -409,7 +409,7 @@ def _address(member: ClusterMember) -> tuple[str, str]:
     return (report.url, report.grpc_url) if report is not None else member.address
 
 
-def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
+def _combine(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
     """Return the shares of each origin over all families, as parts of 1."""
     found = {}
     for origin in origins:
@@ -424,7 +424,7 @@ def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rate
     return found
 
 
-def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+def _has_moved(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     if before.keys() != after.keys():
         return True
     return any(abs(after[name] - before[name]) > _SAME_SHARE * max(after[name], before[name]) + 1e-4 for name in after)

@@ -202,7 +202,7 @@ class ControllerActor:
             namespace_of(running.file.cluster.name),
             self._folder,
             grid_start=self._grids.replayed_at,
-            shared=self._shared,
+            shared=self._share_out,
         )
         self._controller = ClusterController(
             terms_of(running.file),
@@ -218,7 +218,7 @@ class ControllerActor:
         self._trouble = ""
         self._coming_back: asyncio.Task[None] | None = None
         if was_restarted():  # nobody may ask for long, and HAProxy may have died with the one before
-            self._coming_back = asyncio.get_running_loop().create_task(self._come_back())
+            self._coming_back = asyncio.get_running_loop().create_task(self._resume())
 
     def _plan(self, problem: ClusterProblem) -> ClusterPlan:
         """Return a plan; keep a problem that none could be made for, so that it can be looked into."""
@@ -245,7 +245,7 @@ class ControllerActor:
                 self._task = asyncio.get_running_loop().create_task(self._run())
         return ""
 
-    async def _come_back(self) -> None:
+    async def _resume(self) -> None:
         """Begin to control again, however often that takes."""
         while True:
             try:
@@ -359,7 +359,7 @@ class ControllerActor:
         except CloverError as error:
             log.warning("node %s: %s", name, error)
 
-    async def _shared(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
+    async def _share_out(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
         if self._haproxy is not None:
             try:
                 self._shares.record(await self._haproxy.origin_requests())

@@ -20,8 +20,8 @@ from clover.cluster.ingress.config import (
     IngressSettings,
     Upstream,
     backends,
+    check_name,
     check_settings,
-    checked_name,
     description,
     render,
     split_url,
@@ -156,7 +156,7 @@ class HAProxyIngress:
 
     async def admit(self, name: str, url: str, grpc_url: str) -> None:
         """Add a node, which gets rows once it is healthy and has a weight; a known one has its address changed."""
-        upstream = await self._resolved(checked_name(name, "the node"), url, grpc_url)
+        upstream = await self._resolve(check_name(name, "the node"), url, grpc_url)
         if upstream.secure and not self.settings.ca_file:
             raise ClusterError(f"node {name} is reached by https: give the ingress the ca_file of its certificate")
         async with self._lock:
@@ -450,7 +450,7 @@ class HAProxyIngress:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    async def _resolved(self, name: str, url: str, grpc_url: str) -> Upstream:
+    async def _resolve(self, name: str, url: str, grpc_url: str) -> Upstream:
         host, port, secure = split_url(url)
         grpc_host, grpc_port, grpc_secure = split_url(grpc_url) if grpc_url else ("", 0, secure)
         if grpc_url and "://" in grpc_url and grpc_secure != secure:

@@ -64,7 +64,7 @@ class IngressServer(Record, frozen=True, kw_only=True):
     check_port: int = 0
 
 
-def quoted(command: str) -> str:
+def quote(command: str) -> str:
     """Return `command` if it is one command; ClusterError if a line's end or a semicolon would make it several."""
     if re.search(r"[\n\r;\\\x00]", command) or not command.strip():
         raise ClusterError(f"{command!r} is no single command")
@@ -112,7 +112,7 @@ def parse_server_states(text: str) -> dict[str, dict[str, IngressServer]]:
                 host=row["srv_addr"],
                 port=int(row["srv_port"]),
                 weight=int(row["srv_uweight"]),
-                state=_ordered(admin),
+                state=_join_commands(admin),
                 up=int(row["srv_op_state"]) == _RUNNING,
                 checked=bool(check & _CHECK_ENABLED),
                 secure=row["srv_use_ssl"] == "1",
@@ -125,7 +125,7 @@ def parse_server_states(text: str) -> dict[str, dict[str, IngressServer]]:
     return found
 
 
-def _ordered(admin: int) -> str:
+def _join_commands(admin: int) -> str:
     if admin & (_FORCED_MAINTENANCE | _CONFIGURED_MAINTENANCE):
         return "maint"
     return "drain" if admin & _FORCED_DRAIN else "ready"
@@ -179,7 +179,7 @@ class RuntimeApi:
 
         IngressGone if nobody listens or the connection ends early, ClusterError if no answer comes in time."""
         found: list[str] = []
-        for batch in batches(map(quoted, commands)):
+        for batch in batches(map(quote, commands)):
             found += split_replies(await self._exchange(";".join(batch)), len(batch))
         return found
 

@@ -75,12 +75,12 @@ class NodeSetup(Record, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where its server takes HTTP."""
-        return f"{'https' if self.node.tls else 'http'}://{_bracketed(self.node.address)}:{self.node.port}"
+        return f"{'https' if self.node.tls else 'http'}://{_bracket(self.node.address)}:{self.node.port}"
 
     @property
     def grpc_url(self) -> str:
         """Where its server takes gRPC, HOST:PORT; empty if it does not."""
-        return f"{_bracketed(self.node.address)}:{self.node.grpc_port}" if self.node.grpc_port else ""
+        return f"{_bracket(self.node.address)}:{self.node.grpc_port}" if self.node.grpc_port else ""
 
     @property
     def control(self) -> str:
@@ -334,5 +334,5 @@ def kind_of(shape: DeviceShape) -> str:
     return name or f"{shape.kind}-{shape.slices}"
 
 
-def _bracketed(address: str) -> str:
+def _bracket(address: str) -> str:
     return f"[{address}]" if ":" in address else address

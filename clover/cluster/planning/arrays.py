@@ -264,12 +264,12 @@ def _modes(
         ]
         kept = [at for at in range(len(rows)) if not any(_beats(keys, other, at) for other in range(len(rows)))]
         if devices > _DEVICES_TOLD_APART:
-            kept = _unmixed(rows, [key[3] for key in keys], kept)
+            kept = _drop_mixed(rows, [key[3] for key in keys], kept)
         modes += [rows[at] for at in kept]
     return tuple(modes)
 
 
-def _unmixed(rows: Sequence[Mode], tiers: Sequence[float], kept: Sequence[int]) -> list[int]:
+def _drop_mixed(rows: Sequence[Mode], tiers: Sequence[float], kept: Sequence[int]) -> list[int]:
     """Return the modes of `kept` that no two others beat if devices are divided between them: as many rows, as
     accurate, for no more joules, and as fast."""
     left = list(kept)
@@ -319,13 +319,13 @@ def _beats(keys: Sequence[tuple[float, ...]], one: int, other: int) -> bool:
 
 def _groups(shell: ProblemArrays, usable: Sequence[ClusterNode]) -> tuple[NodeGroup, ...]:
     for step in _CORRECTION_STEPS:
-        gathered = _gathered(shell, usable, step)
+        gathered = _group_nodes(shell, usable, step)
         if len(gathered) <= _MOST_GROUPS:
             break
     return _in_order(shell, gathered)
 
 
-def _gathered(
+def _group_nodes(
     shell: ProblemArrays, usable: Sequence[ClusterNode], step: float
 ) -> dict[tuple[object, ...], list[ClusterNode]]:
     found: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)

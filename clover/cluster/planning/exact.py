@@ -74,7 +74,7 @@ class ExactSearch:
         order = itertools.count()
         heap: list[tuple[float, int, _Branch]] = []
         least = np.inf  # of the branches that are done with, but for those that promised too little
-        followed = self._solved(self._root, {}, fixed)
+        followed = self._solve(self._root, {}, fixed)
         left = _PROGRAMS - 1
         while followed is not None and left > 0:
             halves, found = self._halves(followed)
@@ -86,7 +86,7 @@ class ExactSearch:
             for sets, limits in halves:
                 if self._possible(limits):
                     left -= 1
-                    half = self._solved(followed.solved, sets, limits)
+                    half = self._solve(followed.solved, sets, limits)
                     if half is None:
                         least = min(least, followed.bound)  # rounding errors left no solution, which proves nothing
                     else:
@@ -120,7 +120,7 @@ class ExactSearch:
                 return False
         return True
 
-    def _solved(self, start: Basis, sets: Mapping[Place, bytes], limits: Limits) -> _Branch | None:
+    def _solve(self, start: Basis, sets: Mapping[Place, bytes], limits: Limits) -> _Branch | None:
         """Return a branch, solved from the solution of another one; None if its limits contradict each other."""
         program = self._relaxed.program
         self._decide(start, sets)
@@ -135,11 +135,11 @@ class ExactSearch:
     def _decide(self, start: Basis, sets: Mapping[Place, bytes]) -> list[Flags]:
         """Put the program where `start` is, with only those modes open that `sets` leave; return them by stream."""
         self._relaxed.program.restore(replace(start, lower=self._root.lower, upper=self._root.upper))
-        opened = self._opened(sets)
+        opened = self._open_flags(sets)
         shut(self._instance, self._relaxed, opened)
         return opened
 
-    def _opened(self, sets: Mapping[Place, bytes]) -> list[Flags]:
+    def _open_flags(self, sets: Mapping[Place, bytes]) -> list[Flags]:
         opened = [stream.allowed.copy() for stream in self._instance.streams]
         for place, choice in sets.items():
             narrow(self._instance, opened, place, np.frombuffer(choice, dtype=bool))
@@ -149,7 +149,7 @@ class ExactSearch:
         """Return what a branch is split into, and the plan if all in it is whole."""
         instance, relaxed = self._instance, self._relaxed
         relaxed.program.restore(branch.solved)
-        opened = self._opened(branch.sets)
+        opened = self._open_flags(branch.sets)
         place = disagreement(instance, relaxed, opened, branch.sets)
         if place is not None:
             sets = [{**branch.sets, place: choice} for choice in choices(opened, instance, place)]

@@ -53,7 +53,7 @@ def _awake_nodes(instance: ProblemArrays, rounded: Rounded) -> list[list[Cluster
     return [list(group.nodes[: round(count)]) for group, count in zip(instance.groups, rounded.nodes, strict=True)]
 
 
-def _dealt(instance: ProblemArrays, rounded: Rounded) -> list[list[list[int]]]:
+def _deal_devices(instance: ProblemArrays, rounded: Rounded) -> list[list[list[int]]]:
     """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a
     group do about the same and the loss of one takes little of any family."""
     dealt = []
@@ -75,7 +75,9 @@ def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow,
     rates = _mode_rates(instance, rounded)
     limits = _limits(instance, flows)
     found: dict[str, NodeTarget] = {}
-    for g, (nodes, hands) in enumerate(zip(_awake_nodes(instance, rounded), _dealt(instance, rounded), strict=True)):
+    for g, (nodes, hands) in enumerate(
+        zip(_awake_nodes(instance, rounded), _deal_devices(instance, rounded), strict=True)
+    ):
         for node, hand in zip(nodes, hands, strict=True):
             served: dict[str, float] = defaultdict(float)
             points: dict[str, float] = defaultdict(float)
@@ -151,7 +153,9 @@ def _grams(instance: ProblemArrays, rounded: Rounded) -> float:
     """Return grams/h of a plan, each node with its own correction."""
     rates = _mode_rates(instance, rounded)
     total = 0.0
-    for g, (nodes, hands) in enumerate(zip(_awake_nodes(instance, rounded), _dealt(instance, rounded), strict=True)):
+    for g, (nodes, hands) in enumerate(
+        zip(_awake_nodes(instance, rounded), _deal_devices(instance, rounded), strict=True)
+    ):
         for node, hand in zip(nodes, hands, strict=True):
             total += instance.idle_grams(node)
             total += sum(instance.row_grams(node, instance.modes[m]) * rates[g, m] / rounded.counts[g, m] for m in hand)

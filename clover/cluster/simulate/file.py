@@ -56,7 +56,7 @@ class SimulationRequest(Record, frozen=True, kw_only=True):
 def scenario_of(file: ClusterFile, asked: SimulationRequest) -> ClusterScenario:
     """Return the scenario.  ConfigError if something that it needs is not known, or asked for what is not there."""
     _check(file, asked)
-    saved = _saved(file)
+    saved = _read_saved(file)
     frontiers = _points(asked.points) if asked.points else saved.frontiers if saved is not None else ()
     terms = _terms(file, asked, saved, frontiers)
     sources = {region.name: _source(region, asked.grids.get(region.name, "")) for region in file.region}
@@ -125,7 +125,7 @@ def _terms(
     return msgspec.structs.replace(terms, nodes=tuple(nodes), frontiers=tuple(frontiers), look_s=asked.step_s)
 
 
-def _saved(file: ClusterFile) -> SavedCluster | None:
+def _read_saved(file: ClusterFile) -> SavedCluster | None:
     """Return what the cluster's controller saved last; None if there is nothing that can be read."""
     given = file.cluster.store.removeprefix("file:")
     try:

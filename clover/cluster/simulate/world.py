@@ -349,7 +349,7 @@ class SimulatedNodes:
 
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """Give a node its target."""
-        node = self._reached(target.node)
+        node = self._reach_node(target.node)
         if epoch >= max(node.epoch, node.seen_epoch):
             node.target, node.epoch = target, epoch
 
@@ -380,7 +380,7 @@ class SimulatedNodes:
         node.state = "off"
         self._world.sums.releases += 1
 
-    def _reached(self, name: str) -> SimulatedNode:
+    def _reach_node(self, name: str) -> SimulatedNode:
         node = self._world.nodes[name]
         if node.cut_off or node.state not in ("serving", "waking"):
             raise ClusterError(f"{name} does not answer")

@@ -127,10 +127,10 @@ def emulate(
     for variant in measured.backend:
         if rows:
             assert file is not None
-            latency += _given(measured, spec, variant, rows, file.method)
+            latency += _take_given(measured, spec, variant, rows, file.method)
         else:
             for name, slices in offered.items():
-                latency += _calculated(measured, variant, name, slices)
+                latency += _calculate(measured, variant, name, slices)
     if rows and file is not None:
         all_notes.append(f"times and watts of slices are {file.method}: {file.source}")
         known = {(m.variant, m.profile) for m in latency}
@@ -170,7 +170,7 @@ def _memory(measured: FamilyProfile, latency: Sequence[LatencyMeasurement]) -> t
     )
 
 
-def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
+def _calculate(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
     cells = profiles.measurements(measured, variant, _CORE)
     found = []
     for cell in cells:
@@ -179,7 +179,7 @@ def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int
     return found
 
 
-def _given(
+def _take_given(
     measured: FamilyProfile,
     spec: FamilySpec,
     variant: str,

@@ -79,7 +79,7 @@ class EmbeddingRoutes:
     def list_models(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models: the families that embed."""
         models = [  # a version of its own, NAME@VERSION while a new one is being rolled out, is no further model
-            _described(name)
+            _describe_model(name)
             for name, model in self._models().items()
             if _embeds(model.spec) and named.client_name(name) == name
         ]
@@ -88,7 +88,7 @@ class EmbeddingRoutes:
     def show_model(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models/M."""
         self._model(name)
-        exchange.finish_json(_described(name))
+        exchange.finish_json(_describe_model(name))
 
     def embed(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer POST /v1/embeddings; raises RequestError, and then holds nothing."""
@@ -133,7 +133,7 @@ def output_of(spec: FamilySpec) -> int:
     return [tensor.name for tensor in spec.outputs].index(name) if name else 0
 
 
-def _described(name: str) -> dict[str, Any]:
+def _describe_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "clover"}
 
 

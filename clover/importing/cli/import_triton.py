@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
             raise DraftError("--axis and --text-bytes are at least 1")
         into.mkdir(parents=True, exist_ok=True)
         found = [
-            _written(one, into) for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
+            _write_model(one, into)
+            for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
         ]
     except (DraftError, OSError) as error:
         print(f"clover import-triton: {error}", file=sys.stderr)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     return 3 if not done else 1 if len(done) < len(found) else 0
 
 
-def _written(one: ImportedModel, into: Path) -> ImportedModel:
+def _write_model(one: ImportedModel, into: Path) -> ImportedModel:
     """Return a model with its family written, or with the reason why it cannot be."""
     if one.draft is None:
         return one

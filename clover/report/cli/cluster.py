@@ -51,7 +51,7 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
     stated, zone = configured(given, environ), zone_of(given.tz)
     found = named_ledgers(given.ledgers, stated.state_dir)
     with ExitStack() as stack:
-        readers = [(item, _opened(item, stack)) for item in found]
+        readers = [(item, _open_ledger(item, stack)) for item in found]
         start, end, edges = _period(given, readers, zone, now)
         nodes = [_node(item, reader, _options(given, stated, zone, (start, end, now))) for item, reader in readers]
     options = ClusterOptions(
@@ -150,7 +150,7 @@ def _longer(path: Path) -> str:
     return f"{(folder.parent if folder.name == 'ledger' else folder).name}/{path.stem}"
 
 
-def _opened(item: NamedLedger, stack: ExitStack) -> LedgerReader:
+def _open_ledger(item: NamedLedger, stack: ExitStack) -> LedgerReader:
     try:
         return stack.enter_context(LedgerReader(item.path))
     except LedgerError as error:

@@ -88,7 +88,7 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
     """Return the report in lines of at most `width` characters."""
     start, end = time_words(report.start, zone), time_words(report.end, zone)
     named = report.application.name or "this cluster"
-    head = f"Carbon report of {named}, {_counted(report)}: {start} to {end}"
+    head = f"Carbon report of {named}, {_count_text(report)}: {start} to {end}"
     head = f"{head}; {report.edges}" if report.edges else head
     parts = [
         text_filled(head, width, ""),
@@ -97,13 +97,13 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
         _lines_text("Electricity by node", report, "node", zone, width),
         _lines_text(f"Electricity by {by}", report, by, zone, width) if by not in ("region", "node") else "",
         _quality_text(report, width),
-        _titled("Nodes", terminal.listing(list(_node_words(report)), width)),
-        _titled("What is counted", text_filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
+        _with_title("Nodes", terminal.listing(list(_node_words(report)), width)),
+        _with_title("What is counted", text_filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _counted(report: ClusterReport) -> str:
+def _count_text(report: ClusterReport) -> str:
     nodes, regions = len(report.nodes), len(report.regions)
     return f"{nodes} node{'s' * (nodes != 1)} in {regions} region{'s' * (regions != 1)}"
 
@@ -223,7 +223,7 @@ def _node_words(report: ClusterReport) -> Iterator[tuple[str, str]]:
         yield printable(item.line.name), printable(f"{item.region}: {found}")
 
 
-def _titled(title: str, body: str) -> str:
+def _with_title(title: str, body: str) -> str:
     return f"{title}\n{body}" if body else ""
 
 
@@ -234,7 +234,7 @@ def cluster_report_page(report: ClusterReport, zone: tzinfo) -> str:
     """Return the report as an HTML document that loads nothing and carries its data."""
     name = report.application.name or "this cluster"
     title = f"Carbon report: {name}"
-    period = f"{_counted(report)}, {time_words(report.start, zone)} to {time_words(report.end, zone)}"
+    period = f"{_count_text(report)}, {time_words(report.start, zone)} to {time_words(report.end, zone)}"
     made = f"made {time_words(report.made, zone)} by Clover {report.clover}"
     who = [report.application.organisation, made]
     head = paragraph(period) + (paragraph(report.edges) if report.edges else "")

@@ -41,10 +41,12 @@ def report_text(
         terminal.listing([(head, printable(text)) for head, text in headline(report, zone)], width),
         _section("What would save most", "\n".join(text_filled(line, width) for line in advice)),
         _section("Grams of CO2e", terminal.listing(list(_sums(report)), width)),
-        _section("Saved, within the server", "" if light_words(report) and not comparisons else _saved(report, width)),
+        _section(
+            "Saved, within the server", "" if light_words(report) and not comparisons else _saved_text(report, width)
+        ),
         _section("Accuracy (by the profile) and latency", _quality(report, width)),
         _section(*_breakdown(report, by, zone, width)),
-        _section("How it is known", terminal.listing(list(_known(report)), width)),
+        _section("How it is known", terminal.listing(list(_known_lines(report)), width)),
         _section("Gaps", _gaps(report, zone, width)),
         _section("What is counted", text_filled(report.boundary_about, width)),
         _section("Inputs", terminal.listing(list(_inputs(report, zone)), width)),
@@ -93,7 +95,7 @@ def _sums(report: Report) -> Iterator[tuple[str, str]]:
             yield f"only {boundary.boundary}" if boundary.boundary == "workers" else boundary.boundary, found
 
 
-def _saved(report: Report, width: int) -> str:
+def _saved_text(report: Report, width: int) -> str:
     columns = (
         Column("against", right=False),
         Column("emitted", spare=2),
@@ -190,7 +192,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int)
     return f"{text}\n  left out for want of room: {', '.join(left)}" if left else text
 
 
-def _known(report: Report) -> Iterator[tuple[str, str]]:
+def _known_lines(report: Report) -> Iterator[tuple[str, str]]:
     for item in report.energy_known:
         yield f"energy {item.name}", f"{percent(item.part)}: {item.about}"
     for item in report.intensity_known:

@@ -320,7 +320,7 @@ class _Branching:
         if capacity <= rate * (1.0 + 1e-12):
             return _halves(box, "capacity")
         idle = exact.mean_field(rate, self.problem.service_s, counts, np.ones(1, dtype=np.bool_))[0][relaxation.groups]
-        used = _used(relaxation, point)
+        used = _workers_used(relaxation, point)
         true = self.problem.offset + float(idle @ relaxation.gains)
         lost_shares = max(0.0, claimed - true)
         late = self._tail(point, idle, capacity, workers) - relaxation.late
@@ -351,7 +351,7 @@ class _Branching:
         return float((1.0 - p_wait) * (idle @ relaxation.direct) + p_wait * (busy @ waited))
 
 
-def _used(relaxation: Relaxation, point: Floats) -> float:
+def _workers_used(relaxation: Relaxation, point: Floats) -> float:
     """Return the reference service's utilisation at a configuration, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):

@@ -233,7 +233,7 @@ def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
     check("lambda", problem.lam, 0.0 <= problem.lam <= 1.0, "from 0 to 1")
     check("carbon_intensity", problem.carbon_intensity, problem.carbon_intensity >= 0.0, "at least 0")
     check("idle_w_per_gpu", problem.idle_w_per_gpu, problem.idle_w_per_gpu >= 0.0, "at least 0")
-    faults.extend(_repeated("partition_slices", problem.partition_slices))
+    faults.extend(_find_repeated("partition_slices", problem.partition_slices))
     for index, group in enumerate(problem.groups):
         path = f"groups[{index}]"
         check(f"{path}.service_ms", group.service_ms, group.service_ms > 0.0, "above 0")
@@ -243,7 +243,7 @@ def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
         if group.slice not in problem.partition_slices:
             known = ", ".join(problem.partition_slices)
             faults.append((f"{path}.slice", f"{group.slice!r} is not in partition_slices ({known})"))
-    faults.extend(_repeated("groups", [group.name for group in problem.groups]))
+    faults.extend(_find_repeated("groups", [group.name for group in problem.groups]))
     if not problem.groups:
         faults.append(("groups", "empty; give at least one variant on one slice"))
     if not problem.partitions:
@@ -259,5 +259,5 @@ def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
     return faults
 
 
-def _repeated(path: str, names: Sequence[str]) -> list[tuple[str, str]]:
+def _find_repeated(path: str, names: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"{path}[{i}]", f"{name!r} is there already") for i, name in enumerate(names) if name in names[:i]]

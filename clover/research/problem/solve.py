@@ -287,13 +287,13 @@ def _stand_in(search: _Search, first: SimulationVerdict, whole: bool, left: Call
     problem = search.problem
     assert search.counts is not None
     tried, rejected = {key(search.counts)}, 1
-    limit_s = _tightened(problem, problem.sla_s, first, whole)
+    limit_s = _tighten(problem, problem.sla_s, first, whole)
     best: _Choice | None = None
     while len(tried) < _ATTEMPTS and left() > 0.0:
         if best is not None:
-            near = _enumerated(search, problem, tried, left, best.f) if whole else _met(search, tried, best.f)
+            near = _enumerate_best(search, problem, tried, left, best.f) if whole else _best_met(search, tried, best.f)
         else:
-            near = _met(search, tried) if len(tried) > _NEAR else None
+            near = _best_met(search, tried) if len(tried) > _NEAR else None
             near = near or _below(search, limit_s, tried, whole, left)
         if near is None:
             break
@@ -304,7 +304,7 @@ def _stand_in(search: _Search, first: SimulationVerdict, whole: bool, left: Call
             continue
         rejected += 1
         if best is None:
-            limit_s = _tightened(problem, limit_s, found, whole)
+            limit_s = _tighten(problem, limit_s, found, whole)
     if best is None:
         raise Infeasible(
             f"the simulation accepted none of the {rejected} best configurations that the model calls feasible; "
@@ -313,7 +313,7 @@ def _stand_in(search: _Search, first: SimulationVerdict, whole: bool, left: Call
     return replace(best, rejected=rejected, rejected_f=search.f, why=first.why)
 
 
-def _tightened(problem: ProblemFile, limit_s: float, found: SimulationVerdict, whole: bool) -> float:
+def _tighten(problem: ProblemFile, limit_s: float, found: SimulationVerdict, whole: bool) -> float:
     """Return the SLA for the model, after this rejection."""
     model_s = found.model_quantile_s
     if not found.replications:
@@ -330,17 +330,17 @@ def _below(
     """Return the best untried configuration whose model quantile is at most so long."""
     tight = msgspec.structs.replace(search.problem, sla_ms=limit_s * 1e3)
     if whole:
-        return _enumerated(search, tight, tried, left)
+        return _enumerate_best(search, tight, tried, left)
     again = _Search(tight, search.seed)
     again.scan()
     again.anneal(min(left(), _AGAIN_S), search.counts)
     search.seed = again.seed
     search.evaluations += again.evaluations
     search.met |= again.met
-    return _met(again, tried)
+    return _best_met(again, tried)
 
 
-def _enumerated(
+def _enumerate_best(
     search: _Search,
     problem: ProblemFile,
     tried: Set[tuple[int, ...]],
@@ -352,7 +352,7 @@ def _enumerated(
     return None if found.counts is None else _Choice(found.counts, search.kernel.score(found.counts)[1], "enumeration")
 
 
-def _met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf) -> _Choice | None:
+def _best_met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf) -> _Choice | None:
     """Return the best untried configuration met on the way, if it is better than f = `floor`."""
     f, solver, counts = max(
         ((f, solver, counts) for counts, (f, solver) in search.met.items() if counts not in tried and f > floor),

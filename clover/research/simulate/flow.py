@@ -86,9 +86,9 @@ class FleetModel:
                 own = groups.setdefault(variant, [])
                 own.append((self._services[variant, group.profile], group.count))
         if routing.chain and groups.keys() >= set(routing.chain):
-            return self._chained(configuration, groups, routing, rate)
+            return self._chained_flow(configuration, groups, routing, rate)
         if is_shared(configuration):
-            return self._shared(configuration, routing, rate)
+            return self._shared_flow(configuration, routing, rate)
         total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
         served = right = watts = late = spare = 0.0
         parts = []
@@ -122,7 +122,7 @@ class FleetModel:
             work=tuple(work),
         )
 
-    def _shared(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
+    def _shared_flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
         """Return what a mix does on workers of which some share their time."""
         variants = sorted({variant for group in configuration for variant in group.variants})
         shares = {variant: share for variant in variants if (share := routing.shares.get(variant, 0.0)) > 0.0}
@@ -176,7 +176,7 @@ class FleetModel:
             for group, service, part, joules in zip(own, services, parts, plain_j, strict=True)
         ]
 
-    def _chained(
+    def _chained_flow(
         self,
         configuration: Configuration,
         groups: Mapping[str, list[tuple[Service, int]]],

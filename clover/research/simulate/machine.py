@@ -115,10 +115,10 @@ def days(world: World, trace: Trace, load: Load, slo_ms: float | None) -> list[M
     if slo_ms is not None:
         given = Scheme(f"--slo-ms {slo_ms:g}", policy, cascade=None, resident=True)
         cases.append(Case(world, trace, load, given, 0, slo_ms=slo_ms))
-    return [_played(case) for case in cases]
+    return [_play_day(case) for case in cases]
 
 
-def _played(case: Case) -> MachineDay:
+def _play_day(case: Case) -> MachineDay:
     profile = case.world.known.profile
     front = FrontEnd(case, case.slo_ms if case.slo_ms is not None else default_slo_ms(profile))
     run = play(case, front)

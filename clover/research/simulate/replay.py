@@ -87,9 +87,9 @@ class _Replay:
         self.rates = case.load.rates(world.capacity, trace.start_s, self.step_s, self.count, case.seed)
         self.observed = self.rates
         if case.load.counted_s:
-            self.observed = _counted(case.load.counted_s, self.step_s, self.count)
+            self.observed = _count_arrivals(case.load.counted_s, self.step_s, self.count)
         elif rules.noise:
-            self.observed = _observed(self.rates, self.step_s, case.seed)
+            self.observed = _observe_rates(self.rates, self.step_s, case.seed)
         self.began_s = 0.0
         self.reported = 0
         self.judge = judge
@@ -139,7 +139,7 @@ class _Replay:
             fleet.weather(rate, observed, reading.g_per_kwh)
             before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
-            steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
+            steps.append(self._close_step(fleet, family, controller, at_s, rate, before, reading))
             if judge is not None:
                 judge.record_step(clock.now_s() - self.began_s, steps[-1], fleet.current, lost)
         run = self._run(controller, family, steps, targets)
@@ -219,9 +219,9 @@ class _Replay:
         if decision is None or decision.id == self.reported:
             return ""
         self.reported = decision.id
-        return _described(decision)
+        return _describe(decision)
 
-    def _closed(
+    def _close_step(
         self,
         fleet: SimulatedFleet,
         family: Family,
@@ -273,12 +273,12 @@ def _lose(
     return tuple(name for name, device in devices.items() if device.lost)
 
 
-def _described(decision: Decision) -> str:
+def _describe(decision: Decision) -> str:
     plan = decision.plan.reason if decision.plan is not None else ""
     return "; ".join(filter(None, (f"{decision.trigger}: {decision.action}", decision.detail, plan)))
 
 
-def _observed(rates: list[float], step_s: float, seed: int) -> list[float]:
+def _observe_rates(rates: list[float], step_s: float, seed: int) -> list[float]:
     """Return what a server's window would count of Poisson arrivals at these rates, one a step of `step_s` seconds; the
     same for every policy.  Windows of steps that are shorter than a window share arrivals, as a server's do; before
     the first step rows arrived as in it."""
@@ -290,7 +290,7 @@ def _observed(rates: list[float], step_s: float, seed: int) -> list[float]:
     return [float(count) / (shared * step_s) for count in np.convolve(arrived, np.ones(shared, int), "valid")]
 
 
-def _counted(arrivals_s: Sequence[float], step_s: float, steps: int) -> list[float]:
+def _count_arrivals(arrivals_s: Sequence[float], step_s: float, steps: int) -> list[float]:
     """Return the rows a second that a server's window counts at the look of each step; `arrivals_s` ascend."""
     ends = np.arange(steps) * step_s + min(LAG_S, step_s)
     counts = np.searchsorted(arrivals_s, ends) - np.searchsorted(arrivals_s, ends - WINDOW_S)

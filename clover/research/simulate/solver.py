@@ -54,12 +54,12 @@ class LocalSolver:
         )
         found = self._memory.get(key)
         if found is None:
-            found = self._asked(state, policy, configuration)
+            found = self._ask(state, policy, configuration)
             if configuration is not None or policy in (*_PURE, *_DRAWING) or policy.startswith("static:"):
                 self._memory[key] = found
         return found
 
-    def _asked(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
+    def _ask(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
         if configuration is not None:
             return plan_fixed(state, configuration)
         if policy not in self._policies:

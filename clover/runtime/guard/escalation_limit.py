@@ -73,7 +73,7 @@ class EscalationLimit:
         self._rows += 1
         if self._rows >= ROWS:
             self._rows = 0
-            self.usual = self._seen()
+            self.usual = self._share_of_most()
         share = max(planned, self.usual)
         tokens = min(self.multiple * share, (1.0 + share) / 2)
         sender.pay(tokens)
@@ -122,7 +122,7 @@ class EscalationLimit:
         sender.over = True
         return not self._clients.is_nearly_all(sender)
 
-    def _seen(self) -> float:
+    def _share_of_most(self) -> float:
         """Return the share of escalations that groups with `REST` of the rows stay below."""
         clients = self._clients
         groups = [group for group in range(GROUPS) if clients.recent[group]]

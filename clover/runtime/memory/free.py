@@ -35,10 +35,10 @@ def free_bytes(root: Path = Path("/")) -> int:
     """Return the bytes that further processes may take without swapping: what the kernel says is available, within the
     limits of this process's cgroup (version 2) and those above it; 0 if the kernel does not say."""
     available = meminfo(root).get("MemAvailable", 0)
-    return max(0, min((available, *_left(root)))) if available else 0
+    return max(0, min((available, *_free_of_groups(root)))) if available else 0
 
 
-def _left(root: Path) -> Iterator[int]:
+def _free_of_groups(root: Path) -> Iterator[int]:
     """Yield what each cgroup with a limit has left; pages of files that nothing uses now do not count as taken."""
     for folder in _cgroups(root):
         limit, held = (_number(folder / name) for name in ("memory.max", "memory.current"))

@@ -317,7 +317,7 @@ class Completion:
             if ticket.paths and self._escalation.keep_all(ticket):
                 self.finish(ticket, 200, "", now_ns)
             elif ticket.awaits >= 0 and not self._state.lanes.mask(ticket.min_accuracy):
-                self.unserved(ticket, now_ns)
+                self.end_unserved(ticket, now_ns)
             else:
                 self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
@@ -339,7 +339,7 @@ class Completion:
                 state.traffic.record_overload("dropped")
             self.finish(ticket, 504, "the deadline would have passed before an answer was there", now_ns)
 
-    def unserved(self, ticket: RouterTicket, now_ns: int) -> None:
+    def end_unserved(self, ticket: RouterTicket, now_ns: int) -> None:
         """End a ticket whose worker did not come: 503 if the reason is known, else 504."""
         declined = self._state.demand.declined(ticket.awaits)
         if declined is None:

@@ -67,7 +67,7 @@ class Retry:
         failed `by_chance`, such rows are tried a second time, too, whatever befell other batches of their ticket."""
         table = self._state.table
         tickets = {table.owner[slot] for slot in batch.slots}
-        if len(tickets) < 2 and not (by_chance and self._tried_once(batch.slots)):
+        if len(tickets) < 2 and not (by_chance and self._first_try(batch.slots)):
             return False
         for ticket in tickets:
             if ticket is not None and ticket.phase == PENDING:
@@ -80,7 +80,7 @@ class Retry:
                 self.again(ticket, slot, now_ns)
         return True
 
-    def _tried_once(self, slots: list[int]) -> bool:
+    def _first_try(self, slots: list[int]) -> bool:
         """Return whether no row in `slots` was queued again after a failed batch before."""
         owners = [(slot, self._state.table.owner[slot]) for slot in slots]
         return all(owner is None or self._retried.get(slot) != owner.key for slot, owner in owners)

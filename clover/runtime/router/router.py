@@ -230,17 +230,17 @@ class Router(Model):
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         ticket: RouterTicket = given
         if ticket.billed is None:
-            ticket.billed = self._billed(ticket)
+            ticket.billed = self._bill(ticket)
         receipt: Receipt = ticket.billed
         return receipt
 
-    def _billed(self, ticket: RouterTicket) -> Receipt:
+    def _bill(self, ticket: RouterTicket) -> Receipt:
         """Count what a ticket cost in the account, and return the receipt."""
         if ticket.recalled is not None and self.cached is not None:
             return self.cached.receipt(ticket)
         lanes = ticket.variants
         rows = len(lanes)
-        name = self.traffic.variants[lanes[0]] if rows == 1 else self._joined(lanes)
+        name = self.traffic.variants[lanes[0]] if rows == 1 else self._join_names(lanes)
         path: tuple[str, ...] = ()
         if ticket.chain is not None:
             path, accuracy = self.escalation.paths(ticket), self.escalation.accuracy(ticket, ticket.chain)
@@ -252,7 +252,7 @@ class Router(Model):
         receipt = self.account.receipt(self.name, name, accuracy, rows, ticket.energy_j, tenant, path)
         return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 
-    def _joined(self, lanes: list[int]) -> str:
+    def _join_names(self, lanes: list[int]) -> str:
         """Return the names of the variants of `lanes`, each once, joined by "+"."""
         return "+".join([self.traffic.variants[lane] for lane in sorted(set(lanes))])
 
@@ -438,12 +438,12 @@ class Router(Model):
     def set_standby(self, standby: StandbyWorkers | None) -> None:
         """Make `standby` the standby workers beside those that receive rows now."""
         self._standby.set(standby)
-        self._rerouted()
+        self._reroute()
 
     def set_background(self, workers: Iterable[Entry]) -> None:
         """Make `workers` those that answer audits beside those that receive rows."""
         self.state.lanes.set_background(workers)
-        self._rerouted()
+        self._reroute()
 
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the present routing."""
@@ -473,7 +473,7 @@ class Router(Model):
                 self.state.lanes.retire(link)
             else:
                 self.state.lanes.detach(link)
-        self._rerouted()
+        self._reroute()
 
     def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
         """Take what a dead worker still completed, and queue the rows that it held again, once.  With `blame` False no
@@ -482,9 +482,9 @@ class Router(Model):
         process = self.state.lanes.process_of(worker)
         if process is not None:
             self._completion.recover(process, reason, self.state.now_ns(), blame=blame)
-            self._rerouted()
+            self._reroute()
 
-    def _rerouted(self) -> None:
+    def _reroute(self) -> None:
         """Move rows that wait for a variant without a worker, and run a turn."""
         self._completion.move_stranded(self.state.now_ns())
         self.dispatch.run_turn()

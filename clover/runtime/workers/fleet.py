@@ -92,7 +92,7 @@ class FamilyFleet:
         self.router = router
         self.members = Members(
             router,
-            start=self._noted(start),
+            start=self._timed_start(start),
             profiled=profiled,
             one_process=one_process,
             sleep=sleep,
@@ -137,14 +137,14 @@ class FamilyFleet:
         member = Member(assignment)
         spawned[assignment] = member
         try:
-            await self._given_up_at(assignment.placement)
+            await self._wait_given_up(assignment.placement)
             await self.members.bring_up(member)
         except BaseException:
             if spawned.get(assignment) is member:
                 del spawned[assignment]
             raise
 
-    async def _given_up_at(self, place: Placement) -> None:
+    async def _wait_given_up(self, place: Placement) -> None:
         """Wait, but not for ever, until workers that were killed at `place` as its device was lost are dead: they may
         still have its memory, or be the one process that it takes."""
         there = [one for one in self.members.leaving if one.given_up and one.assignment.placement == place]
@@ -291,7 +291,9 @@ class FamilyFleet:
         """See `clover.planning.transition.memory.MemoryAware`."""
         return self._step_times.drain
 
-    def _noted(self, start: Callable[[Assignment], Awaitable[FleetWorker]]) -> Callable[[Assignment], Awaitable[Any]]:
+    def _timed_start(
+        self, start: Callable[[Assignment], Awaitable[FleetWorker]]
+    ) -> Callable[[Assignment], Awaitable[Any]]:
         """Return `start`, with a note of how long each worker took and what it holds."""
 
         async def noted(item: Assignment) -> FleetWorker:
@@ -403,9 +405,9 @@ class FamilyFleet:
         shared: dict[int, list[Member]] = {}
         for member in self.members.all():
             shared.setdefault(id(member.worker or member), []).append(member)
-        return [self._described(members) for members in shared.values()]
+        return [self._describe_worker(members) for members in shared.values()]
 
-    def _described(self, members: list[Member]) -> dict[str, Any]:
+    def _describe_worker(self, members: list[Member]) -> dict[str, Any]:
         """Return one worker for people: of `members`, which share it, the plan has `variants`, and `standby` stand
         by; it holds what is `resident`."""
         gone, routed = self.members.leaving, set(self.routed)

@@ -143,7 +143,7 @@ class WorkerProcess:
         self._loop = loop
         self._ready = loop.create_future()
         loop.add_reader(self._control.fileno(), self._readable)
-        loop.add_reader(self._pidfd, self._died)
+        loop.add_reader(self._pidfd, self._on_death_seen)
         self._output.bind(loop)
 
     async def until_ready(self, within_s: float) -> None:
@@ -266,7 +266,7 @@ class WorkerProcess:
             if frame is not None:
                 kind, payload, _ = frame
                 if kind is frames.Kind.STATE:
-                    self._reported(frames.decode(payload, frames.WorkerState))
+                    self._on_report(frames.decode(payload, frames.WorkerState))
                 elif kind is frames.Kind.END_ASKED:
                     self._end_asked = True
                     self._deliver_end_asked()
@@ -282,7 +282,7 @@ class WorkerProcess:
         self._loop.remove_reader(self._control.fileno())
         self._timers.append(self._loop.call_later(_STATUS_S, self.kill))
 
-    def _reported(self, state: frames.WorkerState) -> None:
+    def _on_report(self, state: frames.WorkerState) -> None:
         assert self._ready is not None
         self.said_ns.setdefault(state.state, time.monotonic_ns())
         self.fork_ms = state.fork_ms or self.fork_ms
@@ -330,7 +330,7 @@ class WorkerProcess:
         if self._ended:
             self._finish()
 
-    def _died(self) -> None:
+    def _on_death_seen(self) -> None:
         assert self._loop is not None
         self._loop.remove_reader(self._pidfd)
         self._ended = True
@@ -354,7 +354,7 @@ class WorkerProcess:
                 if (frame := frames.receive(self._control)) is None:
                     break
                 if frame[0] is frames.Kind.STATE:
-                    self._reported(frames.decode(frame[1], frames.WorkerState))
+                    self._on_report(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
         self._control.close()
         self._output.close()

@@ -310,12 +310,12 @@ class Members:
         if member.worker is None:
             return  # it died while it drained; its rows were queued again
         if self._others(member):
-            self._gone(member)
+            self._wait_gone(member)
             return
         try:
             await worker.drain_and_exit()
         finally:
-            self._gone(member)
+            self._wait_gone(member)
 
     def _abandon(self, member: Member) -> None:
         """Wait no longer for the rows of a member that is leaving: kill its worker, unless others have that."""
@@ -327,9 +327,9 @@ class Members:
             return
         if all(other.assignment != member.assignment for other in others):  # else its lane has come back
             self._router.leave(member.worker, lambda: None, lane=self.lanes[member.assignment.variant])
-        self._gone(member)
+        self._wait_gone(member)
 
-    def _gone(self, member: Member) -> None:
+    def _wait_gone(self, member: Member) -> None:
         """Clear up after the worker of `member`, which has ended."""
         if member.meter is not None:
             self._account.detach(member.meter)
@@ -350,7 +350,7 @@ class Members:
         crew = []
         for member in members:
             lived_ns = self._clock() - member.ready_ns
-            self._gone(member)
+            self._wait_gone(member)
             if self.spawned.get(member.assignment) is member:
                 if lived_ns >= WELL_AFTER_S * _SECOND_NS:
                     member.failures = 0

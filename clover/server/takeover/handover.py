@@ -78,7 +78,7 @@ class TakeOvers:
             log.warning("no server can take over from this one: %s", why)
             return
         with contextlib.closing(file):
-            while not await self._serve(parts, front, await _accepted(parts.loop, file.socket)):
+            while not await self._serve(parts, front, await _accept(parts.loop, file.socket)):
                 pass
         log.info("another server has taken over: this one answers what it received, then ends")
         parts.life.handing = asyncio.Event()
@@ -183,7 +183,7 @@ class TakeOvers:
         self._heir.close()
 
 
-async def _accepted(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> socket.socket:
+async def _accept(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> socket.socket:
     """Return the next connection; one that cannot be accepted now, as without a free descriptor, waits."""
     while True:
         try:

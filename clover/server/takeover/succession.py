@@ -92,13 +92,13 @@ class Succession:
                 with named_wait("the running server to offer its sockets", log.info):
                     channel.send(TakeOverRequest(version=VERSION, clover=__version__, listen=listening(config)))
                     offer = await channel.expect(SocketOffer, STEP_S)
-                return cls._offered(channel, offer, priority, meters)
+                return cls._from_offer(channel, offer, priority, meters)
         except BaseException:
             channel.close()
             raise
         with contextlib.closing(channel), named_wait("the running server, which offers no sockets, to end", log.info):
             limits = config.limits
-            gone = await _gone(channel.pid, limits.drain_delay_s + 2.0 * limits.drain_s + STEP_S)
+            gone = await _wait_gone(channel.pid, limits.drain_delay_s + 2.0 * limits.drain_s + STEP_S)
         if not gone:
             raise TakeOverError("the running server is ending and offers no sockets: start again once it has ended")
         log.warning("the server that ran here has ended before it offered its sockets: this one serves alone")
@@ -106,7 +106,7 @@ class Succession:
         return None
 
     @classmethod
-    def _offered(cls, channel: Channel, offer: SocketOffer, priority: LowPriority, meters: Path) -> Succession:
+    def _from_offer(cls, channel: Channel, offer: SocketOffer, priority: LowPriority, meters: Path) -> Succession:
         if not channel.descriptors:
             raise TakeOverError("the running server's sockets did not come")
         free = free_bytes()
@@ -166,7 +166,7 @@ class Succession:
         reading = await parts.grid.priced()
         closed = self._closed_meters()
         if closed is None:
-            await _gone(self._channel.pid, GONE_S)  # one that is being killed has closed its files then
+            await _wait_gone(self._channel.pid, GONE_S)  # one that is being killed has closed its files then
         self._channel.close()
         parts.machine.take_over(closed, reading)
         at_ns = closed.at_ns if closed is not None else time.monotonic_ns()
@@ -206,7 +206,7 @@ class Succession:
         self.inherited.close()
 
 
-async def _gone(pid: int, within_s: float) -> bool:
+async def _wait_gone(pid: int, within_s: float) -> bool:
     """Wait at most `within_s` for the end of a process; return whether it has ended."""
     try:
         process = os.pidfd_open(pid)

@@ -77,9 +77,9 @@ class FaultyChannel(Channel):
         self._step("killed after")
         return found
 
-    async def ended(self, within_s: float) -> bool:
+    async def wait_ended(self, within_s: float) -> bool:
         self._step("killed before")
-        return await super().ended(within_s)
+        return await super().wait_ended(within_s)
 
 
 def running_parts(config: ServerConfig) -> Any:
@@ -399,11 +399,11 @@ def test_a_running_server_that_ends_without_an_offer_is_waited_for(
 def test_the_end_of_a_process_is_seen() -> None:
     async def story() -> None:
         process = await asyncio.create_subprocess_exec("sleep", "60")
-        assert not await succession._gone(process.pid, 0.0)
+        assert not await succession._wait_gone(process.pid, 0.0)
         process.kill()
-        assert await succession._gone(process.pid, 20.0)
+        assert await succession._wait_gone(process.pid, 20.0)
         await process.wait()
-        assert await succession._gone(process.pid, 0.0)
+        assert await succession._wait_gone(process.pid, 0.0)
 
     asyncio.run(story())
 
@@ -454,4 +454,4 @@ def test_a_connection_that_cannot_be_accepted_waits(monkeypatch: pytest.MonkeyPa
             return answer
 
         loop: Any = SimpleNamespace(sock_accept=accept)
-        assert asyncio.run(handover._accepted(loop, sock)) is sock
+        assert asyncio.run(handover._accept(loop, sock)) is sock

@@ -157,7 +157,7 @@ def _days(given: argparse.Namespace, console: Console) -> None:
     if others:
         raise ConfigError(f"--machine plays one grid, not {1 + len(others)}: give one trace")
     for name in given.families:
-        known = _profiled(given, own, name)
+        known = _find_profiled(given, own, name)
         alone = World(own, known, replace(_rules(given), slo_ms=None))
         found = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
         power = cpu_power(settings.load([], os.environ).config.energy) if given.device == "cpu" else None
@@ -171,7 +171,7 @@ def _days(given: argparse.Namespace, console: Console) -> None:
         show_machine(found, power, "; ".join(about), console)
 
 
-def _profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
+def _find_profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
     """Return the profile of a family, which is measured quickly if there is none; ConfigError if it cannot be."""
     confidence = parametric.parse(given.confidence)
     try:
@@ -309,7 +309,7 @@ def _machine(given: argparse.Namespace) -> SimulatedMachine:
     return world.gpus(2 if given.gpus is None else given.gpus, whole=given.no_mig)
 
 
-def _known(given: argparse.Namespace, machine: SimulatedMachine) -> list[Known]:
+def _find_families(given: argparse.Namespace, machine: SimulatedMachine) -> list[Known]:
     confidence = parametric.parse(given.confidence)
     names = dict.fromkeys(given.families or families.names())
     return [families.load(name, machine.shapes, confidence) for name in names]
@@ -324,7 +324,7 @@ def _day(given: argparse.Namespace) -> day.DayOptions:
     machine = _machine(given)
     return day.DayOptions(
         machine=machine,
-        known=_known(given, machine),
+        known=_find_families(given, machine),
         traces=_traces(given),
         load=loads.parse(given.load),
         rules=_rules(given),
@@ -340,7 +340,7 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
     more = [world.scheme(name) for name in MIXES] if given.policies is None else []
     if given.resident == "auto":
         schemes, more = _and_shared(schemes), _and_shared(more)
-    played, known = _traces(given), _known(given, machine)
+    played, known = _traces(given), _find_families(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [
         Case(own, trace, load, scheme, seed)

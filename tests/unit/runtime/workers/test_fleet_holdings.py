@@ -44,7 +44,7 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         async def slowly() -> None:
             house.now_ns += 2 * SECOND
 
-        house.fleet.members.start = house.fleet._noted(start)
+        house.fleet.members.start = house.fleet._timed_start(start)
         await house.fleet.spawn(at(0, "small"))
         assert house.fleet.resident(at(0, "large"))
         assert not house.fleet.resident(at(1, "large"))
