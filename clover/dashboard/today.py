@@ -1,4 +1,5 @@
-"""What the ledger has of today (UTC): emitted, and saved against what.  Over restarts, unlike what the state counts."""
+"""Today's figures (UTC) from the ledger: emitted, and saved against what.  Unlike the state's, they survive a
+restart."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
     emulated:NAME:COUNT:NUMBERS    of a box of so many GPUs those with these numbers, as 0-3: servers share the box
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
-From opening on they are GPUs like any other, behind an NVML library of our own (`clover.emulation.emulated`).  A pod's
-instances are made as an administrator would; then the box takes all privileges away.  The GPU is the first of the
+Once opened they are GPUs like any other, behind Clover's own NVML library (`clover.emulation.emulated`).  A pod's
+instances are made with an administrator's privileges, which the box then takes away.  The GPU is the first one in the
 tables that has the profile as a plain one: an A100 with 80 GB for 1g.10gb.
 """
 

@@ -1,4 +1,4 @@
-"""A family that is about to be written, and the text of its `family.toml`."""
+"""The draft of a family that will be written, and the text of its `family.toml`."""
 
 from __future__ import annotations
 

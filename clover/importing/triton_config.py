@@ -1,7 +1,7 @@
-"""Triton's `config.pbtxt`: protobuf's text format, read into plain values, and what Clover looks at of it.
+"""Triton's `config.pbtxt`: protobuf's text format, read into plain values, and the fields that Clover uses.
 
-Triton's own field names are read; what is not known is kept, so that a model is refused for it rather than served
-without it.  Messages are written `name { ... }`, `name: { ... }` or `name < ... >`, lists `[a, b]` or by repetition;
+Unknown fields are kept, so that a model is refused for them rather than served without them.  Messages are written
+`name { ... }`, `name: { ... }` or `name < ... >`, lists `[a, b]` or by repetition;
 strings are quoted either way, with C's escapes, and adjacent ones are joined; `#` begins a comment.
 """
 

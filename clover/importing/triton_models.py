@@ -1,4 +1,4 @@
-"""The models of a Triton repository as drafts, each or a DraftError with the reason why not."""
+"""The models of a Triton repository: for each a draft, or a DraftError with the reason why there is none."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The grams of a period split by time, model, variant, device or tenant, so that the parts sum to the whole.
 
-Times and devices have lines of the account of their own.  A model has its own energy (computing, the idle power of what
-its workers hold, its part of front end and control) as the ledger keeps it.  What is left of an entry within the
-boundary, as the idle power of cores and slices that no worker holds, is split
+The ledger keeps the energy of each time and device.  It also keeps each model's own energy: computing, the idle power
+of what its workers hold, its part of front end and control.  The rest of an entry within the boundary, such as the idle
+power of cores and slices that no worker holds, is split
 
-1. over the models by their own energy in that entry; if there was none, it is nobody's: "(no rows served)";
+1. over the models by their own energy in that entry; if there was none, it is booked on "(no rows served)";
 2. of a model, over its variants by the energy of their workers;
 3. and over its tenants by the energy of computing their rows; where the ledger has that of no tenant, by the energy on
    their receipts, or else by their rows.

@@ -1,6 +1,6 @@
-"""Whether a report says what its ledger says: its figures, calculated again, and the text of its page.
+"""Checks a report against its ledger: its figures, calculated again, and the text of its page.
 
-Every sum of a report of several servers has to follow from the reports of its nodes, which it carries.
+A report of several servers carries the reports of its nodes, and each of its sums has to follow from these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The reports of several servers put together: a pure function of them, so that whoever has them can check the sums."""
+"""The reports of several servers put together: a pure function of them, so that anyone who has them can check the sums.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run noted of the machine it ran on: PUE, hardware and its embodied carbon, how far meters may be off."""
+"""What a run recorded of its machine: PUE, hardware and its embodied carbon, how far meters may be off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes reports of a ledger: which period it has whole, and what to say if it has nothing."""
+"""Makes reports of a ledger: which period the ledger covers, and what to say if it covers none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SIGHUP: read the configuration again, validate it as a whole, and change what may change while serving.
 
-The event loop serves meanwhile: reading and checking are done in a thread, and the check of a server is a process of
-its own (`clover.serve.checking`).
+The event loop serves meanwhile: a thread reads the configuration, and a process of its own checks it
+(`clover.serve.checking`).
 """
 
 from __future__ import annotations

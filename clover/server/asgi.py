@@ -5,13 +5,16 @@
     app = FastAPI(lifespan=clover_app.lifespan)
     app.mount("/models", clover_app)
 
-A request becomes the `Exchange` that a connection would have made of it: the head is parsed, judged and cached by
-`clover.http.heads`, the body decoded by the same endpoints, so paths, limits, errors, receipts and headers are those of
-the port.  What differs: the outer server reads bodies and keeps time for slow clients; a body is decoded once all of it
-has come; whoever mounts the application chooses its hosts; the dashboard is not there; changes need a token.
+A request becomes the `Exchange` that a connection would have made of it: `clover.http.heads` parses, judges and caches
+the head, and the same endpoints decode the body.  So paths, limits, errors, receipts and headers are those of the port.
+What differs:
 
-An application serves in the event loop of its server: started there by `lifespan` (or by the outer server, if it is
-the outermost application), or already running in that loop.
+- the outer server reads bodies and ends slow clients, and a body is decoded once all of it has come;
+- the outer program chooses the hosts that it answers to;
+- the dashboard is missing, and changes need a token.
+
+The application serves in the event loop of its server.  The server runs there already, or `lifespan` starts it there
+(or the outer server does, if this is the outermost application).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A server on its event loop: starts, drains and stops its parts (`clover.server.parts`), and has its front end.
 
-Start: bind the port (one that is taken must fail before a minute of measuring), wait for the zygote, measure what is
-missing, let the controller deploy a first plan; ready.  Stop in the reverse order, also after a start that failed half
-way: readiness false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the
-pool.
+Start: bind the port (a port in use must fail before a minute of measuring), wait for the zygote, measure what is
+missing, let the controller deploy a first plan; ready.  Stop, also after a start that failed half way: readiness false,
+drain delay, answer what was received, stop the controller, let workers finish and exit, stop the pool.
 """
 
 from __future__ import annotations

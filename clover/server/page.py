@@ -62,6 +62,6 @@ class DashboardPage:
         return pages(self.feed.streams)
 
     def start(self, stack: AsyncExitStack) -> None:
-        """Begin to look at the server, in the running loop, until `stack` is closed."""
+        """Sample the server, in the running loop, until `stack` is closed."""
         stack.push_async_callback(self.feed.stop)
         stack.push_async_callback(cancel_task, self.feed.start())

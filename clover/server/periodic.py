@@ -1,4 +1,4 @@
-"""What a server does each second, in a task of its own for each thing, so that none waits for another."""
+"""What a server does each second: a task for each job, so that none waits for another."""
 
 from __future__ import annotations
 

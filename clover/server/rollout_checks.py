@@ -1,4 +1,4 @@
-"""What is asked before a new version of a model is tried: may it be, is there room, and which profile holds."""
+"""What is checked before a new version of a model is tried: is it allowed, is there room, and which profile holds."""
 
 from __future__ import annotations
 

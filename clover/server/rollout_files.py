@@ -1,7 +1,7 @@
 """What a server remembers of roll-outs over a restart: one small file a model in the state folder.
 
-A trial that was under way is over after a restart, and the stable version serves; a version that was promoted is served
-again, as long as its files are those that were promoted and the configuration names the family that it replaced.
+A restart ends a trial, and the stable version serves.  A promoted version is served again as long as its files have not
+changed since and the configuration names the family that it replaced.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Rolling out new versions of models: tried beside the stable one, then promoted or rolled back.
 
-A version that is tried is a family of its own inside, `NAME@VERSION`: its workers (in the same places and with the same
-routing as those of the stable one, which is frozen meanwhile, so that nothing but the version differs), its slab, its
-profile and its account.  To clients it has the name of the stable one: the front end finds a split under that
-(`clover.runtime.split`).  Once a second the tests of the release are looked at (`clover.runtime.guard.release`).
+Inside the server, a version that is tried is a family of its own, `NAME@VERSION`, with its own workers, slab, profile
+and account.  Its workers have the same places and the same routing as those of the stable version, whose plan is frozen
+meanwhile, so that only the version differs.  To clients it has the name of the stable version: under that name the
+front end finds a split (`clover.runtime.split`).  Once a second the tests of the release are evaluated
+(`clover.runtime.guard.release`).
 
-To promote it, all requests go to it, the workers of the stable one are replaced by workers of the new version, and the
-requests go to those: the family stays what it was to the controller, the ledger and the metrics.
+A promotion sends all requests to the trial's workers, replaces the stable version's workers by workers of the new
+version, and then sends the requests to these.  The controller, the ledger and the metrics keep the same family.
 """
 
 from __future__ import annotations

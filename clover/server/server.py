@@ -1,4 +1,4 @@
-"""What users hold: a server in this event loop, in a thread of its own, or as the process itself.
+"""The class for embedding: a server in this event loop, in a thread of its own, or as the process itself.
 
     async with clover.Server("fashion", port=0) as server:          # in your own event loop
         answer = await server.ainfer({"image": images})
@@ -8,8 +8,8 @@
 
     clover.Server("fashion").run()                                   # until SIGTERM or SIGINT
 
-If the loop is ours, the pool is launched before it, so that the zygote's import of torch overlaps with the rest of the
-start and the zygote is forked from a process without threads of ours.
+If the server makes the event loop itself, it launches the pool before.  The zygote's import of torch then overlaps with
+the rest of the start, and the zygote is forked while the server has no threads.
 """
 
 from __future__ import annotations

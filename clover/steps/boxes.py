@@ -1,4 +1,4 @@
-"""The step from a detector's queries or anchors to boxes on the picture that was sent."""
+"""The step from a detector's queries or anchors to boxes on the client's picture."""
 
 from __future__ import annotations
 

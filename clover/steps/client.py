@@ -1,4 +1,4 @@
-"""The steps of a family in a client: it knows of them what a model's metadata says, and nothing of the server.
+"""The steps of a family in a client, from the model's metadata alone.
 
 steps = ClientSteps.from_metadata(metadata)            # the answer to GET /v2/models/NAME
 sent = steps.before({"image": [data]})      # `data`: what the application has

@@ -1,8 +1,8 @@
 """What a JPEG or PNG file says of itself, read and bounded before a decoder works on it.
 
-How much a decoder works is the file's choice: scans that hold nothing, segments by the million, profiles and texts that
+A file decides how much work its decoder has: it may have empty scans, millions of segments, or profiles and texts that
 unpack to a thousand times their size.  So the file is walked first, and refused if it breaks one of the bounds below.
-The decoder is given what it needs for the pixels and nothing else: no profile, text, comment, thumbnail or animation.
+The decoder gets only what it needs for the pixels: no profile, text, comment, thumbnail or animation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Steps on texts: tokens for the model, and the answer to a question as the part of a text that a model points at."""
+"""Steps on texts: tokens for the model, and answers to questions as the part of a text that the model points at."""
 
 from __future__ import annotations
 

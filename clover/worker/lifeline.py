@@ -1,4 +1,4 @@
-"""A pipe whose other end the server holds: once that closes, however the server ended, the kernel ends this process."""
+"""A pipe whose other end the server holds: once that end closes, the kernel ends this process."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """How much memory a worker's variants hold on its slice, measured as they are loaded and warmed.
 
-**Weights** are counted: the parameters and buffers of a torch module, or the largest file of an artifact; plain Python
-says nothing of itself, and counts as 0.  **Peak** is what a variant needed beyond them, at the most, from before it was
-loaded until its largest batch was warmed.  What the first variant brought with it that any other would use too
-(libraries that set themselves up in the first batch, CUDA's context) is the **context**.
+**Weights** are counted: the parameters and buffers of a torch module, or the largest file of an artifact.  A model in
+plain Python counts as 0.  The **peak** is the most that a variant needed beyond its weights, from before it was loaded
+until its largest batch was warmed.  The **context** is what the first variant brought that any other would use too:
+libraries that set themselves up in the first batch, CUDA's context.
 
 On CPU cores, and on an emulated slice, which the CPU plays, figures are this process's resident memory as the kernel
-counts it; pages that it still shares with the zygote are left out of the context.  On a GPU they are what is in use on
-the device: what another process takes there meanwhile is counted too, and its context cannot be told from ours, so
-figures to be kept come from workers that are alone on their slice.
+counts it; pages that it still shares with the zygote are left out of the context.  On a GPU, figures are the memory in
+use on the device.  They include what another process takes meanwhile, and its context cannot be distinguished from
+ours.  So only figures from workers that are alone on their slice are kept.
 """
 
 from __future__ import annotations

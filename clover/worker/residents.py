@@ -1,7 +1,7 @@
 """The variants that a worker holds: loaded and warmed one after another, as many of its order as fit.
 
-The first has to work, or the worker does not start.  A further one that fails to load, does not answer, or would make
-the worker hold more than its order allows (`resident_bytes`) is left out, with the reason; the others are unharmed.
+If the first variant does not work, the worker does not start.  If a further one fails to load, does not answer, or
+would make the worker hold more than its order allows (`resident_bytes`), it is left out, with the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A filter of system calls: what code of a model needs no more once it runs, the kernel refuses.
+"""A filter of system calls: the kernel refuses the calls that a model's code does not need once it runs.
 
 The filter is a program of classic BPF that the kernel runs at each call: it sees the architecture, the number and the
 six arguments of the call, not what these point to.  A call that is not named is allowed, because libraries of models

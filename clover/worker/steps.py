@@ -1,4 +1,4 @@
-"""Steps in a worker: what clients sent becomes what the model takes, and what it gives becomes what clients get.
+"""Steps in a worker: rows of clients become inputs of the model, and its outputs become answers to clients.
 
 A row that a step cannot take is refused: the reason is written beside it in the slab, and the other rows of the batch
 are answered.  If the rows come out of the steps in several shapes, the model is run once for each.

@@ -3,9 +3,9 @@
     {"method": "analytical", "source": "where the figures come from",
      "rows": [{"family": "f", "variant": "v", "profile": "1g.5gb", "batch": 8, "ms": 21.0, "watts": 16.7}, ...]}
 
-`ms` is the time of a whole batch, `watts` the power above idle while it runs.  A row may add `drawn_watts`: what the
-emulated board really draws, if that shall differ from what the profile expects (a board that is not as its data sheet
-says).  A variant without a row for a profile does not run on it, for example because its model does not fit.
+`ms` is the time of a whole batch, `watts` the power above idle while it runs.  A row may add `drawn_watts`, the power
+that the emulated board really draws, to emulate a board that differs from its profile.  A variant without a row for a
+profile does not run on it, for example because its model does not fit.
 
 One such table comes with Clover (`shipped`): families of the SC'23 paper on an A100 with 40 GB.  A malformed or
 contradictory file is refused with its path; nothing in it is guessed.

@@ -1,4 +1,5 @@
-"""`clover import-triton REPOSITORY`: families for the models of a Triton repository, and why not for the others."""
+"""`clover import-triton REPOSITORY`: writes families for the models of a Triton repository, and says which it
+cannot."""
 
 from __future__ import annotations
 

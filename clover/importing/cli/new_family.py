@@ -1,4 +1,4 @@
-"""`clover new-family FOLDER --from ...`: a family for a model that is there, measured at the end."""
+"""`clover new-family FOLDER --from ...`: writes a family for an existing model, and measures it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`clover report`: a carbon report of what a server's ledger, or those of several servers, have of a time."""
+"""`clover report`: a carbon report of a period, from the ledger of a server or of several."""
 
 from __future__ import annotations
 

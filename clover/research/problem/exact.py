@@ -1,7 +1,7 @@
 """Every configuration of a few GPUs, evaluated: the optimum, proved, and a yardstick for everything faster.
 
-**Apart on purpose.**  Nothing here is shared with the compiled kernels, neither code nor method, so that the two can
-judge each other.  Whole blocks of configurations are evaluated at once, as arrays [configurations, groups].
+**Independent on purpose.**  This module shares neither code nor method with the compiled kernels, so that each can
+check the other.  Whole blocks of configurations are evaluated at once, as arrays [configurations, groups].
 
 **Product form by an integral.**  With loads L_i = rate S_i of the c workers and e_j their elementary symmetric
 polynomials, sum_j e_j (c - j)! is the integral of exp(-u) prod (u + L_i) over u > 0, and the same without one worker k

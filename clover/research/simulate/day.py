@@ -5,7 +5,7 @@ Every family goes through every trace with the same budget over the hours played
     base                  BASE
     clover                the paper's annealing, which mixes variants at random, at its own L
     budget                our budget over mixes: rows meet variants by quota
-    static                the best static mix at the budget
+    static                the best fixed mix at the budget
     budget+cascade        our budget over cascades: thresholds follow grid and budget, configurations slowly
     budget:flat+cascade   the same without the grid's intensity: what a static cascade at the budget could save
     static+cascade >= A   the best static cascade (one configuration, one chain, the same thresholds all day) of at

@@ -1,4 +1,4 @@
-"""What no schedule of plans over a horizon can undercut: a proven limit beside an accuracy budget.
+"""The least grams that any schedule of plans over a horizon can emit: a proven limit beside an accuracy budget.
 
 Terms.
  - *schedule*: for every step of a horizon the plan, or the plans in turn, that it runs

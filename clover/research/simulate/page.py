@@ -64,7 +64,7 @@ def _legend(colours: dict[str, str]) -> str:
 
 
 def _short(policy: str) -> str:
-    """Return a policy's name without what differs by family and trace: static mixes share one colour and one key."""
+    """Return a policy's name without what differs by family and trace: fixed mixes share one colour and one key."""
     return f"static ({policy.partition('(')[2]}" if policy.startswith("static >=") else policy
 
 

@@ -19,7 +19,7 @@ p95, the SLO, is that of nearly idle GPUs.
    `PARKED_W` or nothing;
  - `budget+cascade`: the same budget at CLOVER's mean loss with cascades, by a confidence that is modelled, not measured
    (`parametric`); no limit is known for it;
- - `static >= A`: the best *static* mix that reaches the accuracy, which saves without a carbon-aware controller; at
+ - `static >= A`: the best fixed mix that reaches the accuracy, which saves without a carbon-aware controller; at
    CLOVER's also with GPUs released;
  - `base, right-sized`: BASE on only as many GPUs as its load needs under the same SLO, the others released.  It is the
    baseline for operators who would switch off idle GPUs anyway.
@@ -218,7 +218,7 @@ def cascaded(name: str, loss: float) -> Scheme:
 
 
 def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
-    """Return the scheme of the best static mix at the accuracy that the policy `name` reached.
+    """Return the scheme of the best fixed mix at the accuracy that the policy `name` reached.
 
     Only energy is minimised under that floor, which does not depend on intensity: the mix stays for the whole trace.
     """

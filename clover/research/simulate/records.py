@@ -1,4 +1,4 @@
-"""What a simulation leaves behind: frozen records that survive JSON, and the sums over them.
+"""The results of a simulation: frozen records that survive JSON, and the sums over them.
 
 Energies are joules, emissions grams of CO2e, accuracy percent, times milliseconds if a name ends in `_ms`.  Nothing
 here was measured: joules are profile energies (`RunManifest.labels` says of which kind) times the rows that were

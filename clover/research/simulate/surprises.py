@@ -1,4 +1,4 @@
-"""What the controller does not know: workers that serve otherwise than their profile says, and GPUs that are lost.
+"""Surprises for the controller: workers that serve faster or slower than their profile says, and GPUs that are lost.
 
 A profile is measured once, and the machine may be another one later: hotter, shared, with a new driver.  So every
 variant may have a hidden truth: its service times and its joules are the profile's times a factor each, drawn once by

@@ -68,7 +68,7 @@ class Trace:
 @dataclass(frozen=True)
 class Scheme:
     """One entry of the comparison: a policy under a name.  Its other fields, if given, override those of the whole
-    simulation; a static mix is the objective `floor` with a floor of its own."""
+    simulation; a fixed mix is the objective `floor` with a floor of its own."""
 
     name: str
     policy: str

@@ -1,8 +1,8 @@
 """What a successor does: asks the running server, starts beside it, accepts in its place, and goes on from its files.
 
-Instances of a real GPU belong to the server that made them, and its driver has no room for a second one; so a
-take-over is refused there before anything is started.  Emulated GPUs are a file: the successor has a box of its own, in
-the other one of two folders.
+Instances of a real GPU belong to the server that made them, and there is no room for the instances of a second server.
+So a take-over is refused there before anything is started.  Emulated GPUs are a file: the successor has a box of its
+own, in the other one of two folders.
 """
 
 from __future__ import annotations

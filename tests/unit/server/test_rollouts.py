@@ -68,7 +68,7 @@ class Scene:
         self.one.served, self.one.split = cast(Any, self.new), self.split
         self.rollouts._active["toy"] = self.one
 
-    async def settled(self, routers: list[Any]) -> bool:
+    async def wait_answered(self, routers: list[Any]) -> bool:
         return True
 
     async def replace(self, served: Any, spec: Any, profile: Any) -> None:

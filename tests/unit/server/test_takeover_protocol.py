@@ -391,7 +391,7 @@ def test_a_running_server_that_ends_without_an_offer_is_waited_for(
                 with pytest.raises(TakeOverError, match="is ending and offers no sockets"):
                     await asking
 
-    monkeypatch.setattr(succession, "_gone", ended)
+    monkeypatch.setattr(succession, "_wait_gone", ended)
     asyncio.run(story())
     assert waits == [3.0 + 2 * 5.0 + succession.STEP_S]
 

@@ -279,7 +279,7 @@ def test_a_node_whose_release_was_cut_off_can_be_woken_again_and_a_report_alone_
             self.did.append("start")
             return False
 
-        async def look(self) -> None:
+        async def revive(self) -> None:
             pass
 
         async def release(self) -> None:
