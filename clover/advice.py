@@ -105,8 +105,8 @@ class FamilyLoad:
 
 def advise(load: FamilyLoad) -> list[Advice]:
     """Return what would save most, the most grams first."""
-    found = [item for item in _advice(load) if item.grams_a_day > 0.0]
-    return sorted(found, key=lambda item: -item.grams_a_day)
+    items = [item for item in _advice(load) if item.grams_a_day > 0.0]
+    return sorted(items, key=lambda item: -item.grams_a_day)
 
 
 def _advice(load: FamilyLoad) -> Iterator[Advice]:

@@ -80,10 +80,10 @@ class Result:
     @property
     def label(self) -> str:
         """The label of the only row; raises ValueError for several rows."""
-        found = self.labels()
-        if len(found) != 1:
+        labels = self.labels()
+        if len(labels) != 1:
             raise ValueError("several rows were asked for: use labels()")
-        return found[0]
+        return labels[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class Calls:
             inputs = tuple(TensorInfo.from_json(one) for one in said["inputs"])
             outputs = tuple(TensorInfo.from_json(one) for one in said["outputs"])
             steps = _steps(said, self.folders.get(model))
-            found = ModelInfo(
+            info = ModelInfo(
                 model,
                 str((said.get("versions") or [""])[-1]),
                 steps.inputs if steps is not None else inputs,
@@ -207,8 +207,8 @@ class Calls:
             )
         except (KeyError, TypeError) as error:
             raise ModelFailed("the server's metadata of this model cannot be read") from error
-        self.models[model] = found
-        return found
+        self.models[model] = info
+        return info
 
     def names(self, timeout_s: float) -> Call[list[str]]:
         """Return the names of the models that are ready; raises CloverError."""

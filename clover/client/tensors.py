@@ -182,22 +182,22 @@ def unpack(outputs: Sequence[Mapping[str, Any]], binary: memoryview) -> dict[str
 
     Raises ModelFailed if the answer contradicts itself.
     """
-    found: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     at = 0
     for said in outputs:
         name, datatype, shape = said["name"], said["datatype"], tuple(said["shape"])
         size = (said.get("parameters") or {}).get("binary_data_size")
         try:
             if size is None:
-                found[name] = _from_json(datatype, shape, said["data"])
+                arrays[name] = _from_json(datatype, shape, said["data"])
             elif datatype == "BYTES":
-                found[name] = _split(binary[at : at + size], shape)
+                arrays[name] = _split(binary[at : at + size], shape)
             else:
-                found[name] = np.frombuffer(binary[at : at + size], DTYPES[datatype]).reshape(shape).copy()
+                arrays[name] = np.frombuffer(binary[at : at + size], DTYPES[datatype]).reshape(shape).copy()
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFailed(f"the answer's output {name!r} cannot be read") from error
         at += size or 0
-    return found
+    return arrays
 
 
 def _from_json(datatype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any]:

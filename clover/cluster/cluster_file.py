@@ -74,14 +74,14 @@ def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> 
 def render_carbon(config: CarbonConfig) -> dict[str, str]:
     """Return the environment variables that give a server the carbon section of its region: those other than the
     defaults, so that they stand above what the node's own file says."""
-    found = {}
+    sections = {}
     default = CarbonConfig()
     for setting in SETTINGS:
         if setting.section == "carbon" and not setting.leaf.endswith("_file"):
             value = getattr(config, setting.leaf)
             if value != getattr(default, setting.leaf) or setting.leaf == "source":
-                found[setting.env] = ",".join(value) if isinstance(value, tuple) else str(value)
-    return found
+                sections[setting.env] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return sections
 
 
 def line_of(text: str, place: Place) -> int:
@@ -254,8 +254,8 @@ _NAME_RULE = "must be 1 to 63 of A-Z a-z 0-9 . _ - and begin with a letter or di
 def _check_region(region: RegionSection, at: int, regions: Sequence[str], file: ClusterFile, source: _Source) -> None:
     for key in ("listen", "listen_grpc"):
         address = getattr(region, key)
-        found = _ADDRESS.fullmatch(address)
-        port = int(found[2]) if found is not None else 0
+        match = _ADDRESS.fullmatch(address)
+        port = int(match[2]) if match is not None else 0
         if address and not 0 < port < 65536:
             source.fail(("region", at, key), f"must read HOST:PORT, not {address!r}")
         others = [getattr(other, name) for other in file.region for name in ("listen", "listen_grpc")]
@@ -332,7 +332,7 @@ def _with_paths(config: CarbonConfig, folder: Path) -> CarbonConfig:
 
 
 def _with_secrets(config: CarbonConfig) -> CarbonConfig:
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for leaf in ("electricity_maps_key", "watttime_password"):
         path = getattr(config, f"{leaf}_file")
         if path and not getattr(config, leaf):
@@ -342,5 +342,5 @@ def _with_secrets(config: CarbonConfig) -> CarbonConfig:
                 raise ConfigError(f"region.carbon.{leaf}_file: cannot read {path}") from error
             if not lines or not lines[0].strip():
                 raise ConfigError(f"region.carbon.{leaf}_file: {path} is empty")
-            found[leaf] = lines[0].strip()
-    return msgspec.structs.replace(config, **found)
+            values[leaf] = lines[0].strip()
+    return msgspec.structs.replace(config, **values)

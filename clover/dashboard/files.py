@@ -88,8 +88,8 @@ class PlotlyFile:
         if self._path is not None:
             data = self._path.read_bytes()
             self.address = f"{ADDRESS}/{hashlib.sha256(data).hexdigest()[:_DIGITS]}/{PLOTLY}"
-            found = _STYLE_ID.search(data)
-            self.style = found[1].decode() if found is not None else ""
+            style_id = _STYLE_ID.search(data)
+            self.style = style_id[1].decode() if style_id is not None else ""
 
     async def get(self) -> PageFile:
         """Return the file; waits for its compression, which is done once."""

@@ -31,8 +31,8 @@ def read_today(path: Path, now_s: float) -> dict[str, Any]:
     LedgerError.  For a thread."""
     since_s = midnight(now_s)
     with LedgerReader(path) as ledger:
-        found = today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
-        return {**found, "at": now_s, "models": ledger.models(since_s)}
+        figures = today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
+        return {**figures, "at": now_s, "models": ledger.models(since_s)}
 
 
 def today(lines: Iterable[LineRow], saved: Iterable[SavedRow], grid: Iterable[GridRow], since_s: int) -> dict[str, Any]:

@@ -128,12 +128,12 @@ def check(session: Nvml, choice: DeviceChoice, path: Path) -> None:
         return [nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
 
     try:
-        found = session.call_sync(products)
+        names = session.call_sync(products)
     except DeviceLost:
         return  # opening it reports which one is lost
     except DeviceError as error:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
-    if found != [tables.board(choice.name).product] * _gpus(choice):
+    if names != [tables.board(choice.name).product] * _gpus(choice):
         raise DeviceError(f"{path} holds another emulated box than {_gpus(choice)} x {choice.name}: remove it")
 
 

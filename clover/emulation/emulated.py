@@ -282,11 +282,11 @@ def create_box(
             with contextlib.suppress(FileExistsError):
                 os.link(file.name, path)  # whole or not at all, and never over another
         with path.open("rb") as existing:
-            found = existing.read(_CONFIG_BYTES)
+            header = existing.read(_CONFIG_BYTES)
     except OSError as error:
         raise DeviceError(f"the emulated machine cannot be kept at {path}: {error.strerror}") from error
     check_box(path)
-    if found != content:
+    if header != content:
         raise DeviceError(
             f"{path} holds another emulated machine than the {count} x {gpu.name} asked for; remove it or name another"
         )

@@ -108,14 +108,14 @@ def files_of(spec: FamilySpec, folder: Path, variants: tuple[VariantSpec, ...]) 
     """Return the files of a family's folder that its steps read, also those that a step has by default or a parameter
     of these variants names."""
     tables = () if spec.steps is None else (*spec.steps.before, *spec.steps.after)
-    found: set[str] = set()
+    paths: set[str] = set()
     for table in tables:
         fields = msgspec.structs.fields(STEPS[str(table["step"])])
         usual = {field.name: field.default for field in fields}
         named = str(table.get("file", usual.get("file", "")))
         of_variants = [str(one.parameters.get(named[1:], "")) for one in variants]
-        found.update(of_variants if named.startswith("$") else [named])
-    names = sorted(found - {""})
+        paths.update(of_variants if named.startswith("$") else [named])
+    names = sorted(paths - {""})
     return [path for name in names if (path := folder / name).is_file()]
 
 

@@ -117,9 +117,9 @@ def _models_folder() -> Path:
     Raises ConfigError if neither is there.
     """
     candidates: list[Path] = []
-    found = importlib.util.find_spec("clover.models")
-    if found is not None and found.submodule_search_locations is not None:
-        candidates.extend(Path(place) for place in found.submodule_search_locations)
+    spec = importlib.util.find_spec("clover.models")
+    if spec is not None and spec.submodule_search_locations is not None:
+        candidates.extend(Path(place) for place in spec.submodule_search_locations)
     candidates.append(Path(__file__).resolve().parents[2] / "models")
     for folder in candidates:
         if any(folder.glob(f"*/{FILE}")):

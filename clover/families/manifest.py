@@ -117,13 +117,13 @@ def parse(data: bytes, where: str) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line and number == len(lines):
             break
-        found = _LINE.fullmatch(line)
-        if found is None:
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise ConfigError(f"{where}: line {number} is not of the form that sha256sum writes")
-        name = found[2]
+        name = match[2]
         if name in listed:
             raise ConfigError(f"{where}: line {number} lists {name} again")
-        listed[name] = found[1]
+        listed[name] = match[1]
     if not listed:
         raise ConfigError(f"{where}: lists no file")
     return listed
@@ -160,8 +160,8 @@ def _list_names(what: str, names: Collection[str]) -> list[str]:
 
 def _signature(path: Path) -> tuple[int, ...]:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return ()
-    kind = stat.S_IFMT(found.st_mode)
-    return found.st_dev, found.st_ino, kind, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    kind = stat.S_IFMT(status.st_mode)
+    return status.st_dev, status.st_ino, kind, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -48,19 +48,19 @@ def external_tensors(file: Path) -> list[ExternalTensor]:
 
     Raises OSError, and ValueError if it is no ONNX file.
     """
-    found = []
+    tensors = []
     with open_at_once(file) as opened:
         waiting = [("model", 0, os.fstat(opened.fileno()).st_size)]
         while waiting:
             kind, start, end = waiting.pop()
             if kind == "tensor":
-                found += _tensor(opened, start, end)
+                tensors += _tensor(opened, start, end)
                 continue
             inside = _INSIDE[kind]
             for number, wire, value, size in _fields(opened, start, end):
                 if number in inside and wire == _SIZED:
                     waiting.append((inside[number], value, value + size))
-    return found
+    return tensors
 
 
 def external_files(file: Path) -> list[str]:

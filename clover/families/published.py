@@ -40,8 +40,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def place_of(published: PublishedFile) -> Path:
     """Return where a published file lies, or would."""
-    found = _ON_A_HUB.fullmatch(published.url)
-    name = "--".join(found.groups()).replace("/", "--") if found else PurePosixPath(published.url).name
+    match = _ON_A_HUB.fullmatch(published.url)
+    name = "--".join(match.groups()).replace("/", "--") if match else PurePosixPath(published.url).name
     return fetched_files() / name
 
 
@@ -151,10 +151,10 @@ def _there(published: PublishedWeights) -> PublishedWeights | None:
         return None
     beside = {}
     for key, file in known.beside.items():
-        found = pinned(file)
-        if found is None or not place_of(found).is_file():
+        digest = pinned(file)
+        if digest is None or not place_of(digest).is_file():
             return None
-        beside[key] = found
+        beside[key] = digest
     return replace(known, beside=beside)
 
 

@@ -180,10 +180,10 @@ class Callers:
         it would change the server it is noted, as `method`."""
         bearer = _bearer(metadata)
         grant, tenant = self._recognise(bearer)
-        found = self.access.refusal(bearer, grant, tenant, path)
-        if found is not None and changes(path):
-            self.audit.record(who(grant, tenant), "grpc", _call_of(method), status=found[0], error=found[1])
-        return found
+        answer = self.access.refusal(bearer, grant, tenant, path)
+        if answer is not None and changes(path):
+            self.audit.record(who(grant, tenant), "grpc", _call_of(method), status=answer[0], error=answer[1])
+        return answer
 
     def _recognise(self, bearer: bytes) -> tuple[Grant | None, Tenant | None]:
         found = self._known.get(bearer)
@@ -206,10 +206,10 @@ def _call_of(method: str) -> str:
 
 def _bearer(metadata: Metadata) -> bytes:
     """Return the bearer token of a call; empty without `authorization`, `NOBODY` with several."""
-    found = [str(value).encode() for key, value in metadata if key == "authorization"]
-    if len(found) > 1:
+    fields = [str(value).encode() for key, value in metadata if key == "authorization"]
+    if len(fields) > 1:
         return NOBODY
-    return bearer_of(found[0]) if found else b""
+    return bearer_of(fields[0]) if fields else b""
 
 
 def _request_id(metadata: Metadata) -> str:

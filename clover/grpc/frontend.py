@@ -230,10 +230,10 @@ def _check_free(host: str, port: int, shown: str) -> None:
     if not port:
         return
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
         return  # binding says what is wrong with the address
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         try:
             probe = socket.socket(family, kind, protocol)
         except OSError:

@@ -61,10 +61,10 @@ def reserve_descriptors(connections: int) -> int:
 async def bind(loop: asyncio.AbstractEventLoop, host: str | None, port: int) -> list[socket.socket]:
     """Return one socket for each address of `host` (all addresses if None), bound and not yet listening; raises
     OSError."""
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError:

@@ -113,8 +113,8 @@ class AuditLog:
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest records first, ready for JSON."""
-        found = list(self.records)[-limit:]
-        return [msgspec.to_builtins(record) for record in reversed(found)]
+        records = list(self.records)[-limit:]
+        return [msgspec.to_builtins(record) for record in reversed(records)]
 
 
 @dataclass(frozen=True)

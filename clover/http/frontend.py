@@ -59,8 +59,8 @@ class _ControlPath:
     @classmethod
     def from_path(cls, path: Path) -> _ControlPath:
         """Return the path with the file that it names now."""
-        found = path.lstat()
-        return cls(path, found.st_dev, found.st_ino)
+        status = path.lstat()
+        return cls(path, status.st_dev, status.st_ino)
 
     def remove(self) -> None:
         """Remove the file, unless another one is in its place."""

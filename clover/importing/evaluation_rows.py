@@ -96,13 +96,13 @@ def _folder(source: Path) -> list[Row]:
 def _within(folder: Path, file: Path) -> str:
     """Return where a file of rows lies, without symbolic links.  Raises DraftError if that is not below `folder`: what
     is put into the family can be read by whoever gets that, and a list of rows may come from others."""
-    found = file.resolve()
-    if not found.is_relative_to(folder.resolve()):
+    path_in_folder = file.resolve()
+    if not path_in_folder.is_relative_to(folder.resolve()):
         raise DraftError(
-            f"--evaluate: {file} is {found}, outside of {folder}: copy it there, or leave it out (files of rows lie in "
+            f"--evaluate: {file} is {path_in_folder}, outside of {folder}: copy it there, or leave it out (files of rows lie in "
             "the folder that is given, or in that of the CSV)"
         )
-    return str(found)
+    return str(path_in_folder)
 
 
 def _table(source: Path) -> tuple[str, list[Row]]:

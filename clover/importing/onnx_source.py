@@ -226,7 +226,7 @@ def _outputs(file: Path, inputs: Sequence[TensorSpec], rows: int) -> tuple[tuple
     except Exception as error:  # ONNX Runtime's own kinds
         text = " ".join(str(error).split())[:300]
         raise DraftError(f"{file} does not run: {text}: say what it takes with --input NAME:DATATYPE:SHAPE") from error
-    found = []
+    outputs = []
     for item, one, other in zip(loaded.get_outputs(), large, small, strict=True):
         if not isinstance(one, np.ndarray) or one.ndim == 0 or len(one) != rows:
             raise DraftError(f"{file}: output {item.name} does not begin with the batch axis: {rows} rows went in")
@@ -234,7 +234,7 @@ def _outputs(file: Path, inputs: Sequence[TensorSpec], rows: int) -> tuple[tuple
         shape = tuple(a if a == b else -1 for a, b in zip(bound, other.shape[1:], strict=True))
         kind = next((key for key, dtype in DATATYPES.items() if dtype == one.dtype and key != "BF16"), "BYTES")
         room = 4 * int(np.prod(bound)) + TEXT_BYTES if kind == "BYTES" else 0
-        found.append(
+        outputs.append(
             TensorSpec(
                 name=item.name, datatype=kind, shape=shape, max_shape=bound if -1 in shape else (), max_bytes=room
             )
@@ -246,7 +246,7 @@ def _outputs(file: Path, inputs: Sequence[TensorSpec], rows: int) -> tuple[tuple
         and (first >= 0).all()
         and np.allclose(first.sum(1), 1, atol=1e-3)
     )
-    return tuple(found), bool(sums)
+    return tuple(outputs), bool(sums)
 
 
 def _feeds(inputs: Sequence[TensorSpec], rows: int, *, full: bool) -> dict[str, NDArray[Any]]:

@@ -176,6 +176,6 @@ def _local_file(module: str) -> Path | None:
 
 def _is_installed(name: str) -> bool:
     """Return whether a module is found from anywhere, and not from the current folder only."""
-    found = importlib.util.find_spec(name)
-    places = list(found.submodule_search_locations or []) if found is not None else []
-    return found is not None and not any(Path(place).resolve().parent == Path.cwd() for place in places)
+    spec = importlib.util.find_spec(name)
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    return spec is not None and not any(Path(place).resolve().parent == Path.cwd() for place in places)

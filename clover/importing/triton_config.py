@@ -95,12 +95,12 @@ class _Reader:
 
     def _list(self, depth: int) -> list[Value]:
         self._take()
-        found: list[Value] = []
+        values: list[Value] = []
         while not self._skip("]"):
-            if found and not self._skip(","):
+            if values and not self._skip(","):
                 raise DraftError(f"line {self._next.line}: ',' or ']' is expected, not {self._next.text}")
-            found.append(self._value(depth))
-        return found
+            values.append(self._value(depth))
+        return values
 
     def _value(self, depth: int) -> Value:
         token = self._take()
@@ -203,13 +203,13 @@ def numbers_of(message: Mapping[str, list[Value]], name: str) -> tuple[int, ...]
 
 def message_of(message: Mapping[str, list[Value]], name: str) -> Message | None:
     """Return a message that stands once; None if it is not there.  Raises DraftError for anything else."""
-    found = messages_of(message, name)
-    return found[-1] if found else None
+    messages = messages_of(message, name)
+    return messages[-1] if messages else None
 
 
 def messages_of(message: Mapping[str, list[Value]], name: str) -> list[Message]:
     """Return messages.  Raises DraftError for anything else."""
-    found = message.get(name, [])
-    if any(not isinstance(value, dict) for value in found):
+    values = message.get(name, [])
+    if any(not isinstance(value, dict) for value in values):
         raise DraftError(f"{name} is not a message in braces")
-    return [value for value in found if isinstance(value, dict)]
+    return [value for value in values if isinstance(value, dict)]

@@ -131,10 +131,10 @@ def read(folder: Path, bounds: OpenBounds) -> TritonModel:
     if policy is not None and last(policy, "decoupled", False) is True:
         raise DraftError("decoupled: an answer of none or many parts a request is not served: one answer a request")
     version, others = _versions(folder, config)
-    found = TritonModel(folder, config, backend, version, others, bounds)
-    if not NAME.fullmatch(found.name) or found.name.startswith("."):
-        raise DraftError(f"{found.name!r} is no name of a family (A-Z a-z 0-9 . _ -): rename the model")
-    return found
+    model = TritonModel(folder, config, backend, version, others, bounds)
+    if not NAME.fullmatch(model.name) or model.name.startswith("."):
+        raise DraftError(f"{model.name!r} is no name of a family (A-Z a-z 0-9 . _ -): rename the model")
+    return model
 
 
 def _backend(folder: Path, config: Message) -> str:
@@ -333,11 +333,11 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     for beside in onnx_source.external(source):
         folders.inside(beside, model.folder)
     if not model.config.get("input") and not model.config.get("output"):
-        found = onnx_source.look_at(source)
-        signature = TritonSignature(found.inputs, found.outputs, {}, found.rows, 32, found.notes)
+        draft = onnx_source.look_at(source)
+        signature = TritonSignature(draft.inputs, draft.outputs, {}, draft.rows, 32, draft.notes)
     else:
         signature = signature_of(model)
-        found = OnnxModel(source, signature.inputs, signature.outputs, signature.rows)
+        draft = OnnxModel(source, signature.inputs, signature.outputs, signature.rows)
         takes, gives = onnx_source.names_of(source)
         for listed, there, what in ((signature.inputs, takes, "input"), (signature.outputs, gives, "output")):
             if lost := [one.name for one in listed if one.name not in there]:
@@ -347,10 +347,10 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     copies = onnx_source.copies_of(source, "model")
     weights = next(iter(copies))
     variant = DraftVariant(name="onnx", kind="python", weights=weights, comment="as Triton has it")
-    code = onnx_source.model_py(found, _reshapes(signature))
+    code = onnx_source.model_py(draft, _reshapes(signature))
     return replace(
         _draft(signature, variant, code, copies),
-        confidence=scores_of(signature.outputs, logits=not found.probabilities),
+        confidence=scores_of(signature.outputs, logits=not draft.probabilities),
     )
 
 
@@ -362,8 +362,8 @@ def _reshapes(signature: TritonSignature) -> dict[str, list[int]]:
 
 def _by_number(tensors: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...], bool]:
     """Return tensors by the number that ends their names (`INPUT__0`), and whether all have one; if not, as given."""
-    found = [_NUMBERED.search(one.name) for one in tensors]
-    places = [int(match[1]) for match in found if match is not None]
+    matches = [_NUMBERED.search(one.name) for one in tensors]
+    places = [int(match[1]) for match in matches if match is not None]
     if len(places) < len(tensors):
         return tensors, False
     return tuple(one for _, one in sorted(zip(places, tensors, strict=True), key=lambda pair: pair[0])), True

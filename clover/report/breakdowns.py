@@ -81,7 +81,7 @@ class BreakdownRules:
 
 def own_of(row: UsageRow, lines: Collection[str]) -> EnergyAmount:
     """Return what is a model's own in a row, of the account's `lines`."""
-    found = EnergyAmount()
+    total = EnergyAmount()
     for line, joules, grams in (
         ("active", row.active_j, row.active_g),
         ("idle", row.idle_j, row.idle_g),
@@ -89,8 +89,8 @@ def own_of(row: UsageRow, lines: Collection[str]) -> EnergyAmount:
         ("control", row.control_j, row.control_g),
     ):
         if line in lines:
-            found = found.plus(EnergyAmount(joules, grams))
-    return found
+            total = total.plus(EnergyAmount(joules, grams))
+    return total
 
 
 def breakdowns_of(usage: Sequence[UsageRow], lines: Sequence[LineRow], rules: BreakdownRules) -> tuple[Breakdown, ...]:
@@ -216,10 +216,10 @@ def _tenant_parts(rows: Sequence[UsageRow]) -> dict[str, float]:
 
 
 def _total(amounts: Iterable[EnergyAmount]) -> EnergyAmount:
-    found = EnergyAmount()
+    total = EnergyAmount()
     for amount in amounts:
-        found = found.plus(amount)
-    return found
+        total = total.plus(amount)
+    return total
 
 
 def _parts(weights: Mapping[str, float]) -> dict[str, float]:
@@ -230,9 +230,9 @@ def _parts(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def _add(sums: _Sums, name: str, own: EnergyAmount, shared: EnergyAmount, pue: float) -> None:
-    found = sums[name]
-    found.own, found.shared = found.own.plus(own), found.shared.plus(shared)
-    found.facility_j += (own.joules + shared.joules) * pue
+    total = sums[name]
+    total.own, total.shared = total.own.plus(own), total.shared.plus(shared)
+    total.facility_j += (own.joules + shared.joules) * pue
 
 
 def _buckets(by: By, sums: _Sums, rules: BreakdownRules) -> Iterator[ReportBucket]:

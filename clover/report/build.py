@@ -209,8 +209,8 @@ def _pue_of(run: RunRow) -> float | None:
     if noted is not None:
         return noted
     carbon = configuration_of(run).get("carbon")
-    found = carbon.get("pue") if isinstance(carbon, dict) else None
-    return float(found) if isinstance(found, int | float) else None
+    pue = carbon.get("pue") if isinstance(carbon, dict) else None
+    return float(pue) if isinstance(pue, int | float) else None
 
 
 def _sci(operation: GramsRange, embodied: GramsRange | None, rows: int) -> GramsRange | None:
@@ -259,7 +259,7 @@ def _boundary(name: Boundary, lines: Sequence[LineRow]) -> BoundaryFigure:
 
 def _intervals(hardware: Sequence[EmbodiedFigures] | None) -> tuple[str, ...]:
     """Return how the intervals of the report are formed, in sentences."""
-    found = [
+    sentences = [
         (
             "Electricity: each device's energy may be off by what its meter says of itself, else by 5 % if a counter "
             "measured it and by 50 % if it is modelled; errors of devices and minutes are added, as if all were "
@@ -272,15 +272,15 @@ def _intervals(hardware: Sequence[EmbodiedFigures] | None) -> tuple[str, ...]:
         "Not in any interval: errors of the carbon intensity itself, for which providers state none.",
     ]
     if hardware and any(item.range is not None for item in hardware):
-        found.insert(1, "Hardware: from the lowest to the highest published figure for such hardware.")
-    return tuple(found)
+        sentences.insert(1, "Hardware: from the lowest to the highest published figure for such hardware.")
+    return tuple(sentences)
 
 
 def _quality(rows: Iterable[QualityRow]) -> tuple[QualityFigure, ...]:
-    found: dict[str, list[QualityRow]] = defaultdict(list)
+    rows_by_model: dict[str, list[QualityRow]] = defaultdict(list)
     for row in rows:
-        found[row.model].append(row)
-    return tuple(_model_quality(model, own) for model, own in sorted(found.items()))
+        rows_by_model[row.model].append(row)
+    return tuple(_model_quality(model, own) for model, own in sorted(rows_by_model.items()))
 
 
 def _model_quality(model: str, rows: Sequence[QualityRow]) -> QualityFigure:

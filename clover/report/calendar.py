@@ -37,8 +37,8 @@ def moment(text: str, zone: tzinfo, now: float) -> float:
         return now
     whole = f"{text}-01" if _DATE.fullmatch(text) and len(text) == len("2026-11") else text
     try:
-        found = datetime.fromisoformat(whole)
-        return (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
+        time = datetime.fromisoformat(whole)
+        return (time if time.tzinfo else time.replace(tzinfo=zone)).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
             f"{text!r} is no time: give 2026-11, 2026-11-20, 2026-11-20T06:00 (with +01:00 behind it, or in --tz), or "
@@ -60,8 +60,8 @@ def offsets_of(start: float, end: float, zone: tzinfo) -> set[float]:
     """Return by how many seconds `zone` is ahead of UTC from `start` to `end`."""
     # In between as well: Lord Howe Island sets its clocks by half an hour.
     times = [start, *range(int(start), int(end), 30 * 86_400), end]
-    found = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
-    return {offset.total_seconds() for offset in found if offset is not None}
+    offsets = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
+    return {offset.total_seconds() for offset in offsets if offset is not None}
 
 
 def whole_hours(start: float, end: float, zone: tzinfo) -> bool:

@@ -113,8 +113,8 @@ def _compare(report: Report, ledger: LedgerReader, wrong: list[str], checked: li
     if again.inputs == report.inputs and report.clover == __version__:
         _compare_exactly(report, again, wrong, checked)
         return
-    if found := deviations(report, again):
-        wrong += found
+    if differences := deviations(report, again):
+        wrong += differences
         return
     other = "" if report.clover == __version__ else f"; it was made by Clover {report.clover}"
     checked.append(
@@ -129,8 +129,8 @@ def _compare_exactly(report: Report, again: Report, wrong: list[str], checked: l
         wrong.append(
             f"the ledger has the entries that the report names, and they give other figures: {', '.join(parts)}"
         )
-    elif found := gap_deviations(report, again):
-        wrong += found
+    elif differences := gap_deviations(report, again):
+        wrong += differences
     else:
         checked.append(
             "that the ledger gives exactly the same figures; of gaps it gives how long they are, as its minutes were "

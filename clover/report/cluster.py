@@ -1,5 +1,4 @@
-"""The reports of several servers put together: a pure function of them, so that anyone who has them can check the sums.
-"""
+"""The reports of several servers put together: a pure function of them, so that anyone who has them can check the sums."""
 
 from __future__ import annotations
 
@@ -207,10 +206,10 @@ def _mean_intensity(lines: Iterable[ClusterLine]) -> float | None:
 
 
 def _regions(entries: Iterable[ReportedNode]) -> Iterator[ReportedRegion]:
-    found: dict[str, list[ClusterLine]] = defaultdict(list)
+    lines_by_region: dict[str, list[ClusterLine]] = defaultdict(list)
     for entry in entries:
-        found[entry.region].append(entry.line)
-    for region, lines in sorted(found.items()):
+        lines_by_region[entry.region].append(entry.line)
+    for region, lines in sorted(lines_by_region.items()):
         yield ReportedRegion(line=added(region, lines), nodes=len(lines))
 
 
@@ -221,11 +220,11 @@ def _breakdowns(
     regions = tuple(item.line for item in _regions(entries))
     yield ClusterBreakdown(by="region", about=_ABOUT_REGIONS, lines=regions)
     for by in BY:
-        found: dict[str, list[ClusterLine]] = defaultdict(list)
+        lines_by_kind: dict[str, list[ClusterLine]] = defaultdict(list)
         for node, report in known:
             for line in _lines(node.name, report, by):
-                found[line.name].append(line)
-        lines = [added(name, parts) for name, parts in found.items()]
+                lines_by_kind[line.name].append(line)
+        lines = [added(name, parts) for name, parts in lines_by_kind.items()]
         if by in TIMES:
             lines.sort(key=lambda line: (line.start or 0.0, line.name))
         else:
@@ -271,11 +270,11 @@ def whole_parts(values: Sequence[float], scale: float, whole: int) -> list[int]:
 
 
 def _saved(reports: Sequence[Report], emitted_g: float) -> tuple[SavedFigure, ...]:
-    found: dict[str, list[SavedFigure]] = defaultdict(list)
+    figures: dict[str, list[SavedFigure]] = defaultdict(list)
     for report in reports:
         for item in report.saved:
-            found[item.against].append(item)
-    return tuple(_saving(found[kind], emitted_g) for kind in KINDS if kind in found)
+            figures[item.against].append(item)
+    return tuple(_saving(figures[kind], emitted_g) for kind in KINDS if kind in figures)
 
 
 def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:
@@ -315,11 +314,11 @@ def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:
 
 def _quality(reports: Sequence[Report]) -> tuple[QualityFigure, ...]:
     """Return how well each model answered on all nodes: means over rows, and over labelled rows."""
-    found: dict[str, list[QualityFigure]] = defaultdict(list)
+    figures: dict[str, list[QualityFigure]] = defaultdict(list)
     for report in reports:
         for item in report.quality:
-            found[item.model].append(item)
-    return tuple(_model(model, items) for model, items in sorted(found.items()))
+            figures[item.model].append(item)
+    return tuple(_model(model, items) for model, items in sorted(figures.items()))
 
 
 def _model(model: str, items: Sequence[QualityFigure]) -> QualityFigure:
@@ -356,9 +355,9 @@ def _parts(items: Iterable[KnownPart]) -> tuple[KnownPart, ...]:
 
 def _cautions(known: Sequence[tuple[NodeLedger, Report]]) -> Iterator[str]:
     """Yield what forbids to quote the figures, each with the nodes that it holds for."""
-    found: dict[str, list[str]] = defaultdict(list)
+    nodes_by_caution: dict[str, list[str]] = defaultdict(list)
     for node, report in known:
         for text in cautions(report):
-            found[text].append(node.name)
-    for text, names in found.items():
+            nodes_by_caution[text].append(node.name)
+    for text, names in nodes_by_caution.items():
         yield f"{', '.join(names)}: {text}" if len(names) < len(known) else text

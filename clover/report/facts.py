@@ -62,10 +62,10 @@ def facts_of(run: RunRow) -> RunFacts:
 def configuration_of(run: RunRow) -> Mapping[str, Any]:
     """Return the configuration of a run as sections; empty if it cannot be read."""
     try:
-        found = msgspec.json.decode(run.configuration)
+        configuration = msgspec.json.decode(run.configuration)
     except MALFORMED:
         return {}
-    return found if isinstance(found, dict) else {}
+    return configuration if isinstance(configuration, dict) else {}
 
 
 class RunTimes:

@@ -191,17 +191,17 @@ def parts_words(parts: tuple[KnownPart, ...]) -> str:
 
 def cautions(report: Report) -> list[str]:
     """Return what forbids to quote the figures as emissions of a real machine on a real grid."""
-    found = []
+    texts = []
     emulated = any(item.name == "emulated" and item.part > 0.0 for item in report.energy_known)
     if emulated or any(item.known == "emulated" for item in report.hardware):
-        found.append("EMULATED hardware drew no power: figures with it are no emissions.")
+        texts.append("EMULATED hardware drew no power: figures with it are no emissions.")
     if any(item.name == "synthetic" and item.part > 0.0 for item in report.intensity_known):
-        found.append("The grid is INVENTED (synthetic) for part of the energy: its grams are of no real grid.")
+        texts.append("The grid is INVENTED (synthetic) for part of the energy: its grams are of no real grid.")
     if any(item.name == "replayed" and item.part > 0.0 for item in report.intensity_known):
-        found.append("Intensities are REPLAYED from another time: grams are not of the days that are named.")
+        texts.append("Intensities are REPLAYED from another time: grams are not of the days that are named.")
     if any(item.signal == "marginal" and item.seconds > 0.0 for item in report.grids):
-        found.append("Intensities are MARGINAL for part of the time: such grams are no location-based inventory.")
-    return found
+        texts.append("Intensities are MARGINAL for part of the time: such grams are no location-based inventory.")
+    return texts
 
 
 def _gaps(report: Report, zone: tzinfo) -> str:

@@ -63,10 +63,10 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
     """Return the number of threads that the profiler found best for this worker; None if it was not measured."""
     if profile is None:
         return None
-    found: list[LatencyMeasurement] = [
+    best: list[LatencyMeasurement] = [
         m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
     ]
-    return max(found, key=lambda m: m.batch).threads if found else None
+    return max(best, key=lambda m: m.batch).threads if best else None
 
 
 class Served:

@@ -47,24 +47,24 @@ _BEARERS = (TENANTS, TOKENS, OWN_TOKEN)
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
     """Return the settings that changed: key ("families.slo_ms"), index of the family or None, new value."""
-    found: list[tuple[str, int | None, Any]] = []
+    changes: list[tuple[str, int | None, Any]] = []
     if len(old.config.families) != len(new.config.families):
-        found.append(("families", None, None))
+        changes.append(("families", None, None))
     for setting in SETTINGS:
         if setting.section == "families":
             pairs = zip(old.config.families, new.config.families, strict=False)
             for index, (before, after) in enumerate(pairs):
                 if getattr(before, setting.leaf) != getattr(after, setting.leaf):
-                    found.append((setting.key, index, getattr(after, setting.leaf)))
+                    changes.append((setting.key, index, getattr(after, setting.leaf)))
             continue
         was, now = (_value(given.config, setting) for given in (old, new))
         if was != now:
-            found.append((setting.key, None, now))
+            changes.append((setting.key, None, now))
     if old.config.tenants != new.config.tenants:
-        found.append((TENANTS, None, new.config.tenants))
+        changes.append((TENANTS, None, new.config.tenants))
     if old.config.tokens != new.config.tokens:
-        found.append((TOKENS, None, new.config.tokens))
-    return found
+        changes.append((TOKENS, None, new.config.tokens))
+    return changes
 
 
 def _value(config: ServerConfig, setting: Setting) -> Any:

@@ -80,8 +80,8 @@ class _Entry:
 
     def head(self, raw: bytes) -> Head:
         """Return the parsed and judged head of a request; raises MalformedError."""
-        found: Head | None = self.state.heads.memo.get(raw)
-        return found if found is not None else self.state.heads.parse(raw)
+        parsed: Head | None = self.state.heads.memo.get(raw)
+        return parsed if parsed is not None else self.state.heads.parse(raw)
 
     def connect(self, client: Any, answer: asyncio.Future[None]) -> AsgiConnection:
         """Return the client of a request.  All requests of an address and port are one flow, as on a connection."""

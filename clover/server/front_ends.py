@@ -111,10 +111,10 @@ class FrontEnds:
     def reload_certificate(self) -> bool:
         """Read certificate and key again; return whether there is one.  Raises ConfigError, and changes nothing, if
         they cannot be used."""
-        found = self.http.reload_certificate()  # which checks that they fit each other
+        reloaded = self.http.reload_certificate()  # which checks that they fit each other
         if self.grpc is not None:
             self.grpc.reload_certificate()
-        return found
+        return reloaded
 
     def forget_heads(self) -> None:
         """Judge each caller anew from now on, because the tenants have changed."""
@@ -138,10 +138,10 @@ def check_grpc() -> None:
     """Raise ConfigError with what to do if a package that gRPC needs is not installed."""
     for package in _PACKAGES:
         try:
-            found = find_spec(package)
+            spec = find_spec(package)
         except ModuleNotFoundError:  # the package above it is not there
-            found = None
-        if found is None:
+            spec = None
+        if spec is None:
             raise ConfigError(
                 f"listen.grpc_port is set, but {package} is not installed: pip install 'clover-inference[grpc]', or "
                 "leave --grpc-port out"

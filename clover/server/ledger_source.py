@@ -154,14 +154,14 @@ class LedgerSource:
         )
 
     def _compare(self) -> dict[tuple[str, str, str], ComparedCounts]:
-        found: dict[tuple[str, str, str], ComparedCounts] = {}
+        counts: dict[tuple[str, str, str], ComparedCounts] = {}
         devices: Devices = self._account.devices()
         for model, shadow in self._controller.shadows.of.items():
             methods = methods_of(devices.values()).union(shadow.methods)
             meter_off = meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
-                found[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
+                counts[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
                     label="emulated" if "emulated" in methods else "modelled",
                     rows=sums.rows,
                     own=Amount(*sums.served.tolist()),
@@ -170,7 +170,7 @@ class LedgerSource:
                     shadow_right=float(sums.shadow_right),
                     error_g=self._counted_error((model, kind), sums.errors(shadow.off, meter_off).total),
                 )
-        return found
+        return counts
 
     def _counted_error(self, key: tuple[str, str], error_g: float) -> float:
         """Return `error_g`, of all since the start, as a sum that never falls: once BASE is verified less may be off of
@@ -198,8 +198,8 @@ class LedgerSource:
 
     def take_left_out(self) -> int:
         """Return how many control calls were left out since the last call, because too many waited."""
-        found, self._audit.left_out = self._audit.left_out, 0
-        return found
+        left_out, self._audit.left_out = self._audit.left_out, 0
+        return left_out
 
     def provider_event(self, reading: Reading, at_s: float) -> EventRow | None:
         """Return what to note if another source, or another state of it, is in force than at the last call."""

@@ -205,12 +205,12 @@ class Machine:
         meter = self.meters.get(device)
         if meter is None:
             return {}
-        found: dict[str, float | str] = {"meter": meter.why}
+        facts: dict[str, float | str] = {"meter": meter.why}
         if isinstance(meter, energy.NvmlMeter):
-            found["idle_known"], found["resident_known"] = meter.idle.bare_by, meter.idle.resident_by
+            facts["idle_known"], facts["resident_known"] = meter.idle.bare_by, meter.idle.resident_by
             if meter.idle.resident_by != "unknown":
-                found["resident_w"] = meter.idle.resident_w
-        return found
+                facts["resident_w"] = meter.idle.resident_w
+        return facts
 
     def metered_ns(self) -> dict[str, int]:
         """Return until when (monotonic) the meter of each device has been read, by name; not of those never read."""

@@ -34,16 +34,16 @@ def settings_of(configured: RolloutConfig, given: Mapping[str, Any]) -> RolloutC
             names = ("model", "folder", "version", "action", *known, "dry_run")
             raise BadRequest(f"roll-out has no argument {key!r}, known: {', '.join(names)}{did_you_mean(key, names)}")
     try:
-        found = msgspec.convert({**msgspec.to_builtins(configured), **given}, RolloutConfig)
+        settings = msgspec.convert({**msgspec.to_builtins(configured), **given}, RolloutConfig)
     except msgspec.ValidationError as error:
         raise BadRequest(f"roll-out: {error}") from error
-    others = 100.0 - found.percent
-    if found.paired > (most := 100.0 * (others - found.percent) / others):
+    others = 100.0 - settings.percent
+    if settings.paired > (most := 100.0 * (others - settings.percent) / others):
         raise BadRequest(
-            f"with percent {found.percent:g} and paired {found.paired:g} the new version would have more to do than "
+            f"with percent {settings.percent:g} and paired {settings.paired:g} the new version would have more to do than "
             f"the stable one, and so be slower: paired is at most {math.floor(most)} then"
         )
-    return found
+    return settings
 
 
 def find_version(
@@ -147,7 +147,7 @@ async def profile_for(
         return None, "none, as the stable version has none"
     stored = msgspec.structs.replace(config, profile="require")
     try:
-        found = await profiling.ensure(spec, devices, pool, stored)
+        profile = await profiling.ensure(spec, devices, pool, stored)
     except ProfileError:
         return served.profile, f"carried over from version {served.spec.version}"
-    return found, "measured"
+    return profile, "measured"

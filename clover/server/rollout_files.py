@@ -94,37 +94,37 @@ class RolloutFiles:
         Raises ConfigError if the configured one cannot be read."""
         configured = families.chosen(families.load_family(item.family), item.only)
         model = item.name or configured.name
-        found = self._read(model)
-        if found is None:
+        record = self._read(model)
+        if record is None:
             return configured
-        if found.configured != item.family:
+        if record.configured != item.family:
             self._write(model, RolloutRecord(configured=item.family))
             self._record(model, "the configuration names another family than before, which serves")
             return configured
-        spec = self._promoted(model, found.promoted, item.only) or configured
-        if found.trial is not None:
+        spec = self._promoted(model, record.promoted, item.only) or configured
+        if record.trial is not None:
             self.record_end(model)
-            text = f"the server ended while version {found.trial.version} was tried: version {spec.version} serves"
+            text = f"the server ended while version {record.trial.version} was tried: version {spec.version} serves"
             self._record(model, text)
         return spec
 
-    def _promoted(self, model: str, found: VersionRecord | None, only: Sequence[str]) -> FamilySpec | None:
+    def _promoted(self, model: str, record: VersionRecord | None, only: Sequence[str]) -> FamilySpec | None:
         """Return the version that was promoted, with the variants `only`; None if there is none, or it cannot be served
         any more."""
-        if found is None:
+        if record is None:
             return None
         try:
-            check_files(Path(found.folder))
-            there = families.chosen(families.load_family(found.folder), only)
-            spec = msgspec.structs.replace(there, version=found.version)
+            check_files(Path(record.folder))
+            there = families.chosen(families.load_family(record.folder), only)
+            spec = msgspec.structs.replace(there, version=record.version)
         except ConfigError as error:
-            self._record(model, f"version {found.version}, which was promoted, cannot be served: {error}")
+            self._record(model, f"version {record.version}, which was promoted, cannot be served: {error}")
             return None
-        if spec.digest != found.digest:
-            changed = f"the files of version {found.version}, or the setting only, have changed since it was promoted"
+        if spec.digest != record.digest:
+            changed = f"the files of version {record.version}, or the setting only, have changed since it was promoted"
             self._record(model, f"{changed}: not served")
             return None
-        self._record(model, f"version {found.version} serves, which was promoted")
+        self._record(model, f"version {record.version} serves, which was promoted")
         return spec
 
     def _record(self, model: str, text: str) -> None:

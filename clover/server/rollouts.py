@@ -190,8 +190,8 @@ class RollOuts:
                 raise Conflict(f"no version of {served.name} is being tried")
             verdict = ReleaseVerdict("promote" if action == "promote" else "roll back", f"by {operator or 'operator'}")
             await self._finish(one, verdict, operator or "operator")
-        found = self._active.get(served.name) or self._last.get(served.name)
-        report = found.report(time.monotonic()) if found is not None else {"model": served.name, "phase": "none"}
+        release = self._active.get(served.name) or self._last.get(served.name)
+        report = release.report(time.monotonic()) if release is not None else {"model": served.name, "phase": "none"}
         return {**report, "dry_run": True} if dry_run else report
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ def limits_of(settings: RolloutConfig) -> ReleaseLimits:
 
 def _text(given: dict[str, Any], key: str) -> str:
     """Take a text out of the arguments of a command; empty if it is not among them.  Raises BadRequest."""
-    found = given.pop(key, "")
-    if not isinstance(found, str):
+    value = given.pop(key, "")
+    if not isinstance(value, str):
         raise BadRequest(f"{key} is a string")
-    return found
+    return value

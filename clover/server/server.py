@@ -382,9 +382,9 @@ class Server:
             timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
         models = engine.models()  # has a version of its own while a new one is being rolled out: NAME@VERSION
         asked = models[model] if model in models else models[engine.pick(model).name]
-        found = engine.tenants.named(tenant) if tenant is not None else None
+        asking = engine.tenants.named(tenant) if tenant is not None else None
         return await embedded.infer(
-            asked, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=found
+            asked, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=asking
         )
 
     def _running(self) -> asyncio.AbstractEventLoop:

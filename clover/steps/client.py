@@ -66,8 +66,8 @@ class ClientSteps:
             spec = msgspec.convert(described, StepsSpec)
         except msgspec.ValidationError as error:
             raise ConfigError(f"the model's steps are of another version of Clover: {error}") from error
-        found = cls(spec, _tensors(metadata["inputs"]), _tensors(metadata["outputs"]), folder)
-        return None if found.idle else found
+        steps = cls(spec, _tensors(metadata["inputs"]), _tensors(metadata["outputs"]), folder)
+        return None if steps.idle else steps
 
     def before(self, values: Mapping[str, Any]) -> PreparedRows:
         """Return rows as they are sent; `values` has by input an array [rows, ...], or for BYTES a list of `bytes`.
@@ -110,14 +110,14 @@ def _array(column: Column) -> NDArray[Any]:
 
 def _tensors(listed: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """Return the tensors of a model's metadata, whose shapes begin with the batch axis."""
-    found = []
+    specs = []
     for one in listed:
         shape = tuple(one["shape"][1:])
         bound = tuple(UNBOUNDED if axis < 0 else axis for axis in shape) if min(shape, default=0) < 0 else ()
         room = UNBOUNDED << 10 if one["datatype"] == "BYTES" else 0
         made = TensorSpec(name=one["name"], datatype=one["datatype"], shape=shape, max_shape=bound, max_bytes=room)
-        found.append(made)
-    return tuple(found)
+        specs.append(made)
+    return tuple(specs)
 
 
 def _column(tensor: TensorSpec, values: Any) -> NDArray[Any]:

@@ -107,8 +107,8 @@ def describe_steps(spec: FamilySpec) -> dict[str, Any]:
         before=tuple(filled(table) for table in spec.steps.before),
         after=tuple(filled(table) for table in spec.steps.after),
     )
-    found: dict[str, Any] = msgspec.to_builtins(steps)
-    return found
+    description: dict[str, Any] = msgspec.to_builtins(steps)
+    return description
 
 
 def plan_for(spec: FamilySpec, variant: VariantSpec) -> StepPlan | None:

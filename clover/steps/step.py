@@ -104,20 +104,20 @@ def fix_shape(name: str, datatype: str, shape: tuple[int, ...], bound: tuple[int
 
 def read_tensor(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ()) -> TensorSpec:
     """Return the tensor `name`, whose datatype is one of `kinds`.  Raises ConfigError if there is none."""
-    found = tensors.get(name)
-    if found is None:
+    spec = tensors.get(name)
+    if spec is None:
         raise ConfigError(f"there is no tensor {name!r} here{did_you_mean(name, tensors)}: {', '.join(tensors)}")
-    if kinds and found.datatype not in kinds:
-        raise ConfigError(f"it takes {' or '.join(kinds)}, and {name!r} is {found.datatype}")
-    return found
+    if kinds and spec.datatype not in kinds:
+        raise ConfigError(f"it takes {' or '.join(kinds)}, and {name!r} is {spec.datatype}")
+    return spec
 
 
 def read_text(tensors: dict[str, TensorSpec], name: str) -> TensorSpec:
     """Return the tensor `name`, of which a row is one element of BYTES.  Raises ConfigError if it is not."""
-    found = read_tensor(tensors, name, ("BYTES",))
-    if found.variable or math.prod(found.shape) != 1:
-        raise ConfigError(f"it takes one element a row, shape [1], and {name!r} is {list(found.shape)}")
-    return found
+    spec = read_tensor(tensors, name, ("BYTES",))
+    if spec.variable or math.prod(spec.shape) != 1:
+        raise ConfigError(f"it takes one element a row, shape [1], and {name!r} is {list(spec.shape)}")
+    return spec
 
 
 def text_of(value: Any) -> bytes:

@@ -83,18 +83,18 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
             except UnicodeDecodeError:
                 raise BadRow(f"{name!r} is not UTF-8") from None
         try:
-            found = tokenizer.encode(*texts)
+            encoding = tokenizer.encode(*texts)
         except MemoryError:
             raise
         except Exception as error:  # as when the first text alone is too long, and may not be cut
             raise BadRow(f"the text cannot be made tokens: {error}") from None
-        sequence = np.array([-1 if one is None else one for one in found.sequence_ids], np.int32)
+        sequence = np.array([-1 if one is None else one for one in encoding.sequence_ids], np.int32)
         made = (
-            np.array(found.ids, np.int64),
-            np.array(found.attention_mask, np.int64),
-            np.array(found.type_ids, np.int64),
+            np.array(encoding.ids, np.int64),
+            np.array(encoding.attention_mask, np.int64),
+            np.array(encoding.type_ids, np.int64),
             sequence,
-            np.array(found.offsets, np.int32).reshape(-1, 2),
+            np.array(encoding.offsets, np.int32).reshape(-1, 2),
         )
         values.update(zip(self._names(at), made, strict=True))
 

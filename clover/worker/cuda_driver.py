@@ -70,9 +70,9 @@ class CudaDriver:
 
     def name(self, code: int) -> str:
         """See `DriverCalls.name`."""
-        found = ctypes.c_char_p()
-        if self._library.cuGetErrorName(code, ctypes.byref(found)) == SUCCESS and found.value:
-            return f"{found.value.decode()} ({code})"
+        text = ctypes.c_char_p()
+        if self._library.cuGetErrorName(code, ctypes.byref(text)) == SUCCESS and text.value:
+            return f"{text.value.decode()} ({code})"
         return f"CUDA error {code}"
 
 

@@ -76,13 +76,13 @@ def receive(source: socket.socket, most: int) -> bytes | None:
 
 def _exactly(source: socket.socket, count: int) -> bytes | None:
     """Return `count` bytes; None if the other end closed before."""
-    found = bytearray()
-    while len(found) < count:
-        piece = source.recv(min(count - len(found), 1 << 20))
+    data = bytearray()
+    while len(data) < count:
+        piece = source.recv(min(count - len(data), 1 << 20))
         if not piece:
             return None
-        found += piece
-    return bytes(found)
+        data += piece
+    return bytes(data)
 
 
 def confine(order: EvaluationOrder) -> None:

@@ -116,14 +116,14 @@ class DeviceMemory:
 
 def _fields(path: Path) -> dict[str, int]:
     """Return the lines "name: number kB" of a file of /proc, in bytes; none if it cannot be read."""
-    found = {}
+    sizes = {}
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, rest = line.partition(":")
             parts = rest.split()
             if len(parts) == 2 and parts[1] == "kB":
-                found[name] = int(parts[0]) << 10
-    return found
+                sizes[name] = int(parts[0]) << 10
+    return sizes
 
 
 class MemoryMeter:
@@ -168,9 +168,9 @@ class MemoryMeter:
         """Return what the variant holds, now that it is warmed."""
         self.settle(weights_bytes)
         most = max(self._source.peak(), self._source.held())
-        found = HeldMemory(variant=variant, weights_bytes=weights_bytes, peak_bytes=max(0, most + self._beyond))
-        self.held.append(found)
-        return found
+        held = HeldMemory(variant=variant, weights_bytes=weights_bytes, peak_bytes=max(0, most + self._beyond))
+        self.held.append(held)
+        return held
 
     def drop(self) -> None:
         """Forget the variant measured last: it is not kept."""

@@ -157,12 +157,12 @@ def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
 def everywhere() -> tuple[Rule, ...]:
     """Return the rules that every worker has, beside what is installed.  The zygote calls this once before it forks
     workers, which then start some milliseconds earlier."""
-    found = [Rule(f"/etc/{name}", landlock.READ) for name in _ETC]
-    found += [Rule(path, landlock.READ) for path in (*_MACHINE, *_RANDOM)]
-    found += [Rule(path, landlock.READ | landlock.WRITE_FILE) for path in _NULL]
-    found += [Rule(str(bus), landlock.READ) for bus in Path("/sys/devices").glob("pci*")]
-    found += import_roots(sys.path)
-    return tuple(rule for rule in found if os.path.exists(rule.path))
+    allowed = [Rule(f"/etc/{name}", landlock.READ) for name in _ETC]
+    allowed += [Rule(path, landlock.READ) for path in (*_MACHINE, *_RANDOM)]
+    allowed += [Rule(path, landlock.READ | landlock.WRITE_FILE) for path in _NULL]
+    allowed += [Rule(str(bus), landlock.READ) for bus in Path("/sys/devices").glob("pci*")]
+    allowed += import_roots(sys.path)
+    return tuple(rule for rule in allowed if os.path.exists(rule.path))
 
 
 @cache
@@ -178,8 +178,8 @@ def installed() -> tuple[str, ...]:
     roots.update(filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     roots.update(entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
     roots.update(tuple(linked(roots)))
-    found = {str(Path(root)) for root in roots if os.path.exists(root)} - {"/"}
-    return tuple(root for root in sorted(found) if found.isdisjoint(map(str, Path(root).parents)))
+    folders = {str(Path(root)) for root in roots if os.path.exists(root)} - {"/"}
+    return tuple(root for root in sorted(folders) if folders.isdisjoint(map(str, Path(root).parents)))
 
 
 def linked(roots: Iterable[str]) -> Iterator[str]:

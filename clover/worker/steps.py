@@ -92,7 +92,7 @@ def _alike(columns: dict[str, steps.Column], names: Sequence[str], rows: int) ->
     ragged = [columns[name] for name in names if rows and not isinstance(columns[name], np.ndarray)]
     if not ragged:
         return [list(range(rows))] if rows else []
-    found: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for at in range(rows):
-        found.setdefault(tuple(np.shape(column[at]) for column in ragged), []).append(at)
-    return list(found.values())
+        groups.setdefault(tuple(np.shape(column[at]) for column in ragged), []).append(at)
+    return list(groups.values())

@@ -156,14 +156,14 @@ def _row(name: str, own: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _rates(given: Sequence[str]) -> dict[str, float]:
-    found = {}
+    rates = {}
     for text in given:
         name, value = _pair(text, "--rate") if "=" in text else ("", text)
         try:
-            found[name] = float(value)
+            rates[name] = float(value)
         except ValueError:
             raise ConfigError(f"--rate takes ROWS or REGION=ROWS, not {text!r}") from None
-    return found
+    return rates
 
 
 def _pair(text: str, of: str) -> tuple[str, str]:

@@ -214,13 +214,13 @@ class ClusterActor:
 
         staying = [view for view in views if view.stays_in_place]
         answers = await asyncio.gather(*(healthy(view) for view in staying))
-        found = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
+        answers_by_node = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
         if troubles:
             names, why = words(troubles), next(iter(troubles.values()))
             self._trouble(
                 f"the ingress does not say whether {names} can answer, so no node leaves its rows to them: {why}"
             )
-        return [replace(view, usable=view.usable and found.get(view.name, True)) for view in views]
+        return [replace(view, usable=view.usable and answers_by_node.get(view.name, True)) for view in views]
 
     def _may_leave(self, member: ClusterMember, now_s: float) -> bool:
         terms = self.memory.terms
@@ -288,15 +288,15 @@ class ClusterActor:
         return await self._order(due, now_s)
 
     async def _open_connections(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for name in self.memory.members.in_phase("draining"):
             try:
                 async with asyncio.timeout(self.memory.terms.patience_s):
-                    found[name] = await self._ingress.open_connections(name)
+                    counts[name] = await self._ingress.open_connections(name)
             except Exception as error:  # whatever it is, other nodes have to be looked at, too
                 why = str(error) or "no answer in time"
                 self._trouble(f"the ingress does not say what {name} has open: {why}")
-        return found
+        return counts
 
     async def _each(self, kind: StepKind, steps: list[ChangeStep], now_s: float) -> list[ChangeStep]:
         """Ask one kind of step of the ingress for several nodes at once; return what was done, with what failed."""
@@ -411,7 +411,7 @@ def _address(member: ClusterMember) -> tuple[str, str]:
 
 def _combine(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
     """Return the shares of each origin over all families, as parts of 1."""
-    found = {}
+    combined = {}
     for origin in origins:
         own: Rates = {}
         for (_, of), rates in shares.rates.items():
@@ -420,8 +420,8 @@ def _combine(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates
                     own[name] = own.get(name, 0.0) + rate
         total = sum(own.values())
         if total > 0.0:
-            found[origin] = {name: rate / total for name, rate in own.items() if rate > 1e-6 * total}
-    return found
+            combined[origin] = {name: rate / total for name, rate in own.items() if rate > 1e-6 * total}
+    return combined
 
 
 def _has_moved(before: Mapping[str, float], after: Mapping[str, float]) -> bool:

@@ -141,14 +141,14 @@ class Cover:
 def _groups(reach: Reach, demands: Demands) -> list[tuple[frozenset[str], dict[str, float]]]:
     """Return demand by family of each group of regions: of all origins that may use no other region."""
     sets = {key: frozenset(reach.regions(*key)) for key, rate in demands.items() if rate > 0.0}
-    found = []
+    groups = []
     for regions in dict.fromkeys(sets.values()):
         rates: dict[str, float] = {}
         for key, own in sets.items():
             if own <= regions and bool(own) == bool(regions):  # what no region may answer is no load of any other
                 rates[key[0]] = rates.get(key[0], 0.0) + demands[key]
-        found.append((regions, rates))
-    return found
+        groups.append((regions, rates))
+    return groups
 
 
 def most_rows(points: Collection[OperatingPoint], floor: float) -> float:
@@ -166,8 +166,8 @@ def most_rows(points: Collection[OperatingPoint], floor: float) -> float:
 
 def fastest_ms(frontiers: Iterable[DeviceFrontier]) -> dict[str, float]:
     """Return by family the p95 of its fastest operating point on any device."""
-    found: dict[str, float] = {}
+    fastest: dict[str, float] = {}
     for own in frontiers:
         for point in own.points:
-            found[own.family] = min(found.get(own.family, math.inf), point.p95_ms)
-    return found
+            fastest[own.family] = min(fastest.get(own.family, math.inf), point.p95_ms)
+    return fastest

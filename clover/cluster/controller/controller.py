@@ -383,16 +383,16 @@ class ClusterController:
     async def _fence_by_store(self) -> None:
         try:
             state = await self._within(self._store.load())
-            found = msgspec.json.decode(state, type=StateHolder) if state is not None else None
+            holder = msgspec.json.decode(state, type=StateHolder) if state is not None else None
         except FAILURES as error:
             self._memory.troubles.append(f"the saved state cannot be read: {error}")
             return
         except MALFORMED as error:
             self._memory.troubles.append(f"the saved state is damaged and will be written again: {error}")
             return
-        if found is not None and found.holder != self.holder and found.epoch >= self._memory.epoch:
-            self._stop(f"another controller ({found.holder}) saved epoch {found.epoch}", self._clock())
-        elif found is not None and found.holder != self.holder:
+        if holder is not None and holder.holder != self.holder and holder.epoch >= self._memory.epoch:
+            self._stop(f"another controller ({holder.holder}) saved epoch {holder.epoch}", self._clock())
+        elif holder is not None and holder.holder != self.holder:
             self._saved_s = None  # an older one saved after this one did: who starts next shall find this one's
 
     def _stop(self, why: str, now_s: float) -> None:

@@ -72,8 +72,8 @@ class ClusterDemand:
         hours = load_forecast(self._histories[key], hour, rate, count)
         middles = (hour - 0.5 + np.arange(count + 1)) * HOUR_S
         times = now_s + STEP_S * np.arange(1, math.ceil(ahead_s / STEP_S) + 1)
-        found = np.interp(times, middles, hours)
-        return tuple(zip(times.tolist(), found.tolist(), strict=True))
+        rates = np.interp(times, middles, hours)
+        return tuple(zip(times.tolist(), rates.tolist(), strict=True))
 
     def saved(self) -> tuple[SavedDemand, ...]:
         """Return what a file keeps: the newest rates and the hours of a week."""

@@ -226,12 +226,12 @@ class Membership:
     def for_plan(self) -> tuple[ClusterNode, ...]:
         """Return the nodes that plans may use, each in its state.  Those that are lost, not healthy or held by an
         operator are left out."""
-        found = []
+        nodes = []
         for member in self.members.values():
             unfit = member.phase == "lost" or (member.phase == "ready" and not member.usable)
             if not unfit and member.hold not in ("drained", "released"):
-                found.append(msgspec.structs.replace(member.node, state=_STATES[member.phase]))
-        return tuple(found)
+                nodes.append(msgspec.structs.replace(member.node, state=_STATES[member.phase]))
+        return tuple(nodes)
 
     def frontiers(self, before: Iterable[DeviceFrontier]) -> dict[tuple[str, str], DeviceFrontier]:
         """Return the newest frontiers by kind and family: those `before`, and what nodes reported since."""

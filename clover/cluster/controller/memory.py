@@ -104,11 +104,11 @@ class ClusterMemory:
 
     def regions(self) -> tuple[str, ...]:
         """Return all regions: of nodes, grids and clients, in a lasting order."""
-        found = dict.fromkeys(member.node.region for member in self.members.members.values())
-        found.update(dict.fromkeys(self.readings))
-        found.update(dict.fromkeys(self.terms.latency_ms))
-        found.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
-        return tuple(sorted(found))
+        regions = dict.fromkeys(member.node.region for member in self.members.members.values())
+        regions.update(dict.fromkeys(self.readings))
+        regions.update(dict.fromkeys(self.terms.latency_ms))
+        regions.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
+        return tuple(sorted(regions))
 
     def record_reports(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
         """Take in what nodes reported; return what changed, in words."""
@@ -136,12 +136,12 @@ class ClusterMemory:
         members = self.members.members
         known = {kind for kind, _ in self.frontiers}
         known.update(kind for own in members.values() if own.report is not None for kind in own.node.devices)
-        found: dict[str, str] = {}
+        scouts: dict[str, str] = {}
         for name, own in members.items():
             for kind in own.node.devices:
                 if kind not in known and own.hold is None:
-                    found.setdefault(kind, name)
-        return frozenset(found.values())
+                    scouts.setdefault(kind, name)
+        return frozenset(scouts.values())
 
     def floors(self) -> dict[str, float]:
         """Return the corrected accuracy floor of each family, for plans."""
@@ -331,11 +331,11 @@ class FileStore:
     def _load(self) -> bytes | None:
         try:
             with self.path.open("rb") as file:
-                found = file.read(_MOST_BYTES + 1)
+                text = file.read(_MOST_BYTES + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ClusterError(f"the controller's state cannot be read from {self.path}: {error.strerror}") from error
-        if len(found) > _MOST_BYTES:
+        if len(text) > _MOST_BYTES:
             raise ClusterError(f"{self.path} is too large to be the state of a controller: give cluster.store another")
-        return found
+        return text

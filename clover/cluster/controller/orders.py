@@ -67,15 +67,15 @@ class NodeOrders:
     def take_ended(self) -> list[OrderEnd]:
         """Return the orders that ended since the last call, and forget them."""
         done = [key for key, (_, task) in self._running.items() if task.done()]
-        found = []
+        ended = []
         for key in done:
             order, task = self._running.pop(key)
             error = None if task.cancelled() else task.exception()
             if task.cancelled() or error is not None:
-                found.append(OrderEnd(order, f"{type(error).__name__}: {error}" if error else "it was given up"))
+                ended.append(OrderEnd(order, f"{type(error).__name__}: {error}" if error else "it was given up"))
             else:
-                found.append(OrderEnd(order, task.result()))
-        return found
+                ended.append(OrderEnd(order, task.result()))
+        return ended
 
     async def close(self) -> None:
         """Give up what is under way."""

@@ -106,10 +106,10 @@ def _with_first_rows(
     expected: Sequence[RegionDemand], families: Iterable[str], regions: Iterable[str]
 ) -> tuple[RegionDemand, ...]:
     """Return the demand with at least `_FIRST_ROWS_S` of each family: from where it came before, else from anywhere."""
-    found = [msgspec.structs.replace(own, rate=max(own.rate, _FIRST_ROWS_S)) for own in expected]
+    demand = [msgspec.structs.replace(own, rate=max(own.rate, _FIRST_ROWS_S)) for own in expected]
     for family in sorted(set(families) - {own.family for own in expected}):
-        found += [RegionDemand(family=family, origin=origin, rate=_FIRST_ROWS_S) for origin in regions]
-    return tuple(found)
+        demand += [RegionDemand(family=family, origin=origin, rate=_FIRST_ROWS_S) for origin in regions]
+    return tuple(demand)
 
 
 def planned_for(memory: ClusterMemory, now_s: float) -> PlannedFor:

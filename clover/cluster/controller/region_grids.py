@@ -51,28 +51,28 @@ class ConfiguredGrids:
 
     async def readings(self, at_s: float) -> Mapping[str, Reading]:
         """Return the newest reading of each region; one whose chain fails is left out."""
-        found: dict[str, Reading] = {}
+        readings: dict[str, Reading] = {}
 
         async def read(name: str) -> None:
             chain, clock, _ = self._chains[name]
             with contextlib.suppress(CloverError):
-                found[name] = await chain.read(clock.now())
+                readings[name] = await chain.read(clock.now())
 
         await asyncio.gather(*map(read, self._chains))
-        return found
+        return readings
 
     async def forecasts(self, at_s: float, horizon_s: float) -> Mapping[str, Sequence[Reading]]:
         """Return each region's forecast from `at_s` (Unix seconds) on; empty if there is none."""
-        found: dict[str, Sequence[Reading]] = {}
+        forecasts: dict[str, Sequence[Reading]] = {}
         for name, (chain, clock, _) in self._chains.items():
             now_s = clock.now()
             ahead: list[Reading] = []
             with contextlib.suppress(CloverError):
                 ahead = await chain.forecast(now_s, horizon_s * clock.speed)
-            found[name] = [
+            forecasts[name] = [
                 msgspec.structs.replace(item, at_s=at_s + (item.at_s - now_s) / clock.speed) for item in ahead
             ]
-        return found
+        return forecasts
 
     def replayed_at(self, region: str) -> str:
         """Return the time that the region's replayed trace is at now (ISO 8601), for a server that starts now; empty if

@@ -62,11 +62,11 @@ class ClusterShares:
 
     def weights(self) -> dict[tuple[str, str], Rates]:
         """Return the rates as parts of 1, without nodes that get nothing."""
-        found = {}
+        weights = {}
         for key, rates in self.rates.items():
             total = sum(rates.values())
-            found[key] = {name: rate / total for name, rate in rates.items() if rate > _LEAST * total}
-        return found
+            weights[key] = {name: rate / total for name, rate in rates.items() if rate > _LEAST * total}
+        return weights
 
 
 def share(
@@ -85,13 +85,13 @@ def share(
         if flow.rate > 0.0:
             own = planned.setdefault((flow.family, flow.origin), {})
             own[flow.region] = own.get(flow.region, 0.0) + flow.rate
-    found = ClusterShares({}, {})
+    shares = ClusterShares({}, {})
     for family in reach.terms:
-        _Sharing(family, seats, reach, found, planned=flows is not None).run(
+        _Sharing(family, seats, reach, shares, planned=flows is not None).run(
             {origin: planned.get((family, origin), {}) for origin in origins},
             {origin: demands.get((family, origin), 0.0) for origin in origins},
         )
-    return found
+    return shares
 
 
 class _Sharing:

@@ -394,13 +394,13 @@ class HAProxyIngress:
 
     def _files(self) -> bytes:
         """Return what is in the files that HAProxy reads at its start."""
-        found = []
+        folders = []
         for path in filter(None, (self.settings.tls_cert, self.settings.ca_file, self.settings.token_file)):
             try:
-                found.append(Path(path).read_bytes())
+                folders.append(Path(path).read_bytes())
             except OSError as error:
                 raise ClusterError(f"the ingress cannot read {path}: {error.strerror}") from error
-        return b"".join(found)
+        return b"".join(folders)
 
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
@@ -470,7 +470,7 @@ async def _address_of(host: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(host))
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, None)
     except OSError as error:
         raise ClusterError(f"the host {host!r} of a node has no address: {error.strerror}") from error
-    return str(found[0][4][0])
+    return str(addresses[0][4][0])

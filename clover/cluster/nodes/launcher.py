@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     folder, digest, *command = argv
     process = ServerProcess(Path(folder))
     with process.alone():
-        found = process.find()
-        print(_launch(process, digest, command) if found is None else found.pid, flush=True)
+        running = process.find()
+        print(_launch(process, digest, command) if running is None else running.pid, flush=True)
     return 0
 
 

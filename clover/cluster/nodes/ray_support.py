@@ -135,8 +135,8 @@ class LocalRay:
         if not self._folder.is_dir():
             return 0
         # The head last: a Ray node that loses it first takes a minute to end.
-        found = sorted(self._folder.iterdir(), key=lambda folder: folder.name == "head")
-        processes = [ServerProcess(folder) for folder in found if folder.is_dir()]
+        folders = sorted(self._folder.iterdir(), key=lambda folder: folder.name == "head")
+        processes = [ServerProcess(folder) for folder in folders if folder.is_dir()]
         ended = sum(process.end() for process in processes)
         end_s = time.monotonic() + _STOP_S
         for process in processes:

@@ -231,10 +231,10 @@ def _check(problem: ClusterProblem) -> None:
 
 def _idle(problem: ClusterProblem, kinds: Sequence[str]) -> dict[str, float]:
     """Return the watts of a device without rows by kind: the least that a frontier says, 0 if there is none."""
-    found: dict[str, float] = {}
+    idle_w: dict[str, float] = {}
     for frontier in problem.frontiers:
-        found[frontier.kind] = min(found.get(frontier.kind, math.inf), frontier.idle_w)
-    return {kind: found.get(kind, 0.0) for kind in kinds}
+        idle_w[frontier.kind] = min(idle_w.get(frontier.kind, math.inf), frontier.idle_w)
+    return {kind: idle_w.get(kind, 0.0) for kind in kinds}
 
 
 def _modes(
@@ -328,13 +328,13 @@ def _groups(shell: ProblemArrays, usable: Sequence[ClusterNode]) -> tuple[NodeGr
 def _group_nodes(
     shell: ProblemArrays, usable: Sequence[ClusterNode], step: float
 ) -> dict[tuple[object, ...], list[ClusterNode]]:
-    found: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
     for node in usable:
         logs = [math.log(node.correction.get(family, 1.0)) for family in shell.families]
         at = round(sum(logs) / len(logs) / step) if logs else 0
         devices = tuple(sorted((kind, count) for kind, count in node.devices.items() if count))
-        found[(node.region, devices, round(shell.idle_grams(node), 9), node.state == "released", at)].append(node)
-    return found
+        groups[(node.region, devices, round(shell.idle_grams(node), 9), node.state == "released", at)].append(node)
+    return groups
 
 
 def _in_order(shell: ProblemArrays, gathered: Mapping[tuple[object, ...], list[ClusterNode]]) -> tuple[NodeGroup, ...]:

@@ -68,18 +68,18 @@ def _points(encoded: bytes) -> tuple[OperatingPoint, ...]:
     if highest <= 0.0:
         return ()
     step = _LOWEST ** (1.0 / max(1, key.rates - 1))
-    found: list[OperatingPoint] = []
+    points: list[OperatingPoint] = []
     rate = highest
     for at in range(key.rates):
         rate = highest * step**at
-        found += (_point(rate, plan) for plan in _plans(key, rate))
+        points += (_point(rate, plan) for plan in _plans(key, rate))
     best = max(accuracies(key.profile).values(), default=0.0)
     for _ in range(_LOWER):
-        if max((point.accuracy for point in found), default=0.0) >= best - _NEAR:
+        if max((point.accuracy for point in points), default=0.0) >= best - _NEAR:
             break
         rate *= 0.5
-        found += (_point(rate, plan) for plan in _plans(key, rate))
-    return drop_dominated(found)
+        points += (_point(rate, plan) for plan in _plans(key, rate))
+    return drop_dominated(points)
 
 
 def _state(key: _Key) -> State:

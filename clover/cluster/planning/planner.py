@@ -74,7 +74,7 @@ def _deal_devices(instance: ProblemArrays, rounded: Rounded) -> list[list[list[i
 def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow, ...]) -> tuple[NodeTarget, ...]:
     rates = _mode_rates(instance, rounded)
     limits = _limits(instance, flows)
-    found: dict[str, NodeTarget] = {}
+    targets: dict[str, NodeTarget] = {}
     for g, (nodes, hands) in enumerate(
         zip(_awake_nodes(instance, rounded), _deal_devices(instance, rounded), strict=True)
     ):
@@ -89,7 +89,7 @@ def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow,
                 served[family] += rate
                 points[family] += rate * instance.modes[m].accuracy
             accuracy = {family: points[family] / served[family] for family in served if served[family] > 0.0}
-            found[node.name] = NodeTarget(
+            targets[node.name] = NodeTarget(
                 node=node.name,
                 awake=True,
                 rates={family: rate for family, rate in served.items() if rate > 0.0},
@@ -97,7 +97,7 @@ def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow,
                 accuracy=accuracy,
                 p95_ms={family: limits[family, node.region] for family in accuracy},
             )
-    return tuple(found.get(node.name, NodeTarget(node=node.name, awake=False)) for node in instance.problem.nodes)
+    return tuple(targets.get(node.name, NodeTarget(node=node.name, awake=False)) for node in instance.problem.nodes)
 
 
 def _mode_rates(instance: ProblemArrays, rounded: Rounded) -> Floats:

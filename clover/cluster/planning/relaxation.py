@@ -36,6 +36,8 @@ from clover.cluster.planning.reserve import Loss
 from clover.cluster.planning.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
+
+
 class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
@@ -173,9 +175,7 @@ class ClusterRelaxation:
     def _write_nodes(self, columns: Columns, g: int) -> int:
         instance, group = self._instance, self._instance.groups[g]
         entries = [(self._device_rows[g, kind], -float(count)) for kind, count in group.devices.items()]
-        entries += [
-            (row, 1.0) for row, members in zip(self._together_rows, self.together, strict=True) if g in members
-        ]
+        entries += [(row, 1.0) for row, members in zip(self._together_rows, self.together, strict=True) if g in members]
         for spare_rows in self._spare_rows:
             for kind, count in group.devices.items():
                 row = spare_rows.get((group.region, instance.kinds.index(kind)))
@@ -231,13 +231,13 @@ class ClusterRelaxation:
     def unkept(self) -> list[Floats]:
         """Return, for each loss, the rows/s of each stream that its reserve lacks."""
         x = self.program.x
-        found = []
+        unkept_losses = []
         for short in self.unspared:
             lacking = np.zeros(len(self._instance.streams))
             for stream, column in short.items():
                 lacking[stream] = x[column]
-            found.append(lacking)
-        return found
+            unkept_losses.append(lacking)
+        return unkept_losses
 
     def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
         """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's

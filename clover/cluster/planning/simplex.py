@@ -260,15 +260,15 @@ class LinearProgram:
         ones, others = np.flatnonzero(single), np.flatnonzero(~single)
         starts = self._starts[self._basic[ones]]
         own, values = self._rows[starts], self._values[starts]
-        found = np.zeros((self._m, self._m))
-        found[ones, own] = 1.0 / values
+        inverse = np.zeros((self._m, self._m))
+        inverse[ones, own] = 1.0 / values
         if len(others):
             matrix = self._matrix(self._basic[others])
             rest = np.setdiff1d(np.arange(self._m), own)
             inner = np.linalg.inv(matrix[rest])
-            found[np.ix_(others, rest)] = inner
-            found[np.ix_(ones, rest)] = -(matrix[own] @ inner) / values[:, None]
-        return found
+            inverse[np.ix_(others, rest)] = inner
+            inverse[np.ix_(ones, rest)] = -(matrix[own] @ inner) / values[:, None]
+        return inverse
 
     def _exchange(self, row: int, column: int, step: Floats) -> None:
         """Put `column` into the basis in the place of the one in `row`; `step` is the column in terms of the basis."""

@@ -129,8 +129,8 @@ def _read_saved(file: ClusterFile) -> SavedCluster | None:
     """Return what the cluster's controller saved last; None if there is nothing that can be read."""
     given = file.cluster.store.removeprefix("file:")
     try:
-        found = (Path(given) if given else folder_of(file) / "state.json").read_bytes()
-        return msgspec.json.decode(found, type=SavedCluster)
+        content = (Path(given) if given else folder_of(file) / "state.json").read_bytes()
+        return msgspec.json.decode(content, type=SavedCluster)
     except (OSError, *MALFORMED):
         return None
 

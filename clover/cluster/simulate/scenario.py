@@ -131,9 +131,9 @@ class _Player:
 
     async def _solve(self, problem: ClusterProblem) -> ClusterPlan:
         began = time.process_time()
-        found = self._plan(problem)
+        plan = self._plan(problem)
         self.run.plan_s.append(time.process_time() - began)
-        return found
+        return plan
 
     async def play(self) -> ClusterRun:
         """Play all steps."""

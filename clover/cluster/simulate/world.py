@@ -221,8 +221,8 @@ class SimulatedWorld:
         return named | {family: left * need / total if total > 0.0 else 0.0 for family, need in others.items()}
 
     def _most(self, node: SimulatedNode, family: str) -> float:
-        found = sum(self.serving.most(kind, family) * count for kind, count in node.machine.devices.items())
-        return found / node.slow
+        most = sum(self.serving.most(kind, family) * count for kind, count in node.machine.devices.items())
+        return most / node.slow
 
     def _serve_family(
         self, node: SimulatedNode, family: str, rate: float, part: float, grams_a_watt: float, seconds: float

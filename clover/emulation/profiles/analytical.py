@@ -172,11 +172,11 @@ def _memory(measured: FamilyProfile, latency: Sequence[LatencyMeasurement]) -> t
 
 def _calculate(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
     cells = profiles.measurements(measured, variant, _CORE)
-    found = []
+    measurements = []
     for cell in cells:
         ms = cell.mean_ms * SLICE_RATIO / speed(slices)
-        found.append(_cell(cell, profile, cell.batch, ms, watts(slices), "analytical"))
-    return found
+        measurements.append(_cell(cell, profile, cell.batch, ms, watts(slices), "analytical"))
+    return measurements
 
 
 def _take_given(
@@ -186,7 +186,7 @@ def _take_given(
     rows: Mapping[tuple[str, str], list[PaceRow]],
     method: Method,
 ) -> list[LatencyMeasurement]:
-    found = []
+    measurements = []
     for (name, profile), own in rows.items():
         if name != variant:
             continue
@@ -196,8 +196,8 @@ def _take_given(
         for batch in sorted(given | {spec.max_batch}):
             like = profiles.latency(measured, variant, _CORE, batch)
             label = method if batch in given else "analytical"
-            found.append(_cell(like, profile, batch, pace_ms[batch - 1], power_w[batch - 1], label))
-    return found
+            measurements.append(_cell(like, profile, batch, pace_ms[batch - 1], power_w[batch - 1], label))
+    return measurements
 
 
 def _cell(

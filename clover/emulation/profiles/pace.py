@@ -73,10 +73,10 @@ def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
 
 def by_place(rows: tuple[PaceRow, ...]) -> dict[tuple[str, str], list[PaceRow]]:
     """Return rows by (variant, profile), by rising batch."""
-    found: dict[tuple[str, str], list[PaceRow]] = {}
+    rows_by_place: dict[tuple[str, str], list[PaceRow]] = {}
     for row in sorted(rows, key=lambda row: row.batch):
-        found.setdefault((row.variant, row.profile), []).append(row)
-    return found
+        rows_by_place.setdefault((row.variant, row.profile), []).append(row)
+    return rows_by_place
 
 
 def load(path: Path | str) -> PaceFile:

@@ -47,28 +47,28 @@ def main(argv: Sequence[str]) -> int:
         if given.axis < 1 or given.text_bytes < 1:
             raise DraftError("--axis and --text-bytes are at least 1")
         into.mkdir(parents=True, exist_ok=True)
-        found = [
+        models = [
             _write_model(one, into)
             for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
         ]
     except (DraftError, OSError) as error:
         print(f"clover import-triton: {error}", file=sys.stderr)
         return 3
-    lines, _ = plain(_COLUMNS, [_cells(one) for one in found], _WIDTH)
+    lines, _ = plain(_COLUMNS, [_cells(one) for one in models], _WIDTH)
     print("\n".join(lines))
-    done = [one for one in found if one.draft is not None]
+    done = [one for one in models if one.draft is not None]
     for title, rows in (
-        ("refused", [(one.name, one.reason) for one in found if one.draft is None]),
+        ("refused", [(one.name, one.reason) for one in models if one.draft is None]),
         ("notes", [(one.name, note) for one in done if one.draft is not None for note in one.draft.notes]),
     ):
         if rows:
             print(f"\n{title}:\n{listing(rows, _WIDTH)}")
-    print(f"\n{len(done)} of {len(found)} models were imported into {into}")
+    print(f"\n{len(done)} of {len(models)} models were imported into {into}")
     if done:
         places = " ".join(shlex.quote(str(into / one.name)) for one in done)
         print(f"serve them with `{program()} serve {places}`")
         print(f"cheaper variants, by which Clover saves: `{program()} new-family`, docs/families.md")
-    return 3 if not done else 1 if len(done) < len(found) else 0
+    return 3 if not done else 1 if len(done) < len(models) else 0
 
 
 def _write_model(one: ImportedModel, into: Path) -> ImportedModel:

@@ -177,16 +177,16 @@ def _ledger(named: str, state_dir: str) -> Path:
     """Return the ledger that is meant.  Raises ConfigError if there are several, LedgerError if there is none."""
     if named:
         return Path(named)
-    found = ledgers_in(state_dir)
-    if not found:
+    ledgers = ledgers_in(state_dir)
+    if not ledgers:
         raise LedgerError(
             f"there is no ledger in {state_folder(state_dir)}: name the file, or the state folder of the server "
             "(--state-dir)"
         )
-    if len(found) > 1:
-        names = ", ".join(str(path) for path in found)
-        raise ConfigError(f"there are {len(found)} ledgers, name one, or give --cluster for all: {names}")
-    return found[0]
+    if len(ledgers) > 1:
+        names = ", ".join(str(path) for path in ledgers)
+        raise ConfigError(f"there are {len(ledgers)} ledgers, name one, or give --cluster for all: {names}")
+    return ledgers[0]
 
 
 def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: float) -> tuple[float, float, str]:

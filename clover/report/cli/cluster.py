@@ -49,9 +49,9 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
     LedgerError."""
     form = format_of(given)
     stated, zone = configured(given, environ), zone_of(given.tz)
-    found = named_ledgers(given.ledgers, stated.state_dir)
+    ledgers = named_ledgers(given.ledgers, stated.state_dir)
     with ExitStack() as stack:
-        readers = [(item, _open_ledger(item, stack)) for item in found]
+        readers = [(item, _open_ledger(item, stack)) for item in ledgers]
         start, end, edges = _period(given, readers, zone, now)
         nodes = [_node(item, reader, _options(given, stated, zone, (start, end, now))) for item, reader in readers]
     options = ClusterOptions(
@@ -130,18 +130,18 @@ def _of_nodes(path: Path) -> list[tuple[Path, str]]:
 
 
 def _region_of(word: str) -> tuple[Path, str]:
-    found = _REGION.fullmatch(word)
-    if found is None or Path(word).exists():
+    match = _REGION.fullmatch(word)
+    if match is None or Path(word).exists():
         return Path(word), ""
-    return Path(found[2]), found[1]
+    return Path(match[2]), match[1]
 
 
 def _identity(path: Path) -> object:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}") from error
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _longer(path: Path) -> str:

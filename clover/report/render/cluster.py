@@ -145,7 +145,7 @@ def _gap_words(report: ClusterReport) -> str:
 
 
 def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int) -> str:
-    found = report.breakdown(by)
+    breakdown = report.breakdown(by)
     columns = [
         Column(by, right=False),
         *([Column("region", right=False)] if by == "node" else []),
@@ -160,14 +160,14 @@ def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, 
     regions = {item.line.name: item.region for item in report.nodes}
     rows = []
     total = report.total if by in ("node", "region") else msgspec.structs.replace(report.total, embodied_ng=None)
-    for line in (*found.lines[:_MOST_LINES], msgspec.structs.replace(total, name="sum")):
+    for line in (*breakdown.lines[:_MOST_LINES], msgspec.structs.replace(total, name="sum")):
         where = [printable(regions.get(line.name, ""))] if by == "node" else []
         rows.append([printable(line.name), *where, *_cells(line, report.total)])
     lines, left = terminal.plain(columns, rows, width - 2)
     text = "\n".join(f"  {line}".rstrip() for line in lines)
     text += f"\n  left out for want of room: {', '.join(left)}" if left else ""
-    if len(found.lines) > _MOST_LINES:
-        text += f"\n  and {len(found.lines) - _MOST_LINES} more: --format csv has all"
+    if len(breakdown.lines) > _MOST_LINES:
+        text += f"\n  and {len(breakdown.lines) - _MOST_LINES} more: --format csv has all"
     return "\n".join([title, text, *(text_filled(note, width) for note in _notes(report, by, zone))])
 
 
@@ -218,9 +218,9 @@ def _quality_text(report: ClusterReport, width: int) -> str:
 
 def _node_words(report: ClusterReport) -> Iterator[tuple[str, str]]:
     for item in report.nodes:
-        found = item.why or f"{duration(item.recorded_s)} recorded; {item.grid or 'no intensity'}"
-        found += f"; {item.edges}" if item.edges else ""
-        yield printable(item.line.name), printable(f"{item.region}: {found}")
+        words = item.why or f"{duration(item.recorded_s)} recorded; {item.grid or 'no intensity'}"
+        words += f"; {item.edges}" if item.edges else ""
+        yield printable(item.line.name), printable(f"{item.region}: {words}")
 
 
 def _with_title(title: str, body: str) -> str:
@@ -305,10 +305,12 @@ def _lines_table(report: ClusterReport, by: ClusterBy) -> str:
         where = [regions.get(line.name, "")] if by == "node" else []
         return [name, *where, rows, used, each, co2, *([bought] if market else []), *([made] if hardware else []), part]
 
-    found = report.breakdown(by)
-    lines = [row(line, line.name) for line in found.lines]
+    breakdown = report.breakdown(by)
+    lines = [row(line, line.name) for line in breakdown.lines]
     text = (0, 1) if by == "node" else (0,)
-    return table(found.about[:1].upper() + found.about[1:], heads, lines, text=text, foot=row(report.total, "Sum"))
+    return table(
+        breakdown.about[:1].upper() + breakdown.about[1:], heads, lines, text=text, foot=row(report.total, "Sum")
+    )
 
 
 def _saved_part(report: ClusterReport) -> str:

@@ -275,10 +275,10 @@ def _shares(report: Report, sheet: ChartSheet) -> str:
         return ""
     parts = [sheet.add(figures.shares(report, "model"))]
     for by in ("model", "variant", "device", "tenant"):
-        found = report.breakdown(by)
-        if by == "tenant" and len(found.buckets) < 2:
+        breakdown = report.breakdown(by)
+        if by == "tenant" and len(breakdown.buckets) < 2:
             continue
-        parts.append(_breakdown_table(report, by, f"By {by}: {found.about}"))
+        parts.append(_breakdown_table(report, by, f"By {by}: {breakdown.about}"))
     return "".join(parts)
 
 

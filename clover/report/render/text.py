@@ -152,7 +152,7 @@ def _quality(report: Report, width: int) -> str:
 
 
 def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, str]:
-    found = report.breakdown(by)
+    breakdown = report.breakdown(by)
     market = report.market_g is not None
     columns = [
         Column(by, right=False),
@@ -174,13 +174,13 @@ def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, s
             *([mass(bucket.market_g)] if market else []),
             percent(bucket.grams / whole) if whole else "",
         )
-        for bucket in found.buckets[:_MOST_BUCKETS]
+        for bucket in breakdown.buckets[:_MOST_BUCKETS]
     ]
     body = _table(columns, rows, width)
-    if len(found.buckets) > _MOST_BUCKETS:
-        left = len(found.buckets) - _MOST_BUCKETS
+    if len(breakdown.buckets) > _MOST_BUCKETS:
+        left = len(breakdown.buckets) - _MOST_BUCKETS
         body += f"\n  and {left} more: --format csv has all"
-    about = [text_filled(text, width) for text in (found.about, entries_words(report, by, zone)) if text]
+    about = [text_filled(text, width) for text in (breakdown.about, entries_words(report, by, zone)) if text]
     return f"Electricity by {by}", "\n".join([body, *about]) if rows else ""
 
 

@@ -153,7 +153,7 @@ def _least(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> F
     """Return the least value met of convex functions [b], by golden sections between `low` and `high`."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
-    found = np.minimum(at_left, at_right)
+    bounds = np.minimum(at_left, at_right)
     for _ in range(_SECTIONS):
         go = at_left < at_right
         low, high = np.where(go, low, left), np.where(go, right, high)
@@ -161,8 +161,8 @@ def _least(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> F
         at_probe = function(probe)
         left, right = np.where(go, probe, right), np.where(go, left, probe)
         at_left, at_right = np.where(go, at_probe, at_right), np.where(go, at_left, at_probe)
-        found = np.minimum(found, at_probe)
-    return found
+        bounds = np.minimum(bounds, at_probe)
+    return bounds
 
 
 # --- with HiGHS -------------------------------------------------------------------------------------------------------

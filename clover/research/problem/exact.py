@@ -145,7 +145,7 @@ def configurations(problem: ProblemFile, block: int = BLOCK) -> Iterator[Counts]
 
 def homogeneous(problem: ProblemFile) -> Counts:
     """Return the configurations [h, groups] with all GPUs cut alike and one variant everywhere."""
-    found = []
+    rows = []
     for row in problem.usable:
         for variant in dict.fromkeys(group.variant for group in problem.groups):
             counts = np.zeros(len(problem.groups), dtype=np.int64)
@@ -153,8 +153,8 @@ def homogeneous(problem: ProblemFile) -> Counts:
                 if group.variant == variant and group.fits:
                     counts[at] = row[problem.slice_of[at]] * problem.n_gpus
             if counts.sum() == row.sum() * problem.n_gpus:
-                found.append(counts)
-    return np.array(found, dtype=np.int64).reshape(-1, len(problem.groups))
+                rows.append(counts)
+    return np.array(rows, dtype=np.int64).reshape(-1, len(problem.groups))
 
 
 def tiles(problem: ProblemFile, counts: Counts) -> bool:
@@ -343,14 +343,14 @@ def best(
     `floor`, and its f."""
     if not len(counts):
         return None, floor
-    found = shares(problem, counts)
-    f = np.where(found.stable, problem.offset + found.shares @ problem.gains, -math.inf)
+    answers = shares(problem, counts)
+    f = np.where(answers.stable, problem.offset + answers.shares @ problem.gains, -math.inf)
     order = np.argsort(-f, kind="stable")
     order = order[: np.count_nonzero(f > floor)]
     step = 16
     while len(order):
         rows, order, step = order[:step], order[step:], min(4 * step, _TAILS)
-        good = tail(problem, _rows(found, rows), problem.sla_s) <= 1.0 - problem.quantile + SLACK
+        good = tail(problem, _rows(answers, rows), problem.sla_s) <= 1.0 - problem.quantile + SLACK
         for chosen in rows[good].tolist():
             if not skip or tuple(counts[chosen].tolist()) not in skip:
                 return counts[chosen], float(f[chosen])

@@ -185,25 +185,25 @@ class ProblemFile(_Input, frozen=True, kw_only=True):
     def counts(self, config: Mapping[str, int]) -> Counts:
         """Return the array that `named` makes a configuration of.  Raises ConfigError for a group the problem lacks."""
         at = {group.name: index for index, group in enumerate(self.groups)}
-        found = np.zeros(len(self.groups), dtype=np.int64)
+        workers = np.zeros(len(self.groups), dtype=np.int64)
         for name, number in config.items():
             if name not in at:
                 raise ConfigError(f"config.{name}: no such group; there are {', '.join(at)}")
-            found[at[name]] = number
-        return found
+            workers[at[name]] = number
+        return workers
 
 
 def parse(text: bytes | str) -> ProblemFile:
     """Return the problem in a file's text.  Raises ConfigError with the path of what is wrong."""
     try:
-        found = msgspec.json.decode(text, type=ProblemFile)
+        problem = msgspec.json.decode(text, type=ProblemFile)
     except msgspec.ValidationError as error:
         raise ConfigError(_with_path(str(error))) from error
     except MALFORMED as error:
         raise ConfigError(f"not JSON: {error}") from error
-    for path, message in _faults(found):
+    for path, message in _faults(problem):
         raise ConfigError(f"{path}: {message}")
-    return found
+    return problem
 
 
 def _with_path(message: str) -> str:

@@ -121,14 +121,14 @@ def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | No
     if path.suffix == ".json":
         return _of_file(path, shapes)
     folder = ProfileStore(cache_folder("")).folder
-    found = sorted(folder.glob(f"{name}-*.json"), key=lambda item: item.stat().st_mtime) if name.isidentifier() else []
-    if not found:
+    files = sorted(folder.glob(f"{name}-*.json"), key=lambda item: item.stat().st_mtime) if name.isidentifier() else []
+    if not files:
         raise ConfigError(
             f"there is no family {name!r}{did_you_mean(name, names())}: give {', '.join(names())}, the path of a "
             f"profile (.json), or a family measured on this machine (`{program()} profile {name}`)"
         )
     wrong: ConfigError | None = None
-    for item in reversed(found):  # the newest that was measured on devices like these
+    for item in reversed(files):  # the newest that was measured on devices like these
         try:
             return _of_file(item, shapes)
         except ConfigError as error:

@@ -103,8 +103,8 @@ def loads_of(world: World, rate: float | None) -> list[Load]:
     if rate is not None and not 0.0 < rate < world.capacity:
         raise ConfigError(f"--rate is above 0 and below BASE's capacity of {world.capacity:.4g} rows/s, not {rate:g}")
     given = RATES if rate is None else (rate,)
-    found = [loads.parse(f"constant:{each}/s") for each in given if each < world.capacity]
-    return found + ([loads.parse(f"constant:{loads.BASE_LOAD}")] if rate is None else [])
+    shapes = [loads.parse(f"constant:{each}/s") for each in given if each < world.capacity]
+    return shapes + ([loads.parse(f"constant:{loads.BASE_LOAD}")] if rate is None else [])
 
 
 def days(world: World, trace: Trace, load: Load, slo_ms: float | None) -> list[MachineDay]:

@@ -313,10 +313,10 @@ class _Play:
         self, at_s: Floats, ms: Floats, late: NDArray[np.bool_], names: tuple[str, ...]
     ) -> tuple[Second, ...]:
         edges = np.searchsorted(at_s, np.arange(math.ceil(self.seconds) + 1))
-        found = []
+        counts = []
         for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             lanes = Counter(names[row.lane] for row in self.rows[low:high] if row.lane >= 0)
-            found.append(
+            counts.append(
                 Second(
                     rows=high - low,
                     p95_ms=quantile(ms[low:high], _P95),
@@ -324,7 +324,7 @@ class _Play:
                     variants=dict(lanes),
                 )
             )
-        return tuple(found)
+        return tuple(counts)
 
 
 def quantile(values: Floats, q: float) -> float:

@@ -241,8 +241,8 @@ def artifact_traces(given: Sequence[str]) -> list[Path]:
         if not Path(name).exists():
             raise ConfigError(f"--traces {name}: there is no such file or folder (families stand before --traces)")
     files = [path for name in given for path in (Path(name).iterdir() if Path(name).is_dir() else [Path(name)])]
-    found = {path.stem: path for path in files if path.suffix == ".csv"}
-    missing = [name for name in TRACES if name not in found]
+    traces = {path.stem: path for path in files if path.suffix == ".csv"}
+    missing = [name for name in TRACES if name not in traces]
     if missing:
         raise ConfigError(f"--scenario paper misses {', '.join(f'{name}.csv' for name in missing)} in --traces")
-    return [found[name] for name in TRACES]
+    return [traces[name] for name in TRACES]

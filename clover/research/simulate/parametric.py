@@ -87,7 +87,7 @@ def draw_answers(
     """Return what variants of these accuracies (percent) answer to `rows` requests: right or not, and how sure."""
     rng = np.random.default_rng(seed)
     shared = math.sqrt(confidence.alike) * rng.standard_normal(rows)
-    found = {}
+    answers = {}
     for name, percent in accuracy.items():
         hard = shared + math.sqrt(1.0 - confidence.alike) * rng.standard_normal(rows)
         order = np.argsort(hard, kind="stable")
@@ -95,8 +95,8 @@ def draw_answers(
         limit = 0.5 * (hard[order[good - 1]] + hard[order[good]])
         right = hard < limit
         seen = limit - hard + confidence.blur * rng.standard_normal(rows)
-        found[name] = Answers(scores=_certainty(seen, float(limit), confidence.blur), right=right)
-    return found
+        answers[name] = Answers(scores=_certainty(seen, float(limit), confidence.blur), right=right)
+    return answers
 
 
 def _certainty(seen: Floats, limit: float, blur: float) -> Floats:

@@ -294,5 +294,5 @@ def _count_arrivals(arrivals_s: Sequence[float], step_s: float, steps: int) -> l
     """Return the rows a second that a server's window counts at the look of each step; `arrivals_s` ascend."""
     ends = np.arange(steps) * step_s + min(LAG_S, step_s)
     counts = np.searchsorted(arrivals_s, ends) - np.searchsorted(arrivals_s, ends - WINDOW_S)
-    found: list[float] = (counts / np.minimum(WINDOW_S, ends)).tolist()
-    return found
+    rates: list[float] = (counts / np.minimum(WINDOW_S, ends)).tolist()
+    return rates

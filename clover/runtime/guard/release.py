@@ -317,5 +317,5 @@ class ReleaseTests:
 
 def _beyond(latency_ms: dict[int, deque[float]], limit_ms: float) -> float | None:
     """Return the part of the latencies above a limit; None if there are none."""
-    found: Sequence[float] = [one for many in latency_ms.values() for one in many]
-    return sum(one > limit_ms for one in found) / len(found) if found else None
+    latencies: Sequence[float] = [one for many in latency_ms.values() for one in many]
+    return sum(one > limit_ms for one in latencies) / len(latencies) if latencies else None

@@ -15,14 +15,14 @@ def machine_memory(root: Path = Path("/")) -> int:
 
 def meminfo(root: Path = Path("/")) -> dict[str, int]:
     """Return the fields of /proc/meminfo in bytes; none if it cannot be read."""
-    found = {}
+    fields = {}
     try:
         for line in (root / "proc/meminfo").read_text().splitlines():
             name, _, rest = line.partition(":")
-            found[name] = int(rest.split()[0]) << 10
+            fields[name] = int(rest.split()[0]) << 10
     except (OSError, ValueError, IndexError):
         pass
-    return found
+    return fields
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:

@@ -37,12 +37,12 @@ Syscall = Callable[..., int]
 
 def cores_of(devices: Iterable[Device]) -> set[int]:
     """Return the cores that workers on `devices` may be pinned to."""
-    found: set[int] = set()
+    cores: set[int] = set()
     for device in devices:
         places = {place.id: place for layout in device.shape().layouts for place in layout}
         for place in places.values():
-            found.update(device.cores(place))
-    return found
+            cores.update(device.cores(place))
+    return cores
 
 
 def node_of(cores: Collection[int], sysfs: Path = SYSFS) -> int | None:
@@ -98,14 +98,14 @@ def keep_near(memory: mmap.mmap, devices: Iterable[Device], name: str, sysfs: Pa
 
 def _cores(text: str) -> set[int]:
     """Return the cores of a list as the kernel writes it ("0-3,8-11", empty for a node without cores); ValueError."""
-    found: set[int] = set()
+    cores: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if match is None:
             raise ValueError(f"{part!r} is no range of cores")
         first = int(match[1])
-        found.update(range(first, int(match[2] or first) + 1))
-    return found
+        cores.update(range(first, int(match[2] or first) + 1))
+    return cores
 
 
 def _syscall(*arguments: object) -> int:

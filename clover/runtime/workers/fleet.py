@@ -276,12 +276,12 @@ class FamilyFleet:
 
     def _workers_at(self, placement: Placement) -> list[FleetWorker]:
         """Return the processes at a placement, each once."""
-        found: dict[int, FleetWorker] = {
+        workers: dict[int, FleetWorker] = {
             id(member.worker): member.worker
             for member in self.members.all()
             if member.worker is not None and member.assignment.placement == placement
         }
-        return list(found.values())
+        return list(workers.values())
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         """See `clover.planning.transition.memory.MemoryAware`."""

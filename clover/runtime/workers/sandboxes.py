@@ -76,19 +76,19 @@ def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
     }
     readable = (*folders, *map(_whole, config.workers.sandbox_read), *map(_whole, config.workers.sandbox_write))
     roots = [Path(folder).resolve() for folder in readable if folder]
-    found = []
+    paths = []
     for name, path in secrets.items():
         home = next((root for root in roots if path and Path(_whole(path)).resolve().is_relative_to(root)), None)
         if home is not None:
-            found.append(f"{name} lies in {home}, which models may read: move it elsewhere")
+            paths.append(f"{name} lies in {home}, which models may read: move it elsewhere")
     for path in map(_whole, config.workers.sandbox_write):
         own = Path(path).resolve()
         installed = map(Path, sandbox.installed())
         code = next((one for one in installed if one.is_relative_to(own) or own.is_relative_to(one)), None)
         if code is not None:
             text = f"workers.sandbox_write lets models change {path}, and the server runs code of {code}"
-            found.append(f"{text}: name a folder of their own")
-    return found
+            paths.append(f"{text}: name a folder of their own")
+    return paths
 
 
 def _whole(path: str) -> str:

@@ -186,7 +186,7 @@ async def play(
     with pytest.MonkeyPatch.context() as patch, socket.socket() as listening:
         patch.setattr(handover, "Channel", scene.old.channel)
         patch.setattr(succession, "Channel", scene.new.channel)
-        patch.setattr(succession, "_gone", scene.old_gone)
+        patch.setattr(succession, "_wait_gone", scene.old_gone)
         scene.parts = running_parts(config)
         ended = asyncio.Event()
         take_overs.start(scene.parts, front_of([listening]), ended.set)

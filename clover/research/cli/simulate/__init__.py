@@ -159,7 +159,7 @@ def _days(given: argparse.Namespace, console: Console) -> None:
     for name in given.families:
         known = _find_profiled(given, own, name)
         alone = World(own, known, replace(_rules(given), slo_ms=None))
-        found = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
+        days = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
         power = cpu_power(settings.load([], os.environ).config.energy) if given.device == "cpu" else None
         if power is not None and known.method != "modelled":
             power = replace(power, core_range=(1.0, 1.0))
@@ -168,7 +168,7 @@ def _days(given: argparse.Namespace, console: Console) -> None:
         about += [note.partition(":")[0] for note in known.profile.notes if note.startswith("others used")]
         if not known.profile.turn_j:
             about.append("the front end was not profiled, and counts as nothing")
-        show_machine(found, power, "; ".join(about), console)
+        show_machine(days, power, "; ".join(about), console)
 
 
 def _find_profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
