@@ -33,9 +33,9 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, hexadecimal.  Raises OSError if it cannot be read."""
     now_ns = time.time_ns()  # before anything is read
     name = os.path.abspath(path)
-    known = _known.get(name)
-    if known is not None and known[0] == _signature(os.stat(path)):
-        return known[1]
+    entry = _known.get(name)
+    if entry is not None and entry[0] == _signature(os.stat(path)):
+        return entry[1]
     with open_at_once(path) as file:
         before = _signature(os.fstat(file.fileno()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()

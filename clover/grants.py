@@ -51,7 +51,7 @@ class Grants:
     def use(self, token: str, configs: Iterable[TokenConfig]) -> None:
         """Make `token` (`listen.token`, empty without one) and the tokens of `configs` those that are valid."""
         own = [Grant("", hashlib.sha256(token.encode()).digest(), frozenset(SCOPES))] if token else []
-        named = [Grant(one.name, token_digest(one), frozenset(one.scopes)) for one in configs]
+        named = [Grant(item.name, token_digest(item), frozenset(item.scopes)) for item in configs]
         self._grants = (*own, *named)
 
     @property

@@ -55,10 +55,10 @@ class Autogroup:
         Others are whatever is in the session, but for what started this process: the shell of a terminal.  The running
         server may be among them; then it has the same group, and is preferred by its own nice value.  If it started
         this process, it is found by `holds` alone."""
-        own = self._group(os.getpid())
-        if own is None or self._read("sys/kernel/sched_autogroup_enabled") != "1":
+        group = self._group(os.getpid())
+        if group is None or self._read("sys/kernel/sched_autogroup_enabled") != "1":
             return False
-        name, before = own
+        name, before = group
         if before < 0:
             return False  # an administrator raised it, and what is below 0 takes a capability to write again
         if any(self._others(name)):

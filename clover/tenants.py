@@ -185,8 +185,8 @@ class Tenants:
         """Return the tenant of that name; raises BadRequest."""
         tenant = self._by_name.get(name)
         if tenant is None:
-            known = ", ".join(self._by_name) or "there are none"
-            raise BadRequest(f"no tenant is called {name!r}; configured: {known}")
+            names = ", ".join(self._by_name) or "there are none"
+            raise BadRequest(f"no tenant is called {name!r}; configured: {names}")
         return tenant
 
 

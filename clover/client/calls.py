@@ -122,8 +122,8 @@ class Calls:
         client's made the request by the old one, the model is asked again.
         """
         end_s = self.monotonic_s() + asking.timeout_s
-        known = self.models.get(model)
-        info = known
+        model_info = self.models.get(model)
+        info = model_info
         if info is None:
             info = yield from self.describe(model, asking.timeout_s)
         columns = arrays_of(info.inputs, inputs)
@@ -158,9 +158,9 @@ class Calls:
         receipt = receipt_of(reply.headers)
         tallies.count(model, receipt)
         said, binary = _document(reply)
-        if known is not None and known.is_outdated(said):
+        if model_info is not None and model_info.is_outdated(said):
             self.models.pop(model, None)
-            if known.steps is not None:
+            if model_info.steps is not None:
                 left = replace(asking, timeout_s=end_s - self.monotonic_s())
                 return (yield from self.infer(model, inputs, left))
         try:
@@ -193,8 +193,8 @@ class Calls:
         reply = yield from self._ask("GET", f"/v2/models/{quote(model, safe='')}", _nothing, end_s)
         said, _ = _document(reply)
         try:
-            inputs = tuple(TensorInfo.from_json(one) for one in said["inputs"])
-            outputs = tuple(TensorInfo.from_json(one) for one in said["outputs"])
+            inputs = tuple(TensorInfo.from_json(tensor) for tensor in said["inputs"])
+            outputs = tuple(TensorInfo.from_json(tensor) for tensor in said["outputs"])
             steps = _steps(said, self.folders.get(model))
             info = ModelInfo(
                 model,

@@ -63,7 +63,7 @@ class WireTensor:
     def from_rows(cls, tensor: TensorInfo, array: NDArray[Any]) -> WireTensor:
         """Return rows of the declared type as they travel."""
         if tensor.datatype == "BYTES":
-            data = b"".join(len(one).to_bytes(_LENGTH_BYTES, "little") + one for one in array.reshape(-1).tolist())
+            data = b"".join(len(row).to_bytes(_LENGTH_BYTES, "little") + row for row in array.reshape(-1).tolist())
         else:
             data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         return cls(tensor.name, tensor.datatype, array.shape, data)
@@ -147,7 +147,7 @@ def _elements(tensor: TensorInfo, given: Any) -> NDArray[Any]:
     if isinstance(given, str | bytes | bytearray | memoryview | Path):
         given = [given]
     source = np.asarray(given, dtype=object) if not isinstance(given, list | tuple) else _from_lists(given)
-    flat = [_element(tensor, one) for one in source.reshape(-1)]
+    flat = [_element(tensor, element) for element in source.reshape(-1)]
     array = np.empty(len(flat), object)
     array[:] = flat
     if source.ndim == 1 and -1 not in tensor.shape and math.prod(tensor.shape) == 1:
@@ -157,8 +157,8 @@ def _elements(tensor: TensorInfo, given: Any) -> NDArray[Any]:
 
 def _from_lists(given: Sequence[Any]) -> NDArray[Any]:
     """Return a nested list as an object array; numpy itself would look into texts and paths."""
-    if given and all(isinstance(one, list | tuple) for one in given):
-        parts = [_from_lists(one) for one in given]
+    if given and all(isinstance(item, list | tuple) for item in given):
+        parts = [_from_lists(item) for item in given]
         if len({part.shape for part in parts}) != 1:
             raise BadRequest("rows of text or files differ in shape; send them apart")
         return np.stack(parts)

@@ -45,9 +45,9 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
             f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2 (without COUNT it is one), "
             "or as emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
         )
-    known = (*tables.names(), *tables.plain_names())
-    if name not in known:
-        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(known)}")
+    names = (*tables.names(), *tables.plain_names())
+    if name not in names:
+        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(names)}")
     if not 1 <= int(count) <= emulated.GPUS_MAX:
         raise ConfigError(f"an emulated box has 1 to {emulated.GPUS_MAX} GPUs, not {int(count)}")
     indices = numbers(text, chosen, f"emulated:{name}:{count}:0-3") if of else ()
@@ -60,8 +60,8 @@ def _pod(text: str, profile: str, count: str) -> DeviceChoice:
     """Return the box of a pod with `count` instances of `profile`; ConfigError if no GPU has so many."""
     found = [(gpu, row) for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.name == profile]
     if not found:
-        known = sorted({row.name for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.base})
-        raise ConfigError(f"device {text!r}: no GPU has a profile {profile!r}; known: {', '.join(known)}")
+        profiles = sorted({row.name for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.base})
+        raise ConfigError(f"device {text!r}: no GPU has a profile {profile!r}; known: {', '.join(profiles)}")
     gpu, row = next(((gpu, row) for gpu, row in found if row.base), found[0])
     if not _NUMBER.fullmatch(count or "1") or not 1 <= int(count or "1") <= row.most:
         raise ConfigError(f"device {text!r}: a pod has 1 to {row.most} instances of {profile} of {gpu.name}")

@@ -136,7 +136,7 @@ class HeldSlice:
         the order does not pace every batch size of every variant."""
         ordered = order.emulated
         assert ordered is not None
-        lanes = [(ordered.pace_ms, ordered.watts), *((one.pace_ms, one.watts) for one in order.also)]
+        lanes = [(ordered.pace_ms, ordered.watts), *((resident.pace_ms, resident.watts) for resident in order.also)]
         for pace_ms, watts in lanes:
             if not len(pace_ms) == len(watts) == order.max_batch:
                 raise WorkerError(f"the pace has {len(pace_ms)} batch sizes, the worker takes {order.max_batch}")

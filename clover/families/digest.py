@@ -113,7 +113,7 @@ def files_of(spec: FamilySpec, folder: Path, variants: tuple[VariantSpec, ...]) 
         fields = msgspec.structs.fields(STEPS[str(table["step"])])
         usual = {field.name: field.default for field in fields}
         named = str(table.get("file", usual.get("file", "")))
-        of_variants = [str(one.parameters.get(named[1:], "")) for one in variants]
+        of_variants = [str(variant.parameters.get(named[1:], "")) for variant in variants]
         paths.update(of_variants if named.startswith("$") else [named])
     names = sorted(paths - {""})
     return [path for name in names if (path := folder / name).is_file()]

@@ -138,8 +138,8 @@ def _shipped_or_empty() -> dict[str, Path]:
 def _not_found(ref: str) -> str:
     """Return the error text for a family that does not exist, with the names that do."""
     names = sorted(_shipped_or_empty())
-    known = f"shipped families: {', '.join(names)}" if names else "no shipped families are installed"
-    return f"no family {ref!r}{did_you_mean(ref, names)}: give a shipped name, a folder, or module:attribute ({known})"
+    listed = f"shipped families: {', '.join(names)}" if names else "no shipped families are installed"
+    return f"no family {ref!r}{did_you_mean(ref, names)}: give a shipped name, a folder, or module:attribute ({listed})"
 
 
 def _read(folder: Path) -> FamilySpec:
@@ -229,10 +229,10 @@ def _refuse_unknown(table: dict[str, Any], record: type[msgspec.Struct], path: s
 
     `path` leads to `table` ("variants[0]."), `where` is the file.
     """
-    known = [field.encode_name for field in msgspec.structs.fields(record)]
+    fields = [field.encode_name for field in msgspec.structs.fields(record)]
     for key, value in table.items():
-        if key not in known:
-            offered = [name for name in known if name not in (*COMPUTED, *COMPUTED_OF_VARIANTS)]
+        if key not in fields:
+            offered = [name for name in fields if name not in (*COMPUTED, *COMPUTED_OF_VARIANTS)]
             raise ConfigError(f"{where}: {path}{key}: unknown key{did_you_mean(key, offered)}")
         below = _TABLES.get(record, {}).get(key)
         if below is None:

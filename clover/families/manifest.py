@@ -102,8 +102,8 @@ def check_manifest(spec: FamilySpec, *, required: bool) -> None:
 
 def check_source(path: str, data: bytes) -> None:
     """Raise ConfigError if `data`, read from a file of a checked family, is not what its manifest lists."""
-    known = _known.get(os.path.abspath(path))
-    if known is not None and hashlib.sha256(data).hexdigest() != known:
+    digest = _known.get(os.path.abspath(path))
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise ConfigError(f"{path} was changed after it was checked: it is not run")
 
 

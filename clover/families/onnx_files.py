@@ -74,8 +74,8 @@ def external_files(file: Path) -> list[str]:
 def external_bytes(file: Path) -> int:
     """Return the bytes of the external tensors of an ONNX file.  Raises OSError, and ValueError if it is none."""
     total = 0
-    for one in external_tensors(file):
-        total += one.length if one.length >= 0 else (file.parent / one.location).stat().st_size - one.offset
+    for tensor in external_tensors(file):
+        total += tensor.length if tensor.length >= 0 else (file.parent / tensor.location).stat().st_size - tensor.offset
     return total
 
 

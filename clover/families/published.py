@@ -106,8 +106,8 @@ def fetch_of(spec: FamilySpec, arguments: Sequence[str]) -> int:
             print(f"{name}: {'is not published' if declared is None else fetch(declared, wanted.get(name, ''))}")
         except KeyError:
             failed = True
-            known = ", ".join(variant.name for variant in spec.variants)
-            print(f"no variant {name!r} in {spec.name}: {known}", file=sys.stderr)
+            names = ", ".join(variant.name for variant in spec.variants)
+            print(f"no variant {name!r} in {spec.name}: {names}", file=sys.stderr)
         except (ConfigError, OSError) as error:
             failed = True
             print(f"{name}: {error}", file=sys.stderr)
@@ -135,9 +135,9 @@ def caution(spec: FamilySpec) -> str:
 def _mark_untrained(variant: VariantSpec) -> VariantSpec:
     if variant.published is None or variant.untrained:
         return variant
-    if (known := _there(variant.published)) is not None:
-        names = {key: place_of(file).name for key, file in known.beside.items()}
-        return replace(variant, published=known, parameters={**variant.parameters, **names})
+    if (present := _there(variant.published)) is not None:
+        names = {key: place_of(file).name for key, file in present.beside.items()}
+        return replace(variant, published=present, parameters={**variant.parameters, **names})
     trained = f" (trained: {variant.accuracy.value:g} %)" if variant.accuracy is not None else ""
     metric = variant.accuracy.metric if variant.accuracy is not None else "top1"
     accuracy = PublishedAccuracy(value=0.0, metric=metric, source=f"UNTRAINED: random weights{trained}")
@@ -146,16 +146,16 @@ def _mark_untrained(variant: VariantSpec) -> VariantSpec:
 
 def _there(published: PublishedWeights) -> PublishedWeights | None:
     """Return published weights as they are pinned; None if they, or a file that they need, are not here."""
-    known = pinned(published)
-    if known is None or not place_of(known).is_file():
+    pin = pinned(published)
+    if pin is None or not place_of(pin).is_file():
         return None
     beside = {}
-    for key, file in known.beside.items():
+    for key, file in pin.beside.items():
         digest = pinned(file)
         if digest is None or not place_of(digest).is_file():
             return None
         beside[key] = digest
-    return replace(known, beside=beside)
+    return replace(pin, beside=beside)
 
 
 def _pin_of(path: Path) -> Path:

@@ -18,10 +18,10 @@ def compile_protos() -> bytes:
     """Return the serialized `FileDescriptorSet` of the source; needs grpcio-tools."""
     from grpc_tools import protoc
 
-    known = importlib.resources.files("grpc_tools") / "_proto"
+    protos = importlib.resources.files("grpc_tools") / "_proto"
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, DESCRIPTORS)
-        if protoc.main(["protoc", f"-I{FOLDER}", f"-I{known}", f"--descriptor_set_out={made}", SOURCE]) != 0:
+        if protoc.main(["protoc", f"-I{FOLDER}", f"-I{protos}", f"--descriptor_set_out={made}", SOURCE]) != 0:
             raise SystemExit(1)
         return made.read_bytes()
 

@@ -68,12 +68,12 @@ class HealthService:
             raise Overloaded(f"{_MOST_WATCHES} clients watch the health of this server already: call Check instead")
         self._watches += 1
         try:
-            known = None
+            last = None
             while True:
                 ended = self._ended.is_set()
                 status = self.status(service)
-                if status != known:
-                    known = status
+                if status != last:
+                    last = status
                     await context.write(_Status(status=status).SerializeToString())
                 if ended:
                     raise Unavailable("the server is shutting down")

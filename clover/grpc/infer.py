@@ -93,7 +93,10 @@ def decode(signature: Signature, call: Call) -> InferRequest:
     if not given.outputs:
         request.outputs = signature.defaults[raw_out]
     else:
-        wanted = [{"name": one.name, "parameters": _plain(one.parameters, OUTPUT_PARAMETERS)} for one in given.outputs]
+        wanted = [
+            {"name": output.name, "parameters": _plain(output.parameters, OUTPUT_PARAMETERS)}
+            for output in given.outputs
+        ]
         request.outputs = read_outputs(signature, wanted, raw_out, request.rows)
     return request
 

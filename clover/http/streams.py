@@ -78,7 +78,7 @@ class EventStreams:
         connection = exchange.connection
         if not isinstance(connection, Outgoing):
             return  # the client is gone
-        self._open = [one for one in self._open if one.exchange.connection is not None]
+        self._open = [stream for stream in self._open if stream.exchange.connection is not None]
         if self._closed or connection.state.draining:
             exchange.fail(503, "the server is shutting down", retry_after_s=5.0)
         elif len(self._open) >= self._most:

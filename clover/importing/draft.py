@@ -145,7 +145,7 @@ def toml_value(value: Any) -> str:
         return toml_value(_tensor(value))
     if isinstance(value, Mapping):
         items = (
-            f"{key if _BARE.fullmatch(key) else toml_value(key)} = {toml_value(one)}" for key, one in value.items()
+            f"{key if _BARE.fullmatch(key) else toml_value(key)} = {toml_value(item)}" for key, item in value.items()
         )
         return "{ " + ", ".join(items) + " }"
     return "[" + ", ".join(map(toml_value, value)) + "]"

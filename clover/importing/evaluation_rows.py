@@ -99,8 +99,8 @@ def _within(folder: Path, file: Path) -> str:
     path_in_folder = file.resolve()
     if not path_in_folder.is_relative_to(folder.resolve()):
         raise DraftError(
-            f"--evaluate: {file} is {path_in_folder}, outside of {folder}: copy it there, or leave it out (files of rows lie in "
-            "the folder that is given, or in that of the CSV)"
+            f"--evaluate: {file} is {path_in_folder}, outside of {folder}: copy it there, or leave it out "
+            "(files of rows lie in the folder that is given, or in that of the CSV)"
         )
     return str(path_in_folder)
 

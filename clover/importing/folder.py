@@ -133,10 +133,13 @@ def _files_of(copies: Mapping[str, Path]) -> dict[str, Path]:
 
 def readme_of(draft: FamilyDraft) -> str:
     """Return the README of a family."""
-    rows = [f"| `{one.name}` | {one.comment.splitlines()[0] if one.comment else ''} |" for one in draft.variants]
+    rows = [
+        f"| `{variant.name}` | {variant.comment.splitlines()[0] if variant.comment else ''} |"
+        for variant in draft.variants
+    ]
     notes = [f"- {note}" for note in draft.notes] or ["- nothing to note"]
     tensors = "; ".join(
-        f"{verb} {', '.join(f'`{one.name}` {one.datatype} {list(one.shape)}' for one in listed)}"
+        f"{verb} {', '.join(f'`{variant.name}` {variant.datatype} {list(variant.shape)}' for variant in listed)}"
         for verb, listed in (("takes", draft.sent), ("gives", draft.outputs))
     )
     return template(

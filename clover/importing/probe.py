@@ -36,16 +36,16 @@ def run(order: ProbeOrder) -> ProbeAnswer:
             torch.manual_seed(0)
             target = order.targets[index]
             try:
-                one = _probe_module(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
+                module = _probe_module(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
             except Exception as error:
                 known = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{target}: {known}") from error
-        found.insert(0, one)
-        inputs = one.inputs
-    names = [one.name for one in found]
+        found.insert(0, module)
+        inputs = module.inputs
+    names = [module.name for module in found]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise ValueError(f"two variants would be called {twice!r}: give their classes or functions different names")
-    found.sort(key=lambda one: one.parameters)  # stable: those of one size stay as they were given
+    found.sort(key=lambda module: module.parameters)  # stable: those of one size stay as they were given
     return ProbeAnswer(modules=tuple(found), cuda=torch.cuda.is_available(), notes=tuple(notes))
 
 
@@ -153,13 +153,13 @@ def _try_inputs(
     faults = []
     for inputs in [given] if given else list(_propose_inputs(module)):
         try:
-            answer = module(*[_example(one) for one in inputs])
+            answer = module(*[_example(part) for part in inputs])
         except Exception as error:
-            faults.append(f"{', '.join(f'{one.datatype} {list(one.shape)}' for one in inputs)}: {error}")
+            faults.append(f"{', '.join(f'{part.datatype} {list(part.shape)}' for part in inputs)}: {error}")
             continue
         keys = tuple(map(str, answer)) if isinstance(answer, Mapping) else ()
         parts = list(answer.values()) if keys else list(answer) if isinstance(answer, (tuple, list)) else [answer]
-        odd = [one for one in parts if not isinstance(one, torch.Tensor) or one.ndim == 0 or len(one) != 3]
+        odd = [part for part in parts if not isinstance(part, torch.Tensor) or part.ndim == 0 or len(part) != 3]
         if odd:
             what = list(odd[0].shape) if isinstance(odd[0], torch.Tensor) else type(odd[0]).__name__
             faults.append(
@@ -250,8 +250,8 @@ def main() -> int:
         answer = run(order)
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:800]
-        known = isinstance(error, ValueError)
-        answer = ProbeAnswer(error=text if known and text else f"{type(error).__name__}: {text}")
+        expected = isinstance(error, ValueError)
+        answer = ProbeAnswer(error=text if expected and text else f"{type(error).__name__}: {text}")
     os.write(answers, msgspec.json.encode(answer))
     return 0
 

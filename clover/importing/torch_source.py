@@ -52,8 +52,8 @@ def draft_of(request: TorchRequest, scratch: Path) -> FamilyDraft:
         )
     )
     first = answer.modules[-1]
-    for one in answer.modules:
-        _check_alike(one, first)
+    for module in answer.modules:
+        _check_alike(module, first)
     return _own(request, answer, scratch)
 
 
@@ -79,14 +79,14 @@ def _ask(order: ProbeOrder) -> ProbeAnswer:
     return answer
 
 
-def _check_alike(one: ProbedModule, other: ProbedModule) -> None:
+def _check_alike(module: ProbedModule, other: ProbedModule) -> None:
     """Raise DraftError if two variants take or give something else."""
-    for verb, mine, theirs in (("takes", one.inputs, other.inputs), ("gives", one.outputs, other.outputs)):
+    for verb, mine, theirs in (("takes", module.inputs, other.inputs), ("gives", module.outputs, other.outputs)):
         if mine != theirs:
             shown = [", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in each) for each in (mine, theirs)]
             raise DraftError(
-                f"{one.target} {verb} {shown[0]} and {other.target} {shown[1]}: variants of a family answer the same "
-                "question on the same tensors; make families of them, or say what they take with --input"
+                f"{module.target} {verb} {shown[0]} and {other.target} {shown[1]}: variants of a family answer "
+                "the same question on the same tensors; make families of them, or say what they take with --input"
             )
 
 
@@ -137,8 +137,8 @@ def _own(request: TorchRequest, answer: ProbeAnswer, scratch: Path) -> FamilyDra
     )
 
 
-def _warning(one: ProbedModule) -> str:
-    return "; UNTRAINED: random weights" if one.untrained else ""
+def _warning(module: ProbedModule) -> str:
+    return "; UNTRAINED: random weights" if module.untrained else ""
 
 
 def _half(variant: DraftVariant) -> DraftVariant:
@@ -154,7 +154,7 @@ def _half(variant: DraftVariant) -> DraftVariant:
 
 
 def _weights(answer: ProbeAnswer, scratch: Path) -> dict[str, Path]:
-    return {one.weights: scratch / one.weights for one in answer.modules if one.weights}
+    return {module.weights: scratch / module.weights for module in answer.modules if module.weights}
 
 
 def _local_file(module: str) -> Path | None:

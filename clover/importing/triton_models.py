@@ -254,9 +254,9 @@ def _tensor(model: TritonModel, message: Message, *, batched: bool) -> tuple[Ten
         max_bytes=room,
         labels=labels,
     )
-    own = list(numbers_of(reshape, "shape")) if reshape is not None else None
+    inside = list(numbers_of(reshape, "shape")) if reshape is not None else None
     # Outputs come in the model's shape and leave as dims say; inputs the other way round.
-    return tensor, head, own
+    return tensor, head, inside
 
 
 def _labels(model: TritonModel, message: Message, bound: Sequence[int]) -> tuple[str, ...]:
@@ -356,17 +356,19 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
 
 def _reshapes(signature: TritonSignature) -> dict[str, list[int]]:
     """Return what rows are reshaped to: inputs to the model's shape, outputs to the one that clients get."""
-    found = {one.name: signature.inside[one.name] for one in signature.inputs if one.name in signature.inside}
-    return found | {one.name: list(one.shape) for one in signature.outputs if one.name in signature.inside}
+    found = {
+        tensor.name: signature.inside[tensor.name] for tensor in signature.inputs if tensor.name in signature.inside
+    }
+    return found | {tensor.name: list(tensor.shape) for tensor in signature.outputs if tensor.name in signature.inside}
 
 
 def _by_number(tensors: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...], bool]:
     """Return tensors by the number that ends their names (`INPUT__0`), and whether all have one; if not, as given."""
-    matches = [_NUMBERED.search(one.name) for one in tensors]
+    matches = [_NUMBERED.search(tensor.name) for tensor in tensors]
     places = [int(match[1]) for match in matches if match is not None]
     if len(places) < len(tensors):
         return tensors, False
-    return tuple(one for _, one in sorted(zip(places, tensors, strict=True), key=lambda pair: pair[0])), True
+    return tuple(tensor for _, tensor in sorted(zip(places, tensors, strict=True), key=lambda pair: pair[0])), True
 
 
 def _torch(model: TritonModel, file: Path) -> FamilyDraft:
@@ -376,12 +378,12 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
     keywords: tuple[str, ...] = ()
     inputs, are_numbered = _by_number(signature.inputs)
     if not are_numbered and len(inputs) > 1:
-        keywords = tuple(one.name for one in inputs)
+        keywords = tuple(tensor.name for tensor in inputs)
     ordered = replace(signature, inputs=inputs, outputs=_by_number(signature.outputs)[0])
     code = template(
         "torchscript_model",
-        inputs=tuple(one.name for one in ordered.inputs),
-        outputs=tuple(one.name for one in ordered.outputs),
+        inputs=tuple(tensor.name for tensor in ordered.inputs),
+        outputs=tuple(tensor.name for tensor in ordered.outputs),
         keywords=keywords,
         reshaped=_reshapes(ordered),
         row_by_row=ordered.rows == 1,
@@ -416,16 +418,16 @@ def _python(model: TritonModel, file: Path) -> FamilyDraft:
     config = {
         "name": model.name,
         "max_batch_size": number_of(model.config, "max_batch_size"),
-        "input": [_describe(one) for one in messages_of(model.config, "input")],
-        "output": [_describe(one) for one in messages_of(model.config, "output")],
+        "input": [_describe(message) for message in messages_of(model.config, "input")],
+        "output": [_describe(message) for message in messages_of(model.config, "output")],
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
     }
     code = template(
         "python_backend_model",
         config=repr(json.dumps(config)),
         version=repr(str(model.version)),
-        inputs=tuple(one.name for one in signature.inputs),
-        outputs=tuple(one.name for one in signature.outputs),
+        inputs=tuple(tensor.name for tensor in signature.inputs),
+        outputs=tuple(tensor.name for tensor in signature.outputs),
     )
     variant = DraftVariant(name="python", kind="python", comment="Triton's Python backend")
     files = {f"backend/{name}": path for name, path in folders.below(model.files, model.folder).items()}

@@ -152,11 +152,13 @@ def _by_use(usage: Iterable[UsageRow], within: Iterable[LineRow], rules: Breakdo
     for start in sorted({*used, *drawn}):
         pue = rules.pue_at(start) or 0.0
         models = used.get(start, {})
-        own = {model: _total(own_of(row, rules.lines) for row in rows) for model, rows in models.items()}
-        left = drawn.get(start, EnergyAmount()).plus(_total(own.values()), -1.0)
-        parts = _parts({model: amount.joules for model, amount in own.items()}) or ({NOBODY: 1.0} if any(left) else {})
-        for model in dict.fromkeys([*own, *parts]):  # in an order that is always the same, as sums of floats need
-            mine, share = own.get(model, EnergyAmount()), EnergyAmount().plus(left, parts.get(model, 0.0))
+        by_model = {model: _total(own_of(row, rules.lines) for row in rows) for model, rows in models.items()}
+        left = drawn.get(start, EnergyAmount()).plus(_total(by_model.values()), -1.0)
+        parts = _parts({model: amount.joules for model, amount in by_model.items()}) or (
+            {NOBODY: 1.0} if any(left) else {}
+        )
+        for model in dict.fromkeys([*by_model, *parts]):  # in an order that is always the same, as sums of floats need
+            mine, share = by_model.get(model, EnergyAmount()), EnergyAmount().plus(left, parts.get(model, 0.0))
             _add(sums["model"], model, mine, share, pue)
             whole = mine.plus(share)
             _split_variants(sums["variant"], model, models.get(model, []), whole, rules, pue)
@@ -179,15 +181,19 @@ def _count(sums: Mapping[By, _Sums], model: str, row: UsageRow) -> None:
 def _split_variants(
     sums: _Sums, model: str, rows: Iterable[UsageRow], whole: EnergyAmount, rules: BreakdownRules, pue: float
 ) -> None:
-    own: dict[str, EnergyAmount] = defaultdict(EnergyAmount)
+    by_variant: dict[str, EnergyAmount] = defaultdict(EnergyAmount)
     for row in rows:
         if row.variant:
-            own[row.variant] = own[row.variant].plus(own_of(row, rules.lines))
-    left = whole.plus(_total(own.values()), -1.0)
-    parts = _parts({variant: amount.joules for variant, amount in own.items()}) or ({"": 1.0} if any(left) else {})
-    for variant in dict.fromkeys([*own, *parts]):
+            by_variant[row.variant] = by_variant[row.variant].plus(own_of(row, rules.lines))
+    left = whole.plus(_total(by_variant.values()), -1.0)
+    parts = _parts({variant: amount.joules for variant, amount in by_variant.items()}) or (
+        {"": 1.0} if any(left) else {}
+    )
+    for variant in dict.fromkeys([*by_variant, *parts]):
         name = model if model == NOBODY else f"{model}/{variant or NO_VARIANT}"
-        _add(sums, name, own.get(variant, EnergyAmount()), EnergyAmount().plus(left, parts.get(variant, 0.0)), pue)
+        _add(
+            sums, name, by_variant.get(variant, EnergyAmount()), EnergyAmount().plus(left, parts.get(variant, 0.0)), pue
+        )
 
 
 def _split_tenants(sums: _Sums, rows: Sequence[UsageRow], whole: EnergyAmount, pue: float) -> None:

@@ -193,8 +193,8 @@ def pue_by_time(grid: Iterable[GridRow], runs: Sequence[RunRow]) -> Callable[[fl
     for row in grid:
         net[row.start] += row.net_g
         grams[row.start] += row.grams
-    known = [pue for run in runs if (pue := _pue_of(run)) is not None]
-    stated = known[-1] if known and len(set(known)) == 1 else None
+    pues = [pue for run in runs if (pue := _pue_of(run)) is not None]
+    stated = pues[-1] if pues and len(set(pues)) == 1 else None
 
     def at(start: float) -> float | None:
         whole = net.get(int(start), 0.0)

@@ -1,4 +1,4 @@
-"""The reports of several servers put together: a pure function of them, so that anyone who has them can check the sums."""
+"""The reports of several servers put together.  This is a pure function, so anyone can check the sums."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def cluster_report_of(nodes: Sequence[NodeLedger], options: ClusterOptions) -> C
     """Return the report of all nodes.  Raises LedgerError if two have the same run, or if none has anything."""
     # In one order, whatever was named first: sums of floats depend on it.
     nodes = sorted(nodes, key=lambda node: (_entry(node).region, node.name))
-    known = [(node, node.report) for node in nodes if node.report is not None]
-    if not known:
+    reported = [(node, node.report) for node in nodes if node.report is not None]
+    if not reported:
         raise LedgerError(f"no ledger has anything of the period: {'; '.join(node.why for node in nodes)}")
-    refuse_duplicates([(node.name, report) for node, report in known], options.zone)
+    refuse_duplicates([(node.name, report) for node, report in reported], options.zone)
     entries = [_entry(node) for node in nodes]
     total = added("total", [item.line for item in entries])
-    reports = tuple(report for _, report in known)
+    reports = tuple(report for _, report in reported)
     return ClusterReport(
         clover=__version__,
         made=options.made,
@@ -91,12 +91,12 @@ def cluster_report_of(nodes: Sequence[NodeLedger], options: ClusterOptions) -> C
         total=total,
         nodes=tuple(entries),
         regions=tuple(_regions(entries)),
-        breakdowns=tuple(_breakdowns(entries, known)),
+        breakdowns=tuple(_breakdowns(entries, reported)),
         saved=_saved(reports, total.grams_ng / NG),
         quality=_quality(reports),
         energy_known=_parts(item for report in reports for item in report.energy_known),
         intensity_known=_parts(item for report in reports for item in report.intensity_known),
-        cautions=tuple(_cautions(known)),
+        cautions=tuple(_cautions(reported)),
         reports=reports,
     )
 

@@ -41,10 +41,10 @@ def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
             f"inputs is a mapping of names to arrays, as {example}, not {_describe_given(inputs)}; "
             f"this model takes {_all_wanted(spec)}"
         )
-    known = [tensor.name for tensor in spec.inputs]
+    names = [tensor.name for tensor in spec.inputs]
     for name in inputs:
-        if name not in known:
-            hint = did_you_mean(name, known) if isinstance(name, str) else ""
+        if name not in names:
+            hint = did_you_mean(name, names) if isinstance(name, str) else ""
             raise BadRequest(f"unknown input {name!r}{hint}; this model takes {_all_wanted(spec)}")
     out: list[Prepared] = []
     counts: dict[str, int] = {}

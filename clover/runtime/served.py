@@ -296,11 +296,11 @@ class Served:
         """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a
         worker have, else what is free on the machine."""
         try:
-            own = self._device(placement).memory_bytes(placement)
+            slice_bytes = self._device(placement).memory_bytes(placement)
         except DeviceError:  # it is gone, is lost, or does not say
             return Room()
-        if own or self._workers.memory_bytes:
-            return Room(own or self._workers.memory_bytes)
+        if slice_bytes or self._workers.memory_bytes:
+            return Room(slice_bytes or self._workers.memory_bytes)
         return Room(free_bytes(), free=True)
 
     def default_deployment(self) -> tuple[Assignment, ...]:
@@ -327,7 +327,7 @@ class Served:
                 "%s: a worker on %s to hold %s beside %s did not start (%s): it starts with that variant alone%s",
                 self.name,
                 shape,
-                ", ".join(one.variant for one in order.also),
+                ", ".join(resident.variant for resident in order.also),
                 order.variant,
                 error,
                 "" if error.hung else f", as are all on such slices for {LEFT_OUT_NS // 60_000_000_000} minutes",

@@ -308,8 +308,8 @@ class VersionSplit(SplitModel):
             new = asked.version is self.new or asked.failed
             failed = asked.failed or ticket.status in _FAILED
             recalled = getattr(answering, "recalled", None) is not None  # from a cache, which is the new one's to fill
-            known = ticket.status == 200 and not failed and not recalled
-            latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if known else 0.0
+            keep = ticket.status == 200 and not failed and not recalled
+            latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if keep else 0.0
             (self.new if new else self.stable).failed += failed
             self.tests.record_request(new, failed, latency_ms, len(ticket.slots), self._clock())
         if asked.paired and answering.status == 200 and not self.alone and not self.closed_reason:
@@ -404,7 +404,7 @@ class VersionSplit(SplitModel):
             if ticket.status != 200:
                 return
             self.pairs += 1
-            both = [(one, self.new.reader.read(slot)) for one, slot in zip(said, ticket.slots, strict=True)]
+            both = [(answer, self.new.reader.read(slot)) for answer, slot in zip(said, ticket.slots, strict=True)]
             for stable, new in both:
                 if stable is not None:
                     self.tests.record_comparison(new is not None and same_answer(stable, new))

@@ -171,16 +171,16 @@ class ClusterFollower:
         entry = self._own.get(family.name)
         if entry is None or entry[0] is not family:
             return family.targets
-        _, own, ordered = entry
+        _, targets, ordered = entry
         now = {field.name: getattr(family.targets, field.name) for field in fields(ordered)}
-        return replace(own, **{name: value for name, value in now.items() if value != getattr(ordered, name)})
+        return replace(targets, **{name: value for name, value in now.items() if value != getattr(ordered, name)})
 
     def _free(self, name: str) -> None:
         """Return a family to its own targets and policy."""
-        own = self._own_targets(self._own[name][0])
+        targets = self._own_targets(self._own[name][0])
         family, *_ = self._own.pop(name)
         family.order = None
-        family.targets = own
+        family.targets = targets
         family.triggers.again(self._context.monotonic())
 
     def _return(self, why: str, level: int) -> None:

@@ -278,7 +278,9 @@ class Engine:
         """Return whether every loaded family has capacity, and the server is not draining: one whose place another
         has taken answers for that one."""
         trials, life = self.parts.rollouts.trials(), self.life
-        loaded = [one for name, one in self.served.items() if one.state != "UNAVAILABLE" and name not in trials]
+        loaded = [
+            served for name, served in self.served.items() if served.state != "UNAVAILABLE" and name not in trials
+        ]
         return (not life.draining or life.handing is not None) and bool(loaded) and all(map(self._serves, loaded))
 
     def _serves(self, served: Served) -> bool:

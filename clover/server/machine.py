@@ -105,14 +105,14 @@ class Machine:
     def _add_host(self, name: str, slices: int, cores: int = 0) -> None:
         """Add the machine as device `name`, with its meter; its idle power is split over `slices`, which are its cores
         unless there are so many `cores`."""
-        own = cores or slices
-        meter = energy.build(self._config.energy, cores=own, cpu_seconds=self._host.own_seconds, device=name)
+        pieces = cores or slices
+        meter = energy.build(self._config.energy, cores=pieces, cpu_seconds=self._host.own_seconds, device=name)
         if meter.method == "modelled" and self._config.energy.meter != "modelled":
             log.info("energy is modelled: %s", meter.why.partition(";")[0])  # with which watts, the banner says
         self.meters[name] = meter
         foreign = 0.0
         if meter.method == "measured":  # a counter is of all cores, ours or not
-            foreign = max((os.cpu_count() or 1) - own, 0) / own * slices
+            foreign = max((os.cpu_count() or 1) - pieces, 0) / pieces * slices
         self._account.add_device(name, slices, foreign)
         self._account.add_host(name, self._host)
 

@@ -40,8 +40,8 @@ def settings_of(configured: RolloutConfig, given: Mapping[str, Any]) -> RolloutC
     others = 100.0 - settings.percent
     if settings.paired > (most := 100.0 * (others - settings.percent) / others):
         raise BadRequest(
-            f"with percent {settings.percent:g} and paired {settings.paired:g} the new version would have more to do than "
-            f"the stable one, and so be slower: paired is at most {math.floor(most)} then"
+            f"with percent {settings.percent:g} and paired {settings.paired:g} the new version would have more to do "
+            f"than the stable one, and so be slower: paired is at most {math.floor(most)} then"
         )
     return settings
 

@@ -63,8 +63,8 @@ class RolloutFiles:
 
     def record_trial(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version is being tried."""
-        known = self._read(model) or RolloutRecord(configured=configured)
-        self._write(model, msgspec.structs.replace(known, trial=VersionRecord.from_family(spec)))
+        record = self._read(model) or RolloutRecord(configured=configured)
+        self._write(model, msgspec.structs.replace(record, trial=VersionRecord.from_family(spec)))
 
     def record_promotion(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version was promoted."""
@@ -72,9 +72,9 @@ class RolloutFiles:
 
     def record_end(self, model: str) -> None:
         """Note that the version that was tried is no more; the one that was promoted before it still is."""
-        known = self._read(model)
-        if known is not None:
-            self._write(model, msgspec.structs.replace(known, trial=None))
+        record = self._read(model)
+        if record is not None:
+            self._write(model, msgspec.structs.replace(record, trial=None))
 
     def _write(self, model: str, record: RolloutRecord) -> None:
         """Keep a record, or remove the file if it says nothing; a disk that cannot be written is logged."""

@@ -169,7 +169,7 @@ class Server:
         self._use()
         self._pool = self._launch()
         failure: list[BaseException] = []
-        known = threading.Event()
+        started = threading.Event()
 
         async def main() -> None:
             self._end = asyncio.Event()
@@ -179,13 +179,13 @@ class Server:
                 failure.append(error)
                 return
             finally:
-                known.set()
+                started.set()
             await self._end.wait()
             await self.stop()
 
         self._thread = threading.Thread(target=_run_uvloop, args=(main,), name="clover", daemon=True)
         self._thread.start()
-        known.wait()
+        started.wait()
         if failure:
             self._thread.join()
             if isinstance(failure[0], CloverError):

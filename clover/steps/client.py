@@ -111,11 +111,11 @@ def _array(column: Column) -> NDArray[Any]:
 def _tensors(listed: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """Return the tensors of a model's metadata, whose shapes begin with the batch axis."""
     specs = []
-    for one in listed:
-        shape = tuple(one["shape"][1:])
+    for entry in listed:
+        shape = tuple(entry["shape"][1:])
         bound = tuple(UNBOUNDED if axis < 0 else axis for axis in shape) if min(shape, default=0) < 0 else ()
-        room = UNBOUNDED << 10 if one["datatype"] == "BYTES" else 0
-        made = TensorSpec(name=one["name"], datatype=one["datatype"], shape=shape, max_shape=bound, max_bytes=room)
+        room = UNBOUNDED << 10 if entry["datatype"] == "BYTES" else 0
+        made = TensorSpec(name=entry["name"], datatype=entry["datatype"], shape=shape, max_shape=bound, max_bytes=room)
         specs.append(made)
     return tuple(specs)
 

@@ -155,11 +155,11 @@ class Pipeline:
         return columns, [kept[at] for at in good]
 
 
-def _aware(one: PlacedStep, then: PlacedStep | None) -> PlacedStep:
+def _aware(placed: PlacedStep, then: PlacedStep | None) -> PlacedStep:
     """Return a step that knows of `then`, the one after it, if that replaces what it writes."""
-    if then is None or {then.at.source, then.at.target} != {one.at.target}:
-        return one
-    return one._replace(at=one.at._replace(then=then.step))
+    if then is None or {then.at.source, then.at.target} != {placed.at.target}:
+        return placed
+    return placed._replace(at=placed.at._replace(then=then.step))
 
 
 def _turns(step: DataStep) -> tuple[bool, ...]:

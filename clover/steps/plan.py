@@ -117,7 +117,7 @@ def plan_of(
 def _check_answer(steps: Sequence[PlacedStep], first: str) -> None:
     """Raise ConfigError if the first output, by which answers are compared, is sorted: its largest is always the first,
     so that all answers would be alike."""
-    made = [one.step for one in steps if first in one.writes]
+    made = [placed.step for placed in steps if first in placed.writes]
     if made and isinstance(made[-1], TopK) and first not in ("indices", "index"):
         raise ConfigError(
             f"steps.outputs: the first is the answer, by which variants and labels are compared, and {first!r} holds "
@@ -153,8 +153,8 @@ def _crossing(
     flow = TensorFlow(spec.inputs)
     for step in client:
         flow.place(step, folder)
-    read = [name for one in rest for name in (one.at.source, *one.step.also_reads())]
-    made = {name for one in rest for name in one.writes}
+    read = [name for placed in rest for name in (placed.at.source, *placed.step.also_reads())]
+    made = {name for placed in rest for name in placed.writes}
     names = [name for name in flow.tensors if name in read or (name in taken and name not in made)]
     for name in names:
         tensor = flow.tensors[name]
@@ -168,8 +168,8 @@ def _crossing(
 def _after_the_wire(inputs: Sequence[TensorSpec], placed: Sequence[PlacedStep]) -> dict[str, TensorSpec]:
     """Return the tensors that a worker has after its steps of a split family."""
     flow = TensorFlow(inputs)
-    for one in placed:
-        one.step.flow(flow.tensors, one.at)
+    for step in placed:
+        step.step.flow(flow.tensors, step.at)
     return flow.tensors
 
 

@@ -88,7 +88,9 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
             raise
         except Exception as error:  # as when the first text alone is too long, and may not be cut
             raise BadRow(f"the text cannot be made tokens: {error}") from None
-        sequence = np.array([-1 if one is None else one for one in encoding.sequence_ids], np.int32)
+        sequence = np.array(
+            [-1 if sequence_id is None else sequence_id for sequence_id in encoding.sequence_ids], np.int32
+        )
         made = (
             np.array(encoding.ids, np.int64),
             np.array(encoding.attention_mask, np.int64),
@@ -151,8 +153,8 @@ def _padding(path: str, changed_ns: int) -> tuple[int, int, int]:
     with open(path, encoding="utf-8") as file:
         declared = json.load(file)
     padding = declared.get("padding") or {}
-    known = {one["content"]: one["id"] for one in declared.get("added_tokens", ())}
-    token = padding.get("pad_id", known.get("[PAD]", known.get("<pad>", 0)))
+    ids = {one["content"]: one["id"] for one in declared.get("added_tokens", ())}
+    token = padding.get("pad_id", ids.get("[PAD]", ids.get("<pad>", 0)))
     return int(token), 0, int(padding.get("pad_type_id", 0))
 
 

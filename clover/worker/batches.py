@@ -33,8 +33,10 @@ class Batches:
         self._slots = slab.layout.slots
         spec = slab.layout.spec
         # `variable` is derived from the shape, so it is read once and not for every batch.
-        self._inputs = [(index, one, slab.input(index), one.variable) for index, one in enumerate(spec.inputs)]
-        self._outputs = [(index, one, slab.output(index), one.variable) for index, one in enumerate(spec.outputs)]
+        self._inputs = [(index, tensor, slab.input(index), tensor.variable) for index, tensor in enumerate(spec.inputs)]
+        self._outputs = [
+            (index, tensor, slab.output(index), tensor.variable) for index, tensor in enumerate(spec.outputs)
+        ]
         self._staged: dict[int, NDArray[Any]] = {}
         self._always = False
         self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))

@@ -141,7 +141,7 @@ class MemoryMeter:
     @property
     def total_bytes(self) -> int:
         """What the process holds at most: the context and all variants with their peaks."""
-        return self.context_bytes + sum(one.weights_bytes + one.peak_bytes for one in self.held)
+        return self.context_bytes + sum(held.weights_bytes + held.peak_bytes for held in self.held)
 
     def begin(self) -> None:
         """Note what is held before a variant is loaded."""

@@ -135,13 +135,13 @@ def _settle_temporary_files(wanted: SandboxOrder) -> None:
 def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
     """Return what the worker of `order` may do beneath which paths."""
     run = landlock.READ | (landlock.EXECUTE if wanted.processes else 0)
-    own = f"/proc/{os.getpid()}"
+    proc = f"/proc/{os.getpid()}"
     programs = ("/bin", "/sbin") if wanted.processes else ()
     found = [Rule(path, run) for path in (*_SYSTEM, *programs, *installed())]
     found += everywhere()
-    found += [Rule(own, landlock.READ)]
-    found += [Rule(f"{own}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
-    artifacts = (order.artifact_dir, *(one.artifact_dir for one in order.also))
+    found += [Rule(proc, landlock.READ)]
+    found += [Rule(f"{proc}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
+    artifacts = (order.artifact_dir, *(resident.artifact_dir for resident in order.also))
     readable = (order.family.folder, *artifacts, str(fetched_files()), *wanted.read)
     found += [Rule(path, run) for path in dict.fromkeys(readable) if path]
     found += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
@@ -199,10 +199,10 @@ def import_roots(path: Iterable[str]) -> Iterator[Rule]:
     An entry may be the folder that the server was started in, with a token or a ledger in it, so of it only names,
     modules and packages can be read.  What is installed is readable as a whole (`installed`).
     """
-    known = tuple(Path(root).resolve() for root in installed())
+    roots = tuple(Path(root).resolve() for root in installed())
     for entry in dict.fromkeys(path):
         root = Path(entry or ".").resolve()
-        if any(root.is_relative_to(one) for one in known):
+        if any(root.is_relative_to(one) for one in roots):
             continue
         if root.is_file():  # a zip file of modules
             yield Rule(str(root), landlock.READ_FILE)

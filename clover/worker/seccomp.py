@@ -266,7 +266,7 @@ def install(instructions: Sequence[Instruction]) -> None:
 
     The process must have given up new privileges.  Raises OSError.
     """
-    code = b"".join(struct.pack("<HBBI", *one) for one in instructions)
+    code = b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions)
     memory = ctypes.create_string_buffer(code, len(code))
     filters = struct.pack("@HP", len(instructions), ctypes.addressof(memory))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -50,9 +50,9 @@ def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
     parts += _table(_REGIONS, [_region(region) for region in status.regions], width)
     parts += _table(_NODES, [_node(node) for node in status.nodes], width)
     parts += _table(_FAMILIES, [
-        (own.family, _short(own.rate), _number(own.accuracy), f"{own.accuracy_floor:g}", f"{own.p95_ms:.1f}",
-         f"{own.slo_p95_ms:g}", f"{own.rows:.0f}", _short(own.reported_g, 3))
-        for own in status.families
+        (family.family, _short(family.rate), _number(family.accuracy), f"{family.accuracy_floor:g}",
+         f"{family.p95_ms:.1f}", f"{family.slo_p95_ms:g}", f"{family.rows:.0f}", _short(family.reported_g, 3))
+        for family in status.families
     ], width)  # fmt: skip
     parts += _flows(status.flows)
     parts += [f"! {trouble}" for trouble in status.troubles]

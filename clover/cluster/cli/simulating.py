@@ -101,7 +101,7 @@ def document(scenario: ClusterScenario, runs: Mapping[str, ClusterRun]) -> dict[
 
 def _figures(scenario: ClusterScenario, run: ClusterRun, controller: ClusterRun) -> dict[str, Any]:
     sums = run.sums
-    accuracy = {own.family: sums.accuracy(own.family) for own in scenario.terms.families}
+    accuracy = {family.family: sums.accuracy(family.family) for family in scenario.terms.families}
     return {
         "grams": sums.grams,
         "active_g": sums.active_g,
@@ -125,13 +125,13 @@ def show(file: ClusterFile, scenario: ClusterScenario, runs: Mapping[str, Cluste
     found = document(scenario, runs)
     hours = scenario.seconds / 3600.0
     own = runs["controller"].sums
-    floors = ", ".join(f"{one.family} {one.accuracy_floor:g} %" for one in scenario.terms.families)
+    floors = ", ".join(f"{family.family} {family.accuracy_floor:g} %" for family in scenario.terms.families)
     head = (
         f"{file.cluster.name}: {hours:g} h from {format_time(scenario.start_s)}, {len(scenario.terms.nodes)} nodes in "
         f"{len(scenario.regions)} regions, {own.sent:,.0f} rows; floor {floors} (simulated: all figures are modelled)"
     )
     parts = [head, ""]
-    lines, left = terminal.plain(_COLUMNS, [_row(name, one) for name, one in found["runs"].items()], width)
+    lines, left = terminal.plain(_COLUMNS, [_row(name, family) for name, family in found["runs"].items()], width)
     parts += [*lines, *([f"(not shown: {', '.join(left)}; --json has all)"] if left else [])]
     parts += ["", f"{found['plans_applied']} plans in force, {own.wakes} wakes, {own.releases} releases"]
     parts += [f"! a rule was broken: {text}" for text in found["broken_rules"][:5]]

@@ -54,26 +54,26 @@ class ClusterActor:
         flows = memory.plan.flows if memory.plan is not None else None
         shares = share(seats, flows, memory.demand.rates(), origins, capacity.reach)
         memory.missing = {family: rate for family, rate in shares.missing.items() if rate > 1e-6}
-        weights = {key: own for key, own in shares.weights().items() if own}
+        weights = {key: rates for key, rates in shares.weights().items() if rates}
         resend = now_s - memory.weighed_s >= RESEND_S
         steps = []
         own_shares: Mapping[tuple[str, str], Rates] = {}
         if len(memory.terms.families) > 1 and isinstance(self._ingress, FamilyIngress):
             own_shares = weights
-            for (family, origin), own in own_shares.items():
+            for (family, origin), rates in own_shares.items():
                 before = memory.weights.get((family, origin), {})
-                if resend or _has_moved(before, own):
-                    done = self._ingress.weigh_family(origin, family, own)
-                    steps.append(await self._weight_step(done, (family, origin), before, own))
+                if resend or _has_moved(before, rates):
+                    done = self._ingress.weigh_family(origin, family, rates)
+                    steps.append(await self._weight_step(done, (family, origin), before, rates))
         elif len(memory.terms.families) > 1:
             self._trouble(
                 "the ingress shares the rows of all families alike, so nodes get rows that they have no plan for"
             )
         combined = _combine(shares, origins)
-        for origin, own in combined.items():
+        for origin, rates in combined.items():
             before = memory.weights.get(("", origin), {})
-            if resend or _has_moved(before, own):
-                steps.append(await self._weight_step(self._ingress.weigh(origin, own), ("", origin), before, own))
+            if resend or _has_moved(before, rates):
+                steps.append(await self._weight_step(self._ingress.weigh(origin, rates), ("", origin), before, rates))
         if steps and resend:
             memory.weighed_s = now_s
         wanted = [*own_shares, *(("", origin) for origin in combined)]
@@ -81,14 +81,16 @@ class ClusterActor:
         self._note_given(shares)
         return [step for step in steps if step.why or step.failed]
 
-    async def _weight_step(self, call: Awaitable[None], key: tuple[str, str], before: Rates, own: Rates) -> ChangeStep:
+    async def _weight_step(
+        self, call: Awaitable[None], key: tuple[str, str], before: Rates, rates: Rates
+    ) -> ChangeStep:
         family, origin = key
-        why = _words(before, own) if _has_moved(before, own) else ""
+        why = _words(before, rates) if _has_moved(before, rates) else ""
         failed = await self._try(call)
         if failed:  # what the ingress has now is not known: it may have taken them all the same
             self.memory.weights.pop(key, None)
         else:
-            self.memory.weights[key] = own
+            self.memory.weights[key] = rates
         return ChangeStep(kind="weigh", node="", why=why, origin=origin, family=family, failed=failed)
 
     def _seats(self, capacity: Capacity) -> list[Seat]:
@@ -235,7 +237,7 @@ class ClusterActor:
         """Return how many nodes may begin to wake or to drain now."""
         members = self.memory.members
         if waking:
-            usable = frozenset(name for name, own in members.members.items() if own.usable)
+            usable = frozenset(name for name, member in members.members.items() if member.usable)
             if self._cover("none").load(usable) > _TIGHT:
                 return len(members.members)
         most = max(1, math.ceil(self.memory.terms.max_changes * len(members.members)))
@@ -251,8 +253,8 @@ class ClusterActor:
         place, it has the reserve that was asked for; if not, those that stay have to have it, too."""
         memory = self.memory
         before = frozenset(view.name for view in views if view.usable and view.phase != "draining")
-        wanted = [own for name, own in memory.members.members.items() if memory.wanted(name, own)]
-        in_place = memory.plan is not None and all(own.usable and own.admitted for own in wanted)
+        wanted = [member for name, member in memory.members.members.items() if memory.wanted(name, member)]
+        in_place = memory.plan is not None and all(member.usable and member.admitted for member in wanted)
         serve = keeps(self._cover("none"), before)
         if in_place or memory.terms.survive == "none":
             return serve
@@ -264,9 +266,9 @@ class ClusterActor:
         now = memory.demand.rates()
         demands = {key: max(now.get(key, 0.0), memory.planned.rates.get(key, 0.0))
                    for key in now.keys() | memory.planned.rates.keys()}  # fmt: skip
-        known = {own.family for own in memory.terms.families}
-        demands = {key: rate for key, rate in demands.items() if key[0] in known}
-        nodes = [own.node for own in memory.members.members.values()]
+        families = {family.family for family in memory.terms.families}
+        demands = {key: rate for key, rate in demands.items() if key[0] in families}
+        nodes = [member.node for member in memory.members.members.values()]
         return Cover(memory.capacity(), nodes, demands, survive)
 
     async def _follow(self, now_s: float) -> list[ChangeStep]:
@@ -379,8 +381,8 @@ class ClusterActor:
                 member.enter("released", now_s)
                 member.ended_s = now_s
         for kind in ("wake", "follow", "release"):
-            own = [end for end in ends if end.order.kind == kind]
-            self._say_failures(kind, {end.order.node: end.failed for end in own})
+            ended = [end for end in ends if end.order.kind == kind]
+            self._say_failures(kind, {end.order.node: end.failed for end in ended})
         return ends
 
     def _say_failures(self, kind: str, failures: Mapping[str, str]) -> None:

@@ -162,9 +162,9 @@ def resident(file: ClusterFile) -> dict[str, frozenset[str]]:
     regions = frozenset(region.name for region in file.region)
     found = {}
     for origin in file.region:
-        own = regions.intersection(*(family.regions.get(origin.name, regions) for family in file.family))
-        if own != regions:
-            found[origin.name] = frozenset(node.name for node in file.node if node.region in own)
+        allowed = regions.intersection(*(family.regions.get(origin.name, regions) for family in file.family))
+        if allowed != regions:
+            found[origin.name] = frozenset(node.name for node in file.node if node.region in allowed)
     return found
 
 

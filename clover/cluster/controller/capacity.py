@@ -132,8 +132,8 @@ class Cover:
     def _load(self, rates: Mapping[str, float], sizes: Mapping[str, Mapping[str, float]]) -> float:
         total = 0.0
         for family, rate in rates.items():
-            own = sizes[family].values()
-            room = sum(own) - (max(own, default=0.0) if self._degraded else 0.0)
+            size = sizes[family].values()
+            room = sum(size) - (max(size, default=0.0) if self._degraded else 0.0)
             total += rate / room if room > 1e-6 else math.inf
         return total
 
@@ -167,7 +167,7 @@ def most_rows(points: Collection[OperatingPoint], floor: float) -> float:
 def fastest_ms(frontiers: Iterable[DeviceFrontier]) -> dict[str, float]:
     """Return by family the p95 of its fastest operating point on any device."""
     fastest: dict[str, float] = {}
-    for own in frontiers:
-        for point in own.points:
-            fastest[own.family] = min(fastest.get(own.family, math.inf), point.p95_ms)
+    for frontier in frontiers:
+        for point in frontier.points:
+            fastest[frontier.family] = min(fastest.get(frontier.family, math.inf), point.p95_ms)
     return fastest

@@ -186,7 +186,7 @@ class ClusterController:
         await self._take_over(now_s)
         if self.stopped:
             return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
-        limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
+        limits_ms = {family.family: family.slo_p95_ms for family in self.terms.families}
         memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
         trigger = force or (why_plan(memory, now_s) if now_s >= memory.plan_again_s else "")
@@ -237,7 +237,7 @@ class ClusterController:
             memory.readings.update(await self._within(self._grids.readings(now_s)))
             horizon_s = max(_FORECAST_S, self.terms.horizon_s)
             for name, ahead in (await self._within(self._grids.forecasts(now_s, horizon_s))).items():
-                memory.forecasts[name] = tuple((own.at_s, own.g_per_kwh) for own in ahead)
+                memory.forecasts[name] = tuple((reading.at_s, reading.g_per_kwh) for reading in ahead)
         except Exception as error:  # whatever is wrong with a grid, nodes have to be looked at
             why = str(error) or "no answer in time"
             memory.troubles.append(f"the grids cannot be read, so the last intensities hold: {why}")
@@ -268,11 +268,13 @@ class ClusterController:
             memory.troubles.append(
                 f"the intensity of {words(unread)} is not known: planned with as if it were the highest of the others"
             )
-        for name, own in members.members.items():
-            if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
-                memory.troubles.append(f"{name} is {own.phase}: {own.why}")
-            if own.phase == "ready" and own.hold in ("drained", "released") and memory.given.get(name, 0.0) > 0.0:
-                memory.troubles.append(f"{name} is to be {own.hold} and serves on, until others can take all its rows")
+        for name, member in members.members.items():
+            if member.phase in ("lost", "partitioned") or (member.phase == "ready" and member.why):
+                memory.troubles.append(f"{name} is {member.phase}: {member.why}")
+            if member.phase == "ready" and member.hold in ("drained", "released") and memory.given.get(name, 0.0) > 0.0:
+                memory.troubles.append(
+                    f"{name} is to be {member.hold} and serves on, until others can take all its rows"
+                )
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
@@ -309,7 +311,7 @@ class ClusterController:
             return memory.record(self._decision("kept", trigger, plan.reason, plan, now_s, began))
         decision = self._decision("applied", trigger, plan.reason, plan, now_s, began)
         memory.plan = plan
-        memory.targets = {own.node: own for own in plan.targets}
+        memory.targets = {target.node: target for target in plan.targets}
         memory.epoch = max(memory.epoch, memory.members.seen_epoch()) + 1
         decision = memory.record(msgspec.structs.replace(decision, epoch=memory.epoch))
         log.info("epoch %d: %s: %s", memory.epoch, trigger, plan.reason)
@@ -320,8 +322,8 @@ class ClusterController:
         self, action: str, trigger: str, reason: str, plan: ClusterPlan | None, now_s: float, began: float
     ) -> ClusterDecision:
         memory = self._memory
-        awake = {own.node for own in plan.targets if own.awake} if plan is not None else set()
-        before = {name for name, own in memory.targets.items() if own.awake}
+        awake = {target.node for target in plan.targets if target.awake} if plan is not None else set()
+        before = {name for name, target in memory.targets.items() if target.awake}
         if memory.plan is None:
             before = set(memory.members.in_phase("ready", "partitioned"))
         changes = action == "applied"
@@ -420,8 +422,8 @@ class ClusterController:
         "awake", or None to leave it to plans again.  ClusterError if there is no such node."""
         member = self._memory.members.members.get(name)
         if member is None:
-            known = words(self._memory.members.members, most=20)
-            raise ClusterError(f"there is no node {name!r}; there are {known}")
+            nodes = words(self._memory.members.members, most=20)
+            raise ClusterError(f"there is no node {name!r}; there are {nodes}")
         member.hold = hold
         if not self._restored:
             self._early[name] = hold

@@ -51,7 +51,7 @@ class ClusterDemand:
 
     def rates(self) -> dict[Key, float]:
         """Return the rows/s to plan for now."""
-        return {key: own.rows_per_s() for key, own in self._rates.items()}
+        return {key: rate.rows_per_s() for key, rate in self._rates.items()}
 
     def forecast(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
         """Return the demand now, with its forecast for the next `ahead_s` seconds."""
@@ -59,11 +59,11 @@ class ClusterDemand:
             RegionDemand(
                 family=family,
                 origin=origin,
-                rate=own.rows_per_s(),
-                forecast=self._forecast((family, origin), now_s, ahead_s, own.rows_per_s()),
+                rate=rate.rows_per_s(),
+                forecast=self._forecast((family, origin), now_s, ahead_s, rate.rows_per_s()),
             )
-            for (family, origin), own in self._rates.items()
-            if own.rows_per_s() > _LEAST or len(self._histories[family, origin])
+            for (family, origin), rate in self._rates.items()
+            if rate.rows_per_s() > _LEAST or len(self._histories[family, origin])
         )
 
     def _forecast(self, key: Key, now_s: float, ahead_s: float, rate: float) -> tuple[tuple[float, float], ...]:
@@ -78,17 +78,19 @@ class ClusterDemand:
     def saved(self) -> tuple[SavedDemand, ...]:
         """Return what a file keeps: the newest rates and the hours of a week."""
         return tuple(
-            SavedDemand(family=key[0], origin=key[1], rate=own.rows_per_s(), history=self._histories[key].saved(_WEEKS))
-            for key, own in self._rates.items()
+            SavedDemand(
+                family=key[0], origin=key[1], rate=rate.rows_per_s(), history=self._histories[key].saved(_WEEKS)
+            )
+            for key, rate in self._rates.items()
         )
 
     def restore(self, saved: Iterable[SavedDemand], now_s: float) -> None:
         """Take up what was kept; ValueError if it is no demand."""
-        for own in saved:
-            key = (own.family, own.origin)
-            self._histories.setdefault(key, History()).restore(own.history)
-            if own.rate > 0.0:
-                self._rates.setdefault(key, ArrivalRate()).note(now_s, own.rate, math.inf)
+        for item in saved:
+            key = (item.family, item.origin)
+            self._histories.setdefault(key, History()).restore(item.history)
+            if item.rate > 0.0:
+                self._rates.setdefault(key, ArrivalRate()).note(now_s, item.rate, math.inf)
 
 
 class OriginShares:

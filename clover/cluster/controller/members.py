@@ -157,7 +157,7 @@ class Membership:
                 member.forget_target()  # a new server has none
             member.report = report
             if report.families or member.phase == "released":  # a server that does not answer says nothing of its rows
-                member.rates = {own.family: own.rates for own in report.families}
+                member.rates = {family.family: family.rates for family in report.families}
                 member.rates_s = member.heard_s
         for name, member in self.members.items():
             before = member.phase
@@ -235,19 +235,19 @@ class Membership:
 
     def frontiers(self, before: Iterable[DeviceFrontier]) -> dict[tuple[str, str], DeviceFrontier]:
         """Return the newest frontiers by kind and family: those `before`, and what nodes reported since."""
-        found = {(own.kind, own.family): own for own in before}
+        found = {(frontier.kind, frontier.family): frontier for frontier in before}
         seen = set()
         for member in self.members.values():
             if member.report is not None and id(member.report.frontiers) not in seen:
                 seen.add(id(member.report.frontiers))
-                found.update({(own.kind, own.family): own for own in member.report.frontiers})
+                found.update({(frontier.kind, frontier.family): frontier for frontier in member.report.frontiers})
         return found
 
     def newest_epoch(self, *, met: bool) -> int:
         """Return the highest epoch that any node said it follows, of those that reported before (`met`) or now for the
         first time."""
-        known = [own.report for own in self.members.values() if own.report is not None and own.met is met]
-        return max((report.target_epoch for report in known), default=0)
+        reports = [member.report for member in self.members.values() if member.report is not None and member.met is met]
+        return max((report.target_epoch for report in reports), default=0)
 
     def meet(self) -> None:
         """Note that what was reported was looked at."""
@@ -256,60 +256,62 @@ class Membership:
 
     def seen_epoch(self) -> int:
         """Return the highest epoch that any node follows or has followed: a target has to be of a higher one."""
-        return max((own.report.newest_epoch for own in self.members.values() if own.report is not None), default=0)
+        return max(
+            (member.report.newest_epoch for member in self.members.values() if member.report is not None), default=0
+        )
 
     def in_phase(self, *phases: Phase) -> Collection[str]:
         """Return the names of the nodes in these phases."""
-        return [name for name, own in self.members.items() if own.phase in phases]
+        return [name for name, member in self.members.items() if member.phase in phases]
 
     def saved(self) -> dict[str, SavedMember]:
         """Return what a file keeps."""
         return {
             name: SavedMember(
-                phase=own.phase,
-                since_s=own.since_s,
-                ready_s=own.ready_s,
-                unwanted_s=own.unwanted_s,
-                attempts=own.attempts,
-                hold=own.hold,
-                reported=own.node if own.report is not None or own.in_ingress else None,
-                rates=own.rates,
-                admitted=own.admitted,
-                address=own.address,
+                phase=member.phase,
+                since_s=member.since_s,
+                ready_s=member.ready_s,
+                unwanted_s=member.unwanted_s,
+                attempts=member.attempts,
+                hold=member.hold,
+                reported=member.node if member.report is not None or member.in_ingress else None,
+                rates=member.rates,
+                admitted=member.admitted,
+                address=member.address,
             )
-            for name, own in self.members.items()
+            for name, member in self.members.items()
         }
 
     def restore(self, saved: Mapping[str, SavedMember], now_s: float) -> None:
         """Take up what was kept.  A node that was heard of has `lost_s` from now to answer again; one that is not
         declared any more is left out.  A clock that was set back meanwhile makes nothing wait for it."""
-        for name, own in saved.items():
+        for name, item in saved.items():
             member = self.members.get(name)
             if member is None:
                 continue
-            member.phase, member.since_s = own.phase, min(own.since_s, now_s)
-            member.ready_s, member.unwanted_s = _no_later(own.ready_s, now_s), _no_later(own.unwanted_s, now_s)
-            member.attempts, member.hold, member.address = own.attempts, own.hold, own.address
+            member.phase, member.since_s = item.phase, min(item.since_s, now_s)
+            member.ready_s, member.unwanted_s = _no_later(item.ready_s, now_s), _no_later(item.unwanted_s, now_s)
+            member.attempts, member.hold, member.address = item.attempts, item.hold, item.address
             # Nodes that serve are admitted again, should the ingress have begun anew; others are only to be removed.
-            member.admitted = own.admitted and own.phase in ("draining", "released")
-            if own.reported is not None:
-                member.declared = own.reported
-            if own.phase in ("ready", "draining", "partitioned"):
+            member.admitted = item.admitted and item.phase in ("draining", "released")
+            if item.reported is not None:
+                member.declared = item.reported
+            if item.phase in ("ready", "draining", "partitioned"):
                 member.heard_s = member.rates_s = now_s
-                member.rates = own.rates
+                member.rates = item.rates
 
     def set_back(self, seconds: float) -> None:
         """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""
-        for own in self.members.values():
-            own.since_s -= seconds
-            own.heard_s -= seconds
-            own.rates_s -= seconds
-            own.retry_s -= seconds
-            own.paced_s -= seconds
-            own.sent_s -= seconds
-            own.ended_s -= seconds
-            own.ready_s = own.ready_s - seconds if own.ready_s is not None else None
-            own.unwanted_s = own.unwanted_s - seconds if own.unwanted_s is not None else None
+        for member in self.members.values():
+            member.since_s -= seconds
+            member.heard_s -= seconds
+            member.rates_s -= seconds
+            member.retry_s -= seconds
+            member.paced_s -= seconds
+            member.sent_s -= seconds
+            member.ended_s -= seconds
+            member.ready_s = member.ready_s - seconds if member.ready_s is not None else None
+            member.unwanted_s = member.unwanted_s - seconds if member.unwanted_s is not None else None
 
 
 def _starts(report: NodeReport | None) -> bool:

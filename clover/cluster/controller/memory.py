@@ -97,7 +97,7 @@ class ClusterMemory:
             members=members,
             budget=AccuracyBudget(terms.budget_s, terms.correct_s),
             totals=ClusterTotals(since_s=now_s),
-            frontiers={(own.kind, own.family): own for own in terms.frontiers},
+            frontiers={(frontier.kind, frontier.family): frontier for frontier in terms.frontiers},
         )
 
     # --- what it knows ------------------------------------------------------------------------------------------------
@@ -134,12 +134,12 @@ class ClusterMemory:
 
     def _scouts(self) -> frozenset[str]:
         members = self.members.members
-        known = {kind for kind, _ in self.frontiers}
-        known.update(kind for own in members.values() if own.report is not None for kind in own.node.devices)
+        kinds = {kind for kind, _ in self.frontiers}
+        kinds.update(kind for member in members.values() if member.report is not None for kind in member.node.devices)
         scouts: dict[str, str] = {}
-        for name, own in members.items():
-            for kind in own.node.devices:
-                if kind not in known and own.hold is None:
+        for name, member in members.items():
+            for kind in member.node.devices:
+                if kind not in kinds and member.hold is None:
                     scouts.setdefault(kind, name)
         return frozenset(scouts.values())
 
@@ -149,14 +149,17 @@ class ClusterMemory:
         for (family, _), rate in self.demand.rates().items():
             rates[family] = rates.get(family, 0.0) + rate
         highest = dict.fromkeys(rates, 0.0)
-        for own in self.frontiers.values():
-            for point in own.points:
-                highest[own.family] = max(highest.get(own.family, 0.0), point.accuracy)
+        for frontier in self.frontiers.values():
+            for point in frontier.points:
+                highest[frontier.family] = max(highest.get(frontier.family, 0.0), point.accuracy)
         return {
-            own.family: self.budget.corrected(
-                own.family, own.accuracy_floor, rates.get(own.family, 0.0), highest.get(own.family, 0.0)
+            family.family: self.budget.corrected(
+                family.family,
+                family.accuracy_floor,
+                rates.get(family.family, 0.0),
+                highest.get(family.family, 0.0),
             )
-            for own in self.terms.families
+            for family in self.terms.families
         }
 
     def reach(self) -> Reach:
@@ -201,7 +204,7 @@ class ClusterMemory:
         )
 
     def _lingering_g_h(self) -> float:
-        idle_w = {own.kind: own.idle_w for own in self.frontiers.values()}
+        idle_w = {frontier.kind: frontier.idle_w for frontier in self.frontiers.values()}
         total = 0.0
         for name, member in self.members.members.items():
             target, reading = self.targets.get(name), self.readings.get(member.node.region)
@@ -263,16 +266,16 @@ class ClusterMemory:
         found = msgspec.json.decode(state, type=SavedCluster)
         if found.format != FORMAT:
             raise ValueError(f"it is of format {found.format}, and {FORMAT} is read")
-        known = {own.name for own in self.terms.nodes}
+        names = {node.name for node in self.terms.nodes}
         self.epoch = found.epoch
-        self.targets = {own.node: own for own in found.targets if own.node in known}
+        self.targets = {target.node: target for target in found.targets if target.node in names}
         self.plan = msgspec.structs.replace(found.plan, targets=found.targets) if found.plan is not None else None
         self.members.restore(found.members, now_s)
         self.budget.restore(found.counters, found.sums, found.at_s)
-        self.budget.forget(known)
+        self.budget.forget(names)
         self.demand.restore(found.demand, now_s)
         self.totals = found.totals
-        self.frontiers.update({(own.kind, own.family): own for own in found.frontiers})
+        self.frontiers.update({(frontier.kind, frontier.family): frontier for frontier in found.frontiers})
         self.decisions.extend(found.decisions)
         self.planned = PlannedFor(now_s, self.demand.rates(), nodes=self.plannable())
         if (planned := found.planned) is not None:

@@ -132,10 +132,10 @@ class _Sharing:
             into[region] = into.get(region, 0.0) + rate
         parts: dict[str, list[tuple[str, float]]] = {}
         for region, rate in into.items():
-            own = self.seats.get(region, [])
-            total = sum(seat.planned.get(self.family, 0.0) for seat in own)
+            region_seats = self.seats.get(region, [])
+            total = sum(seat.planned.get(self.family, 0.0) for seat in region_seats)
             parts[region] = []
-            for seat in own:
+            for seat in region_seats:
                 wish = rate * seat.planned.get(self.family, 0.0) / total if total > _LEAST else 0.0
                 given = min(wish * seat.pace, self.room.get(seat.name, 0.0))
                 if given > 0.0:
@@ -155,9 +155,9 @@ class _Sharing:
         ordered = [region] if region in regions else []
         ordered += [name for name in regions if name != region]
         for name in ordered:
-            own = [seat for seat in self.seats.get(name, []) if seat.ready]
-            leaving = [seat for seat in own if seat.planned.get(self.family, 0.0) <= _LEAST]
-            for group in (leaving, [seat for seat in own if seat not in leaving] if leaving else own):
+            ready = [seat for seat in self.seats.get(name, []) if seat.ready]
+            leaving = [seat for seat in ready if seat.planned.get(self.family, 0.0) <= _LEAST]
+            for group in (leaving, [seat for seat in ready if seat not in leaving] if leaving else ready):
                 rate -= self._fill(rates, group, rate)
                 if rate <= _LEAST:
                     return

@@ -426,10 +426,10 @@ def _host_check(settings: IngressSettings, listen: str) -> list[str]:
         loopback = host == "localhost"
     if not settings.allowed_hosts and not loopback:
         return []
-    known = {"localhost", host, *settings.allowed_hosts} - {"*", "0.0.0.0", "::"}
+    hosts = {"localhost", host, *settings.allowed_hosts} - {"*", "0.0.0.0", "::"}
     answer = f"http-request return status 421 {_json('this host is not served here')}"
     return [
-        f"  acl known_host req.hdr(host),host_only -i {' '.join(sorted({*known, *map(_bracket, known)}))}",
+        f"  acl known_host req.hdr(host),host_only -i {' '.join(sorted({*hosts, *map(_bracket, hosts)}))}",
         f"  {answer} if {{ req.hdr(host) -m found }} !known_host",
     ]
 

@@ -342,7 +342,9 @@ class HAProxyIngress:
         """Start HAProxy with what is wanted; it takes the place of one that runs."""
         draining = self._wanted.draining
         weights = {
-            backend.name: {name: own for name, own in self._wanted.shares(backend).items() if name not in draining}
+            backend.name: {
+                name: weight for name, weight in self._wanted.shares(backend).items() if name not in draining
+            }
             for backend in backends(self.settings)
         }
         text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket, self._files())
@@ -443,8 +445,10 @@ class HAProxyIngress:
                         await self._converge()
                 pause = 0.1
             except Exception as error:  # whatever it is: without this watch nothing starts HAProxy again
-                known = isinstance(error, (ClusterError, OSError))  # OSError: no space for its configuration, no memory
-                log.warning("the ingress: %s; tried again in %g s", error, pause, exc_info=None if known else error)
+                expected = isinstance(
+                    error, (ClusterError, OSError)
+                )  # OSError: no space for its configuration, no memory
+                log.warning("the ingress: %s; tried again in %g s", error, pause, exc_info=None if expected else error)
                 if self._process is not None and self._process.ended.is_set():
                     self._listening.close()  # clients learn that nobody is there; HAProxy binds its addresses itself
                 await asyncio.sleep(pause)

@@ -114,8 +114,8 @@ class LocalRay:
         if not address:
             self.stop()
             address = self._start_head()
-        for one in addresses:
-            self._start_node(address, one)
+        for node_address in addresses:
+            self._start_node(address, node_address)
         return address
 
     def _start_node(self, address: str, one: str) -> None:

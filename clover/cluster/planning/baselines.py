@@ -125,11 +125,11 @@ def _share(
         key = (tuple(sorted(group.devices.items())), share.round(9).tobytes(), relative.round(12).tobytes(), allowed)
         if key not in known:
             known[key] = _own(instance, replace(group, correction=relative), share)
-        own = known[key]
-        total.grams_h += group.size * scale * own.watts * float(instance.intensity[group.region]) / 1000.0
-        for number in np.flatnonzero(own.left > 1e-7 * max(1.0, float(share.sum()))):
+        plan = known[key]
+        total.grams_h += group.size * scale * plan.watts * float(instance.intensity[group.region]) / 1000.0
+        for number in np.flatnonzero(plan.left > 1e-7 * max(1.0, float(share.sum()))):
             family = instance.families[number]
-            total.unserved[family] = total.unserved.get(family, 0.0) + group.size * float(own.left[number])
+            total.unserved[family] = total.unserved.get(family, 0.0) + group.size * float(plan.left[number])
 
 
 def _own(instance: ProblemArrays, group: NodeGroup, share: Floats) -> _OwnPlan:

@@ -129,13 +129,13 @@ def _possible(relaxed: ClusterRelaxation, sizes: Sequence[float], branch: _Branc
     high = np.array([branch.nodes.get(g, (0.0, size))[1] for g, size in enumerate(sizes)])
     least = most = 0.0
     for at, members in enumerate(relaxed.together):
-        own = branch.nodes.get(len(sizes) + at, (0.0, relaxed.sizes[at]))
+        bounds = branch.nodes.get(len(sizes) + at, (0.0, relaxed.sizes[at]))
         if at < len(relaxed.together) - 1:
-            own = max(own[0], float(low[members].sum())), min(own[1], float(high[members].sum()))
-            least, most = least + own[0], most + own[1]
-        elif max(own[0], least) > min(own[1], most):
+            bounds = max(bounds[0], float(low[members].sum())), min(bounds[1], float(high[members].sum()))
+            least, most = least + bounds[0], most + bounds[1]
+        elif max(bounds[0], least) > min(bounds[1], most):
             return False
-        if own[0] > own[1]:
+        if bounds[0] > bounds[1]:
             return False
     return True
 

@@ -103,9 +103,9 @@ def _terms(
     """Return the terms with all nodes awake at first, as after a first `up`."""
     seen: dict[str, ClusterNode] = {}
     if saved is not None:
-        seen = {name: own.reported for name, own in saved.members.items() if own.reported is not None}
+        seen = {name: frontier.reported for name, frontier in saved.members.items() if frontier.reported is not None}
     terms, nodes = terms_of(file), []
-    kinds = {own.kind for own in frontiers}
+    kinds = {frontier.kind for frontier in frontiers}
     for node in terms.nodes:
         devices = node.devices or (seen[node.name].devices if node.name in seen else {})
         if not devices:
@@ -118,10 +118,12 @@ def _terms(
                 f"`cluster up` once, whose controller learns it (known: {_words(kinds) or 'none'})"
             )
         nodes.append(msgspec.structs.replace(node, devices=devices, state="ready"))
-    known = {own.family for own in frontiers}
+    families = {frontier.family for frontier in frontiers}
     for family in file.family:
-        if family.family not in known:
-            raise ConfigError(f"there are no operating points of the family {family.family}: {_words(known)} have some")
+        if family.family not in families:
+            raise ConfigError(
+                f"there are no operating points of the family {family.family}: {_words(families)} have some"
+            )
     return msgspec.structs.replace(terms, nodes=tuple(nodes), frontiers=tuple(frontiers), look_s=asked.step_s)
 
 

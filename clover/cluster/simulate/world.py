@@ -335,12 +335,13 @@ class SimulatedNodes:
                     family=family,
                     rates=rates.get(family, {}),
                     p95_ms=node.p95_ms.get(family, 0.0),
-                    rows=int(own.rows),
-                    accuracy_rows=own.accuracy_rows * (int(own.rows) / own.rows if own.rows > 0.0 else 0.0),
-                    joules=own.joules,
-                    grams=own.grams,
+                    rows=int(counter.rows),
+                    accuracy_rows=counter.accuracy_rows
+                    * (int(counter.rows) / counter.rows if counter.rows > 0.0 else 0.0),
+                    joules=counter.joules,
+                    grams=counter.grams,
                 )
-                for family, own in node.counters.items()
+                for family, counter in node.counters.items()
             ),
             frontiers=self._world.rules.frontiers,
             target_epoch=node.epoch,

@@ -52,11 +52,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _add_arguments(emulating: argparse.ArgumentParser) -> None:
-    own = f"{program()} mig emulate"
+    command = f"{program()} mig emulate"
     emulating.usage = (
-        f"{own} NAME[:COUNT] [options] -- COMMAND...\n"
-        f"       {own} NAME[:COUNT] [options] --state FILE\n"
-        f"       {own} --state FILE -- COMMAND..."
+        f"{command} NAME[:COUNT] [options] -- COMMAND...\n"
+        f"       {command} NAME[:COUNT] [options] --state FILE\n"
+        f"       {command} --state FILE -- COMMAND..."
     )
     boards = ", ".join((*tables.names(), *tables.plain_names(), "or pod-PROFILE: instances as a pod is given them"))
     emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=boards)

@@ -133,8 +133,8 @@ def emulate(
                 latency += _calculate(measured, variant, name, slices)
     if rows and file is not None:
         all_notes.append(f"times and watts of slices are {file.method}: {file.source}")
-        known = {(m.variant, m.profile) for m in latency}
-        missing = [f"{v} on {p}" for v in measured.backend for p in offered if (v, p) not in known]
+        measured_pairs = {(m.variant, m.profile) for m in latency}
+        missing = [f"{v} on {p}" for v in measured.backend for p in offered if (v, p) not in measured_pairs]
         if missing:
             all_notes.append(f"no rows, so it does not run there: {', '.join(missing)}")
     else:

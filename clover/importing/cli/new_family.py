@@ -183,6 +183,6 @@ def tensor_of(text: str) -> TensorSpec:
 
 def _tensors(draft: FamilyDraft) -> list[tuple[str, str]]:
     return [
-        (verb, ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in listed))
+        (verb, ", ".join(f"{text.name} {text.datatype} {list(text.shape)}" for text in listed))
         for verb, listed in (("takes", draft.sent), ("gives", draft.outputs))
     ]

@@ -115,15 +115,15 @@ def _emitted_text(report: Report) -> str:
 
 def _best(report: Report) -> str:
     """Return the card of savings: the most telling comparison first."""
-    known = [item for item in report.saved if item.part is not None]
-    if not known:
+    parts = [item for item in report.saved if item.part is not None]
+    if not parts:
         lines = [f"{_sentence(saved_words(item))}." for item in report.saved]
         return card("Saved", "not known", lines or ["The ledger has nothing to compare this period with."])
-    first = known[0]
+    first = parts[0]
     lines = [f"of electricity, against {first.name}: {first.meaning}"]
     if (points := first.given_up_points) is not None:
         lines.append(_sentence(points_words(points)))
-    lines += [_sentence(saved_words(item, accuracy=False)) for item in known[1:]]
+    lines += [_sentence(saved_words(item, accuracy=False)) for item in parts[1:]]
     share = percent(abs(first.part or 0.0))
     title = "Emitted more" if first.saved.grams < 0.0 else "Saved"
     return card(title, f"{mass(abs(first.saved.grams))} ({share})", lines)

@@ -237,13 +237,13 @@ class _Branching:
 
     def _rows(self, box: Box, limits: Limits) -> tuple[Floats, Floats]:
         groups, late = self.groups, self.relaxation.late
-        one, none = np.eye(groups), np.zeros((groups, self.parts))
+        unit, none = np.eye(groups), np.zeros((groups, self.parts))
         speed, flat = 1.0 / self.relaxation.service, np.ones(groups)
         pad = np.zeros(self.parts)
         gone = np.zeros(groups)
         rows = [
-            np.hstack([-np.diag(limits.high), one, none]),
-            np.hstack([np.diag(limits.low), -one, none]),
+            np.hstack([-np.diag(limits.high), unit, none]),
+            np.hstack([np.diag(limits.low), -unit, none]),
             np.concatenate([gone, limits.tail_y, pad])[None, :],
             np.concatenate([limits.part_n, limits.part_y, pad])[None, :],
             np.concatenate([-speed, gone, pad])[None, :] / self.relaxation.rate,

@@ -156,12 +156,12 @@ class FleetModel:
     ) -> list[LaneWork]:
         """Return what the workers of `variant` do with `rate` rows a second at `energy_j` a row, in proportion to what
         they can serve."""
-        own = [group for group in configuration if variant in group.variants]
-        services = [self._services[variant, group.profile] for group in own]
+        groups = [group for group in configuration if variant in group.variants]
+        services = [self._services[variant, group.profile] for group in groups]
         rows = max(1, round(batch))
-        whole = sum(service.capacity() * group.count for service, group in zip(services, own, strict=True))
+        whole = sum(service.capacity() * group.count for service, group in zip(services, groups, strict=True))
         plain_j = [service.energy_j(rows) for service in services]
-        parts = [service.capacity() * group.count / whole for service, group in zip(services, own, strict=True)]
+        parts = [service.capacity() * group.count / whole for service, group in zip(services, groups, strict=True)]
         scale = energy_j / max(sum(part * joules for part, joules in zip(parts, plain_j, strict=True)), 1e-12)
         return [
             LaneWork(
@@ -173,7 +173,7 @@ class FleetModel:
                 joules=rate * part * joules * scale,
                 expected_j=rate * part * self._believed[variant, group.profile].energy_j(rows) * scale,
             )
-            for group, service, part, joules in zip(own, services, parts, plain_j, strict=True)
+            for group, service, part, joules in zip(groups, services, parts, plain_j, strict=True)
         ]
 
     def _chained_flow(

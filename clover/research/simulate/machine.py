@@ -110,8 +110,8 @@ def loads_of(world: World, rate: float | None) -> list[Load]:
 def days(world: World, trace: Trace, load: Load, slo_ms: float | None) -> list[MachineDay]:
     """Return BASE at a load, the default, and the default with that SLO if one is given, BASE first."""
     policy = ControllerConfig().policy
-    own = Scheme("default", policy, cascade=None, resident=True)  # as a server without flags has it
-    cases = [Case(world, trace, load, Scheme("BASE", "base"), 0), Case(world, trace, load, own, 0)]
+    default = Scheme("default", policy, cascade=None, resident=True)  # as a server without flags has it
+    cases = [Case(world, trace, load, Scheme("BASE", "base"), 0), Case(world, trace, load, default, 0)]
     if slo_ms is not None:
         given = Scheme(f"--slo-ms {slo_ms:g}", policy, cascade=None, resident=True)
         cases.append(Case(world, trace, load, given, 0, slo_ms=slo_ms))

@@ -215,8 +215,8 @@ class ClientGroups:
     def senders(self) -> list[Sender]:
         """Return all that are remembered, with their recent counts."""
         found = [*self._groups.values(), *self._connections.values(), self.newcomers]
-        for one in found:
-            self._age(one)
+        for sender in found:
+            self._age(sender)
         return found
 
     @property

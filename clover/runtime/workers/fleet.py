@@ -57,14 +57,14 @@ class StepTimes:
         """Take note of a worker that was ready after `seconds`; nothing if no time passed."""
         if seconds > 0.0:
             key = start_key(item)
-            known = self.starts.get(key, seconds)
-            self.starts[key] = known + _WEIGHT * (seconds - known)
+            mean_s = self.starts.get(key, seconds)
+            self.starts[key] = mean_s + _WEIGHT * (seconds - mean_s)
 
     def record_drain(self, seconds: float) -> None:
         """Take note of a worker that was gone `seconds` after it got no more rows; nothing if no time passed."""
         if seconds > 0.0:
-            known = self.drain if self.drain is not None else seconds
-            self.drain = known + _WEIGHT * (seconds - known)
+            mean_s = self.drain if self.drain is not None else seconds
+            self.drain = mean_s + _WEIGHT * (seconds - mean_s)
 
 
 class FamilyFleet:
@@ -147,10 +147,12 @@ class FamilyFleet:
     async def _wait_given_up(self, place: Placement) -> None:
         """Wait, but not for ever, until workers that were killed at `place` as its device was lost are dead: they may
         still have its memory, or be the one process that it takes."""
-        there = [one for one in self.members.leaving if one.given_up and one.assignment.placement == place]
+        there = [
+            leaving for leaving in self.members.leaving if leaving.given_up and leaving.assignment.placement == place
+        ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP_S):
-                await asyncio.gather(*(one.gone.wait() for one in there))
+                await asyncio.gather(*(leaving.gone.wait() for leaving in there))
 
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.

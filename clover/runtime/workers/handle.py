@@ -310,8 +310,13 @@ class WorkerProcess:
         """Note what it holds, from its report that it is ready.  Raises WorkerError if its order names no such
         variant."""
         order = self.order
-        places = {name: lane for lane, name in enumerate((order.variant, *(one.variant for one in order.also)))}
-        found = {one.variant: places.get(one.variant, -1) for one in state.resident} or {order.variant: 0}
+        places = {
+            name: lane
+            for lane, name in enumerate((order.variant, *(held_variant.variant for held_variant in order.also)))
+        }
+        found = {held_variant.variant: places.get(held_variant.variant, -1) for held_variant in state.resident} or {
+            order.variant: 0
+        }
         if order.variant not in found or min(found.values()) < 0:
             raise WorkerError(f"it holds {', '.join(found)}, and was to hold {', '.join(places)}")
         self.resident, self.held, self.context_bytes = found, state.resident, state.context_bytes

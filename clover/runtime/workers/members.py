@@ -131,10 +131,14 @@ class Members:
 
     def _gather(self, place: Placement, worker: FleetWorker) -> None:
         """Have members at `place` use the new `worker` instead of one of which it holds all that is used."""
-        there = [one for one in self.spawned.values() if one.assignment.placement == place and one.worker is not worker]
-        for old in {one.worker for one in there if one.worker is not None}:
-            crew = [one for one in there if one.worker is old]
-            if all(one.respawn is None and holds(worker, one.assignment) for one in crew):
+        there = [
+            member
+            for member in self.spawned.values()
+            if member.assignment.placement == place and member.worker is not worker
+        ]
+        for old in {member.worker for member in there if member.worker is not None}:
+            crew = [member for member in there if member.worker is old]
+            if all(member.respawn is None and holds(worker, member.assignment) for member in crew):
                 self._move(crew, worker)
 
     def _move(self, crew: Sequence[Member], worker: FleetWorker) -> None:
@@ -478,10 +482,10 @@ class Members:
     def _crew_of(self, members: Sequence[Member], old: WorkerHandle) -> list[Member]:
         """Return those of `members` that were not drained, and others that took a lane of `old` meanwhile: what this
         task does is done for them too."""
-        came = [one for one in self.spawned.values() if one.worker is old and one not in members]
-        came = [one for one in came if one.respawn is None or one.respawn.done()]
-        for one in came:
-            one.respawn = asyncio.current_task()
+        came = [member for member in self.spawned.values() if member.worker is old and member not in members]
+        came = [member for member in came if member.respawn is None or member.respawn.done()]
+        for member in came:
+            member.respawn = asyncio.current_task()
         return [*self._remaining(members), *came]
 
     def _split_off(self, member: Member) -> Member | None:

@@ -40,9 +40,9 @@ def recording(profile: FamilyProfile | None, variant: str, place_profile: str, b
     """Return what a worker on a slice of `place_profile` does about recorded launches of a variant, by what profiling
     found there; to compare them takes seconds, and what fails to be recorded may spoil more."""
     cell = variant, place_profile, backend
-    for one in profile.recorded if profile is not None else ():
-        if (one.variant, one.profile, one.backend) == cell:
-            return "skip" if one.refused else "trust"
+    for recorded in profile.recorded if profile is not None else ():
+        if (recorded.variant, recorded.profile, recorded.backend) == cell:
+            return "skip" if recorded.refused else "trust"
     return "check"
 
 

@@ -71,8 +71,8 @@ def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
         "listen.tls_key": listen.tls_key,
         "carbon.electricity_maps_key_file": carbon.electricity_maps_key_file,
         "carbon.watttime_password_file": carbon.watttime_password_file,
-        **{f"the token file of {one.name}": one.token_file for one in config.tenants},
-        **{f"the token file of {one.name}": one.token_file for one in config.tokens},
+        **{f"the token file of {tenant.name}": tenant.token_file for tenant in config.tenants},
+        **{f"the token file of {tenant.name}": tenant.token_file for tenant in config.tokens},
     }
     readable = (*folders, *map(_whole, config.workers.sandbox_read), *map(_whole, config.workers.sandbox_write))
     roots = [Path(folder).resolve() for folder in readable if folder]
@@ -84,7 +84,7 @@ def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
     for path in map(_whole, config.workers.sandbox_write):
         own = Path(path).resolve()
         installed = map(Path, sandbox.installed())
-        code = next((one for one in installed if one.is_relative_to(own) or own.is_relative_to(one)), None)
+        code = next((tenant for tenant in installed if tenant.is_relative_to(own) or own.is_relative_to(tenant)), None)
         if code is not None:
             text = f"workers.sandbox_write lets models change {path}, and the server runs code of {code}"
             paths.append(f"{text}: name a folder of their own")

@@ -88,8 +88,8 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
         bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
         task = bar.add_task("simulating", total=None)
 
-        def on_progress(own: World, trace: Trace, number: int) -> None:
-            bar.update(task, advance=number, description=f"{own.known.profile.family} {trace.name}")
+        def on_progress(world: World, trace: Trace, number: int) -> None:
+            bar.update(task, advance=number, description=f"{world.known.profile.family} {trace.name}")
 
         labels: tuple[str, ...] = ()
         if given.scenario == "day":
@@ -355,10 +355,10 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
 def _and_shared(schemes: Sequence[world.Scheme]) -> list[world.Scheme]:
     """Return `schemes`, each whose plans may share workers followed by the one that does."""
     found = []
-    for own in schemes:
-        found.append(own)
-        if own.policy in world.CHAINING and not own.resident:
-            name, at, lam = own.name.partition("@")
+    for scheme in schemes:
+        found.append(scheme)
+        if scheme.policy in world.CHAINING and not scheme.resident:
+            name, at, lam = scheme.name.partition("@")
             found.append(world.scheme(f"{name}+{world.SHARED}{at}{lam}"))
     return list(dict.fromkeys(found))
 
