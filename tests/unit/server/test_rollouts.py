@@ -53,7 +53,7 @@ class Scene:
             drop=self.drop,
         )
         self.loading = SimpleNamespace(
-            changing=asyncio.Lock(), settled=self.wait_answered, replace=self.replace, retire=self.retire
+            changing=asyncio.Lock(), wait_answered=self.wait_answered, replace=self.replace, retire=self.retire
         )
         self.rollouts = RollOuts(
             ServerConfig(limits=LimitsConfig(drain_s=1.0)),

@@ -159,7 +159,7 @@ def test_a_tighter_threshold_lets_half_of_the_rest_through() -> None:
     assert tightened(0.5).thresholds[0] == pytest.approx(0.75, abs=0.02)
     assert tightened(0.0).thresholds[0] == pytest.approx(0.5, abs=0.02)
     assert tightened(2.0).thresholds == (2.0,)
-    assert Guard("toy", VARIANTS).tightened(RoutedChain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
+    assert Guard("toy", VARIANTS).tighten_chain(RoutedChain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
     # The best variant says otherwise of a tenth of the rows in every tenth of scores, of which eight lie below 0.75.
     assert tightened(0.5).overruled == pytest.approx(0.08)
     assert tightened(0.5).overruled_rows == 5000
