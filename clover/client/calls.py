@@ -33,10 +33,10 @@ Request = Callable[[float], tuple[Mapping[str, str], bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as its metadata describes it; `said` is all of that.
+    """A model as its metadata (`said`) describes it.
 
-    `inputs` and `outputs` are what the caller gives and gets.  If some of the model's steps are the client's (`steps`),
-    these are not what travels (`sent`).
+    `inputs` and `outputs` are what the caller gives and gets.  If the client runs some of the model's steps (`steps`),
+    other tensors travel (`sent`).
     """
 
     name: str
@@ -102,10 +102,10 @@ class Asking:
 class Calls:
     """The calls of one client.  `monotonic_s` is the clock of deadlines; `models` what is known of models.
 
-    `idle_ids` are request ids that no call uses now.  All tries of a call have one id, since a refused one has its
-    place in the server's queue by it; calls at the same time have different ones, and later ones use them again,
-    because the server need not parse heads that it has seen before.  `folders` has, by model, the folder of its family,
-    for steps of the client that need files of it.
+    `idle_ids` are request ids that no call uses now.  All tries of a call have one id, by which a refused try keeps its
+    place in the server's queue.  Calls at the same time have different ids.  Later calls use the ids again, because the
+    server need not parse heads that it has seen before.  `folders` has, by model, the folder of its family, for steps
+    of the client that need files of it.
     """
 
     retries: Retries
@@ -118,8 +118,8 @@ class Calls:
     def infer(self, model: str, inputs: object, asking: Asking) -> Call[Result]:
         """Ask a model; raises CloverError.
 
-        An answer of a version that the model's description does not name has it described anew.  If steps of the
-        client's made the request by the old one, the model is asked again.
+        If an answer is of a version that the model's description does not name, the description is read again.  If the
+        client's steps made the request by the old description, the model is asked again.
         """
         end_s = self.monotonic_s() + asking.timeout_s
         model_info = self.models.get(model)

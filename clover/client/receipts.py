@@ -33,7 +33,7 @@ class CallReceipt:
 
 def members_of(text: str) -> dict[str, Value]:
     """Return the members of an RFC 9651 dictionary: strings without their quotes, numbers, tokens as strings, and
-    booleans; a parameter as a member MEMBER-PARAMETER.  Raises ValueError if it is none."""
+    booleans; a parameter as a member MEMBER-PARAMETER.  Raises ValueError if it is malformed."""
     members: dict[str, Value] = {}
     at = 0
     while at < len(text):

@@ -101,8 +101,8 @@ class Engine:
         )
 
     def mount(self) -> FrontEnds:
-        """Return the front end, for an application that serves its paths: of a server that listens nowhere, one is made
-        that never will."""
+        """Return the front end, for an application that serves its paths.  A server without a port gets one that never
+        listens."""
         if self.frontend is None:
             self.frontend = FrontEnds(self, self.parts, None)
             self.frontend.watch()

@@ -72,8 +72,8 @@ class FrontEnds:
         await self.http.open()  # last, as it cannot fail for what another server holds
 
     def watch(self) -> None:
-        """Begin to probe how long requests wait for the loop: once the server is ready, as measuring and the first plan
-        would count else."""
+        """Begin to probe how long requests wait for the loop.  Call it once the server is ready: measuring and the
+        first plan would count otherwise."""
         self._probes.start()
 
     def take_over(self) -> None:

@@ -200,8 +200,8 @@ class Machine:
         return self.core_idle.report() if self.core_idle is not None else None
 
     def about(self, device: str) -> dict[str, float | str]:
-        """Return what `device` is metered by, and of a GPU what it draws at rest with a context (absent until that is
-        known), and how both idle powers are known; nothing for a device without a meter."""
+        """Return the meter of `device`.  For a GPU also return its power at rest with a context (absent until known),
+        and how both idle powers are known.  Empty for a device without a meter."""
         meter = self.meters.get(device)
         if meter is None:
             return {}

@@ -95,7 +95,7 @@ def has_changed(spec: FamilySpec) -> bool:
 
 
 def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
-    """Yield what a new version must have in common with the stable one, and has not."""
+    """Yield in what a new version differs from the stable one although it must not."""
     pairs = {
         "another name": (stable.name, new.name),
         "other inputs": (stable.inputs, new.inputs),

@@ -1,5 +1,9 @@
 """Steps: what is done to rows before and after the model, declared in `family.toml` and reused.
 
+    family = clover.load_family("efficientnet_lite")
+    rows = steps.made_up(family, 2, numpy.random.default_rng(0))                        # two pictures
+    (pixels,) = steps.as_modelled(family, family.variants[0], steps.as_sent(family, rows))    # [2, 3, 224, 224]
+
     step        what a step is
     images  texts  sounds  boxes  arithmetic      the steps there are, by subject
     pictures    what a picture's file says of itself, bounded before it is decoded

@@ -19,11 +19,11 @@ class Boxes(DataStep, frozen=True, kw_only=True):
     """Scores [n, classes] and places [n, 4] of a detector to the best `most` boxes: "boxes" FP32 [most, 4] (left, top,
     right, bottom in pixels), "scores" FP32 [most] and "classes" INT64 [most].
 
-    Those below `threshold` are left out, and what is left over of `most` has class -1 and score 0.  `form` says how
-    places are given, as parts of the picture's width and height (or, with `scaled`, in pixels of it), `activation` what
-    makes scores of logits, and `size` names the picture's height and width.  Without `nms` the best pairs of box and
-    class are taken as they are, as of D-FINE and DETR; with it, a box that covers a better one of its class by more
-    than that (intersection over union) is left out.
+    Boxes below `threshold` are left out, and unused places have class -1 and score 0.  `form` is the form of the
+    places, in parts of the picture's width and height (with `scaled`, in pixels).  `activation` turns logits into scores.
+    `size` names the tensor with the picture's height and width.  Without `nms` the best pairs of box and class are
+    taken as they are (for D-FINE and DETR).  With it, a box is left out if it overlaps a better one of its class by
+    more than `nms` (intersection over union).
     """
 
     places: str = "pred_boxes"

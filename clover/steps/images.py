@@ -46,7 +46,7 @@ def _pillow() -> Any:
 
 
 class _TimedFile(io.BytesIO):
-    """A file for a decoder, which cannot be read any more once this thread has computed for `seconds`: BadRow."""
+    """A file for a decoder: reading raises BadRow once this thread has computed for `seconds`."""
 
     def __init__(self, data: bytes, seconds: float) -> None:
         super().__init__(data)

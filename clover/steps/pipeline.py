@@ -26,8 +26,8 @@ class PlacedStep(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What came of a batch: its tensors, of the rows that are `kept` (their places in the batch), and by place why the
-    others were refused."""
+    """The result of a batch: the tensors of the rows that are `kept` (places in the batch), and why the others were
+    `refused`, by place."""
 
     columns: dict[str, Column]
     kept: list[int]

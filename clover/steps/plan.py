@@ -48,10 +48,9 @@ STEPS: dict[str, type[DataStep]] = {
 class StepPlan:
     """What runs where for one variant.
 
-    The application's tensors go through `client_before`, and those of them that `sent` names are the wire's `inputs`.
-    They go through `worker_before`, and those that `taken` names are the model's `model_inputs`.  What it gives
-    (`model_outputs`) goes through `worker_after`, and those that `given` names are what is asked for.  `inputs` and
-    `outputs` are the wire's.
+        application -- client_before --> `inputs` (named by `sent`), over the wire
+                    -- worker_before --> `model_inputs` (named by `taken`), into the model
+        `model_outputs` -- worker_after --> `outputs` (named by `given`), over the wire
     """
 
     client_before: Pipeline
@@ -115,8 +114,8 @@ def plan_of(
 
 
 def _check_answer(steps: Sequence[PlacedStep], first: str) -> None:
-    """Raise ConfigError if the first output, by which answers are compared, is sorted: its largest is always the first,
-    so that all answers would be alike."""
+    """Raise ConfigError if the first output is sorted.  Answers are compared by its largest element, which would always
+    be the first, so all answers would look alike."""
     made = [placed.step for placed in steps if first in placed.writes]
     if made and isinstance(made[-1], TopK) and first not in ("indices", "index"):
         raise ConfigError(

@@ -35,9 +35,8 @@ class BadRow(ValueError):
 
 
 class At(NamedTuple):
-    """Where a step works: the tensor it reads, the one it writes, and the family's folder, which holds its files (None
-    if they are not here).  `then` is the next step if that replaces what this one writes, so that nothing else sees
-    it."""
+    """Where a step works: the tensor it reads, the one it writes, and the family's folder with its files (None if they
+    are not here).  `then` is the next step if it replaces what this step writes, so that no other step sees it."""
 
     source: str
     target: str
@@ -67,7 +66,7 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return ()
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
-        """Put what it makes of `tensors` into them.  Raises ConfigError if it cannot work on them."""
+        """Add the tensors that the step makes to `tensors`.  Raises ConfigError if it cannot work on them."""
         raise NotImplementedError
 
     def row(self, values: dict[str, Any], at: At) -> None:
@@ -79,11 +78,11 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         raise NotImplementedError
 
     def weight(self, data: memoryview) -> int:
-        """Return the work of a row, from the one element of BYTES that it reads: as of so many ordinary rows."""
+        """Return the work of a row in ordinary rows, from the one element of BYTES that the step reads."""
         return 1
 
     def sample(self, generator: np.random.Generator) -> Any:
-        """Return a made-up value for the tensor that it reads; None if it says nothing of what it takes."""
+        """Return a made-up value for the tensor that the step reads; None if any value will do."""
         return None
 
 

@@ -34,7 +34,7 @@ _WORDS = ("the", "river", "runs", "through", "a", "quiet", "town", "and", "nine"
 class Tokenise(DataStep, frozen=True, kw_only=True):
     """A text (UTF-8), or two of them, to tokens by a `tokenizer.json` of the family's folder, at most `length`.
 
-    `pair` names the second text; which of both is cut says `cut` ("second", "first", or "longest").  They are padded to
+    `pair` names the second text; `cut` says which text is cut ("second", "first", or "longest").  They are padded to
     `length`, or, if `pad` is "batch", to the longest of the batch.  It writes INT64 "input_ids", "attention_mask" and
     "token_type_ids", and for a `span` step INT32 "offsets" [tokens, 2] (characters) and "sequence" (0 or 1: of which
     text a token is, -1: of none).

@@ -824,7 +824,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(lane=st.integers(0, LANES - 1), client=CLIENTS, rows=st.integers(1, 6))
     def rows_ahead(self, lane: int, client: int, rows: int) -> None:
-        self.both("ahead", lane, client, rows)
+        self.both("rows_ahead", lane, client, rows)
 
     @rule(slot=st.integers(0, SLOTS - 1))
     def cancel(self, slot: int) -> None:

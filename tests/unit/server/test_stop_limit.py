@@ -94,7 +94,7 @@ def test_all_that_a_stop_waits_for_has_one_drain_time() -> None:
         loading.stop()
         loop.passed_s += 29.999  # what the front end waited
         before_s = time.monotonic()
-        assert not await loading.settled([busy])
+        assert not await loading.wait_answered([busy])
         served = SimpleNamespace(name="toy", router=busy, fleet=SimpleNamespace(stop=hang))
         await loading.retire(served, "the server is shutting down")
         assert time.monotonic() - before_s < 20.0
