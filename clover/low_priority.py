@@ -145,7 +145,7 @@ class LowPriority:
             self.slowdown = SLOWDOWN
         return lowered
 
-    def beside(self, running: int) -> None:
+    def run_beside(self, running: int) -> None:
         """Raise the session again if the server that is taken over, the process `running`, is in it, which is not known
         when it is lowered; log it if this server starts at full priority."""
         if self._group.holds(running):

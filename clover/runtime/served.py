@@ -41,7 +41,7 @@ from clover.runtime.workers import sandboxes
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.runtime.workers.resident_orders import beside, part_of_machine, recording, resident_bytes
+from clover.runtime.workers.resident_orders import choose_residents, part_of_machine, recording, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import Resident, WorkerOrder
@@ -197,13 +197,13 @@ class Served:
             emulated=emulation("boxes").slice_of(first, device, placement) if emulated else None,
             sandbox=sandboxes.order_of(self._workers, gpu=not emulated and bool(device.visible(placement))),
         )
-        return self._with_others(order, assignment, device)
+        return self._with_residents(order, assignment, device)
 
-    def _with_others(self, order: WorkerOrder, assignment: Assignment, device: Device) -> WorkerOrder:
+    def _with_residents(self, order: WorkerOrder, assignment: Assignment, device: Device) -> WorkerOrder:
         """Return `order` with the variants that its worker is to hold beside the one of `assignment`."""
         placement = assignment.placement
         most = self.config.most_resident(len(self.spec.variants))
-        if self.config.variant or most == 1 or self._why_alone(assignment.variant, placement.profile, first=True):
+        if self.config.variant or most == 1 or self._why_no_residents(assignment.variant, placement.profile, first=True):
             return order
         limit_bytes = resident_bytes(
             self.config, device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes
@@ -212,7 +212,7 @@ class Served:
         if left_bytes is not None:  # it loads beside a worker, whose rows need their memory
             limit_bytes = max(1, min(limit_bytes, left_bytes))
         also = []
-        for variant, backend in beside(
+        for variant, backend in choose_residents(
             self.profile,
             (assignment.variant, assignment.backend),
             placement.profile,
@@ -221,7 +221,7 @@ class Served:
             here={item.variant for item in self.fleet.planned if item.placement == placement},
             planned={item.variant for item in self.fleet.planned},
         ):
-            if self._why_alone(variant, placement.profile):
+            if self._why_no_residents(variant, placement.profile):
                 continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
                 also.append(self._make_resident(variant, backend, placement, device))
@@ -269,7 +269,7 @@ class Served:
             watts=watts,
         )
 
-    def _why_alone(self, variant: str, profile: str, *, first: bool = False) -> str:
+    def _why_no_residents(self, variant: str, profile: str, *, first: bool = False) -> str:
         """Return why no worker on slices of `profile` holds `variant` beside others now, or (`first`) others beside it;
         empty if one may."""
         now_ns = time.monotonic_ns()
@@ -288,7 +288,7 @@ class Served:
             overlapped=self.fleet.overlapped,
             resident=self.fleet.resident,
             failed=self.fleet.found_no_room,
-            alone=self._why_alone,
+            alone=self._why_no_residents,
             limit_bytes=self._workers.memory_bytes,
         )
 

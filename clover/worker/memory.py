@@ -42,7 +42,7 @@ class MemorySource(Protocol):
     def forget(self) -> None:
         """Begin a new peak."""
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         """Return how much of the `grown` bytes that came with the first variant is not that variant's own, and how much
         of this is the context."""
 
@@ -71,7 +71,7 @@ class ResidentPages:
         with contextlib.suppress(OSError):
             (self._folder / "clear_refs").write_text("5", encoding="ascii")
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         """Return all but the weights, twice: libraries have set themselves up."""
         found = max(0, grown - weights_bytes)
         return found, found
@@ -102,7 +102,7 @@ class DeviceMemory:
     def forget(self) -> None:
         """Do nothing: nothing is given back."""
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         """Return what torch has not taken for the variant, and of that what can be a context, but no more: the rest is
         another process's, as during a swap.  Weights that torch has not taken are those of a compiled artifact."""
         import torch
@@ -158,7 +158,7 @@ class MemoryMeter:
         now = self._source.held()
         grown = now - self._before
         if not self.held:
-            beside, context = self._source.beside(grown, weights_bytes)
+            beside, context = self._source.split_shared(grown, weights_bytes)
             self.context_bytes = self._own + context
             grown -= beside
             self._source.forget()  # what loading took at most was libraries', as far as one can tell

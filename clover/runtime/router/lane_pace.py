@@ -43,7 +43,7 @@ class ProfiledPace:
     batch_s: float = 0.0
     useful_rows: int = 0
 
-    def beside(self, other: ProfiledPace) -> ProfiledPace:
+    def combine(self, other: ProfiledPace) -> ProfiledPace:
         """Return the pace of the workers of both."""
         return ProfiledPace(
             self.rows_per_s + other.rows_per_s,

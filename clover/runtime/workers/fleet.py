@@ -229,7 +229,7 @@ class FamilyFleet:
             lane = self.members.lanes[item.variant]
             if spent[item]:
                 pace = replace(pace, rows_per_s=pace.rows_per_s * spent[item] / busy[item.placement])
-            found[lane] = found.get(lane, ProfiledPace()).beside(pace)
+            found[lane] = found.get(lane, ProfiledPace()).combine(pace)
         return found
 
     def observe(self) -> dict[str, float]:

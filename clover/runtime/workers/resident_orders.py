@@ -46,7 +46,7 @@ def recording(profile: FamilyProfile | None, variant: str, place_profile: str, b
     return "check"
 
 
-def beside(
+def choose_residents(
     profile: FamilyProfile | None,
     first: tuple[str, str],
     place_profile: str,

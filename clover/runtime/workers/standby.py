@@ -63,7 +63,7 @@ class StandbyPolicy:
         self._backend = backends_of(profile) if profile is not None else {}
         self._fastest.clear()
 
-    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+    def choose(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         """Return the standby workers for the placements of `routed`: at most one each, all of one variant.  One that is
         in `routed` itself takes all rows of relief without more than that."""
         fastest: dict[str, float] = {}
@@ -129,7 +129,7 @@ class StandbyCrew:
     def tend(self) -> None:
         """Start standby workers that are missing, a few at a time, and end those that are not needed any more."""
         spawned = self._members.spawned
-        wanted = self.chooser.beside(self._members.routed) if self.chooser is not None else ()
+        wanted = self.chooser.choose(self._members.routed) if self.chooser is not None else ()
         self._answering = self._auditors()
         auditors = [item for item in self._answering if item not in wanted]
         standby = [member for member in spawned.values() if member.standby]
@@ -208,7 +208,7 @@ class StandbyCrew:
         if chooser is None or wait_ms <= 0.0:
             return None
         routed = self._members.routed
-        beside = [spawned[item] for item in chooser.beside(routed) if item in spawned]
+        beside = [spawned[item] for item in chooser.choose(routed) if item in spawned]
         members = [member for member in beside if member.ready and not member.background]
         if not members:
             return None

@@ -121,7 +121,7 @@ class Succession:
         control = next((sock for sock in sockets if sock.family == socket.AF_UNIX), None)
         tcp = tuple(sock for sock in sockets if sock is not control)
         log.info("taking over from process %d, Clover %s: it serves until this one is ready", channel.pid, offer.clover)
-        priority.beside(channel.pid)
+        priority.run_beside(channel.pid)
         return cls(channel, offer, Inherited(tcp, control), priority, meters)
 
     @property
