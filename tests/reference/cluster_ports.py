@@ -335,7 +335,7 @@ class SteadyDemand(ClusterDemand):
     def forecast(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
         return (RegionDemand(family=FAMILY, origin=REGION, rate=DEMAND),)
 
-    def saved(self) -> tuple[SavedDemand, ...]:
+    def snapshot(self) -> tuple[SavedDemand, ...]:
         return ()
 
 

@@ -129,7 +129,7 @@ class AccuracyBudget:
         """Rows that nodes answered, of all families."""
         return sum(sums.all_rows for sums in self.sums.values())
 
-    def saved(self) -> tuple[dict[str, dict[str, SavedCounter]], dict[str, SavedSums]]:
+    def snapshot(self) -> tuple[dict[str, dict[str, SavedCounter]], dict[str, SavedSums]]:
         """Return what a file keeps: the newest counters by node and family, and the sums by family."""
         return self._counters, {name: SavedSums(**vars(sums)) for name, sums in self.sums.items()}
 

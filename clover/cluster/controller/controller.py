@@ -406,7 +406,7 @@ class ClusterController:
         if not await self._in_charge():
             return
         try:
-            await self._within(self._store.save(self._memory.saved(self.holder, now_s)))
+            await self._within(self._store.save(self._memory.snapshot(self.holder, now_s)))
             self._saved_s = now_s
         except FAILURES as error:
             self._memory.troubles.append(f"the state cannot be saved: {error}")

@@ -75,7 +75,7 @@ class ClusterDemand:
         rates = np.interp(times, middles, hours)
         return tuple(zip(times.tolist(), rates.tolist(), strict=True))
 
-    def saved(self) -> tuple[SavedDemand, ...]:
+    def snapshot(self) -> tuple[SavedDemand, ...]:
         """Return what a file keeps: the newest rates and the hours of a week."""
         return tuple(
             SavedDemand(

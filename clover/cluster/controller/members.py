@@ -264,7 +264,7 @@ class Membership:
         """Return the names of the nodes in these phases."""
         return [name for name, member in self.members.items() if member.phase in phases]
 
-    def saved(self) -> dict[str, SavedMember]:
+    def snapshot(self) -> dict[str, SavedMember]:
         """Return what a file keeps."""
         return {
             name: SavedMember(

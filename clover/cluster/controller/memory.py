@@ -231,9 +231,9 @@ class ClusterMemory:
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
-    def saved(self, holder: str, now_s: float) -> bytes:
+    def snapshot(self, holder: str, now_s: float) -> bytes:
         """Return the state as JSON."""
-        counters, sums = self.budget.saved()
+        counters, sums = self.budget.snapshot()
         return msgspec.json.encode(
             SavedCluster(
                 format=FORMAT,
@@ -242,10 +242,10 @@ class ClusterMemory:
                 at_s=now_s,
                 plan=msgspec.structs.replace(self.plan, targets=()) if self.plan is not None else None,
                 targets=tuple(self.targets.values()),
-                members=self.members.saved(),
+                members=self.members.snapshot(),
                 counters=counters,
                 sums=sums,
-                demand=self.demand.saved(),
+                demand=self.demand.snapshot(),
                 totals=self.totals,
                 frontiers=tuple(self.frontiers.values()),
                 decisions=tuple(self.decisions)[-_SAVED_DECISIONS:],

@@ -102,7 +102,7 @@ def test_a_corrected_floor_is_bounded_and_can_be_reached() -> None:
 def test_a_saved_budget_goes_on() -> None:
     budget = AccuracyBudget(86_400.0, 3600.0)
     budget.record(0.0, {"a": report(rows=100)})
-    counters, sums = budget.saved()
+    counters, sums = budget.snapshot()
     other = AccuracyBudget(86_400.0, 3600.0)
     other.restore(counters, sums, 0.0)
     other.record(0.0, {"a": report(rows=130)})
@@ -149,7 +149,7 @@ def test_saved_demand_is_the_same_at_once() -> None:
     for at in range(30):
         demand.record(at * 60.0, {key: 100.0})
     other = ClusterDemand()
-    other.restore(demand.saved(), 1800.0)
+    other.restore(demand.snapshot(), 1800.0)
     assert other.rates()[key] == pytest.approx(demand.rates()[key])
 
 
@@ -376,7 +376,7 @@ def test_saved_members_are_as_they_were() -> None:
     members.record(0.0, {"a": report()})
     members.members["b"].hold = "released"
     other = membership("a", "b")
-    other.restore(members.saved(), 500.0)
+    other.restore(members.snapshot(), 500.0)
     assert other.members["a"].phase == "ready"
     assert other.members["b"].hold == "released"
     other.record(510.0, {})
@@ -402,4 +402,4 @@ def test_a_node_that_is_waking_keeps_its_devices_in_plans_before_its_server_has_
     members.record(105.0, {"a": report(at_s=105.0, started_s=100.0, healthy=False, node=bare)})
     (planned,) = members.for_plan()
     assert (planned.devices, planned.state) == ({"gpu": 2}, "starting")
-    assert members.saved()["a"].reported == msgspec.structs.replace(bare, devices={"gpu": 2})
+    assert members.snapshot()["a"].reported == msgspec.structs.replace(bare, devices={"gpu": 2})
