@@ -203,7 +203,7 @@ class Served:
         """Return `order` with the variants that its worker is to hold beside the one of `assignment`."""
         placement = assignment.placement
         most = self.config.most_resident(len(self.spec.variants))
-        if self.config.variant or most == 1 or self._why_no_residents(assignment.variant, placement.profile, first=True):
+        if self.config.variant or most == 1 or self._why_single(assignment.variant, placement.profile, first=True):
             return order
         limit_bytes = resident_bytes(
             self.config, device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes
@@ -221,7 +221,7 @@ class Served:
             here={item.variant for item in self.fleet.planned if item.placement == placement},
             planned={item.variant for item in self.fleet.planned},
         ):
-            if self._why_no_residents(variant, placement.profile):
+            if self._why_single(variant, placement.profile):
                 continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
                 also.append(self._make_resident(variant, backend, placement, device))
@@ -269,7 +269,7 @@ class Served:
             watts=watts,
         )
 
-    def _why_no_residents(self, variant: str, profile: str, *, first: bool = False) -> str:
+    def _why_single(self, variant: str, profile: str, *, first: bool = False) -> str:
         """Return why no worker on slices of `profile` holds `variant` beside others now, or (`first`) others beside it;
         empty if one may."""
         now_ns = time.monotonic_ns()
@@ -288,7 +288,7 @@ class Served:
             overlapped=self.fleet.overlapped,
             resident=self.fleet.resident,
             failed=self.fleet.found_no_room,
-            alone=self._why_no_residents,
+            alone=self._why_single,
             limit_bytes=self._workers.memory_bytes,
         )
 

@@ -20,9 +20,9 @@ class Boxes(DataStep, frozen=True, kw_only=True):
     right, bottom in pixels), "scores" FP32 [most] and "classes" INT64 [most].
 
     Boxes below `threshold` are left out, and unused places have class -1 and score 0.  `form` is the form of the
-    places, in parts of the picture's width and height (with `scaled`, in pixels).  `activation` turns logits into scores.
-    `size` names the tensor with the picture's height and width.  Without `nms` the best pairs of box and class are
-    taken as they are (for D-FINE and DETR).  With it, a box is left out if it overlaps a better one of its class by
+    places, in parts of the picture's width and height (with `scaled`, in pixels).  `activation` turns logits into
+    scores.  `size` names the tensor with the picture's height and width.  Without `nms` the best pairs of box and class
+    are taken as they are (for D-FINE and DETR).  With it, a box is left out if it overlaps a better one of its class by
     more than `nms` (intersection over union).
     """
 
