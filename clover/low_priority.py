@@ -153,7 +153,7 @@ class LowPriority:
             if self._before is None:
                 self.slowdown = 1.0
         if self.slowdown == 1.0:
-            log.info("this server starts at full priority beside the running one: it could not raise it again")
+            log.info("this server starts at full priority: it could not raise a lowered priority again")
 
     def restore(self) -> None:
         """Raise it to what it was, for every thread of this process and of those that descend from it."""

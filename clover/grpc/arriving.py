@@ -79,7 +79,7 @@ class Arriving:
                 timeout.reschedule(now_s)
             self._rest = memory  # what these calls did not hold ends no others
             log.warning(
-                "%d calls over gRPC were ended: messages that have not come whole came to more than "
+                "%d gRPC calls were ended: their incomplete messages took more than "
                 "limits.held_bytes = %d",
                 len(ended),
                 limits.held_bytes,

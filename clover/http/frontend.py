@@ -329,7 +329,7 @@ class Frontend:
                 break
         self.stats.dropped_connections += dropped
         log.warning(
-            "%d connections were dropped: bodies that are not complete and answers that are not read came to more than "
+            "%d connections were dropped: their incomplete bodies and unread answers took more than "
             "limits.held_bytes = %d",
             dropped,
             most,

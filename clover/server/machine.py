@@ -341,7 +341,7 @@ class Machine:
         try:
             await gpu.reconcile(keep=())
         except DeviceError as error:
-            log.warning("%s: instances of ours stay, for the next start to remove: %s", gpu.name, error)
+            log.warning("%s: this server's instances stay, and the next start removes them: %s", gpu.name, error)
 
 
 async def _retry(gpus: Iterable[MigDevice]) -> None:

@@ -47,7 +47,7 @@ class StopLimit:
         if self._done.wait(within_s):
             return
         try:
-            log.error("the stop took more than %g s, and the process ends as it is; what hangs:", within_s)
+            log.error("the stop took more than %g s, so the process exits now; the stacks of its threads:", within_s)
             for line in _stacks().splitlines():
                 log.error("    %s", line)
             logs.flush()

@@ -251,11 +251,11 @@ class ControllerActor:
             try:
                 why = await self.start()
             except Exception as error:  # nobody looks at this task
-                log.exception("the controller cannot begin again")
+                log.exception("the controller could not be started again")
                 why = self._trouble = repr(error)
             if not why:
                 return
-            log.warning("the controller cannot begin again, and tries once more: %s", why)
+            log.warning("the controller could not be started again, and will be tried once more: %s", why)
             await asyncio.sleep(self._file.cluster.step_s)
 
     async def _run(self) -> None:
@@ -364,7 +364,7 @@ class ControllerActor:
             try:
                 self._shares.record(await self._haproxy.origin_requests())
             except ClusterError as error:
-                log.warning("whose rows nodes answer is as of before: %s", error)
+                log.warning("HAProxy did not say whose rows each node answers, the last shares hold: %s", error)
         return self._shares.shared(reports)
 
     def _ingress(self) -> Ingress:

@@ -399,7 +399,7 @@ class ClusterController:
 
     def _stop(self, why: str, now_s: float) -> None:
         self.stopped = f"another controller is in charge: {why}"
-        log.error("this controller stops, since %s", self.stopped)
+        log.error("this controller stops: %s", self.stopped)
         self._memory.record(self._decision("stopped", "takeover", self.stopped, None, now_s, time.perf_counter()))
 
     async def _save(self, now_s: float) -> None:

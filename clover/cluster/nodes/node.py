@@ -147,10 +147,10 @@ class NodeAgent:
         if record is not None and record.digest == self._digest():
             if self._state in ("released", "draining"):
                 self._state = "starting"
-            log.info("node %s: a server runs already, and is taken over", self.order.node.name)
+            log.info("node %s: its server runs already and is kept", self.order.node.name)
             return True
         if record is not None:
-            log.warning("node %s: a server of other settings runs; it is ended first", self.order.node.name)
+            log.warning("node %s: a server with other settings runs; it is stopped first", self.order.node.name)
             await self.release()
         self._state = "starting"
         await self._start()
@@ -199,7 +199,7 @@ class NodeAgent:
         if await asyncio.to_thread(self._process.end):
             while await asyncio.to_thread(self._process.find) is not None:
                 if self._monotonic() >= end_s:
-                    log.warning("node %s: its server did not end in time, and is killed", self.order.node.name)
+                    log.warning("node %s: its server did not stop in time and is killed", self.order.node.name)
                     await asyncio.to_thread(lambda: self._process.end(kill=True))
                     end_s = float("inf")
                 await asyncio.sleep(0.1)
@@ -270,7 +270,7 @@ class NodeAgent:
         try:
             self._frontiers = await asyncio.to_thread(frontiers_of, told)
         except Exception:
-            log.exception("node %s: the operating points of its devices cannot be worked out", self.order.node.name)
+            log.exception("node %s: the operating points of its devices could not be worked out", self.order.node.name)
         else:
             seconds = self._monotonic() - began_s
             log.info("node %s: operating points worked out in %.1f s", self.order.node.name, seconds)

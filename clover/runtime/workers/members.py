@@ -451,7 +451,7 @@ class Members:
             member.restarts += 1
         self.restarts += not all(member.standby for member in crew)
         if self.one_process(item.placement):
-            log.info("%s: %s, and goes first: its device takes one process", self._router.name, about)
+            log.info("%s: %s; it ends first, since its device takes one process", self._router.name, about)
             await self._go_first(crew, old)
             return
         log.info("%s: %s: another is started in its place", self._router.name, about)
@@ -462,7 +462,7 @@ class Members:
             self._replace_soon(self._crew_of(crew, old), old)
             return
         except CloverError as error:  # there may be no memory for two
-            log.warning("%s: %s, and goes first, as no other starts beside it: %s", self._router.name, about, error)
+            log.warning("%s: %s; it ends first, since no other started beside it: %s", self._router.name, about, error)
             await self._go_first(crew, old)
             return
         crew = self._crew_of(crew, old)

@@ -179,7 +179,7 @@ class TakeOvers:
         try:
             replace_file(meters_file(path), msgspec.json.encode(closed))
         except OSError as error:
-            log.warning("where the meters stand cannot be left to the next server: %s", error.strerror)
+            log.warning("the meters' readings could not be left for the next server: %s", error.strerror)
         self._heir.close()
 
 
@@ -189,7 +189,7 @@ async def _accept(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> 
         try:
             return (await loop.sock_accept(listening))[0]
         except OSError as error:
-            log.warning("a server that would take over waits, as its connection cannot be accepted: %s", error.strerror)
+            log.warning("a successor waits, because its connection could not be accepted: %s", error.strerror)
             await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 

@@ -155,11 +155,11 @@ class Succession:
     async def _finish(self, parts: Parts, front: FrontEnds | None) -> None:
         """Wait until the server that ran here has ended, and go on from its files."""
         if not await self._channel.wait_ended(2.0 * parts.config.limits.drain_s + STEP_S):
-            log.warning("the server that ran here has not ended in time: what it counts is counted twice")
+            log.warning("the previous server has not ended in time: until it ends, its figures are counted twice")
         try:
             await self._go_on(parts, front)
         except Exception:
-            log.exception("not all that the server that ran here has left could be gone on with: restart this server")
+            log.exception("the state of the previous server could not all be taken over: restart this server")
 
     async def _go_on(self, parts: Parts, front: FrontEnds | None) -> None:
         """Go on from the files of the server that ran here, which has ended."""
@@ -186,7 +186,7 @@ class Succession:
             self._meters.unlink()
             return closed
         except (OSError, *MALFORMED) as error:
-            log.warning("the server that ran here did not end in order, and meters are read from now on: %s", error)
+            log.warning("the previous server did not stop cleanly, so meters are read from now on: %s", error)
             return None
 
     @property
