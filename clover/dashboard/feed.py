@@ -50,7 +50,7 @@ Today = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FeedSources:
-    """What the page is told: `state` gives the body of GET /v2/clover/state, `decisions` the newest ones, `latency` the
+    """What the page shows: `state` gives the body of GET /v2/clover/state, `decisions` the newest ones, `latency` the
     histograms of the models (nanoseconds), `ready` whether requests are taken.  `today` reads the ledger in a thread;
     None: there is none."""
 

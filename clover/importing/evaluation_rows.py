@@ -95,7 +95,7 @@ def _folder(source: Path) -> list[Row]:
 
 def _within(folder: Path, file: Path) -> str:
     """Return where a file of rows lies, without symbolic links.  Raises DraftError if that is not below `folder`: what
-    is put into the family can be read by whoever gets that, and a list of rows may come from others."""
+    is put into the family can be read by everybody who gets it, and a list of rows may come from others."""
     path_in_folder = file.resolve()
     if not path_in_folder.is_relative_to(folder.resolve()):
         raise DraftError(

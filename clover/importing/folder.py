@@ -26,7 +26,7 @@ MOST_TEXT_BYTES = 4 << 20
 def inside(path: Path, *homes: Path) -> Path:
     """Return the regular file that `path` leads to, without links, in one of the folders `homes`.
 
-    Raises DraftError for anything else: a family may be read by the model, and by whoever gets the folder, and links
+    Raises DraftError for anything else: a family is read by the model and by everybody who gets the folder, and links
     in the folder of a model may come from others.
     """
     name = path.relative_to(homes[0]).as_posix() if path.is_relative_to(homes[0]) else str(path)

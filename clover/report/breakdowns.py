@@ -68,9 +68,9 @@ _Sums = dict[str, _Sum]
 
 @dataclass(frozen=True)
 class BreakdownRules:
-    """By what energy is split: which `lines` lie within the boundary, the PUE of a time (None: not known), the
-    market-based factor in g/kWh (None: not given), the zone whose days and months are meant, and by the start of each
-    entry how many seconds of it are recorded."""
+    """How energy is split: which `lines` lie within the boundary, the PUE of a time (None: unknown), the market-based
+    factor in g/kWh (None: not given), the time zone of days and months, and how many seconds of each entry (by its
+    start) are recorded."""
 
     lines: Collection[str]
     pue_at: Callable[[float], float | None]
@@ -205,7 +205,7 @@ def _split_tenants(sums: _Sums, rows: Sequence[UsageRow], whole: EnergyAmount, p
 
 
 def _tenant_parts(rows: Sequence[UsageRow]) -> dict[str, float]:
-    """Return the part of each tenant in a model's energy; nothing if nothing tells."""
+    """Return the part of each tenant in a model's energy; empty if it is unknown."""
     computed: dict[str, float] = defaultdict(float)
     receipts: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
@@ -229,7 +229,7 @@ def _total(amounts: Iterable[EnergyAmount]) -> EnergyAmount:
 
 
 def _parts(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the part that each weight is of all, of those above zero; nothing if there is none."""
+    """Return each positive weight as a part of their sum; empty if there is none."""
     known = {name: weight for name, weight in weights.items() if weight > 0.0}
     whole = sum(known.values())
     return {name: weight / whole for name, weight in known.items()}

@@ -45,7 +45,7 @@ _ABOUT_REGIONS = "the nodes of a region together"
 
 @dataclass(frozen=True)
 class NodeLedger:
-    """What one ledger gave: the node's name, its region (empty: that of its grid), and its report; without one, why."""
+    """A node's name, its region (empty: that of its grid), and the report of its ledger, or why there is none."""
 
     name: str
     region: str
@@ -354,7 +354,7 @@ def _parts(items: Iterable[KnownPart]) -> tuple[KnownPart, ...]:
 
 
 def _cautions(known: Sequence[tuple[NodeLedger, Report]]) -> Iterator[str]:
-    """Yield what forbids to quote the figures, each with the nodes that it holds for."""
+    """Yield the reasons not to quote the figures, each with the nodes that it holds for."""
     nodes_by_caution: dict[str, list[str]] = defaultdict(list)
     for node, report in known:
         for text in cautions(report):

@@ -39,7 +39,7 @@ def energy_parts(joules: Mapping[str, float]) -> tuple[KnownPart, ...]:
 
 
 def intensity_parts(grid: Iterable[GridRow]) -> tuple[KnownPart, ...]:
-    """Return how much energy was priced at intensities known in which way, the most first."""
+    """Return how much energy was priced by each kind of intensity (by how it is known), the most first."""
     joules: dict[str, float] = defaultdict(float)
     for row in grid:
         joules[row.known] += row.joules

@@ -43,7 +43,7 @@ _UNSAID = DeviceFact()
 
 
 class RunFacts(msgspec.Struct, frozen=True):
-    """What a run noted; all of it may be missing in a ledger of another version."""
+    """What a run recorded of its machine.  Any part may be missing in a ledger of another version."""
 
     pue: float | None = None
     life_years: float | None = None

@@ -54,7 +54,7 @@ def deviations(report: Report, again: Report) -> list[str]:
 
 
 def gap_deviations(report: Report, again: Report) -> list[str]:
-    """Return in words if a report has less time without a record than the ledger, whose longer entries hide gaps but
+    """Return a sentence if a report has less time without a record than the ledger, whose longer entries hide gaps but
     make none, or another time without a live intensity."""
     differences = []
     for what, words in (("record", "without any record"), ("intensity", "without a live intensity")):

@@ -109,8 +109,8 @@ def _emitted_words(report: Report) -> str:
 
 
 def light_words(report: Report) -> str:
-    """Return that there was too little load to save on, in words; empty if there was enough.  How few cores would do is
-    not in the ledger, and `ctl state` says it."""
+    """Return a sentence if there was too little load to save on; else empty.  The ledger does not say how few cores
+    would do; `ctl state` does."""
     joules = {item.line: item.joules for item in report.lines if item.counted}
     idle_j = sum(joules.get(line, 0.0) for line in _IDLE)
     if not report.joules or idle_j < LIGHT_PART * report.joules:
@@ -190,7 +190,7 @@ def parts_words(parts: tuple[KnownPart, ...]) -> str:
 
 
 def cautions(report: Report) -> list[str]:
-    """Return what forbids to quote the figures as emissions of a real machine on a real grid."""
+    """Return the reasons not to quote the figures as emissions of a real machine on a real grid."""
     texts = []
     emulated = any(item.name == "emulated" and item.part > 0.0 for item in report.energy_known)
     if emulated or any(item.known == "emulated" for item in report.hardware):
@@ -213,7 +213,7 @@ def _gaps(report: Report, zone: tzinfo) -> str:
 
 
 def missing_words(report: Report) -> str:
-    """Return what is missing within entries, in words; nothing if that is nothing."""
+    """Return in words what is missing within entries; empty if nothing is."""
     if report.missing_s < _LEAST_MISSING_S:
         return ""
     return f"{duration(report.missing_s)} is missing within entries, in which the server started or ended."

@@ -125,10 +125,11 @@ class ClusterActor:
         return seats
 
     def _keep_rates(self, name: str, member: ClusterMember, floors: Mapping[str, float]) -> Rates:
-        """Return the rows/s by family that a node may have before it has taken the newest target: those that it has, or
-        those that the target it took last made it ready for, if it answers these as accurately as it is asked to now,
-        or as all rows together have to be.  Plans may come faster than a slow node takes them: with what it has alone,
-        it would never get what they want it to have."""
+        """Return the rows/s by family that a node may have before it has taken the newest target.
+
+        These are the rows that it has, or those that its last target made it ready for, if it answers them as
+        accurately as it is asked to now, or as all rows together have to be.  Plans may come faster than a slow node
+        takes them: if it kept only the rows that it has, it would never get those that the plans give it."""
         target, had = self.memory.targets[name], self.memory.rates_given.get(name, {})
         return {
             family: max(had.get(family, 0.0), member.ready_for(family, min(floor, target.accuracy.get(family, floor))))
@@ -199,8 +200,9 @@ class ClusterActor:
         return found
 
     async def _vouched_nodes(self, views: Sequence[NodeView]) -> list[NodeView]:
-        """Return the views with those nodes usable alone that the ingress finds healthy, if it can tell: it notices in
-        a second what reports show only after `ClusterTerms.lost_s`, and the last node that answers may not leave."""
+        """Return the views in which only nodes that the ingress finds healthy are usable, if the ingress can tell.  It
+        notices in a second what reports show only after `ClusterTerms.lost_s`, and the last node that answers must not
+        leave."""
         ingress = self._ingress
         if not isinstance(ingress, HealthIngress):
             return list(views)
@@ -360,9 +362,9 @@ class ClusterActor:
         ]
 
     def _target_of(self, name: str) -> NodeTarget:
-        """Return the target that a node is given.  Families that the plan has no rows of for it are asked for the
-        floor: by its own policy, the rows that come all the same would cost what that likes.  One without any rows is
-        there for the loss of another one, and is asked to be ready for those of the node that has most."""
+        """Return the target that a node is given.  A family without planned rows on the node gets the floor: rows that
+        come all the same would otherwise be planned by the node's own policy.  A node without any rows stands in for
+        the loss of another one, and is asked to be ready for the rows of the node that has most."""
         target = self.memory.targets[name]
         accuracy = {**self.memory.floors(), **target.accuracy}
         rates = target.rates or max((own.rates for own in self.memory.targets.values()), key=_total)

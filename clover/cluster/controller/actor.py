@@ -157,8 +157,8 @@ def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
 
 
 def resident(file: ClusterFile) -> dict[str, frozenset[str]]:
-    """Return the nodes at which the rows of all families of an origin may be, for origins of which not all nodes are
-    such."""
+    """Return by origin the nodes that may have the rows of all its families; origins that may use every node are left
+    out."""
     regions = frozenset(region.name for region in file.region)
     found = {}
     for origin in file.region:
@@ -286,7 +286,7 @@ class ControllerActor:
         await asyncio.gather(*(wake(node.name) for node in self._file.node if not node.devices))
 
     async def _let_go(self) -> None:
-        """Leave nodes to plans that are held awake, once they are ready or have had long enough."""
+        """Return nodes that are held awake to the plans, once they are ready or have had long enough."""
         end_s = time.monotonic() + _FIRST_S
         while True:
             await asyncio.sleep(self._file.cluster.step_s)

@@ -258,7 +258,7 @@ class RayNodes:
                 code = await process.wait()
         except TimeoutError:
             raise ClusterError(f"the hook {hook[0]} {verb} {name} took too long, and was ended") from None
-        finally:  # also of an order that was given up: it is given again, and two hooks at once are nobody's wish
+        finally:  # also if the order was given up: it is given again, and two hooks must not run at once
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -154,7 +154,7 @@ class LocalRay:
         head = ServerProcess(self._folder / "head")
         for _ in range(_ATTEMPTS):
             host, port = _own_address(), _free_port()
-            # Ray binds sockets below this folder, whose paths may have 107 bytes: a short one in the folder for such.
+            # Ray binds sockets below this folder, and a socket's path has at most 107 bytes: so use a short folder.
             folder = tempfile.mkdtemp(prefix="clover-ray-")
             command = self._command("--head", f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={folder}")
             command += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]

@@ -146,7 +146,7 @@ def _draft(name: str, given: Namespace, scratch: Path) -> FamilyDraft:
 
 
 def _kind(source: str) -> str:
-    """Return what a source is: "onnx", "triton", or "module".  Raises DraftError for a path that is none."""
+    """Return the kind of a source: "onnx", "triton", or "module".  Raises DraftError for any other path."""
     path = Path(source)
     if path.suffix == ".onnx":
         return "onnx"

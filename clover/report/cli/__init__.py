@@ -174,7 +174,7 @@ def _one(named: Sequence[str]) -> str:
 
 
 def _ledger(named: str, state_dir: str) -> Path:
-    """Return the ledger that is meant.  Raises ConfigError if there are several, LedgerError if there is none."""
+    """Return the only ledger of the state folder.  Raises ConfigError if there are several, LedgerError without one."""
     if named:
         return Path(named)
     ledgers = ledgers_in(state_dir)
@@ -190,8 +190,8 @@ def _ledger(named: str, state_dir: str) -> Path:
 
 
 def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: float) -> tuple[float, float, str]:
-    """Return the period in Unix seconds: what the command line says, or all that the ledger has; and in words, if it
-    was cut at what is not over yet."""
+    """Return the period in Unix seconds: that of the command line, or all that the ledger has.  If it was cut at the
+    last finished entry, also say so in words."""
     bounds = ledger.bounds()
     if bounds is None:
         raise nothing_of(ledger, 0.0, now, zone)

@@ -59,8 +59,8 @@ def table_of(report: Report, by: By) -> tuple[list[str], list[list[Cell]]]:
 
 
 def safe(text: str) -> str:
-    """Return a text that no spreadsheet runs: one that would be a formula gets an apostrophe in front; characters that
-    are not to be seen are escaped."""
+    """Return a text that no spreadsheet runs.  A text that would be a formula gets an apostrophe in front; invisible
+    characters are escaped."""
     shown = printable(text).replace("\t", "\\t")
     return f"'{shown}" if shown.lstrip(" ").startswith(_FORMULA) or text.startswith(_FORMULA) else shown
 
