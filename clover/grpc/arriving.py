@@ -79,8 +79,7 @@ class Arriving:
                 timeout.reschedule(now_s)
             self._rest = memory  # what these calls did not hold ends no others
             log.warning(
-                "%d gRPC calls were ended: their incomplete messages took more than "
-                "limits.held_bytes = %d",
+                "%d gRPC calls were ended: their incomplete messages took more than limits.held_bytes = %d",
                 len(ended),
                 limits.held_bytes,
             )

@@ -48,9 +48,9 @@ STEPS: dict[str, type[DataStep]] = {
 class StepPlan:
     """What runs where for one variant.
 
-        application -- client_before --> `inputs` (named by `sent`), over the wire
-                    -- worker_before --> `model_inputs` (named by `taken`), into the model
-        `model_outputs` -- worker_after --> `outputs` (named by `given`), over the wire
+    application -- client_before --> `inputs` (named by `sent`), over the wire
+                -- worker_before --> `model_inputs` (named by `taken`), into the model
+    `model_outputs` -- worker_after --> `outputs` (named by `given`), over the wire
     """
 
     client_before: Pipeline

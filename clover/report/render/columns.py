@@ -52,8 +52,7 @@ def table_of(report: Report, by: By) -> tuple[list[str], list[list[Cell]]]:
     heads = [by, *(column.name for column in COLUMNS), "signal", "boundary"]
     signal = " and ".join(sorted({item.signal for item in report.grids if item.seconds > 0.0}))
     rows: list[list[Cell]] = [
-        [bucket.name, *(column.cell(bucket) for column in COLUMNS), signal, report.boundary]
-        for bucket in found.buckets
+        [bucket.name, *(column.cell(bucket) for column in COLUMNS), signal, report.boundary] for bucket in found.buckets
     ]
     return heads, rows
 

@@ -90,7 +90,7 @@ def source() -> Any:
         slo={"held": 9.0, "missed": 1.0, "alarm": 0.0, "slower": 1.5, "held_ratio": 0.9},
         tenants=traffic.by_tenant(),
         guard_report=lambda: GUARDED,
-        demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
+        accuracy_demand=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
         observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
     )
 
