@@ -188,8 +188,8 @@ VERBS: dict[str, type[Command]] = {
 
 @dataclass(frozen=True)
 class Argument:
-    """What a command says of one of its arguments, `name` on the wire and `attribute` here: its type, the values or the
-    bounds of a number that are taken, whether null is, and what it is."""
+    """An argument of a command, called `name` on the wire and `attribute` here: its type, its allowed values or bounds,
+    whether it may be null, and what it is for."""
 
     name: str
     attribute: str

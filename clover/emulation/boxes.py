@@ -153,8 +153,8 @@ def _gpus(choice: DeviceChoice) -> int:
 
 
 def _hand_over(session: Nvml, choice: DeviceChoice, path: Path) -> None:
-    """Make the instances of a pod that are missing (a reboot takes them), as an administrator, and then take privileges
-    away."""
+    """Make a pod's missing instances with an administrator's privileges, which are taken away then.  A reboot removes
+    instances."""
 
     def make() -> None:
         gpu = MigGpu(session.library, 0)

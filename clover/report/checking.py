@@ -58,8 +58,8 @@ def is_page(text: str) -> bool:
 
 
 def verify(report: Report, text: str, ledger: LedgerReader) -> Verdict:
-    """Calculate a report again from its ledger, and, if its `text` is a page, hold that against its data.  Raises
-    LedgerError or ConfigError."""
+    """Calculate a report again from its ledger.  If its `text` is a page, also compare the page with the report's data.
+    Raises LedgerError or ConfigError."""
     wrong: list[str] = []
     checked: list[str] = []
     if is_page(text):

@@ -28,8 +28,8 @@ Figure = tuple[str, float | None]
 
 
 def differing(report: Report, again: Report) -> list[str]:
-    """Return which parts of a report are not exactly those of `again`; of what minutes alone show only if `again` has
-    them."""
+    """Return which parts of a report differ from those of `again`.  Parts that only minutes show are compared only if
+    `again` has minutes."""
     if again.period.coarsest_s > MINUTE_S:
         report, again = _without_minutes(report), _without_minutes(again)
     return [name for name in Report.__struct_fields__ if getattr(report, name) != getattr(again, name)]

@@ -125,7 +125,7 @@ def _check_answer(steps: Sequence[PlacedStep], first: str) -> None:
 
 
 def made_in_client(spec: StepsSpec) -> tuple[list[DataStep], list[DataStep]]:
-    """Return the steps of a client, before and after the model.  Raises ConfigError if one of them is unknown here, or
+    """Return the client's steps before and after the model.  Raises ConfigError for a step that is unknown here or
     depends on the variant."""
     if spec.run == "worker":
         return [], []

@@ -196,8 +196,8 @@ def linked(roots: Iterable[str]) -> Iterator[str]:
 def import_roots(path: Iterable[str]) -> Iterator[Rule]:
     """Yield what makes the modules on Python's `path` readable, and nothing else that lies beside them.
 
-    An entry may be the folder that the server was started in, with a token or a ledger in it, so of it only names,
-    modules and packages can be read.  What is installed is readable as a whole (`installed`).
+    An entry may be the folder that the server was started in, which may hold a token or a ledger.  So only its names,
+    modules and packages can be read.  Folders of installed packages are readable as a whole (`installed`).
     """
     roots = tuple(Path(root).resolve() for root in installed())
     for entry in dict.fromkeys(path):

@@ -222,8 +222,8 @@ def program(
 ) -> list[Instruction]:
     """Return the filter for the process `own` on `machine` (by default this one's).
 
-    `processes`: it may start processes and programs; `signals`: it may signal others as far as Landlock lets it, and as
-    it has to where it has children; `memory_files`: it may make files in memory.
+    `processes`: it may start processes and programs.  `signals`: it may signal other processes as far as Landlock
+    allows, which a process with children must.  `memory_files`: it may make files in memory.
     """
     machine = machine or platform.machine()
     column = list(_AUDIT_ARCH).index(machine)

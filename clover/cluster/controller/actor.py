@@ -169,8 +169,8 @@ def resident(file: ClusterFile) -> dict[str, frozenset[str]]:
 
 
 def may_answer(file: ClusterFile) -> dict[tuple[str, str], frozenset[str]]:
-    """Return the nodes that may answer the rows of an origin, by origin and family, and ("") of all families: as data
-    residency and the way there allow it."""
+    """Return the nodes that may answer rows, by origin and family ("" for all families), as data residency and latency
+    allow."""
     found: dict[tuple[str, str], frozenset[str]] = {}
     for origin in file.region:
         every = frozenset(node.name for node in file.node)

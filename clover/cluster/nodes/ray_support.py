@@ -1,9 +1,9 @@
-"""Ray as far as a cluster needs it: the import with an error that says what to install, and a local Ray of its own.
+"""What a cluster needs of Ray: the import, with an error that says what to install, and a local Ray.
 
-A local Ray is a head and one Ray node for each address of the cluster file, as programs of their own that outlive the
-command (`clover.cluster.nodes.server_process`), with small object stores and without a dashboard: nothing but actors
-runs there.  Its files are in a private folder, so that other Ray clusters of the machine are not touched, and `down`
-ends these programs and no others.
+A local Ray is a head and one Ray node for each address of the cluster file.  They are separate programs that outlive
+the command (`clover.cluster.nodes.server_process`).  They run only actors, so they have small object stores and no
+dashboard.  Their files are in a private folder: other Ray clusters of the machine are not touched, and `down` ends only
+these programs.
 """
 
 from __future__ import annotations

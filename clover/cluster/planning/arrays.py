@@ -69,10 +69,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes that are planned as one, those to be awake first in front.
+    """Nodes that are planned as one, in the order in which they are woken.
 
-    `idle_g_h`: what one of them emits awake without rows, being woken (spread over the horizon) included.
-    `correction`: by family index, the mean of its nodes'."""
+    `idle_g_h`: grams per hour of one awake node without rows, including its wake-up (spread over the horizon).
+    `correction`: the mean correction of its nodes, by family index."""
 
     region: int
     nodes: tuple[ClusterNode, ...]

@@ -77,9 +77,9 @@ class Solution(Record, frozen=True, kw_only=True):
     problem files define gaps; `proof` says what the bound rests on.
 
     f, p95, energy, accuracy and shares are the model's.  `verified` says whether the simulation accepted the answer
-    (null: it was not asked); the `verified_` figures are the simulation's, null if it could not be done.  `rejected`
-    configurations were not accepted, the answer included if it was not, the best of them with f = `rejected_f`;
-    `why` says what was wrong with the answer, or else with the best that it stands in for."""
+    (null: it was not asked).  The `verified_` figures are the simulation's, null if it could not run.  `rejected` counts
+    the configurations that it did not accept, the answer included; the best of them has f = `rejected_f`.  `why` says
+    what was wrong with the answer, or else with the best configuration that it replaces."""
 
     config: dict[str, int]
     f: float

@@ -198,8 +198,7 @@ def _above(latency_s: Sequence[Floats], limit_s: float) -> tuple[float, float]:
 
 
 def _quantile(latency_s: Sequence[Floats], q: float) -> tuple[float, float]:
-    """Return the least latency that a share `q` of all requests does not exceed, and the half-width of its interval:
-    the longer side of it."""
+    """Return the latency that a share `q` of all requests does not exceed, and the longer side of its interval."""
     pooled = np.concatenate(latency_s)
 
     def place(share: float) -> int:

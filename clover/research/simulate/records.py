@@ -195,8 +195,7 @@ class Results(Record, frozen=True, kw_only=True):
 
 
 def merged(steps: Sequence[ReplayStep]) -> tuple[ReplayStep, ...]:
-    """Merge neighbouring steps that are alike, for reports; a look at the grid that changed nothing does not separate
-    them."""
+    """Merge equal neighbouring steps, for reports; a look at the grid that changed nothing does not separate them."""
     found: list[ReplayStep] = []
     for step in steps:
         before = found[-1] if found else None

@@ -195,8 +195,7 @@ class ReleaseTests:
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def record_request(self, new: bool, failed: bool, latency_ms: float, rows: int, now_s: float) -> None:
-        """Count a request that a client sent and that ended: of the new version or the stable one.  A latency of 0 is
-        not known."""
+        """Count a client's request that the new or the stable version has ended.  A latency of 0 means unknown."""
         if now_s >= self._block_s + self.limits.block_s:
             self.evaluate(now_s)
         (self._new if new else self._stable).add(failed, latency_ms, rows)

@@ -62,9 +62,9 @@ class Retry:
                 self.again(owner, slot, now_ns)
 
     def after_failure(self, batch: Batch, now_ns: int, *, by_chance: bool = False) -> bool:
-        """Queue the rows of a batch on which the model failed again, each ticket in batches of its own; its slots have
-        not landed yet.  Return False, and do nothing, if all rows are of one ticket: it is known what failed.  If it
-        failed `by_chance`, such rows are tried a second time, too, whatever befell other batches of their ticket."""
+        """Queue the rows of a failed batch again, each ticket in batches of its own, before their slots are taken back.
+        Return False, and do nothing, if all rows are of one ticket: that ticket failed.  If the batch failed
+        `by_chance`, even these are tried a second time, whatever happened to other batches of their ticket."""
         table = self._state.table
         tickets = {table.owner[slot] for slot in batch.slots}
         if len(tickets) < 2 and not (by_chance and self._first_try(batch.slots)):

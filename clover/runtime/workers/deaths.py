@@ -71,11 +71,11 @@ def _own_group(root: Path) -> str:
 
 
 class LaunchFailures:
-    """Launch failures of CUDA (error 719): ends of workers that do not say whether rows or the GPU caused them.
+    """Launch failures of CUDA (error 719): deaths of workers that either rows or the GPU may have caused.
 
-    A row that makes them ends one worker after the other; a GPU that fails ends its workers together, and rows that
-    were with two of them must not pass for the cause.  So the first launch failure within a minute is held against no
-    row, and those that follow are.
+    A row that causes them kills one worker after the other.  A GPU that fails kills its workers together, and rows that
+    were with two of them must not be blamed.  So the first launch failure within a minute is blamed on no row, and
+    later ones are.
     """
 
     def __init__(self) -> None:
