@@ -545,8 +545,8 @@ class Connection(Incoming, asyncio.BufferedProtocol):
 
 
 def unread(transport: asyncio.BaseTransport) -> bool:
-    """Return whether the client sent what the event loop has not read yet: a request that would get no answer if the
-    connection were closed now."""
+    """Return whether the client sent bytes that the event loop has not read yet.  If the connection were closed now,
+    that request would get no answer."""
     fd = descriptor(transport)
     try:
         return fd >= 0 and fcntl.ioctl(fd, termios.FIONREAD, bytes(4)) != bytes(4)

@@ -77,9 +77,9 @@ class Solution(Record, frozen=True, kw_only=True):
     problem files define gaps; `proof` says what the bound rests on.
 
     f, p95, energy, accuracy and shares are the model's.  `verified` says whether the simulation accepted the answer
-    (null: it was not asked).  The `verified_` figures are the simulation's, null if it could not run.  `rejected` counts
-    the configurations that it did not accept, the answer included; the best of them has f = `rejected_f`.  `why` says
-    what was wrong with the answer, or else with the best configuration that it replaces."""
+    (null: it was not asked).  The `verified_` figures are the simulation's, null if it could not run.  `rejected`
+    counts the configurations that it did not accept, the answer included; the best of them has f = `rejected_f`.  `why`
+    says what was wrong with the answer, or else with the best configuration that it replaces."""
 
     config: dict[str, int]
     f: float

@@ -241,8 +241,8 @@ class Audits:
                 ticket.marked = (*ticket.marked, row)
 
     def record_escalation(self, ticket: RouterTicket, row: int, lane: int, target: int, planned: bool) -> None:
-        """Keep the answer of `lane` for a row that is escalated to `target`, if it will be compared.  `planned`: the
-        plan's thresholds would have ended the row at `lane`."""
+        """Keep the answer of `lane` for a row that is escalated to `target`, if it will be compared.  `planned`: by the
+        plan's thresholds the row would have ended at `lane`."""
         if planned and row in ticket.marked and row not in ticket.planned:
             ticket.planned = {**ticket.planned, row: lane}
         if target == self.guard.best or row in ticket.marked:
@@ -382,8 +382,8 @@ class Audits:
         return [ticket for ticket in self.list_queued() if not self._state.lanes.is_asked(ticket.variants[0])]
 
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
-        """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which
-        the plan's thresholds would have let it get."""
+        """Compare the auditor's answer with three others: that of the first lane, that of the client, and that which
+        the client would have got by the plan's thresholds."""
         guard, best, group = self.guard, self.guard.best, audit.group
         evidence = guard.fresh_audit(audit.digest) if group >= 0 else 0
         if not evidence:

@@ -322,8 +322,8 @@ class Completion:
                 self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
     def too_late(self, slots: list[int], now_ns: int) -> None:
-        """End the tickets of rows that left the queue because their deadline comes before an answer could; rows of a
-        cascade keep the answer that they have."""
+        """End the tickets of rows that left the queue because they could not be answered before their deadline.  Rows
+        of a cascade keep the answer that they have."""
         state = self._state
         for slot in slots:
             ticket = state.table.owner[slot]

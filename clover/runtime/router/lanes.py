@@ -192,7 +192,7 @@ class Lanes:
         self._changed()
 
     def groups(self) -> list[list[int]]:
-        """Return all lanes, those together that the plan has the same workers serve, one batch at a time."""
+        """Return all lanes, grouped by the workers that serve them, one batch at a time."""
         if self._groups is None:
             found = [{lane} for lane in range(len(self._variants))]
             for process in self.processes:

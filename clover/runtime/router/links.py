@@ -71,7 +71,7 @@ class WorkerLinks:
         return now_ns - self._progress_ns if self.held else 0
 
     def excuse(self, paused_ns: int, now_ns: int) -> None:
-        """Leave `paused_ns` out of what `silent_ns` returns from now on: nobody was there to take a completion."""
+        """Leave `paused_ns` out of what `silent_ns` returns from now on: the server took no completions meanwhile."""
         self._progress_ns = min(self._progress_ns + paused_ns, now_ns)
 
 

@@ -251,8 +251,8 @@ class Traffic:
         return ({200: self._fine} if self._fine else {}) | self._refused
 
     def batch(self, lane: int, rows: int, escalated: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
-        """Count a batch of `rows` rows that a worker finished; `escalated` of them go to another variant, and `audits`
-        were second answers, which no client gets, or refused."""
+        """Count a batch of `rows` rows that a worker finished.  `escalated` of them go to another variant; `audits` of
+        them get no answer: they were audits, or refused."""
         count, ns = self.batch_sizes.get(rows, (0, 0))
         self.batch_sizes[rows] = (count + 1, ns + busy_ns)
         self.rows[lane] += rows - escalated - audits
