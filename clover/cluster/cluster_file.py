@@ -63,12 +63,12 @@ def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> 
         if not isinstance(data[name], list) or not all(isinstance(entry, dict) for entry in data[name]):
             source.fail((name,), f"must be tables, each under [[{name}]]")
     try:
-        found = msgspec.convert(data, ClusterFile)
+        file = msgspec.convert(data, ClusterFile)
     except msgspec.ValidationError as error:
         source.refuse(str(error), data)
-    found = _resolve_paths(found, folder) if folder is not None else found
-    _check(found, source)
-    return found
+    file = _resolve_paths(file, folder) if folder is not None else file
+    _check(file, source)
+    return file
 
 
 def render_carbon(config: CarbonConfig) -> dict[str, str]:
@@ -180,8 +180,8 @@ def _keys(place: Place) -> tuple[str, ...]:
         for kind in _structs(field.type):
             kinds[(field.name,)] = kind
     kinds[("region", "carbon")] = CarbonConfig
-    found = kinds.get(tuple(step for step in place if isinstance(step, str)))
-    return found.__struct_fields__ if found is not None else ()
+    struct_keys = kinds.get(tuple(step for step in place if isinstance(step, str)))
+    return struct_keys.__struct_fields__ if struct_keys is not None else ()
 
 
 def _structs(kind: Any) -> Iterable[type[msgspec.Struct]]:

@@ -52,7 +52,7 @@ def overview(state: State, latencies: Latencies, grams_per_hour: float | None) -
 def sample(at_s: float, shown: Mapping[str, Any]) -> Sample:
     """Return the figures of an overview that charts show over time."""
     emission = shown["emission"]
-    found: Sample = {
+    sampled: Sample = {
         "at": round(at_s, 1),
         "grid_s": round(shown["grid_s"], 1),
         "g_per_kwh": tidy((shown["carbon"] or {}).get("g_per_kwh")),
@@ -74,8 +74,8 @@ def sample(at_s: float, shown: Mapping[str, Any]) -> Sample:
             "floor": model["accuracy_floor"],
             "target": (model["budget"] or {}).get("target"),
         }
-        found |= {f"{name}.{key}": tidy(value) for key, value in figures.items()}
-    return found
+        sampled |= {f"{name}.{key}": tidy(value) for key, value in figures.items()}
+    return sampled
 
 
 def decision(record: Decision) -> dict[str, Any]:

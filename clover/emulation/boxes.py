@@ -58,11 +58,11 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
 
 def _pod(text: str, profile: str, count: str) -> DeviceChoice:
     """Return the box of a pod with `count` instances of `profile`; ConfigError if no GPU has so many."""
-    found = [(gpu, row) for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.name == profile]
-    if not found:
+    matches = [(gpu, row) for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.name == profile]
+    if not matches:
         profiles = sorted({row.name for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.base})
         raise ConfigError(f"device {text!r}: no GPU has a profile {profile!r}; known: {', '.join(profiles)}")
-    gpu, row = next(((gpu, row) for gpu, row in found if row.base), found[0])
+    gpu, row = next(((gpu, row) for gpu, row in matches if row.base), matches[0])
     if not _NUMBER.fullmatch(count or "1") or not 1 <= int(count or "1") <= row.most:
         raise ConfigError(f"device {text!r}: a pod has 1 to {row.most} instances of {profile} of {gpu.name}")
     return DeviceChoice(kind="emulated", name=gpu.name, count=int(count or "1"), pod=profile)
@@ -158,7 +158,7 @@ def _hand_over(session: Nvml, choice: DeviceChoice, path: Path) -> None:
 
     def make() -> None:
         gpu = MigGpu(session.library, 0)
-        standing = {found.start for found in gpu.walk() if found.profile == choice.pod}
+        standing = {placed.start for placed in gpu.walk() if placed.profile == choice.pod}
         free = [start for start in gpu.profiles[choice.pod].starts if start not in standing]
         for start in free[: choice.count - len(standing)]:
             gpu.complete(gpu.make(choice.pod, start))

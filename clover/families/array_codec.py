@@ -56,9 +56,9 @@ def unpack(packed: PackedArray) -> NDArray[Any]:
     if packed.dtype == "O":
         if len(packed.items) != count:
             raise ValueError("an array has not as many items as its shape says")
-        found: NDArray[Any] = np.empty(count, dtype=object)
-        found[:] = [item.decode("utf-8", "surrogatepass") for item in packed.items] if packed.text else packed.items
-        return found.reshape(shape)
+        array: NDArray[Any] = np.empty(count, dtype=object)
+        array[:] = [item.decode("utf-8", "surrogatepass") for item in packed.items] if packed.text else packed.items
+        return array.reshape(shape)
     if not _PLAIN.fullmatch(packed.dtype):
         raise ValueError("an array has an impossible dtype")
     dtype = np.dtype(packed.dtype)

@@ -186,12 +186,12 @@ class Callers:
         return answer
 
     def _recognise(self, bearer: bytes) -> tuple[Grant | None, Tenant | None]:
-        found = self._known.get(bearer)
-        if found is None:
-            found = self._known[bearer] = self.access.recognise(bearer)
+        bearer_known = self._known.get(bearer)
+        if bearer_known is None:
+            bearer_known = self._known[bearer] = self.access.recognise(bearer)
             if len(self._known) > _KNOWN_TOKENS:
                 self._known.popitem(last=False)
-        return found
+        return bearer_known
 
 
 def who(grant: Grant | None, tenant: Tenant | None) -> str:

@@ -181,8 +181,8 @@ class OipService:
                 if message is grpc.aio.EOF:
                     return
                 if changes != self._callers.changes:
-                    if (found := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
-                        refused = CallRefused(*found[:2])
+                    if (refusal := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
+                        refused = CallRefused(*refusal[:2])
                         return
                     caller, changes = self._callers.caller(context), self._callers.changes
                 task = asyncio.create_task(self._encode_streamed(message, caller, context.time_remaining()))
@@ -278,8 +278,8 @@ class OipService:
             models = [(request.name, self._model(request.name, request.version))]
         else:
             models = named.list_versions(self._view.models())
-        found = {"model_stats": [{**model.stats(), "name": name} for name, model in models]}
-        return json_format.ParseDict(found, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
+        statistics = {"model_stats": [{**model.stats(), "name": name} for name, model in models]}
+        return json_format.ParseDict(statistics, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
 
     def _index(self, request: Any, caller: GrpcCaller) -> Any:
         answer = message_class("RepositoryIndexResponse")()

@@ -110,14 +110,14 @@ def _table(source: Path) -> tuple[str, list[Row]]:
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
-            head, found = list(lines.fieldnames or []), list(lines)
+            head, table = list(lines.fieldnames or []), list(lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DraftError(f"--evaluate: {source} is no CSV in UTF-8: {error}") from error
     columns = [one for one in head if one != "label"]
     if not columns or len(set(head)) < len(head):
         raise DraftError(f"--evaluate: {source}: the first line names the columns, each once: features and label")
     rows = []
-    for number, line in enumerate(found, 2):
+    for number, line in enumerate(table, 2):
         if None in line or None in line.values():
             raise DraftError(f"--evaluate: {source}, line {number}: it has not {len(head)} cells")
         rows.append(([line[one] for one in columns], line.get("label", "").strip()))

@@ -28,7 +28,7 @@ def run(order: ProbeOrder) -> ProbeAnswer:
 
     sys.path.insert(0, os.getcwd())
     notes: list[str] = []
-    found, inputs = list[ProbedModule](), order.inputs
+    modules, inputs = list[ProbedModule](), order.inputs
     # From behind: what the dearest takes, the others probably take too, and more is known of a convolution's input.
     for index in reversed(range(len(order.targets))):
         file = order.weights[index] if index < len(order.weights) else ""
@@ -40,13 +40,13 @@ def run(order: ProbeOrder) -> ProbeAnswer:
             except Exception as error:
                 known = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{target}: {known}") from error
-        found.insert(0, module)
+        modules.insert(0, module)
         inputs = module.inputs
-    names = [module.name for module in found]
+    names = [module.name for module in modules]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise ValueError(f"two variants would be called {twice!r}: give their classes or functions different names")
-    found.sort(key=lambda module: module.parameters)  # stable: those of one size stay as they were given
-    return ProbeAnswer(modules=tuple(found), cuda=torch.cuda.is_available(), notes=tuple(notes))
+    modules.sort(key=lambda module: module.parameters)  # stable: those of one size stay as they were given
+    return ProbeAnswer(modules=tuple(modules), cuda=torch.cuda.is_available(), notes=tuple(notes))
 
 
 def _probe_module(target: str, file: str, order: ProbeOrder, notes: list[str]) -> ProbedModule:
@@ -123,8 +123,8 @@ def _state(file: str) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return dict(load_file(file))
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    return dict(found.get("state_dict", found))
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return dict(state.get("state_dict", state))
 
 
 def _save_rows(module: torch.nn.Module, name: str, folder: Path) -> str:

@@ -74,16 +74,16 @@ class _Reader:
         """Return the fields up to the mark `end` ("": the end of the text)."""
         if depth > MOST_DEPTH:
             raise DraftError(f"line {self._next.line}: messages lie deeper than {MOST_DEPTH} in each other")
-        found: Message = {}
+        fields: Message = {}
         while True:
             token = self._take()
             if token.kind == "end" or token.text == end:
                 if token.text != (end or "the end"):
                     raise DraftError(f"line {token.line}: {end!r} is missing before the end")
-                return found
+                return fields
             if token.kind != "name":
                 raise DraftError(f"line {token.line}: a field's name is expected, not {token.text}")
-            values = found.setdefault(token.text, [])
+            values = fields.setdefault(token.text, [])
             colon = self._skip(":")
             if self._next.text == "[" and self._next.kind == "mark":
                 values += self._list(depth)

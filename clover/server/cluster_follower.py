@@ -239,9 +239,9 @@ class ClusterFollower:
             before = (0.0, 0.0, 0.0, 0.0)
         new = number - before[1]
         mean = (total - before[2]) / new if new > 0.0 else seen.get("accuracy_served", 0.0)
-        found = before[3] + (rows - before[0]) * mean
-        self._sums[name] = rows, number, total, found
-        return found
+        sum_of_rows = before[3] + (rows - before[0]) * mean
+        self._sums[name] = rows, number, total, sum_of_rows
+        return sum_of_rows
 
     def _profiles(self) -> dict[str, Any]:
         """Return what the operating points of the devices are worked out from: profiles, devices and objectives."""

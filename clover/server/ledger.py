@@ -208,8 +208,8 @@ def _is_secret(key: str) -> bool:
 def _mask(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: "***" if found and isinstance(found, str) and _is_secret(key) else _mask(found)
-            for key, found in value.items()
+            key: "***" if masked and isinstance(masked, str) and _is_secret(key) else _mask(masked)
+            for key, masked in value.items()
         }
     return [_mask(item) for item in value] if isinstance(value, list | tuple) else value
 

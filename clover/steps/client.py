@@ -82,22 +82,22 @@ class ClientSteps:
         if len(counts) != 1:
             raise BadRow("the inputs have different numbers of rows")
         rows = counts.pop()
-        found = self._before.apply(columns, rows)
-        if found.refused:
-            place, reason = next(iter(found.refused.items()))
+        applied = self._before.apply(columns, rows)
+        if applied.refused:
+            place, reason = next(iter(applied.refused.items()))
             raise BadRow(f"row {place}: {reason}" if rows > 1 else reason)
         pairs = zip(self._wire, self._sent, strict=True)
-        inputs = {wire: np.ascontiguousarray(stack_rows(found.columns[name])) for wire, name in pairs}
-        return PreparedRows(inputs, found.columns, rows)
+        inputs = {wire: np.ascontiguousarray(stack_rows(applied.columns[name])) for wire, name in pairs}
+        return PreparedRows(inputs, applied.columns, rows)
 
     def after(self, sent: PreparedRows, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return what the application gets, from what the model gave for the rows `sent`: arrays [rows, ...], of
         objects if rows differ in shape.  Raises BadRow."""
-        found = self._after.apply({**sent.columns, **outputs}, sent.rows)
-        if found.refused:
-            raise BadRow(next(iter(found.refused.values())))
+        applied = self._after.apply({**sent.columns, **outputs}, sent.rows)
+        if applied.refused:
+            raise BadRow(next(iter(applied.refused.values())))
         names = zip([tensor.name for tensor in self.outputs], self._given, strict=True)
-        return {name: _array(found.columns[own]) for name, own in names}
+        return {name: _array(applied.columns[own]) for name, own in names}
 
 
 def _array(column: Column) -> NDArray[Any]:

@@ -166,11 +166,11 @@ def _through(
     pipeline: Pipeline, tensors: Sequence[TensorSpec], rows: Sequence[NDArray[Any]], names: Sequence[str]
 ) -> list[NDArray[Any]]:
     columns: dict[str, Column] = {tensor.name: column for tensor, column in zip(tensors, rows, strict=True)}
-    found = pipeline.apply(columns, len(rows[0]))
-    if found.refused:
-        place, reason = next(iter(found.refused.items()))
+    applied = pipeline.apply(columns, len(rows[0]))
+    if applied.refused:
+        place, reason = next(iter(applied.refused.items()))
         raise ConfigError(f"row {place} is refused: {reason}")
-    return [np.ascontiguousarray(stack_rows(found.columns[name])) for name in names]
+    return [np.ascontiguousarray(stack_rows(applied.columns[name])) for name in names]
 
 
 def thread_mapper(threads: int) -> Mapper:

@@ -62,7 +62,7 @@ class TensorFlow:
         They go by their names; a single one may have another name, and is the one written last then.  Raises
         ConfigError if one is not there or does not fit.
         """
-        names, found = [], []
+        names, picked = [], []
         for tensor in wanted:
             name = tensor.name
             if name not in self.tensors and len(wanted) == 1:
@@ -70,8 +70,8 @@ class TensorFlow:
             if name not in self.tensors:
                 raise ConfigError(f"the steps make no {name!r}, only {', '.join(self.tensors)}")
             names.append(name)
-            found.append(narrowed(self.tensors[name], tensor))
-        return tuple(names), tuple(found)
+            picked.append(narrowed(self.tensors[name], tensor))
+        return tuple(names), tuple(picked)
 
 
 def narrowed(given: TensorSpec, declared: TensorSpec) -> TensorSpec:

@@ -204,8 +204,8 @@ def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np
         """Return the filters of samples by how far each is `behind` the given sample before it: 0 to 1."""
         distance = behind[:, None] - offsets
         window = np.where(np.abs(distance) < reach, 0.5 + 0.5 * np.cos(np.pi * distance / reach), 0.0)
-        found: NDArray[np.float64] = window * np.sinc(distance * part) * part
-        return found
+        samples_made: NDArray[np.float64] = window * np.sinc(distance * part) * part
+        return samples_made
 
     piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
     made_by = min(phases, _PHASES)
@@ -220,10 +220,10 @@ def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np
             made[first : first + len(numbers)] = np.einsum("kt,kt->k", taps, filters(place / phases))
             continue
         place, beyond = np.divmod(place * made_by, phases)
-        found = np.einsum("kt,kt->k", taps, bank[place])
+        samples_made = np.einsum("kt,kt->k", taps, bank[place])
         if phases > made_by:
-            found += (np.einsum("kt,kt->k", taps, bank[place + 1]) - found) * (beyond / phases)
-        made[first : first + len(numbers)] = found
+            samples_made += (np.einsum("kt,kt->k", taps, bank[place + 1]) - samples_made) * (beyond / phases)
+        made[first : first + len(numbers)] = samples_made
     return made
 
 

@@ -137,20 +137,20 @@ def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
     run = landlock.READ | (landlock.EXECUTE if wanted.processes else 0)
     proc = f"/proc/{os.getpid()}"
     programs = ("/bin", "/sbin") if wanted.processes else ()
-    found = [Rule(path, run) for path in (*_SYSTEM, *programs, *installed())]
-    found += everywhere()
-    found += [Rule(proc, landlock.READ)]
-    found += [Rule(f"{proc}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
+    allowed = [Rule(path, run) for path in (*_SYSTEM, *programs, *installed())]
+    allowed += everywhere()
+    allowed += [Rule(proc, landlock.READ)]
+    allowed += [Rule(f"{proc}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
     artifacts = (order.artifact_dir, *(resident.artifact_dir for resident in order.also))
     readable = (order.family.folder, *artifacts, str(fetched_files()), *wanted.read)
-    found += [Rule(path, run) for path in dict.fromkeys(readable) if path]
-    found += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
+    allowed += [Rule(path, run) for path in dict.fromkeys(readable) if path]
+    allowed += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
     if _on_a_real_gpu(order):
-        found += [Rule(path, landlock.READ) for path in _GPU_FACTS]
+        allowed += [Rule(path, landlock.READ) for path in _GPU_FACTS]
         devices = landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV
-        found += [Rule(str(path), devices) for path in Path("/dev").glob("nvidia*")]
-        found += [Rule("/dev/shm", landlock.READ)]
-    return found
+        allowed += [Rule(str(path), devices) for path in Path("/dev").glob("nvidia*")]
+        allowed += [Rule("/dev/shm", landlock.READ)]
+    return allowed
 
 
 @cache

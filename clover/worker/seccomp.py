@@ -231,34 +231,36 @@ def program(
     def number(pair: tuple[int | None, int | None]) -> int | None:
         return pair[column]
 
-    found = [
+    filter_program = [
         Instruction(LOAD, 0, 0, _ARCH_AT),
         Instruction(EQUAL, 1, 0, _AUDIT_ARCH[machine]),
         _REFUSE,  # a call of another architecture, whose numbers mean something else
         Instruction(LOAD, 0, 0, _NUMBER_AT),
     ]
     if machine == "x86_64":
-        found += [Instruction(AT_LEAST, 0, 1, _X32), _REFUSE]
+        filter_program += [Instruction(AT_LEAST, 0, 1, _X32), _REFUSE]
     denied = dict(_ALWAYS)
     if not processes:
         denied |= _STARTING
     if not memory_files:
         denied["memfd_create"] = _MEMFD_CREATE
     for pair in denied.values():
-        found += _case(number(pair), [_REFUSE])
-    found += _case(number(_CLONE3), [Instruction(RETURN, 0, 0, ERRNO | errno.ENOSYS)])  # its flags lie in memory
-    found += _case(number(_CLONE), _clone(processes))
-    found += _case(number(_SOCKET), [_REFUSE])
-    found += _case(number(_SOCKETPAIR), _pairs())
+        filter_program += _case(number(pair), [_REFUSE])
+    filter_program += _case(
+        number(_CLONE3), [Instruction(RETURN, 0, 0, ERRNO | errno.ENOSYS)]
+    )  # its flags lie in memory
+    filter_program += _case(number(_CLONE), _clone(processes))
+    filter_program += _case(number(_SOCKET), [_REFUSE])
+    filter_program += _case(number(_SOCKETPAIR), _pairs())
     if not signals:
-        found += _case(number(_KILL), _among(0, (own,)))
-        found += _case(number(_TGKILL), _among(0, (own,)))
-    found += _case(number(_FCNTL), _not_among(1, _COMMANDS))
-    found += _case(number(_IOCTL), _not_among(1, _TERMINAL_INPUT))
-    found += _case(number(_PRLIMIT), _among(0, (0, own)))
+        filter_program += _case(number(_KILL), _among(0, (own,)))
+        filter_program += _case(number(_TGKILL), _among(0, (own,)))
+    filter_program += _case(number(_FCNTL), _not_among(1, _COMMANDS))
+    filter_program += _case(number(_IOCTL), _not_among(1, _TERMINAL_INPUT))
+    filter_program += _case(number(_PRLIMIT), _among(0, (0, own)))
     for pair, of_one_process in ((_SETPRIORITY, 0), (_IOPRIO_SET, 1)):
-        found += _case(number(pair), [*_only(0, of_one_process), *_among(1, (0, own))])
-    return [*found, _PASS]
+        filter_program += _case(number(pair), [*_only(0, of_one_process), *_among(1, (0, own))])
+    return [*filter_program, _PASS]
 
 
 def install(instructions: Sequence[Instruction]) -> None:

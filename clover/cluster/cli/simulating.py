@@ -122,7 +122,7 @@ def _figures(scenario: ClusterScenario, run: ClusterRun, controller: ClusterRun)
 
 def show(file: ClusterFile, scenario: ClusterScenario, runs: Mapping[str, ClusterRun], width: int) -> str:
     """Return what came of it in lines of `width` columns."""
-    found = document(scenario, runs)
+    result = document(scenario, runs)
     hours = scenario.seconds / 3600.0
     own = runs["controller"].sums
     floors = ", ".join(f"{family.family} {family.accuracy_floor:g} %" for family in scenario.terms.families)
@@ -131,11 +131,11 @@ def show(file: ClusterFile, scenario: ClusterScenario, runs: Mapping[str, Cluste
         f"{len(scenario.regions)} regions, {own.sent:,.0f} rows; floor {floors} (simulated: all figures are modelled)"
     )
     parts = [head, ""]
-    lines, left = terminal.plain(_COLUMNS, [_row(name, family) for name, family in found["runs"].items()], width)
+    lines, left = terminal.plain(_COLUMNS, [_row(name, family) for name, family in result["runs"].items()], width)
     parts += [*lines, *([f"(not shown: {', '.join(left)}; --json has all)"] if left else [])]
-    parts += ["", f"{found['plans_applied']} plans in force, {own.wakes} wakes, {own.releases} releases"]
-    parts += [f"! a rule was broken: {text}" for text in found["broken_rules"][:5]]
-    troubles: Sequence[str] = found["troubles"]
+    parts += ["", f"{result['plans_applied']} plans in force, {own.wakes} wakes, {own.releases} releases"]
+    parts += [f"! a rule was broken: {text}" for text in result["broken_rules"][:5]]
+    troubles: Sequence[str] = result["troubles"]
     parts += [f"! {text}" for text in troubles[:10]]
     parts += [f"! {len(troubles) - 10} other troubles: --json has all"] if len(troubles) > 10 else []
     return wrapped(parts, width)

@@ -175,14 +175,14 @@ class ClusterActor:
 
     def _views(self, now_s: float, open_now: Mapping[str, int]) -> list[NodeView]:
         memory, terms = self.memory, self.memory.terms
-        found = []
+        views = []
         for name, member in memory.members.members.items():
             wanted = memory.wanted(name, member)
             if wanted or member.phase not in ("ready", "partitioned"):
                 member.unwanted_s = None
             elif member.unwanted_s is None:
                 member.unwanted_s = now_s
-            found.append(
+            views.append(
                 NodeView(
                     name=name,
                     phase=member.phase,
@@ -197,7 +197,7 @@ class ClusterActor:
                     may_wake=now_s >= member.retry_s and member.hold not in ("drained", "released"),
                 )
             )
-        return found
+        return views
 
     async def _vouched_nodes(self, views: Sequence[NodeView]) -> list[NodeView]:
         """Return the views in which only nodes that the ingress finds healthy are usable, if the ingress can tell.  It

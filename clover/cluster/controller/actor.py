@@ -160,28 +160,28 @@ def resident(file: ClusterFile) -> dict[str, frozenset[str]]:
     """Return by origin the nodes that may have the rows of all its families; origins that may use every node are left
     out."""
     regions = frozenset(region.name for region in file.region)
-    found = {}
+    nodes_by_origin = {}
     for origin in file.region:
         allowed = regions.intersection(*(family.regions.get(origin.name, regions) for family in file.family))
         if allowed != regions:
-            found[origin.name] = frozenset(node.name for node in file.node if node.region in allowed)
-    return found
+            nodes_by_origin[origin.name] = frozenset(node.name for node in file.node if node.region in allowed)
+    return nodes_by_origin
 
 
 def may_answer(file: ClusterFile) -> dict[tuple[str, str], frozenset[str]]:
     """Return the nodes that may answer rows, by origin and family ("" for all families), as data residency and latency
     allow."""
-    found: dict[tuple[str, str], frozenset[str]] = {}
+    nodes_by_key: dict[tuple[str, str], frozenset[str]] = {}
     for origin in file.region:
         every = frozenset(node.name for node in file.node)
         for family in file.family:
             regions = family.regions.get(origin.name, tuple(region.name for region in file.region))
             near = {name for name in regions if origin.latency_ms.get(name, 0.0) < family.slo_ms}
             allowed = frozenset(node.name for node in file.node if node.region in near)
-            found[origin.name, family.family] = allowed
+            nodes_by_key[origin.name, family.family] = allowed
             every &= allowed
-        found[origin.name, ""] = every
-    return found
+        nodes_by_key[origin.name, ""] = every
+    return nodes_by_key
 
 
 class ControllerActor:

@@ -235,13 +235,13 @@ class Membership:
 
     def frontiers(self, before: Iterable[DeviceFrontier]) -> dict[tuple[str, str], DeviceFrontier]:
         """Return the newest frontiers by kind and family: those `before`, and what nodes reported since."""
-        found = {(frontier.kind, frontier.family): frontier for frontier in before}
+        by_kind = {(frontier.kind, frontier.family): frontier for frontier in before}
         seen = set()
         for member in self.members.values():
             if member.report is not None and id(member.report.frontiers) not in seen:
                 seen.add(id(member.report.frontiers))
-                found.update({(frontier.kind, frontier.family): frontier for frontier in member.report.frontiers})
-        return found
+                by_kind.update({(frontier.kind, frontier.family): frontier for frontier in member.report.frontiers})
+        return by_kind
 
     def newest_epoch(self, *, met: bool) -> int:
         """Return the highest epoch that any node said it follows, of those that reported before (`met`) or now for the

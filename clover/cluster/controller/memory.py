@@ -263,26 +263,30 @@ class ClusterMemory:
 
     def restore(self, state: bytes, now_s: float) -> None:
         """Take up a saved state; ValueError if it is damaged or of another format."""
-        found = msgspec.json.decode(state, type=SavedCluster)
-        if found.format != FORMAT:
-            raise ValueError(f"it is of format {found.format}, and {FORMAT} is read")
+        saved_state = msgspec.json.decode(state, type=SavedCluster)
+        if saved_state.format != FORMAT:
+            raise ValueError(f"it is of format {saved_state.format}, and {FORMAT} is read")
         names = {node.name for node in self.terms.nodes}
-        self.epoch = found.epoch
-        self.targets = {target.node: target for target in found.targets if target.node in names}
-        self.plan = msgspec.structs.replace(found.plan, targets=found.targets) if found.plan is not None else None
-        self.members.restore(found.members, now_s)
-        self.budget.restore(found.counters, found.sums, found.at_s)
+        self.epoch = saved_state.epoch
+        self.targets = {target.node: target for target in saved_state.targets if target.node in names}
+        self.plan = (
+            msgspec.structs.replace(saved_state.plan, targets=saved_state.targets)
+            if saved_state.plan is not None
+            else None
+        )
+        self.members.restore(saved_state.members, now_s)
+        self.budget.restore(saved_state.counters, saved_state.sums, saved_state.at_s)
         self.budget.forget(names)
-        self.demand.restore(found.demand, now_s)
-        self.totals = found.totals
-        self.frontiers.update({(frontier.kind, frontier.family): frontier for frontier in found.frontiers})
-        self.decisions.extend(found.decisions)
+        self.demand.restore(saved_state.demand, now_s)
+        self.totals = saved_state.totals
+        self.frontiers.update({(frontier.kind, frontier.family): frontier for frontier in saved_state.frontiers})
+        self.decisions.extend(saved_state.decisions)
         self.planned = PlannedFor(now_s, self.demand.rates(), nodes=self.plannable())
-        if (planned := found.planned) is not None:
+        if (planned := saved_state.planned) is not None:
             self.planned.at_s = min(planned.at_s, now_s)
             self.planned.intensities, self.planned.floors = planned.intensities, planned.floors
             self.planned.nodes = frozenset(planned.nodes)
-        self.readings = dict(found.readings)
+        self.readings = dict(saved_state.readings)
 
     def set_back(self, seconds: float) -> None:
         """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""

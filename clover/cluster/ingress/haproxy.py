@@ -202,7 +202,11 @@ class HAProxyIngress:
         """Return how many requests of clients a node still has from here; 0 if the node is not known."""
         async with self._lock:
             self._servers = await self._own_servers()
-            servers = [(backend, found[name].number) for backend, found in self._servers.items() if name in found]
+            servers = [
+                (backend, servers_of[name].number)
+                for backend, servers_of in self._servers.items()
+                if name in servers_of
+            ]
             rows = await self._api.server_statistics(servers) if servers else []
         return sum(int(row.get("scur", 0)) + int(row.get("qcur", 0)) for row in rows if row.get("svname") == name)
 
@@ -228,8 +232,8 @@ class HAProxyIngress:
         async with self._lock:
             self._servers = await self._own_servers()
             up: dict[str, bool] = {}
-            for found in self._servers.values():
-                for name, server in found.items():
+            for servers_of in self._servers.values():
+                for name, server in servers_of.items():
                     if name in self._wanted.upstreams:
                         up[name] = up.get(name, True) and server.up
             return up

@@ -105,14 +105,14 @@ def _asked(path: str) -> Held:
                 break
             asking.sendall(_INT.pack(len(numbers)))
     said = split(words)
-    found = list(zip(said, numbers, strict=False))
+    pairs = list(zip(said, numbers, strict=False))
     if not len(said) == len(numbers) == count:
         for number in numbers:
             os.close(number)
         return []
-    files = [item for item in found if _family(item[1]) == socket.AF_UNIX]
+    files = [item for item in pairs if _family(item[1]) == socket.AF_UNIX]
     _close(files)
-    return [item for item in found if item not in files]
+    return [item for item in pairs if item not in files]
 
 
 def split(words: bytes) -> list[bytes]:

@@ -134,7 +134,7 @@ class RayNodes:
 
     async def reports(self) -> Mapping[str, NodeReport]:
         """See `clover.cluster.ports.Nodes.reports`.  ClusterError if Ray knows nothing of any of them."""
-        found = dict[str, NodeReport]()
+        by_node = dict[str, NodeReport]()
         unknown: list[ClusterError] = []
 
         async def ask(name: str) -> None:
@@ -155,7 +155,7 @@ class RayNodes:
                 log.warning("node %s gives no report yet", name)
                 return
             try:
-                found[name] = msgspec.json.decode(asked.result(), type=NodeReport)
+                by_node[name] = msgspec.json.decode(asked.result(), type=NodeReport)
             except (ClusterError, *MALFORMED) as error:
                 log.warning("node %s gives no report: %s", name, error)
 
@@ -164,7 +164,7 @@ class RayNodes:
             raise unknown[0]
         for error in unknown:
             log.warning("%s", error)
-        return await self._shared(found) if self._shared is not None else found
+        return await self._shared(by_node) if self._shared is not None else by_node
 
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """See `clover.cluster.ports.Nodes.follow`."""

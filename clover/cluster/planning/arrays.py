@@ -249,12 +249,12 @@ def _modes(
             where = points[frontier.kind, families.index(frontier.family)]
             where += [(point, extra) for point in frontier.points]
     modes = []
-    for (kind, family), found in sorted(points.items()):
+    for (kind, family), kind_points in sorted(points.items()):
         slo = problem.terms[family].slo_p95_ms
         limits = sorted(_limits_ms(problem, family))
         rows = [
             Mode(kind, family, point.rate, point.accuracy, (point.watts + extra) / point.rate, point.p95_ms)
-            for point, extra in found
+            for point, extra in kind_points
             if point.p95_ms <= slo
         ]
         # Of p95 it only matters whose limits it keeps.

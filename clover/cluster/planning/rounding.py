@@ -151,9 +151,9 @@ class Rounding:
         worst, worth = 0.0, np.zeros_like(devices)
         for loss in self._losses:
             for _, rates, left in loss.cases(devices, shapes, instance.kinds):
-                found, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
-                if found > worst:
-                    worst, worth = found, added
+                short, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
+                if short > worst:
+                    worst, worth = short, added
                     if loss.region is not None:
                         worth[loss.region] = 0.0
         gain = np.array(

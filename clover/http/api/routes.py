@@ -301,8 +301,8 @@ class Routes:
         number = connection.state.ids.number_of(given.id)
         tenant = exchange.head.tenant
         client = tenant.client if tenant is not None else connection.client
-        found = self._model(name).count_labels(number, given.labels, client)
-        exchange.finish_json({"id": given.id, **found})
+        outcome = self._model(name).count_labels(number, given.labels, client)
+        exchange.finish_json({"id": given.id, **outcome})
 
     # --- what there is ------------------------------------------------------------------------------------------------
 

@@ -229,22 +229,22 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 raise ConfigError(
                     "the report of a cluster is checked without LEDGER: check the own reports of its nodes with it"
                 )
-            found = verify_cluster(text)
+            verdict = verify_cluster(text)
         else:
             report = report_in(text)
             path = _ledger(_one(given.ledgers), configured(given, environ).state_dir)
             try:
                 with LedgerReader(path) as ledger:
-                    found = verify(report, text, ledger)
+                    verdict = verify(report, text, ledger)
             except LedgerError as error:
                 raise LedgerError(f"{path}: {error}") from error
     except UnreadableReport as error:
         raise ConfigError(f"{given.verify}: {error}") from error
-    for line in found.checked:
+    for line in verdict.checked:
         print(f"  holds  {line}")
-    for line in found.faults:
+    for line in verdict.faults:
         print(f"  FAULT  {line}")
-    return WRONG if found.faults else DONE
+    return WRONG if verdict.faults else DONE
 
 
 def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
@@ -257,14 +257,14 @@ def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
     end = moment(given.end, zone, now) if given.end else now
     try:
         with LedgerReader(path) as ledger:
-            found = ledger.events(start, end, kinds=("control",), limit=_MOST_CALLS)
+            calls = ledger.events(start, end, kinds=("control",), limit=_MOST_CALLS)
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from error
     if form == "json":
-        records = [msgspec.json.decode(event.detail) for event in found]
+        records = [msgspec.json.decode(event.detail) for event in calls]
         write(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n", given.out)
         return
-    lines = [f"{time_words(event.at, zone)}  {event.summary}" for event in found]
-    if len(found) == _MOST_CALLS:
+    lines = [f"{time_words(event.at, zone)}  {event.summary}" for event in calls]
+    if len(calls) == _MOST_CALLS:
         lines.insert(0, f"the newest {_MOST_CALLS} calls; --from and --to choose others")
     write(("\n".join(lines or ["no call changed the server in that time"]) + "\n").encode(), given.out)

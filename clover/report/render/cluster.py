@@ -174,8 +174,8 @@ def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, 
 def _notes(report: ClusterReport, by: ClusterBy, zone: tzinfo) -> list[str]:
     """Return what is to be known of hours, days or months if ledgers have put their entries together."""
     known = next((time for time in TIMES if time == by), None)
-    found = [entries_words(item, known, zone) for item in report.reports] if known else []
-    return [text for text in dict.fromkeys(found) if text]
+    notes = [entries_words(item, known, zone) for item in report.reports] if known else []
+    return [text for text in dict.fromkeys(notes) if text]
 
 
 def _cells(line: ClusterLine, total: ClusterLine) -> list[str]:

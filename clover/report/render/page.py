@@ -232,14 +232,14 @@ def _time(report: Report, sheet: ChartSheet, zone: tzinfo) -> str:
 
 
 def _breakdown_table(report: Report, by: By, caption: str) -> str:
-    found: Breakdown = report.breakdown(by)
+    breakdown: Breakdown = report.breakdown(by)
     timed, market, whole = by in ("hour", "day", "month"), report.market_g is not None, report.operation.grams
     split = by in ("model", "variant")
     named = f"{_sentence(by)} ({report.period.zone})" if timed else _sentence(by)
     heads = [named, "Rows", "Energy", "g/kWh", *(("Its own", "Its share of the rest") if split else ())]
     heads += [f"CO2e, {basis(report)}", *(["CO2e, market-based"] if market else []), "Part"]
     rows = []
-    for bucket in found.buckets:
+    for bucket in breakdown.buckets:
         each = "" if bucket.g_per_kwh is None else f"{bucket.g_per_kwh:.0f}"
         row = [bucket.name, number(bucket.rows), energy(bucket.joules), each]
         row += [mass(bucket.own_g), mass(bucket.shared_g)] if split else []

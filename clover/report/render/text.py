@@ -91,8 +91,8 @@ def _sums(report: Report) -> Iterator[tuple[str, str]]:
         yield "SCI", f"{each} within the {report.boundary} (operation and embodied, ISO/IEC 21031)"
     for boundary in report.boundaries:
         if boundary.boundary != report.boundary:
-            found = f"unknown: {boundary.why}" if boundary.grams is None else mass(boundary.grams)
-            yield f"only {boundary.boundary}" if boundary.boundary == "workers" else boundary.boundary, found
+            text = f"unknown: {boundary.why}" if boundary.grams is None else mass(boundary.grams)
+            yield f"only {boundary.boundary}" if boundary.boundary == "workers" else boundary.boundary, text
 
 
 def _saved_text(report: Report, width: int) -> str:

@@ -84,14 +84,14 @@ def slice_counts(problem: ProblemFile, limit: int = _TILINGS) -> Counts:
     table = problem.usable
     if not len(table):
         raise PlanError("no partition has a fitting variant for each of its slices")
-    found = np.zeros((1, table.shape[1]), dtype=np.int64)
+    counted = np.zeros((1, table.shape[1]), dtype=np.int64)
     for _ in range(problem.n_gpus):
-        if len(found) * len(table) > 8 * limit:
+        if len(counted) * len(table) > 8 * limit:
             raise PlanError(f"more than {limit} ways to cut the GPUs: too many to go through")
-        found = np.unique((found[:, None, :] + table[None, :, :]).reshape(-1, table.shape[1]), axis=0)
-    if len(found) > limit:
+        counted = np.unique((counted[:, None, :] + table[None, :, :]).reshape(-1, table.shape[1]), axis=0)
+    if len(counted) > limit:
         raise PlanError(f"more than {limit} ways to cut the GPUs: too many to go through")
-    return found
+    return counted
 
 
 def size(problem: ProblemFile, limit: int = _TILINGS) -> int:
@@ -302,20 +302,20 @@ def evaluate(problem: ProblemFile, counts: Counts) -> Evaluation:
         why = "a variant does not fit its slice"
     if counts.sum() == 0 or (counts < 0).any():
         return Evaluation(False, -math.inf, math.inf, math.inf, 0.0, 1.0, nothing, why)
-    found = shares(problem, counts[None, :])
-    if not found.stable[0]:
+    evaluated = shares(problem, counts[None, :])
+    if not evaluated.stable[0]:
         return Evaluation(False, -math.inf, math.inf, math.inf, 0.0, 1.0, nothing, why or "overloaded")
-    share = found.shares[0]
+    share = evaluated.shares[0]
     energy_j, accuracy = problem.idle_j + float(share @ problem.energy_j), float(share @ problem.accuracy)
-    if not why and tail(problem, found, problem.sla_s)[0] > 1.0 - problem.quantile + SLACK:
+    if not why and tail(problem, evaluated, problem.sla_s)[0] > 1.0 - problem.quantile + SLACK:
         why = "it misses the SLA"
     return Evaluation(
         feasible=not why,
         f=problem.objective(energy_j, accuracy),
-        p95_s=_quantile(problem, found),
+        p95_s=_quantile(problem, evaluated),
         energy_j=energy_j,
         accuracy=accuracy,
-        p_wait=float(found.p_wait[0]),
+        p_wait=float(evaluated.p_wait[0]),
         shares=share,
         why=why,
     )

@@ -138,11 +138,11 @@ class Paper:
             return [run for at in range(len(self.cells)) for run in self.cell(at, on_progress)]
         # Spawned, not forked: the calling process may have threads.
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found = []
+            all_runs = []
             for at, runs in enumerate(pool.map(partial(_cell, self._asked), range(len(self.cells)))):
-                found += runs
+                all_runs += runs
                 on_progress(*self.cells[at], len(runs))
-        return found
+        return all_runs
 
     def cell(self, at: int, on_progress: OnProgress = lambda cell, trace, number: None) -> list[Run]:
         """Return the runs of one cell; only the first run of each policy keeps its steps, with equal ones merged."""

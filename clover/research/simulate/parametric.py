@@ -77,8 +77,8 @@ def cascade_of(accuracy: Mapping[str, float], joules: Mapping[str, float], confi
     ordered = sorted(accuracy, key=lambda name: joules[name])
     percent = {name: accuracy[name] for name in ordered}
     chosen_on, counted_on = (draw_answers(percent, confidence, _SEED + number) for number in (0, 1))
-    found = profile_of(chosen_on, counted_on, {name: joules[name] for name in ordered})
-    return msgspec.structs.replace(found, method="analytical")
+    cascade = profile_of(chosen_on, counted_on, {name: joules[name] for name in ordered})
+    return msgspec.structs.replace(cascade, method="analytical")
 
 
 def draw_answers(

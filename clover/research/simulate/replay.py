@@ -164,7 +164,7 @@ class _Replay:
     def _run(self, controller: Controller, family: Family, steps: Sequence[ReplayStep], targets: Targets) -> Run:
         """Return what became of the case; `seconds` are still 0."""
         case, world, scheme = self.case, self.case.world, self.case.scheme
-        found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
+        decisions = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
         counts = controller.context.decisions.counts
         return Run(
             family=family.name,
@@ -182,7 +182,7 @@ class _Replay:
             beside=scheme.beside,
             confidence="parametric" if case.cascades and world.known.confidence else "",
             plans=sum(counts.values()) - counts["failed"],
-            held={why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()},
+            held={why: sum(count for detail, count in decisions if words in detail) for why, words in HELD.items()},
             rollbacks=counts["rolled back"],
             failed=counts["failed"],
             limit_grams=self._limit(steps, targets.slo_ms),

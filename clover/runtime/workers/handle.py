@@ -314,12 +314,12 @@ class WorkerProcess:
             name: lane
             for lane, name in enumerate((order.variant, *(held_variant.variant for held_variant in order.also)))
         }
-        found = {held_variant.variant: places.get(held_variant.variant, -1) for held_variant in state.resident} or {
+        lanes = {held_variant.variant: places.get(held_variant.variant, -1) for held_variant in state.resident} or {
             order.variant: 0
         }
-        if order.variant not in found or min(found.values()) < 0:
-            raise WorkerError(f"it holds {', '.join(found)}, and was to hold {', '.join(places)}")
-        self.resident, self.held, self.context_bytes = found, state.resident, state.context_bytes
+        if order.variant not in lanes or min(lanes.values()) < 0:
+            raise WorkerError(f"it holds {', '.join(lanes)}, and was to hold {', '.join(places)}")
+        self.resident, self.held, self.context_bytes = lanes, state.resident, state.context_bytes
         self.left_out = {
             name: printable(reason, _REASON_CHARS) for name, reason in state.left_out.items() if name in places
         }

@@ -62,13 +62,13 @@ def choose_residents(
     if profile is None or most <= 1:
         return ()
     services = services_of(profile)
-    found = [
+    candidates = [
         (variant, backend)
         for (variant, name), backend in backends_of(profile).items()
         if name == place_profile and variant != first[0]
     ]
-    found.sort(key=lambda one: (services[one[0], place_profile].least_energy_j, one[0]))
-    found.sort(key=lambda one: (one[0] not in here, one[0] not in planned))
+    candidates.sort(key=lambda one: (services[one[0], place_profile].least_energy_j, one[0]))
+    candidates.sort(key=lambda one: (one[0] not in here, one[0] not in planned))
     needs = {
         (one.variant, one.backend): one.weights_bytes + one.peak_bytes
         for one in profile.memory
@@ -76,7 +76,7 @@ def choose_residents(
     }
     used = profile.context_bytes.get(place_profile, 0) + needs.get(first, 0)
     kept: list[tuple[str, str]] = []
-    for one in found:
+    for one in candidates:
         if len(kept) + 1 >= most:
             break
         need = needs.get(one, 0)

@@ -74,11 +74,11 @@ class StandbyPolicy:
         best: tuple[Assignment, ...] = ()
         most = 0.0
         for name in self._candidates:
-            found = self._with(name, routed)
-            same = [item for item in routed if item.variant == name and item not in found]
-            rows = sum(map(self.rows_per_s, (*found, *same)))
-            if found and rows > most:
-                best, most = found, rows
+            chosen = self._with(name, routed)
+            same = [item for item in routed if item.variant == name and item not in chosen]
+            rows = sum(map(self.rows_per_s, (*chosen, *same)))
+            if chosen and rows > most:
+                best, most = chosen, rows
             if most >= wanted:
                 break
         return best
@@ -87,15 +87,15 @@ class StandbyPolicy:
         """Return the standby workers that there would be with `variant`, one a placement; the plan's own if it has
         one there."""
         there = {item.placement.id: item for item in routed if item.variant == variant}
-        found = {}
+        by_place = {}
         for item in routed:
             place, backend = item.placement.id, self._backend.get((variant, item.placement.profile))
             if backend is None or self._rank[variant] >= self._rank[item.variant]:
                 continue
             standby = there.get(place) or msgspec.structs.replace(item, variant=variant, backend=backend)
             if place in there or self._fits(item, standby):
-                found[place] = standby
-        return tuple(found.values())
+                by_place[place] = standby
+        return tuple(by_place.values())
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """Return the rows a second that a worker serves in batches so short that a row has time to wait within the SLO;
@@ -160,14 +160,14 @@ class StandbyCrew:
         if any(item.variant == name for item in self._members.routed):
             return []
         there: set[Placement] = set()
-        found = []
+        auditors = []
         for item in self._members.routed:
             member = self._members.spawned.get(item)
             backend = member.worker.backend_of(name) if member is not None and member.worker is not None else ""
             if backend and item.placement not in there:
                 there.add(item.placement)
-                found.append(msgspec.structs.replace(item, variant=name, backend=backend))
-        return found
+                auditors.append(msgspec.structs.replace(item, variant=name, backend=backend))
+        return auditors
 
     async def _enlist(self, member: Member) -> None:
         """Start the worker of a new standby member, and try again until one starts."""

@@ -78,8 +78,8 @@ class ListeningFile:
                 raise
             finally:
                 os.umask(before)
-            found = os.lstat(short)
-        self._file = found.st_dev, found.st_ino
+            status = os.lstat(short)
+        self._file = status.st_dev, status.st_ino
 
     @staticmethod
     def _free(path: Path) -> None:

@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.minutes is not None:
             _minutes(given, words, console)
             return DONE
-        found = _simulate(given, words)
-        show(found, console)
+        result = _simulate(given, words)
+        show(result, console)
         if given.output:
-            for path in _write(found, Path(given.output), png=given.png):
+            for path in _write(result, Path(given.output), png=given.png):
                 console.print(f"written: {path}", soft_wrap=True)
     except ConfigError as error:
         return _fail(str(error), USAGE)
@@ -134,15 +134,15 @@ def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) 
         raise ConfigError("--minutes plays what is given, and no --scenario")
     given.seeds = given.seeds or 1
     cases, inputs = _cases(given)
-    found = [
+    results = [
         minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief)
         for case in cases
         for relief in dict.fromkeys(("", given.relief))
     ]
-    show_minutes(found, inputs, console)
+    show_minutes(results, inputs, console)
     if given.output:
         path = Path(given.output) / "minutes.json"
-        document = {"command": ["python", "-m", "clover", "simulate", *words], "inputs": inputs, "runs": found}
+        document = {"command": ["python", "-m", "clover", "simulate", *words], "inputs": inputs, "runs": results}
         path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
         console.print(f"written: {path}", soft_wrap=True)
 
@@ -354,13 +354,13 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
 
 def _and_shared(schemes: Sequence[world.Scheme]) -> list[world.Scheme]:
     """Return `schemes`, each whose plans may share workers followed by the one that does."""
-    found = []
+    with_shared = []
     for scheme in schemes:
-        found.append(scheme)
+        with_shared.append(scheme)
         if scheme.policy in world.CHAINING and not scheme.resident:
             name, at, lam = scheme.name.partition("@")
-            found.append(world.scheme(f"{name}+{world.SHARED}{at}{lam}"))
-    return list(dict.fromkeys(found))
+            with_shared.append(world.scheme(f"{name}+{world.SHARED}{at}{lam}"))
+    return list(dict.fromkeys(with_shared))
 
 
 def _write(found: Results, folder: Path, *, png: bool) -> list[Path]:
