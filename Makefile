@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=
 # Of pyproject.toml: all that are for users, but TensorRT, which is of GPUs.
-USER_EXTRAS := onnx,optimize,dashboard,client,otel,grpc,ray,steps,parquet,simulate,language,ocr,embedding,pitch,efficientnet,efficientnet-lite,albert,detection
+USER_EXTRAS := onnx,openvino,dashboard,client,otel,grpc,ray,models,steps,analysis
 GPU_EXTRAS ?= onnx,dashboard,test
 # Processes of pytest-xdist: more than the cores of a small machine, since many tests wait, and no more on a large one,
 # since many want the same core.
@@ -71,7 +71,7 @@ SANITIZE_TESTS := tests/native $(wildcard tests/unit/emulation/test_nvml_emulato
 	tests/unit/worker tests/unit/accounting tests/conformance tests/fuzz/test_targets.py
 
 # Each target for so long, guided by branches: make fuzz ARGS="front_end oip --seconds 1800"
-fuzz: $(VENV)/.fuzz
+fuzz: $(VENV)/.dev
 	$(PY) -m tests.fuzz $(ARGS)
 
 lint: $(VENV)/.dev
@@ -104,7 +104,7 @@ reproducible: $(VENV)/.dev
 	$(PY) packaging/reproducible.py $(ARGS)
 
 # The documents as a site in dist/site, made without network; a warning or a dead link is an error.
-docs: $(VENV)/.docs
+docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file packaging/mkdocs.yml $(ARGS)
 
 # dist/clover.cdx.json (CycloneDX) and THIRD-PARTY-NOTICES.md, from what is installed, and so with all that users may need.
@@ -113,7 +113,7 @@ sbom: $(VENV)/.users
 
 # Known vulnerabilities of what is installed, by PyPI's advisories (ARGS="-s osv" asks osv.dev), beside the bill of
 # materials.  A package that could not be asked about is an error too.
-audit: sbom $(VENV)/.audit
+audit: sbom $(VENV)/.dev
 	$(PY) -m pip_audit --strict --skip-editable --progress-spinner off $(ARGS) || { code=$$?; \
 		echo "make audit: NOT PASSED: a package above is vulnerable, or its advisories could not be read (without network, or from" >&2; \
 		echo "a mirror that has none, 'not found on PyPI' is said of the first one and nothing is checked)" >&2; exit $$code; }
@@ -132,8 +132,7 @@ house: $(VENV)/.serve
 clean:
 	rm -rf build dist *.egg-info clover/_native/*.so $(COMPILED:.pxd=.*.so) csrc/*.c .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
-	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.docs $(VENV)/.users $(VENV)/.audit \
-		$(VENV)/.fuzz $(VENV)/.cluster
+	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.users $(VENV)/.cluster
 
 # --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
 
@@ -150,7 +149,7 @@ $(VENV)/.serve: $(VENV)/.built
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx,dashboard,optimize,test
+	@./setup.sh $(VENV) packages openvino,dashboard,analysis,test
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.gpu: $(VENV)/.built
@@ -164,18 +163,6 @@ $(VENV)/.cluster: $(VENV)/.built
 $(VENV)/.dev: $(VENV)/.built
 	@./setup.sh $(VENV) packages onnx,dashboard,test,dev
 	@touch $@ $(VENV)/.serve
-
-$(VENV)/.audit: $(VENV)/.built
-	@./setup.sh $(VENV) packages release
-	@touch $@
-
-$(VENV)/.fuzz: $(VENV)/.built
-	@./setup.sh $(VENV) packages onnx,dashboard,test,fuzz
-	@touch $@ $(VENV)/.serve
-
-$(VENV)/.docs: pyproject.toml | $(PY)
-	@./setup.sh $(VENV) packages docs
-	@touch $@
 
 $(VENV)/.users: $(VENV)/.built
 	@./setup.sh $(VENV) packages $(USER_EXTRAS)

@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import json
 import math
-import re
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from typing import Any
 
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, open_loop
+from clover.accounting.devices import LINES
 from clover.telemetry.ledger import LedgerReader
 
 FLUSH_S = 5.0
@@ -42,7 +42,6 @@ LOST_S = FLUSH_S + 1.0
 """Seconds that a kill may lose: since the last write, of figures that are taken once a second."""
 PARTS = (("restarted", 0.5), ("killed", 0.25), ("ended", 0.25))
 """How each run of the server ends, and its part of the time."""
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass
@@ -65,29 +64,15 @@ class RunBooks:
     lines: dict[str, float] = field(default_factory=dict)
 
 
-def summed(metrics: dict[str, float], name: str) -> float:
-    """Return the sum over all labels of one metric."""
-    return sum(value for sample, value in metrics.items() if sample.partition("{")[0] == name)
-
-
-def by_label(metrics: dict[str, float], name: str, label: str) -> dict[str, float]:
-    """Return the sums of one metric by one of its labels."""
-    found: dict[str, float] = {}
-    for sample, value in metrics.items():
-        if sample.partition("{")[0] == name:
-            key = dict(_LABEL.findall(sample))[label]
-            found[key] = found.get(key, 0.0) + value
-    return found
-
-
 def read_counters(server: ServerProcess, books: RunBooks) -> None:
     """Note the counters of the server in `books`."""
-    metrics = server.metrics()
-    books.devices_j = summed(metrics, "clover_device_joules_total")
-    books.lines = by_label(metrics, "clover_line_joules_total", "line")
+    found = server.get("/v2/clover/state")["totals"]
+    devices = found["devices"].values()
+    books.devices_j = sum(device["measured_j"] for device in devices)
+    books.lines = {line: sum(device[f"{line}_j"] for device in devices) for line in LINES}
+    books.carried_j = books.lines.pop("carried")
     books.lines_j = sum(books.lines.values())
-    books.carried_j = summed(metrics, "clover_carried_joules")
-    totals = server.get("/v2/clover/state")["totals"]["models"]["fashion"]
+    totals = found["models"]["fashion"]
     books.model_j = totals["energy_j"]
     books.unbilled_j = sum(totals[f"{part}_j"] for part in ("idle_no_request", "unbilled", "control"))
 

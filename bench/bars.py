@@ -1,6 +1,6 @@
 """What is saved at a given loss of accuracy: the bars of an independent study (`optimizer.md`), with our profile table.
 
-    python -m bench.bars --traces DIR [--family efficientnet ...] [--loss 1 2 4] [--trace artifact_ciso_march]
+    python -m bench.bars --traces DIR [--family efficientnet ...] [--loss 1 2 4] [--trace carbon_intensity]
                          [--seeds 3] [--json FILE]
 
 Ten A100s, BASE at 0.6 of its capacity, its p95 the SLO, 48 hours, as in `python -m clover simulate --scenario paper`.
@@ -25,7 +25,7 @@ from dataclasses import replace
 
 from bench.common import show, write_json
 from clover.research.simulate import families, forecasts, loads
-from clover.research.simulate.paper import PARKED_W, TRACES, Paper, PaperOptions
+from clover.research.simulate.paper import PARKED_W, Paper, PaperOptions
 from clover.research.simulate.records import Run
 from clover.research.simulate.replay import play
 from clover.research.simulate.world import Case, Rules, Scheme, Trace, World
@@ -37,8 +37,8 @@ ERROR = "error:15"
 def main(argv: Sequence[str] | None = None) -> int:
     """Play; print a table a family."""
     parser = argparse.ArgumentParser(prog="python -m bench.bars", description=__doc__.split("\n")[0])
-    parser.add_argument("--traces", required=True, help="the folder of the artifact's traces")
-    parser.add_argument("--trace", choices=TRACES, default=TRACES[0])
+    parser.add_argument("--traces", required=True, help="a folder of traces")
+    parser.add_argument("--trace", default="carbon_intensity", help="which of them, by its file's name without .csv")
     parser.add_argument("--family", nargs="*", default=[], help="all three by default")
     parser.add_argument("--loss", nargs="*", type=float, default=[1.0, 2.0, 4.0])
     parser.add_argument("--points", action="store_true", help="losses are in points, not in percent of BASE's accuracy")

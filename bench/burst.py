@@ -107,7 +107,7 @@ def live(server: ServerProcess, bodies: Sequence[Any], rate: float, slo_ms: floa
         open_loop, server.url, "fashion", bodies, rate=gusty(rate, GUST), seconds=SECONDS, connections=CONNECTIONS
     )
     result = uvloop.run(run(seed=seed))
-    return round_of(result, slo_ms, server.metrics()['clover_relieved_rows_total{model="fashion"}'])
+    return round_of(result, slo_ms, server.metrics()['clover_rerouted_rows_total{model="fashion",why="relief"}'])
 
 
 def main() -> None:

@@ -1,14 +1,15 @@
 """The headline: one family, load and SLO, served by Clover and by others, and what a right answer costs each.
 
     python -m bench.headline [fashion language ocr efficientnet_lite] [--servers clover base pytriton ...]
-        [--rate R] [--slo-ms MS] [--rounds 5] [--seconds 20] [--warm-s 40] [--profile] [--cache-dir DIR] [--weight 0]
-        [--json FILE]
+        [--others onnxruntime openvino-bf16] [--rate R] [--slo-ms MS] [--rounds 5] [--seconds 20] [--warm-s 40]
+        [--profile] [--cache-dir DIR] [--weight 0] [--json FILE]
 
 Clover serves the family by its default (`clover`) and as BASE (`base`: always the best variant); each of the others
 serves the best variant, and once more the second-best, with its own batching, in an environment of its own
-(`bench.wire.peers`).  What can be compiled is compiled before, for all of them alike: for ONNX Runtime, and Clover may
-take its 8-bit form where answers agree.  All get the same requests of held-out rows (`bench.headline_requests`), in an
-open loop at the same rate.  A server's whole tree has core 0 and the load generator core 1.  Servers stay up together
+(`bench.wire.peers`).  What can be compiled is compiled before, for all of them alike: for ONNX Runtime, and with
+`--others` for OpenVINO too; Clover may take forms in fewer bits where answers agree.  A family may also be a folder, as
+one of photographs with labels (models/efficientnet_lite/README.md).  All get the same
+requests of held-out rows (`bench.headline_requests`), in an open loop at the same rate.  A server's whole tree has core 0 and the load generator core 1.  Servers stay up together
 and idle ones are stopped (SIGSTOP), rounds go through them in turn, and each round goes on with the rows after those of
 the last.  Before a round the load is on for some seconds, so that Clover's controller has seen the rate that begins:
 what a change of the load costs is not measured here, all else that it does is.  CPU is the tree's, from the scheduler's
@@ -45,7 +46,7 @@ from clover import backends, families
 
 SERVER_CORE, CLIENT_CORE = 0, 1
 CLOVERS = {"clover": (), "base": ("--policy", "base")}
-BACKENDS = ("--backends", "eager,onnxruntime,onnxruntime-int8")
+BACKENDS = ("--backends", "eager,onnxruntime,openvino-bf16,openvino,onnxruntime-int8,openvino-int8")
 """Of Clover; `aoti` is left out, which takes half a minute a variant to compile."""
 LOADS = {
     # requests a second, SLO in ms
@@ -141,10 +142,12 @@ def contestants(family: str, given: argparse.Namespace, slo_ms: float, folder: P
         for variant in served:
             name = f"{family}:{variant}"
             command = [str(peers.python_of(server)), "-m", f"bench.wire.peers.with_{server}", name]
-            own = {FOLDER: str(folder), BACKEND: compiled(name, folder)}
             judge = judge_of(family, rows, labels, variant)
             warm_s = min(given.warm_s, _OTHERS_WARM_S)
-            found.append(Contestant(f"{server} {variant}", command, own, spec.name, warm_s, bodies, judge))
+            for backend in dict.fromkeys(compiled(name, folder, wanted) for wanted in given.others):
+                own = {FOLDER: str(folder), BACKEND: backend}
+                shown = f"{server} {variant}" + (f" {backend}" if len(given.others) > 1 else "")
+                found.append(Contestant(shown, command, own, spec.name, warm_s, bodies, judge))
     return found
 
 
@@ -159,16 +162,16 @@ def _cached(given: argparse.Namespace) -> list[str]:
     return ["--cache-dir", given.cache_dir] if given.cache_dir else []
 
 
-def compiled(work: str, folder: Path) -> str:
-    """Return the backend for a variant of the others: ONNX Runtime if it can run it, else PyTorch as it is."""
+def compiled(work: str, folder: Path, wanted: str) -> str:
+    """Return the backend for a variant of the others: the `wanted` one if it can run it, else PyTorch as it is."""
     found = variant_work(work)
-    backend = backends.get("onnxruntime")
-    if found.variant.kind == "python" or backend.available():
+    backend = backends.get(wanted)
+    if found.variant.kind == "python" or backend.available() or backend.supports(found.family, found.variant):
         return "eager"
-    place = backends.artifact_dir(folder, found.family, found.variant, "onnxruntime", 1)
+    place = backends.artifact_dir(folder, found.family, found.variant, wanted, 1)
     if not backends.is_compiled(place):
-        asyncio.run(backends.compile_in_background(found.family, found.variant, "onnxruntime", place))
-    return "onnxruntime"
+        asyncio.run(backends.compile_in_background(found.family, found.variant, wanted, place))
+    return wanted
 
 
 @contextlib.contextmanager
@@ -335,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("families", nargs="*", default=list(LOADS))
     known = [*CLOVERS, *sorted(set(peers.PACKAGES) - {"fastapi"})]
     parser.add_argument("--servers", nargs="+", choices=known, default=known)
+    parser.add_argument("--others", nargs="+", default=["onnxruntime"], help="backends of the others, one server each")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; by default the family's own")
     parser.add_argument("--slo-ms", type=float, default=0.0, help="p95 target; by default the family's own")
     parser.add_argument("--rounds", type=int, default=5)

@@ -248,11 +248,7 @@ def readme_section(tables: Sequence[Table], plot: str, results: str) -> str:
     )
     words = [
         *(measured, "The others serve the best variant."),
-        *(
-            [f'For {", ".join(published)}, "right" is the published accuracy of the variants that answered.']
-            if published
-            else []
-        ),
+        *([f"Percentages of {', '.join(published)} are published accuracies of what answered."] if published else []),
         *_about_triton(tables),
         f"Why Clover may lie more than half a point below the best, and where the CPU goes: [all of it]({results}).",
     ]

@@ -154,11 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, served(command, log=Path(folder) / "serve.log") as server:
         port = int(server.url.rpartition(":")[2].strip("/"))
         counts = uvloop.run(soak(server.process.pid, port, options))
-        left = {name.partition("{")[0]: value for name, value in server.metrics().items()}
+        left = {
+            name: value for name, value in server.metrics().items() if name.partition("{")[0] == "clover_pending_rows"
+        }
     figures: dict[str, object] = {"minutes": options.minutes, "lost": 0, "mismatched": 0, **dict(counts)}
-    for name in ("clover_queue_rows", "clover_in_flight_rows"):
-        if name in left:
-            figures[f"{name} afterwards"] = left[name]
+    for name, value in left.items():
+        figures[f"{name} afterwards"] = value
     show("unique ids (measured)", ["figure", "value"], [[key, value] for key, value in figures.items()])
     write_json(options.json, {"figures": figures})
     return int(bool(counts["lost"] or counts["mismatched"]))

@@ -39,7 +39,7 @@ def of_family(metrics: dict[str, float], name: str) -> dict[str, float]:
 def active_j(metrics: dict[str, float]) -> float:
     """Return joules above idle so far."""
     found = of_family(metrics, "clover_energy_joules_total")
-    return sum(value for labels, value in found.items() if 'part="active"' in labels)
+    return sum(value for labels, value in found.items() if 'line="active"' in labels)
 
 
 class Watch(threading.Thread):

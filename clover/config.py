@@ -357,9 +357,13 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "eager",
         "eager-tf32",
         "eager-fp16",
+        "eager-bf16",
         "aoti",
         "onnxruntime",
+        "openvino-bf16",
+        "openvino",
         "onnxruntime-int8",
+        "openvino-int8",
     )
     start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
@@ -399,7 +403,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     cache_dir: Annotated[str, _help("folder of profiles and artifacts; default: $XDG_CACHE_HOME/clover")] = ""
     state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
     require_manifest: Annotated[
-        bool, _help("refuse families without manifest.sha256 (clover families manifest writes one)")
+        bool, _help("refuse families without manifest.sha256 (clover family manifest writes one)")
     ] = False
     profile: Annotated[
         Literal["auto", "require", "force"],

@@ -33,7 +33,7 @@ from clover.types import AccuracyMeasurement, FamilyProfile, FamilySpec, Latency
 
 log = logging.getLogger("clover.profiling")
 
-MEASURING_VERSION = 12
+MEASURING_VERSION = 13
 """Raised whenever the measuring procedure, or how backends run a variant, changes what its figures mean."""
 
 SLO_OVER_BASE = 1.2
@@ -45,9 +45,13 @@ _DISTRIBUTIONS = {
     "eager": ("torch",),
     "eager-tf32": ("torch",),
     "eager-fp16": ("torch",),
+    "eager-bf16": ("torch",),
     "aoti": ("torch",),
     "onnxruntime": ("onnxruntime",),
     "onnxruntime-int8": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "openvino-bf16": ("openvino",),
+    "openvino-int8": ("openvino", "onnxruntime"),
     "tensorrt": ("torch", "torch-tensorrt", "tensorrt-cu13-libs"),
 }
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -342,7 +342,8 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     """Accuracy of one (variant, backend) in percent, with its 95 % interval; `agreement` is the share of rows on which
     the backend's answer equals eager's (1.0 for eager itself).  `against`: points of accuracy above the best variant on
     the same rows, and the 95 % interval of this paired difference (null: not known).  It was counted on `samples` rows
-    of an evaluation set of `of` (0: not known): fewer if the time for it ran out."""
+    of an evaluation set of `of` (0: not known): fewer if the time for it ran out.  `points`: of accuracy above eager on
+    the same rows."""
 
     variant: str
     backend: str
@@ -356,6 +357,7 @@ class AccuracyMeasurement(Record, frozen=True, kw_only=True):
     source: str = ""
     against: tuple[float, float, float] | None = None
     of: int = 0
+    points: float = 0.0
 
 
 class BasePoint(Record, frozen=True, kw_only=True):
@@ -459,6 +461,17 @@ class RecordedLaunches(Record, frozen=True, kw_only=True):
     refused: str = ""
 
 
+class LeftOut(Record, frozen=True, kw_only=True):
+    """A backend that was tried for a variant and not measured to the end, or refused, and why.  `cpu_s_per_row` is
+    known of one that fell behind, in batches of `batch` rows (0: not known)."""
+
+    variant: str
+    backend: str
+    why: str
+    batch: int = 0
+    cpu_s_per_row: float = 0.0
+
+
 class FamilyProfile(Record, frozen=True, kw_only=True):
     """All that was measured of a family on this machine, with the key that invalidates it.
 
@@ -482,6 +495,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     context_bytes: dict[str, int] = {}
     """Bytes that a worker holds on a slice beside its variants, by profile."""
     recorded: tuple[RecordedLaunches, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ except ModuleNotFoundError:  # pip brings its own
     from pip._vendor.packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("test", "dev", "docs", "release", "fuzz")  # extras of those who work on Clover
+TOOLS = ("test", "dev")  # extras of those who work on Clover
 # What comes inside Clover's own files: what, where it lies, whose it is, under which licence.
 BUNDLED = (
     ("Fashion-MNIST, test set", "models/fashion/data", "Zalando SE, 2017", "MIT, see models/fashion/data/LICENSE"),

@@ -9,9 +9,7 @@ cdef class Account:
     cdef public object reading
     cdef public object host
     cdef public str host_device
-    cdef public dict shares
-    cdef public dict placements
-    cdef public dict overheads
+    cdef public dict booked
     cdef public dict usage
     cdef public dict receipts_j
     cdef dict _devices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 
-from clover.accounting.devices import ClosedWindow, DeviceAccount, Line, Share
+from clover.accounting.devices import IDLE, BookKey, ClosedWindow, DeviceAccount, Line
 from clover.accounting.feedback import ProfileFeedback
 from clover.accounting.host import HostCpu
 from clover.accounting.meters import WorkerMeter
@@ -25,9 +25,8 @@ _QUIET = 20
 class Account:
     """Attribution over all devices, families and variants of a server.
 
-    `shares` holds joules and grams by (family, variant, method), `placements` by (device, placement, method), `usage`
-    rows and active energy by variant, slice and tenant.  Grams include the overhead of the data centre, `pue`; a busy
-    core draws `core_w` watts if no profile knows better.
+    `booked` holds every joule and gram once, `usage` rows and active energy by variant, slice and tenant.  Grams
+    include the overhead of the data centre, `pue`; a busy core draws `core_w` watts if no profile knows better.
     """
 
     def __init__(self, *, pue: float, core_w: float = 8.0) -> None:
@@ -37,10 +36,8 @@ class Account:
         self.host: HostCpu | None = None
         """The CPU times of the machine, whose account is that of the device `host_device`."""
         self.host_device = ""
-        self.shares: dict[tuple[str, str, Method], Share] = {}
-        self.overheads: dict[tuple[str, str, Method], Share] = {}
-        """Joules and grams by (family, "front_end" or "control", method)."""
-        self.placements: dict[tuple[str, str, Method], Share] = {}
+        self.booked: dict[BookKey, Line] = {}
+        """Every joule and gram of the devices once, but for the line `carried`.  No sum ever falls."""
         self.usage: UsageBook = {}
         self.receipts_j: dict[tuple[str, str], float] = {}
         """Joules that receipts say, by (family, tenant); the empty tenant is whoever is none."""
@@ -174,12 +171,11 @@ class Account:
         book_active(self.usage, sample, closed.active, prices)
         spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
-            for share in (*self._booked(meter, sample), spans.of(meter.family).share):
-                share.add_active(part_j, prices)
+            spans.of(meter.family).share.add_active(part_j, prices)
+            self._line(sample, "active", meter.family, meter).add(part_j, prices)
         for meter, part_j in closed.audits:
-            span = spans.of(meter.family)
-            for share in (span.control, self._overhead_share(meter.family, "control", sample.method)):
-                share.add_active(part_j, prices)
+            spans.of(meter.family).control.add_active(part_j, prices)
+            self._line(sample, "control", meter.family).add(part_j, prices)
         for meter, part_j in (*closed.active, *closed.audits):
             if meter.device == sample.device:  # and not what a worker of a GPU uses of its host
                 self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
@@ -193,22 +189,32 @@ class Account:
             work.rows += computed
             work.expected_j += expected_j
         for meter, part_j in closed.idle:
-            for share in (*self._booked(meter, sample), spans.of(meter.family).share):
-                share.add_idle(part_j, prices)
+            spans.of(meter.family).share.add_idle(part_j, prices)
+        for meter, line, part_j in closed.idle_lines():
+            self._line(sample, line, meter.family, meter).add(part_j, prices)
+        for line, part_j in (
+            ("unowned", closed.unowned_j),
+            ("foreign", closed.foreign_j),
+            ("unattributed", closed.unattributed_j),
+        ):
+            self._line(sample, line).add(part_j, prices)
         for meter, part_j in closed.kept:
             self._kept_j[meter.family] = self._kept_j.get(meter.family, 0.0) + part_j
         spans.unheld(sample.device, closed.unowned_j, sum(price.part * price.grams_per_j for price in prices))
         if sample.device == self.host_device:
-            self._book_overheads(sample.method, closed)
+            self._book_overheads(sample, closed)
         for span in spans.families.values():
             span.grids.update(price.method for price in prices)
 
-    def _book_overheads(self, method: Method, closed: ClosedWindow) -> None:
+    def _book_overheads(self, sample: EnergySample, closed: ClosedWindow) -> None:
         """Split what the front end and control used over the families by rows answered; evenly, if none were."""
         answered, self._answered = self._answered, dict.fromkeys(self._answered, 0)
         looked_up, self._looked_up = self._looked_up, {}
         if not closed.seconds:  # what these rows took is unknown
             return
+        if not answered:  # before the first family is served
+            self._line(sample, "front_end").add(closed.front_end_j, closed.prices)
+            self._line(sample, "control").add(closed.control_j, closed.prices)
         total = sum(answered.values())
         if not total and not looked_up:
             self._front_end_w.append(closed.front_end_j / closed.seconds)
@@ -216,12 +222,12 @@ class Account:
         for family, rows in answered.items():
             part = rows / total if total else 1.0 / len(answered)
             span = self._spans.of(family)
-            for name, booked, active_j in (
+            for line, share, active_j in (
                 ("front_end", span.front_end, closed.front_end_j),
                 ("control", span.control, closed.control_j),
             ):
-                for share in (booked, self._overhead_share(family, name, method)):
-                    share.add_active(part * active_j, closed.prices)
+                share.add_active(part * active_j, closed.prices)
+                self._line(sample, line, family).add(part * active_j, closed.prices)
             if rows:
                 own_j = max(part * caused_j - looked_up.get(family, 0.0), 0.0)
                 earlier = min(self._front_end_rows.get(family, 0.0), _EARLIER * rows)
@@ -248,13 +254,19 @@ class Account:
         taken, self._spans = self._spans, Spans()
         return taken
 
-    def _booked(self, meter: WorkerMeter, sample: EnergySample) -> tuple[Share, Share]:
-        by_variant = self.shares.setdefault((meter.family, meter.variant, sample.method), Share())
-        by_placement = self.placements.setdefault((sample.device, meter.placement, sample.method), Share())
-        return by_variant, by_placement
+    def _line(self, sample: EnergySample, line: str, family: str = "", meter: WorkerMeter | None = None) -> Line:
+        variant, placement = (meter.variant, meter.placement) if meter is not None else ("", "")
+        return self.booked.setdefault(BookKey(sample.device, line, family, variant, placement, sample.method), Line())
 
-    def _overhead_share(self, family: str, line: str, method: Method) -> Share:
-        return self.overheads.setdefault((family, line, method), Share())
+    def by_variant(self, *lines: str) -> dict[tuple[str, str, Method], Line]:
+        """Return the joules and grams of `lines` together, by (family, variant, method)."""
+        sums: dict[tuple[str, str, Method], Line] = {}
+        for key, booked in self.booked.items():
+            if key.family and key.line in lines:
+                total = sums.setdefault((key.family, key.variant, key.method), Line())
+                total.joules += booked.joules
+                total.grams += booked.grams
+        return sums
 
     # --- receipts and totals ------------------------------------------------------------------------------------------
 
@@ -360,14 +372,13 @@ class Account:
         did while nobody asked, and rows that got no answer, and by how much receipts fell short of the meter: it may be
         negative.
         """
-        picked = [share for (name, _, _), share in self.shares.items() if family in (None, name)]
-        overheads = {
-            line: [share for (name, of, _), share in self.overheads.items() if of == line and family in (None, name)]
-            for line in ("front_end", "control")
-        }
-        every = [*picked, *overheads["front_end"], *overheads["control"]]
-        active_j, idle_j = sum(share.active_j for share in picked), sum(share.idle_j for share in picked)
-        front_end_j, control_j = (sum(share.total_j for share in shares) for shares in overheads.values())
+        by_line: dict[str, list[Line]] = {}
+        for key, booked in self.booked.items():
+            if key.family and family in (None, key.family):
+                by_line.setdefault(key.line, []).append(booked)
+        joules = {line: sum(part.joules for part in parts) for line, parts in by_line.items()}
+        active_j, idle_j = joules.get("active", 0.0), sum(joules.get(line, 0.0) for line in IDLE)
+        front_end_j, control_j = joules.get("front_end", 0.0), joules.get("control", 0.0)
         receipts_j = sum(joules for (name, _), joules in self.receipts_j.items() if family in (None, name))
         kept_j = sum(joules for name, joules in self._kept_j.items() if family in (None, name))
         return {
@@ -375,8 +386,8 @@ class Account:
             "idle_j": idle_j,
             "front_end_j": front_end_j,
             "control_j": control_j,
-            "energy_j": sum(share.total_j for share in every),
-            "carbon_g": sum(share.total_g for share in every),
+            "energy_j": active_j + idle_j + front_end_j + control_j,
+            "carbon_g": sum(part.grams for parts in by_line.values() for part in parts),
             "receipts_j": receipts_j,
             "idle_no_request_j": idle_j - kept_j,
             "unbilled_j": active_j + kept_j + front_end_j - receipts_j,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,20 +21,20 @@ LINES = (
     *("unowned", "foreign", "unattributed", "carried"),
 )
 """The lines of a device, whose joules sum to what its meter showed, and whose grams sum to what that cost."""
+IDLE = ("idle", "idle_no_request", "awake")
+"""The lines of the idle energy that workers hold."""
 
 Parts = list[tuple[WorkerMeter, float]]
 
 
 @dataclass
 class Share:
-    """Joules and grams of one (family, variant, method), or of one placement; active and idle apart.  `grids`: the
-    grams by part and by how the intensity was known."""
+    """Joules and grams of a family; active and idle apart."""
 
     active_j: float = 0.0
     idle_j: float = 0.0
     active_g: float = 0.0
     idle_g: float = 0.0
-    grids: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def total_j(self) -> float:
@@ -47,20 +47,12 @@ class Share:
     def add_active(self, joules: float, prices: Sequence[Price]) -> None:
         """Add active energy that cost `prices`."""
         self.active_j += joules
-        self.active_g += self._priced("active", joules, prices)
+        self.active_g += sum(joules * price.part * price.grams_per_j for price in prices)
 
     def add_idle(self, joules: float, prices: Sequence[Price]) -> None:
         """Add idle energy that cost `prices`."""
         self.idle_j += joules
-        self.idle_g += self._priced("idle", joules, prices)
-
-    def _priced(self, part: str, joules: float, prices: Sequence[Price]) -> float:
-        whole_g = 0.0
-        for price in prices:
-            grams = joules * price.part * price.grams_per_j
-            whole_g += grams
-            self.grids[part, price.method] = self.grids.get((part, price.method), 0.0) + grams
-        return whole_g
+        self.idle_g += sum(joules * price.part * price.grams_per_j for price in prices)
 
 
 @dataclass
@@ -78,6 +70,17 @@ class Line:
             grams = joules * price.part * price.grams_per_j
             self.grams += grams
             self.grids[price.method] = self.grids.get(price.method, 0.0) + grams
+
+
+class BookKey(NamedTuple):
+    """Whose joules they are: of a line of a device; family, variant and placement are empty where they are none's."""
+
+    device: str
+    line: str
+    family: str
+    variant: str
+    placement: str
+    method: Method
 
 
 class WorkerRows(NamedTuple):
@@ -132,6 +135,31 @@ class ClosedWindow(NamedTuple):
     seconds: float
     prices: tuple[Price, ...]
     learnable: list[Learnable]
+
+    def idle_lines(self) -> Iterator[tuple[WorkerMeter, str, float]]:
+        """Yield worker, line and joules of `idle`, by the lines that it stands in: no part is below 0, and the sums are
+        those of the device's lines.
+
+        A worker's part of the line `idle` is what it kept.  Where that is more than all its idle energy (its batch
+        began before the window, or it has ended), the others' parts make up for it.
+        """
+        held_j = sum(part_j for _, part_j in self.idle)
+        if held_j <= 0.0:
+            return
+        awake = min(self.awake_j / held_j, 1.0)
+        left, kept = dict(self.kept), []
+        for meter, part_j in self.idle:
+            rest_j = part_j * (1.0 - awake)
+            kept.append(min(left.get(meter, 0.0), rest_j))
+            left[meter] = left.get(meter, 0.0) - kept[-1]
+        free_j = held_j * (1.0 - awake) - sum(kept)
+        more = min(sum(left.values()) / free_j, 1.0) if free_j > 0.0 else 0.0
+        for (meter, part_j), kept_j in zip(self.idle, kept, strict=True):
+            kept_j += (part_j * (1.0 - awake) - kept_j) * more
+            yield meter, "idle", kept_j
+            yield meter, "idle_no_request", max(part_j * (1.0 - awake) - kept_j, 0.0)
+            if awake:
+                yield meter, "awake", part_j * awake
 
 
 NOTHING = ClosedWindow([], [], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])

@@ -79,6 +79,8 @@ class EmbodiedLedger:
     devices: dict[str, EmbodiedGrams] = field(default_factory=dict)
     models: dict[str, EmbodiedGrams | None] = field(default_factory=dict)
     """None: the model held hardware whose TE is unknown."""
+    parts: dict[tuple[str, str], float] = field(default_factory=dict)
+    """The grams of `devices` by (device, model), under the empty name what no worker held.  None ever falls."""
 
     def window(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
         """Charge the time since the last call; `workers` hold slices now."""
@@ -87,9 +89,14 @@ class EmbodiedLedger:
         part_of_life = (self.since_ns - since_ns) / (self.life_years * _YEAR_NS)
         for item in self.hardware:
             charged = _charged(item, part_of_life)
+            shares = _shares(here, item)
             if charged is not None:
                 self.devices.setdefault(item.device, EmbodiedGrams()).add(charged)
-            for model, share in _shares(here, item):
+                held = [(model, share * item.for_workers / item.reserved) for model, share in shares]
+                for model, part in (*held, ("", max(1.0 - sum(part for _, part in held), 0.0))):
+                    key = (item.device, model)
+                    self.parts[key] = self.parts.get(key, 0.0) + charged.grams * part
+            for model, share in shares:
                 known = self.models.setdefault(model, EmbodiedGrams())
                 if charged is None:
                     self.models[model] = None

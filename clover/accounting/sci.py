@@ -75,6 +75,8 @@ class SciReport:
     hardware: tuple[Hardware, ...]
     embodied: Mapping[str, EmbodiedGrams]
     """By device; those of unknown hardware are not there."""
+    embodied_parts: Mapping[tuple[str, str], float]
+    """The grams of `embodied` by (device, model), under the empty name what no worker held."""
     pue: float
     energy_range: tuple[float, float] | None = None
     """By which parts the energy of the boundary given first may be off, by the range of modelled watts."""
@@ -204,6 +206,7 @@ def sci(
         ),
         hardware=tuple(ledger.hardware),
         embodied=ledger.devices,
+        embodied_parts=ledger.parts,
         pue=pue,
         energy_range=_energy_range(WITHIN[boundary], list(devices.values())),
     )

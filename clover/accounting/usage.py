@@ -2,7 +2,7 @@
 
 Active joules of a worker in a window are split over tenants by the joules that its profile expects of their rows (by
 rows, without a profile).  A window in which no batch was finished is split as the one before.  The empty tenant has
-what is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.shares`.
+what is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.by_variant`.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from clover.backends.aoti import AotiBackend
 from clover.backends.artifacts import CpuBudget, artifact_dir, compile_in_background, is_compiled
 from clover.backends.cuda import device_for
-from clover.backends.eager import EagerBackend, RoundedBackend
+from clover.backends.eager import Bf16Backend, EagerBackend, RoundedBackend
 from clover.backends.environment import child_environment
 from clover.backends.onnxruntime import OnnxRuntimeBackend
+from clover.backends.openvino import OpenVinoBackend
 from clover.backends.quantised import QuantisedBackend
 from clover.backends.targets import CPU, Target, target_of
 from clover.backends.tensorrt import TensorRtBackend
@@ -78,9 +79,13 @@ BACKENDS: dict[str, CompilingBackend] = {
         EagerBackend(),
         RoundedBackend("tf32"),
         RoundedBackend("fp16"),
+        Bf16Backend(),
         AotiBackend(),
         OnnxRuntimeBackend(),
         QuantisedBackend(),
+        OpenVinoBackend("f32"),
+        OpenVinoBackend("bf16"),
+        OpenVinoBackend("int8"),
         TensorRtBackend(),
     )
 }

@@ -47,9 +47,16 @@ COMPILE_S = 900.0
 
 _FORMAT = 2
 _FORMAT_OF = {"tensorrt": 3}
-_VERSION_OF = {"onnxruntime": "onnxruntime", "onnxruntime-int8": "onnxruntime", "tensorrt": "torch-tensorrt"}
+_VERSION_OF = {
+    "onnxruntime": "onnxruntime",
+    "onnxruntime-int8": "onnxruntime",
+    "openvino": "openvino",
+    "openvino-bf16": "openvino",
+    "openvino-int8": "openvino",
+    "tensorrt": "torch-tensorrt",
+}
 _TENSORRT = ("tensorrt-cu13-libs", "tensorrt-cu12-libs", "tensorrt-cu13", "tensorrt-cu12", "tensorrt")
-_THREADS_AT_LOAD = {"onnxruntime", "onnxruntime-int8"}  # one artifact for any number of threads
+_THREADS_AT_LOAD = set(_VERSION_OF) - {"tensorrt"}  # one artifact for any number of threads
 _POLL_S = 0.02
 _END_S = 2.0
 """Seconds that a compiling process is given to end those that it started; then its group is killed."""
@@ -163,6 +170,13 @@ def machine_key() -> str:
         wanted = [line.split(":", 1)[1] for line in file if line.startswith(("flags", "Features"))]
         flags = " ".join(sorted(wanted[0].split())) if wanted else ""
     return f"{platform.machine()} {flags}"
+
+
+def lacks_bf16() -> str:
+    """Return "" if this processor multiplies bfloat16 by instructions of its own, else what it lacks."""
+    if {"avx512_bf16", "amx_bf16"} & set(machine_key().split()):
+        return ""
+    return "this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX)"
 
 
 def recipe(

@@ -21,8 +21,18 @@ from numpy.typing import NDArray
 
 from clover import families
 from clover.backends import cuda
+from clover.backends.artifacts import lacks_bf16
 from clover.backends.targets import CPU, Target
-from clover.backends.tensors import example_inputs, load_module, to_arrays, to_tensor, with_casts, with_weights
+from clover.backends.tensors import (
+    cannot_round,
+    example_inputs,
+    load_module,
+    to_arrays,
+    to_tensor,
+    unsupported,
+    with_casts,
+    with_weights,
+)
 from clover.errors import WorkerError
 from clover.types import FamilySpec, Precision, VariantSpec
 
@@ -119,6 +129,42 @@ def wide_convolutions(module: torch.nn.Module) -> list[torch.nn.Module]:
 
     found = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
     return list(found) if any(part.in_channels >= WIDE for part in found) else []
+
+
+class Bf16Backend(EagerBackend):
+    """Runs float32 torch variants in bfloat16 on CPU cores that have instructions for it: for heavy ones that cannot be
+    exported.  Whether the answers still are right is measured (`clover.profiling.choose`)."""
+
+    name = "eager-bf16"
+
+    def available(self) -> str:
+        """Return "" if the processor has instructions for bfloat16, else what it lacks."""
+        return lacks_bf16()
+
+    def supports(self, family: FamilySpec, variant: VariantSpec, target: Target = CPU) -> str:
+        """Return "" for a float32 torch variant of a family with evaluation rows, on CPU cores; else why not."""
+        if target.cuda:
+            return f"{self.name} is for CPU cores"
+        return unsupported(family, variant) or cannot_round(family, variant)
+
+    def load(
+        self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int, device: str = "cpu"
+    ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
+        """Load the model (see `clover.interfaces.Backend`); `folder` is not used.  Raises WorkerError on a GPU."""
+        if device != "cpu":
+            raise WorkerError(f"{self.name} is for CPU cores: {variant.name} runs with eager here")
+        import torch
+
+        module = load_module(family, variant).bfloat16()
+        call = with_casts(module, family, variant, torch.bfloat16)
+        specs = family.model_inputs(variant)
+
+        def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+            with torch.inference_mode():
+                return to_arrays(call(*[to_tensor(a, s) for a, s in zip(inputs, specs, strict=True)]))
+
+        channels_last(module, family, variant, run)
+        return with_weights(run, module)
 
 
 class RoundedBackend(EagerBackend):

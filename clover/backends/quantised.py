@@ -5,9 +5,9 @@ convolutions and matrices in int8: weights with a scale per output channel, acti
 rows of the calibration split, which no accuracy is measured on.  Processors with instructions for such products (VNNI,
 AMX, Arm's dot product) take a third of the energy of float32 for a wide convolution; narrow models gain little.
 
-Its answers differ a little from the module's.  How much is measured: the profiler holds it against `LEAST_AGREEMENT`
-and the accuracy of eager (`clover.profiling.choose`), and the accuracy that plans count on, the confidence and the
-cascades are measured with the backend that is chosen.
+Its answers differ a little from the module's.  How much is measured: the profiler holds it against the answers and the
+accuracy of eager (`clover.profiling.choose`), and the accuracy that plans count on, the confidence and the cascades are
+measured with the backend that is chosen.
 
 The artifact is `model.onnx` again, made from that of `onnxruntime`, which is made first if it is missing.
 """
@@ -26,12 +26,10 @@ from clover.backends import parity
 from clover.backends.artifacts import CompileOrder, artifact_dir, build, is_compiled, machine_key
 from clover.backends.onnxruntime import MODEL, OnnxRuntimeBackend, session
 from clover.backends.targets import CPU, Target
+from clover.backends.tensors import cannot_round
 from clover.errors import ProfileError
 from clover.families.onnx_files import external_bytes
 from clover.types import FamilySpec, VariantSpec
-
-LEAST_AGREEMENT = 0.995
-"""The least share of rows with the module's own answer: so at most half a point of accuracy is lost on them."""
 
 CALIBRATION_ROWS = 512
 """Rows whose activations give the ranges."""
@@ -46,10 +44,8 @@ class QuantisedBackend(OnnxRuntimeBackend):
         """Return "" if `onnxruntime` takes a float32 variant of a family with rows to calibrate on; else why not."""
         if reason := super().supports(family, variant, target):
             return reason
-        if variant.precision != "fp32":
-            return f"variant {variant.name} is {variant.precision} by itself"
-        if family.evaluation is None:
-            return f"family {family.name} has no evaluation rows to calibrate on"
+        if reason := cannot_round(family, variant):
+            return reason
         if not any(tensor.datatype in ("FP32", "FP64") for tensor in family.model_outputs(variant)):
             return f"family {family.name} has no outputs of floating-point numbers"
         return ""
@@ -61,7 +57,7 @@ class QuantisedBackend(OnnxRuntimeBackend):
         reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
-        plain = _exported(family, variant, folder)
+        plain = made(OnnxRuntimeBackend(), family, variant, folder) / MODEL
         rows = parity.rows_of(family, variant, CALIBRATION_ROWS)
         names = [item.name for item in session(plain, 1).get_inputs()]
         quantise(plain, folder / MODEL, CalibrationFeed(rows, names, family))
@@ -87,29 +83,38 @@ class CalibrationFeed:
         return -(-len(self._rows[0]) // self._batch)
 
 
+STARTS_FROM = {
+    QuantisedBackend.name: OnnxRuntimeBackend.name,
+    "openvino": OnnxRuntimeBackend.name,
+    "openvino-bf16": OnnxRuntimeBackend.name,
+    "openvino-int8": QuantisedBackend.name,
+}
+"""The backend whose artifact compiling for a backend starts from."""
+
+
 def starts_from(order: CompileOrder) -> CompileOrder | None:
     """Return the order for the artifact that compiling `order` starts from; None if it starts from nothing."""
-    if order.backend != QuantisedBackend.name:
+    source = STARTS_FROM.get(order.backend)
+    if source is None:
         return None
-    family, plain = order.family, OnnxRuntimeBackend.name
-    place = _place(family, family.variant(order.variant), Path(order.folder))
-    return structs.replace(order, backend=plain, folder=str(place), threads=1)
+    family = order.family
+    place = _place(source, family, family.variant(order.variant), Path(order.folder))
+    return structs.replace(order, backend=source, folder=str(place), threads=1)
 
 
-def _place(family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
-    """Return where the artifact of `onnxruntime` lies, beside that in `folder`."""
-    cache = next((above.parent for above in folder.parents if above.name == "artifacts"), folder / "float")
-    return artifact_dir(cache, family, variant, OnnxRuntimeBackend.name, 1)
+def _place(source: str, family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
+    """Return where the artifact of backend `source` lies, beside that in `folder`."""
+    cache = next((above.parent for above in folder.parents if above.name == "artifacts"), folder / "source")
+    return artifact_dir(cache, family, variant, source, 1)
 
 
-def _exported(family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
-    """Return the model that `onnxruntime` exported, from its own artifact beside that in `folder`, made if it is not
-    there."""
-    plain, place = OnnxRuntimeBackend(), _place(family, variant, folder)
-    order = CompileOrder(family=family, variant=variant.name, backend=plain.name, folder=str(place), threads=1)
+def made(source: OnnxRuntimeBackend, family: FamilySpec, variant: VariantSpec, folder: Path) -> Path:
+    """Return the artifact of `source` that lies beside that in `folder`; it is compiled if it is missing."""
+    place = _place(source.name, family, variant, folder)
+    order = CompileOrder(family=family, variant=variant.name, backend=source.name, folder=str(place), threads=1)
     if not is_compiled(place):
-        build(plain, order)
-    return place / MODEL
+        build(source, order)
+    return place
 
 
 def quantise(source: Path, made: Path, feed: CalibrationFeed) -> None:

@@ -67,18 +67,21 @@ def load_module(family: FamilySpec, variant: VariantSpec, device: str = "cpu") -
     return module if device == "cpu" else module.to(device)
 
 
-def with_casts(call: Callable[..., Any], family: FamilySpec, variant: VariantSpec) -> Callable[..., Any]:
-    """Return `call`, which computes in the variant's precision, as a function of tensors of the declared types; `call`
-    itself unless that is fp16."""
-    if variant.precision != "fp16":
+def with_casts(
+    call: Callable[..., Any], family: FamilySpec, variant: VariantSpec, dtype: torch.dtype | None = None
+) -> Callable[..., Any]:
+    """Return `call`, which computes in `dtype` (by default the variant's precision), as a function of tensors of the
+    declared types; `call` itself if that is float32."""
+    if dtype is None and variant.precision != "fp16":
         return call
     import torch
 
+    computed = dtype or torch.half
     gives = family.model_outputs(variant)
     declared = [torch_dtype(tensor) if tensor.datatype != "BYTES" else None for tensor in gives]
 
     def casting(*inputs: torch.Tensor) -> tuple[Any, ...]:
-        made = call(*[tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs])
+        made = call(*[tensor.to(computed) if tensor.is_floating_point() else tensor for tensor in inputs])
         parts = made if isinstance(made, (tuple, list)) else (made,)
         return tuple(
             part.to(dtype) if isinstance(part, torch.Tensor) and part.is_floating_point() and dtype else part
@@ -151,4 +154,14 @@ def unsupported(family: FamilySpec, variant: VariantSpec, refused: Sequence[str]
     for tensor in (*family.model_inputs(variant), *family.model_outputs(variant)):
         if tensor.datatype in ("BYTES", *refused):
             return f"tensor {tensor.name} is {tensor.datatype}"
+    return ""
+
+
+def cannot_round(family: FamilySpec, variant: VariantSpec) -> str:
+    """Return why `variant` may not be computed in fewer bits; "" if it may.  What that does to its answers shows on
+    evaluation rows alone: on made-up ones nearly all answers are ties."""
+    if variant.precision != "fp32":
+        return f"variant {variant.name} is {variant.precision} by itself"
+    if family.evaluation is None:
+        return f"family {family.name} has no evaluation rows on which to compare answers"
     return ""

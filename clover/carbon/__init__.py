@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from clover.carbon.chain import STATES, SourceChain
+from clover.carbon.chain import SourceChain
 from clover.carbon.grid import GridClock, boot_seconds
 from clover.carbon.labels import caveat, describe
 from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format_time, parse_time
@@ -29,7 +29,6 @@ from clover.interfaces import CarbonSource
 
 __all__ = [
     "SOURCES",
-    "STATES",
     "GridClock",
     "SourceChain",
     "build",

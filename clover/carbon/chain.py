@@ -54,7 +54,6 @@ from clover.types import Reading
 
 log = logging.getLogger("clover.carbon")
 
-STATES = ("fresh", "stale", "fallback", "forecast", "seasonal", "configured")
 FORECAST_S = 7 * 86_400.0
 """How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
 
@@ -62,8 +61,7 @@ FORECAST_S = 7 * 86_400.0
 class SourceChain:
     """Sources in order of preference, never without an answer.  There is at least one.
 
-    `counts` holds how many readings were given out in each state, `failures` the failed calls per source, `last_error`
-    the newest failure's text (empty if none yet), `last` the newest reading.
+    `last_error` is the newest failure's text (empty if none yet), `last` the newest reading.
     """
 
     def __init__(
@@ -79,7 +77,6 @@ class SourceChain:
     ) -> None:
         self.links = tuple(ChainedSource(source, max_age_s, backoff_s, timeout_s, poll_s) for source in sources)
         self.configured_g_per_kwh = configured_g_per_kwh
-        self.counts = dict.fromkeys(STATES, 0)
         self.last: Reading | None = None
         self.last_error = ""
         self._monotonic = monotonic
@@ -106,11 +103,6 @@ class SourceChain:
 
         Another source may mean something else by intensity, and the value of last resort means nothing at all."""
         return self.links[0].bridge.history
-
-    @property
-    def failures(self) -> dict[str, int]:
-        """Failed calls per source."""
-        return {link.source.name: link.failures for link in self.links}
 
     @property
     def errors(self) -> dict[tuple[str, str], int]:
@@ -147,7 +139,6 @@ class SourceChain:
                 self.links[0].bridge.note(reading, grid_s)
             if reading.state == "fresh" and self.links[0].source.remote:
                 await self.links[0].begin_forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
-        self.counts[reading.state] += 1
         before, self.last = self.last, reading
         if before is None or (before.state, before.provider) != (reading.state, reading.provider):
             self._log_change(before, reading, error)

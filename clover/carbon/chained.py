@@ -54,17 +54,14 @@ class Refreshable(Protocol):
 @runtime_checkable
 class Live(Protocol):
     """A source that asks a provider over the network.  `poll_s`: seconds to leave it alone after an answer; `lag_s`:
-    seconds from the time that a value is of until a provider in order has published it, at the most; `calls` and
-    `call_s`: requests so far, and the seconds they took."""
+    seconds from the time that a value is of until a provider in order has published it, at the most; `calls`:
+    requests so far."""
 
     poll_s: float
     lag_s: float
 
     @property
     def calls(self) -> int: ...
-
-    @property
-    def call_s(self) -> float: ...
 
     async def history(self, start_s: float, end_s: float) -> list[Reading]:
         """Return what was recorded between two times, oldest first; raises CarbonError."""

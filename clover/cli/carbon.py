@@ -26,6 +26,7 @@ from clover.carbon import build_source, format_time
 from clover.carbon.chained import Live
 from clover.carbon.providers import PROVIDERS, ElectricityMapsSource, automatic_zones
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, CloverError
 from clover.hints import duration, program
@@ -85,22 +86,26 @@ def _parser() -> CommandParser:
     shared.add_argument("--config", metavar="FILE", default="", help="configuration file of the server")
     parser = CommandParser(
         prog=f"{program()} carbon",
-        description="Show what sources of carbon intensity say of now and of the hours to come.",
+        description="Show the carbon intensity of grids, as providers give it: of now and of the hours to come.",
     )
-    commands = parser.add_subparsers(required=True, metavar="now|forecast|providers|zones", parser_class=CommandParser)
-    now = commands.add_parser("now", parents=[shared], help="the intensity of now, and of the last day")
+    commands = parser.add_subparsers(required=True, metavar="VERB", parser_class=CommandParser)
+    now = commands.add_parser("now", parents=[shared], help="show the intensity of now and of the last day")
     now.add_argument("sources", nargs="*", metavar="SOURCE", help="as auto:DE, neso [those of the configuration]")
     now.set_defaults(run=_now)
-    ahead = commands.add_parser("forecast", parents=[shared], help="the hours to come")
+    ahead = commands.add_parser("forecast", parents=[shared], help="show the intensity of the hours to come")
     ahead.add_argument("sources", nargs="*", metavar="SOURCE", help="as auto:DE, neso [those of the configuration]")
     ahead.add_argument("--hours", type=_hours, default=48, metavar="N", help=f"how many hours, 1 to {_MOST_HOURS} [48]")
     ahead.set_defaults(run=_forecast)
     listed = commands.add_parser(
-        "providers", parents=[shared], help="who can be asked, with which key, and who answers"
+        "providers",
+        parents=[shared],
+        help="list the providers: the zones they serve, the keys they need, whether they answer",
     )
-    listed.add_argument("--offline", action="store_true", help="ask nobody whether they answer")
+    listed.add_argument("--offline", action="store_true", help="do not ask the providers whether they answer")
     listed.set_defaults(run=_providers)
-    zones = commands.add_parser("zones", parents=[shared], help="zones that auto:ZONE knows, or those of your key")
+    zones = commands.add_parser(
+        "zones", parents=[shared], help="list the zones of auto:ZONE, or those that your key may read"
+    )
     zones.add_argument("provider", nargs="?", choices=["electricity-maps"], help="list the zones that its key may read")
     zones.set_defaults(run=_zones)
     return parser
@@ -116,7 +121,8 @@ def _hours(text: str) -> int:
 
 
 def _now(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> int:
-    answers = asyncio.run(_ask_all(_sources(given, config), wall(), _ask_now))
+    with Progress("carbon", "waiting for the sources"):
+        answers = asyncio.run(_ask_all(_sources(given, config), wall(), _ask_now))
     if given.json:
         return _print_json(answers, lambda one: {"reading": one.reading, "last_day": one.past})
     rows = [_row(one) for one in answers if one.reading is not None]
@@ -141,7 +147,8 @@ def _forecast(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> in
         error = "" if found else f"{source.name} gives no forecast"
         return SourceAnswer(name, source.name, ahead=found, error=error)
 
-    answers = asyncio.run(_ask_all(_sources(given, config), now_s, ask))
+    with Progress("carbon", "waiting for the sources"):
+        answers = asyncio.run(_ask_all(_sources(given, config), now_s, ask))
     if given.json:
         return _print_json(answers, lambda one: {"forecast": one.ahead})
     for one in answers:
@@ -256,7 +263,8 @@ def _providers(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> i
     async def all_standings() -> list[tuple[str, str]]:
         return await asyncio.gather(*map(standing, PROVIDERS))
 
-    found = dict(zip(PROVIDERS, asyncio.run(all_standings()), strict=True))
+    with Progress("carbon", "asking every provider"):
+        found = dict(zip(PROVIDERS, asyncio.run(all_standings()), strict=True))
     if given.json:
         print(json.dumps([
             {"name": name, "source": item.form, "serves": item.serves, "signal": item.signal, "scope": item.scope,

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.errors import CloverError
 from clover.hints import program
+from clover.terminal import line_width
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,18 +30,26 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
     """Run the command and return its exit code: 0; 1 without an answer, 2 for wrong words, 3 without httpx."""
     environment = os.environ if environ is None else environ
     parser = CommandParser(prog=f"{program()} infer", description="Ask a model of a running server.")
-    parser.add_argument("model", metavar="MODEL", help="its name; `-` asks the only one that is served")
+    parser.add_argument("model", metavar="MODEL", help="name of the model; - is the only model that is served")
     parser.add_argument(
         "rows",
         nargs="+",
         metavar="ROW",
-        help="each a file (.npy) or JSON ('[0.3, 0.5]') of numbers; or, if the model takes bytes, any file or a text",
+        help="a row of numbers: a file (.npy) or JSON ('[0.3, 0.5]'); if the model takes bytes: any file, or a text",
     )
-    parser.add_argument("--url", default=environment.get("CLOVER_URL", "http://127.0.0.1:8080"), help="[%(default)s]")
-    parser.add_argument("--min-accuracy", type=float, default=0.0, metavar="PERCENT", help="lowest accuracy to take")
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="[%(default)g]")
+    parser.add_argument(
+        "--url",
+        default=environment.get("CLOVER_URL", "http://127.0.0.1:8080"),
+        help="address of the server [%(default)s]",
+    )
+    parser.add_argument(
+        "--min-accuracy", type=float, default=0.0, metavar="PERCENT", help="lowest accuracy that the answer may have"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="seconds to wait for the answer [%(default)g]"
+    )
     parser.add_argument("--cacert", default="", metavar="FILE", help="PEM certificate to trust, for https")
-    parser.add_argument("--json", action="store_true", help="all outputs, and the receipt, as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print all outputs and the receipt as one JSON object")
     try:
         given = parser.parse_args(argv)
     except SystemExit as stop:
@@ -53,7 +63,10 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
         return 3
     token = environment.get("CLOVER_TOKEN", "")
     try:
-        with Client(given.url, token=token, timeout_s=given.timeout, cacert=given.cacert) as client:
+        with (
+            Client(given.url, token=token, timeout_s=given.timeout, cacert=given.cacert) as client,
+            Progress("infer", f"waiting for {given.url}"),
+        ):
             result = _ask(client, given.model, given.rows, given.min_accuracy)
     except (CloverError, OSError, ValueError) as error:
         print(f"clover infer: {error}", file=sys.stderr)
@@ -141,9 +154,12 @@ def _words(result: Result) -> str:
     first = next(iter(result.outputs.values()))
     lines = []
     for at, row in enumerate(first):
+        head = f"{labels[at]}\t" if labels else ""
         values = _plain(row.reshape(-1)[:_MOST].tolist())
-        shown = " ".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)
-        lines.append((f"{labels[at]}\t" if labels else "") + shown + (" ..." if row.size > _MOST else ""))
+        words = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
+        while len(words) > 1 and len(f"{head}{' '.join(words)} ...".expandtabs()) > line_width():
+            words.pop()
+        lines.append(head + " ".join(words) + (" ..." if row.size > len(words) else ""))
     receipt = result.receipt
     if receipt is not None:
         kept = ", kept from an earlier request" if receipt.cached else ""

@@ -41,11 +41,11 @@ OPTIONS = (
     Option("--quick", "take few samples at three batch sizes, as the first start does"),
     Option(
         "--compile",
-        "compile all for every backend first (aoti: half a minute each)",
+        "compile every variant for every backend first (aoti takes half a minute each)",
     ),
     Option("--force", "measure again even if a profile is kept"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
-    Option("--png", "also draw cost and accuracy of cascades (extra `simulate`)", "FILE"),
+    Option("--png", "also draw cost and accuracy of cascades (extra `analysis`)", "FILE"),
 )
 USED = frozenset(
     {

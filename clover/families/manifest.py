@@ -87,7 +87,7 @@ def check(folder: Path, *, expected: str = "") -> CheckedFiles | None:
     if faults:
         raise ConfigError(
             f"{folder}: its files are not those of {MANIFEST}: {'; '.join(faults)} (if that is meant, write it anew: "
-            "clover families manifest)"
+            "clover family manifest)"
         )
     _known.update({str(folder / name): listed[name] for name in listed})
     return CheckedFiles(folder, digest, signatures)
@@ -96,7 +96,7 @@ def check(folder: Path, *, expected: str = "") -> CheckedFiles | None:
 def check_manifest(spec: FamilySpec, *, required: bool) -> None:
     """Raise ConfigError if a family has no manifest, and one is `required`."""
     if required and not spec.manifest:
-        where = f"`clover families manifest {spec.folder}` writes it" if spec.folder else "it has no folder of its own"
+        where = f"`clover family manifest {spec.folder}` writes it" if spec.folder else "it has no folder of its own"
         raise ConfigError(f"family {spec.name!r} has no {MANIFEST}, and require_manifest is set: {where}")
 
 

@@ -48,13 +48,10 @@ class _Stream:
 class EventStreams:
     """The open streams of a server.
 
-    `greeting` makes what a new stream begins with.  `refused` counts streams that were too many, `dropped` those whose
-    client did not read.
+    `greeting` makes what a new stream begins with.
     """
 
     def __init__(self, greeting: Callable[[], bytes], most: int = MOST_STREAMS) -> None:
-        self.refused = 0
-        self.dropped = 0
         self._greeting = greeting
         self._most = most
         self._open: list[_Stream] = []
@@ -82,10 +79,8 @@ class EventStreams:
         if self._closed or connection.state.draining:
             exchange.fail(503, "the server is shutting down", retry_after_s=5.0)
         elif len(self._open) >= self._most:
-            self.refused += 1
             exchange.fail(503, f"{self._most} streams are open, which is the most: close a page", retry_after_s=30.0)
         elif self._open_of(connection.client) >= MOST_OF_CLIENT:
-            self.refused += 1
             text = f"{MOST_OF_CLIENT} streams of this client are open, which is the most: close a page"
             exchange.fail(503, text, retry_after_s=30.0)
         elif connection.exchanges[0] is not exchange:
@@ -120,7 +115,6 @@ class EventStreams:
             if connection.push(message, stream.unread_bytes):
                 left.append(stream)
             else:
-                self.dropped += 1
                 connection.hang_up()
         self._open = left
 

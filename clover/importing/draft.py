@@ -104,7 +104,7 @@ def scores_of(outputs: Sequence[TensorSpec], *, logits: bool) -> dict[str, Any] 
 
 def toml_of(draft: FamilyDraft) -> str:
     """Return the text of `family.toml`."""
-    head = [f"# Written by `clover new-family` from {draft.source}, and yours to change: docs/families.md."]
+    head = [f"# Written by `clover family new` from {draft.source}, and yours to change: docs/families.md."]
     for key in ("name", "version", "description", "licence"):
         if text := getattr(draft, key):
             head.append(f"{key} = {toml_value(text)}")

@@ -391,7 +391,7 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
     variant = DraftVariant(name="torchscript", weights="weights/model.pt", comment="as Triton has it, TorchScript")
     draft = _draft(ordered, variant, code, {"weights/model.pt": folders.inside(file, model.folder)})
     return draft.noting(
-        "TorchScript runs eagerly only: with the module itself (`clover new-family --from module:Class`) the profiler "
+        "TorchScript runs eagerly only: with the module itself (`clover family new --from module:Class`) the profiler "
         "may compile it"
     )
 
@@ -464,7 +464,7 @@ def models_of(repository: Path, bounds: OpenBounds) -> Iterator[ImportedModel]:
         raise DraftError(f"{repository} holds no folders, so no models")
     if (repository / CONFIG).is_file():
         raise DraftError(
-            f"{repository} is a model itself: name the repository, or `clover new-family --from {repository}`"
+            f"{repository} is a model itself: name the repository, or `clover family new --from {repository}`"
         )
     for folder in folders:
         backend, name = "", printable(folder.name)
@@ -472,7 +472,7 @@ def models_of(repository: Path, bounds: OpenBounds) -> Iterator[ImportedModel]:
             if not NAME.fullmatch(folder.name):
                 raise DraftError("its folder's name is none of a family (A-Z a-z 0-9 . _ -): rename it")
             if not folder.resolve().is_relative_to(repository.resolve()):
-                raise DraftError(f"it is {folder.resolve()}, outside of {repository}: name that with new-family --from")
+                raise DraftError(f"it is {folder.resolve()}, outside of {repository}: name that with family new --from")
             backend = read(folder, bounds).backend
             yield ImportedModel(name, backend, draft_of(folder, bounds), "")
         except DraftError as error:

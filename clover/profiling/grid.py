@@ -9,16 +9,16 @@ GPUs have rounds of their own (`clover.profiling.gpu_rounds`).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 
 from clover.errors import ProfileError, WorkerError
 from clover.planning.model.queueing import REST_S
-from clover.profiling.choose import faster
+from clover.profiling.choose import BEHIND, faster, in_order, refusal, times_behind
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.duty import Pauses
 from clover.profiling.options import Effort
@@ -27,12 +27,17 @@ from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
 
+log = logging.getLogger("clover.profiling")
+
 TimedCell = tuple[Cell, tuple[float, Method]]
 """Batches of one size, and joules a row with how they are known."""
 
 MULTITHREADED_FROM_MS = 1.0
 """A quick measurement tries several threads only if the largest batch takes one thread this long: handing work between
 threads costs tens of microseconds."""
+
+GLANCE_BATCHES, GLANCE_S = 4, 0.04
+"""The least batches and seconds that show whether a backend is far behind another."""
 
 WAKING_BATCHES = 60
 """Batches after a pause that show what waking up costs."""
@@ -64,21 +69,25 @@ class LatencyGrid:
         raise AssertionError("the loop returns or raises at its last place")
 
     async def _every_backend(self, variant: VariantSpec, names: Sequence[str], place: Placement) -> None:
-        """Measure accuracy, agreement with the first backend (eager), and latency of each backend on `place`."""
+        """Measure accuracy, agreement with eager, and latency of each backend on `place`, the most promising first.
+        One that fails, or on cores falls behind, is left out."""
         rig, effort = self._rig, self._rig.effort
         largest = rig.batches[-1]
-        reference: Any = None
-        for name in names:
+        reference: Scored | None = None
+        waiting = ["eager"]
+        while waiting:
+            name = waiting.pop(0)
             setup = WorkerSetup(variant, name, place)
             rig.steps.begin(str(setup))
             try:
                 async with rig.worker(setup) as worker:
+                    if name != "eager" and rig.on_cores and await self._is_behind(worker, setup):
+                        continue
                     async with rig.meters.window((place,)) as window:
                         # As a mere reference eager need not see every row, slow as it may be.
                         most_s = effort.score_s / (2 if name == "eager" and len(names) > 1 else 1)
                         scored = await rig.score(worker, most_s=most_s)
-                    if reference is None:
-                        reference = scored.answers
+                    reference = reference or scored
                     self._keep_score(setup, scored, reference)
                     for batch in rig.batches[:-1]:
                         await self._cell(worker, setup, batch)
@@ -87,11 +96,34 @@ class LatencyGrid:
                         self._keep(cell, setup, window.joules(cell.rows, cell.cpu_s, cell.busy_s))
                     else:
                         await self._cell(worker, setup, largest)
-            except WorkerError as error:
-                if name == "eager":
+            except (WorkerError, ProfileError) as error:
+                if name == "eager" and isinstance(error, WorkerError):
                     text = f"{variant.name} of {rig.spec.name} cannot be measured: {error}"
                     raise ProfileError(text) from error
-                self._found.note(f"{name} is not used for {variant.name}", error)
+                if name == "eager":
+                    raise
+                log.warning("%s is not used for %s: %s", name, variant.name, error)
+                self._found.leave_out(setup, str(error))
+            if name == "eager":
+                waiting = in_order(names, self._found.of(variant.name, name)[largest])
+
+    async def _is_behind(self, worker: WorkerProcess, setup: WorkerSetup) -> bool:
+        """Return whether a glance at a backend shows that it costs clearly more than the cheapest so far that may stand
+        for eager; it is left out then."""
+        rig, name = self._rig, setup.variant.name
+        scores = [item for item in self._found.accuracy if item.variant == name]
+        costs = [self._found.of(name, item.backend) for item in scores if not refusal(item, scores[0])]
+        glance = replace(rig.effort, samples=GLANCE_BATCHES, least_s=GLANCE_S, most_s=8 * GLANCE_S)
+        mine = {}
+        for batch in dict.fromkeys((rig.batches[-1], 1)):
+            cell, _ = await rig.timed(worker, setup.place, batch, glance)
+            mine[batch] = cell.cpu_s / cell.rows
+        ratio = max(times_behind(mine, cost) for cost in costs)
+        if ratio < BEHIND:
+            return False
+        largest = rig.batches[-1]
+        self._found.leave_out(setup, f"a row takes {ratio:.1f} x the CPU or more", largest, mine[largest])
+        return True
 
     async def larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
         """Measure latency on a larger profile, with the thread count that is worth it."""
@@ -136,8 +168,8 @@ class LatencyGrid:
         return found
 
     async def again(self, places: Sequence[Placement], chosen: Mapping[str, str]) -> None:
-        """Measure all cells again in rounds, and keep what these say instead of what was found first; in a quick
-        measurement those of the backend `chosen` for each variant, which is what plans are made of."""
+        """Measure the cells of the backend `chosen` for each variant again in rounds, and keep what these say instead
+        of what was found first."""
         rig, shares = self._rig, self._rig.effort.rounds
         part = replace(
             rig.effort,
@@ -147,9 +179,7 @@ class LatencyGrid:
         )
         at = {place.profile: place for place in places}
         kinds = dict.fromkeys(
-            (m.variant, m.backend, m.profile, m.threads)
-            for m in self._found.latency
-            if not rig.effort.quick or m.backend == chosen[m.variant]
+            (m.variant, m.backend, m.profile, m.threads) for m in self._found.latency if m.backend == chosen[m.variant]
         )
         timed: dict[tuple[str, str, str, int], list[TimedCell]] = {}
         for number in range(shares):
@@ -181,7 +211,6 @@ class LatencyGrid:
                 found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         return found
 
-
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
@@ -201,9 +230,11 @@ class LatencyGrid:
         variant, name, place, threads = setup
         self._found.latency.append(latency_of(cell, variant.name, place.profile, name, threads, joules))
 
-    def _keep_score(self, setup: WorkerSetup, scored: Scored, reference: Any) -> None:
+    def _keep_score(self, setup: WorkerSetup, scored: Scored, eager: Scored) -> None:
         rig, variant, name = self._rig, setup.variant, setup.backend
-        self._found.accuracy.append(
-            accuracy_of(rig.spec, variant, name, scored.answers, reference, scored.right, rig.rows.count)
-        )
+        score = accuracy_of(rig.spec, variant, name, scored.answers, eager.answers, scored.right, rig.rows.count)
+        if seen := min(len(scored.right), len(eager.right)):
+            more = 100.0 * float(scored.right[:seen].mean() - eager.right[:seen].mean())
+            score = msgspec.structs.replace(score, points=more)
+        self._found.accuracy.append(score)
         self._found.held_out[variant.name, name] = answers_of(scored, rig.rows)

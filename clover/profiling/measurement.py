@@ -56,8 +56,8 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     LatencyMeasurement,
+    LeftOut,
     Placement,
-    VariantSpec,
 )
 
 log = logging.getLogger("clover.profiling")
@@ -82,9 +82,7 @@ LEAST_LOAD = 0.3
 """The lightest load at which the joules of a row of BASE are measured: below it a GPU's clocks and rests count most."""
 
 
-async def measure(
-    spec: FamilySpec, device: Devices, pool: Pool, options: MeasureOptions
-) -> FamilyProfile:
+async def measure(spec: FamilySpec, device: Devices, pool: Pool, options: MeasureOptions) -> FamilyProfile:
     """Return the profile of every variant of `spec` on every profile of `device` (one, or several by name).
 
     The answers behind its cascades are written to `options.cache_dir`.  Nobody else may read the pool's completions
@@ -231,8 +229,8 @@ class _Measurement:
             first[variant.name] = await self._grid.smallest(variant, candidates[variant.name], places)
             mine = [item for item in found.accuracy if item.variant == variant.name]
             costs = [m for m in found.latency if m.variant == variant.name]
-            backend[variant.name], notes = choose_backend(mine, costs)
-            found.notes += notes
+            backend[variant.name], refused = choose_backend(mine, costs)
+            found.left_out += [LeftOut(variant=variant.name, backend=name, why=why) for name, why in refused.items()]
             if others is not None:
                 # Now, while the instance stands that it was scored on.
                 setup = WorkerSetup(variant, backend[variant.name], places[first[variant.name]])
@@ -240,7 +238,7 @@ class _Measurement:
         for index, place in enumerate(places):
             for variant in spec.variants:
                 if index > first[variant.name]:
-                    await self._on_larger(variant, backend[variant.name], place)
+                    await self._grid.larger(variant, backend[variant.name], place)
             if not rig.on_cores:
                 await GpuRounds(rig, found, place, GPU_CELL_S).run()
         if rig.on_cores:
@@ -279,7 +277,7 @@ class _Measurement:
         kinds = sum(map(len, rig.candidates.of.values())) + len(rig.spec.variants) * (places - 1)
         again = kinds * len(DUTIES[rig.effort.quick])
         if rig.on_cores:
-            again = rig.effort.rounds * (len(rig.spec.variants) * places if rig.effort.quick else kinds)
+            again = rig.effort.rounds * len(rig.spec.variants) * places
         rig.steps.total = kinds + (len(rig.spec.variants) if cascades else 0) + again + 2
 
     def _profile(
@@ -307,14 +305,8 @@ class _Measurement:
             memory=self._rig.memory.measurements(),
             context_bytes=self._rig.memory.context_bytes,
             recorded=self._rig.recorded.launches(),
+            left_out=tuple(found.left_out),
         )
-
-    async def _on_larger(self, variant: VariantSpec, chosen: str, place: Placement) -> None:
-        """Measure `variant` on a larger profile: with the `chosen` backend, or with all in a full measurement."""
-        names = [chosen] if self._rig.effort.quick else self._rig.candidates.of[variant.name]
-        for name in names:
-            if any((m.variant, m.backend) == (variant.name, name) for m in self._found.latency):
-                await self._grid.larger(variant, name, place)
 
     async def _calibrate(self, setup: WorkerSetup, rows: SampleRows) -> None:
         """Have a worker answer the calibration rows, on which cascades are chosen."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from clover.config import EnergyConfig
 from clover.types import SandboxOrder
 
-COMPILED_AT_FIRST_START = ("onnxruntime", "onnxruntime-int8")
-"""Backends whose artifacts a quick measurement makes itself, in this order: an export takes seconds a variant, its
-quantising one or two more, aoti minutes in all."""
+COMPILED_AT_FIRST_START = ("onnxruntime", "openvino-bf16", "openvino", "onnxruntime-int8", "openvino-int8")
+"""Backends whose artifacts a quick measurement makes itself: an export takes seconds a variant, OpenVINO's form of it a
+second more, quantising some seconds of a heavy variant, aoti minutes in all."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done and steps in all."""

@@ -86,7 +86,7 @@ def draw(found: Sequence[FamilyProfile], path: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ConfigError('--png needs matplotlib: pip install "clover-inference[simulate]"') from error
+        raise ConfigError('--png needs matplotlib: pip install "clover-inference[analysis]"') from error
     figure = Figure(figsize=(7.2, 4.4 * len(cascading)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (profile, cascade) in zip(figure.subplots(len(cascading), squeeze=False)[:, 0], cascading, strict=True):

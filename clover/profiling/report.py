@@ -1,9 +1,10 @@
-"""A profile as text: the table with its notes."""
+"""A profile as text: the table of what serves, the table of the backends that were tried, and notes."""
 
 from __future__ import annotations
 
 from clover.backends import shown
 from clover.profiles import base_p95_ms, cut_short
+from clover.profiling.backend_table import backend_table
 from clover.profiling.pareto import cascades
 from clover.quantities import percent, slice_words
 from clover.terminal import UNWRAPPED, Column, plain, wrapped
@@ -21,13 +22,12 @@ _COLUMNS = (
     Column("CPU ms/row", spare=3),
     Column("accuracy %", right=False),
     Column("rows", spare=4),
-    Column("", right=False),
 )
 
 
 def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None, columns: int = UNWRAPPED) -> str:
-    """Return the profile as a table that fits into `width` characters, with its notes in lines of `columns`.  The
-    chosen backend of each variant is marked; with `spec`, variants that run by themselves are said to."""
+    """Return the profile as a table that fits into `width` characters, with its notes in lines of `columns`.  With
+    `spec`, variants that run by themselves are said to."""
 
     def ran(variant: str, backend: str) -> str:
         return shown(backend, spec.variant(variant)) if spec is not None else backend
@@ -35,6 +35,8 @@ def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None,
     scores = {(item.variant, item.backend): item for item in profile.accuracy}
     rows = []
     for m in profile.latency:
+        if m.backend != profile.backend.get(m.variant):
+            continue
         score = scores[m.variant, m.backend]
         spread = f" ± {(score.high - score.low) / 2:.2f}" if score.samples else f" ({_known(score)})"
         if score.method == "proxy":
@@ -51,7 +53,6 @@ def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None,
             f"{m.cpu_s_per_row * 1e3:.3f}",
             f"{score.value:.2f}{spread}",
             cut_short(score).removesuffix(" rows") or (str(score.samples) if score.samples else ""),
-            "*" if profile.backend.get(m.variant) == m.backend else "",
         )
         rows.append(cells)
     lines, left = plain(_COLUMNS, rows, width)
@@ -83,7 +84,7 @@ def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None,
         f"BASE: {where} at {percent(base.load)} load: {', '.join(figures)}",
         *([f"slices: {', '.join(cores)}"] if cores else []),
         *([f"times and energy of slices are {methods}: nothing of them was measured on a GPU"] if paced else []),
-        f"* the backend served; {what} measurement of {profile.made_at}",
+        f"{what} measurement of {profile.made_at}",
         *(f"note: {note}" for note in profile.notes),
         *([wider] if left else []),
     ]
@@ -91,7 +92,7 @@ def table(profile: FamilyProfile, width: int, *, spec: FamilySpec | None = None,
     if profile.cascade is not None and len(profile.backend) > 1:
         about, cost, *rest = cascades(profile.cascade, width)
         text += ["", wrapped(about, columns, "  "), wrapped(cost, columns, "  "), *rest]
-    return "\n".join(text)
+    return "\n".join([*text, *(backend_table(profile, width, columns, ran) if not paced else ())])
 
 
 def _known(score: AccuracyMeasurement) -> str:

@@ -28,6 +28,7 @@ from clover.types import (
     AccuracyMeasurement,
     FamilySpec,
     LatencyMeasurement,
+    LeftOut,
     MemoryMeasurement,
     Placement,
     RecordedLaunches,
@@ -65,6 +66,22 @@ class Findings:
     """Answers to the held-out rows by (variant, backend)."""
     calibration: dict[str, Answers] = field(default_factory=dict)
     """Answers to the calibration rows by variant, with the backend that was chosen."""
+
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Backends that were tried and not measured to the end, or refused."""
+
+    def of(self, variant: str, backend: str) -> dict[int, float]:
+        """Return CPU seconds a row by batch size."""
+        return {m.batch: m.cpu_s_per_row for m in self.latency if (m.variant, m.backend) == (variant, backend)}
+
+    def leave_out(self, setup: WorkerSetup, why: str, batch: int = 0, cpu_s_per_row: float = 0.0) -> None:
+        """Forget what was measured of a backend that is not used for a variant, and keep why."""
+        which = setup.variant.name, setup.backend
+        self.latency = [m for m in self.latency if (m.variant, m.backend) != which]
+        self.accuracy = [item for item in self.accuracy if (item.variant, item.backend) != which]
+        self.left_out.append(
+            LeftOut(variant=which[0], backend=which[1], why=why, batch=batch, cpu_s_per_row=cpu_s_per_row)
+        )
 
     def note(self, text: str, error: Exception) -> None:
         """Keep "text: error" as a note of the profile, and log it."""

@@ -33,7 +33,6 @@ from clover.profiles import Paces, pace_of
 from clover.runtime.memory import numa
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.memory.slab import Layout, Slab
-from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.lane_pace import ProfiledPace, pace_by
 from clover.runtime.router.router import Router
 from clover.runtime.router.traffic import TenantTotals, Traffic
@@ -43,7 +42,7 @@ from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
 from clover.runtime.workers.resident_orders import choose_residents, part_of_machine, recording, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
-from clover.types import Asked, Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
+from clover.types import Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import Resident, WorkerOrder
 
 _log = logging.getLogger("clover.fleet")
@@ -104,7 +103,7 @@ class Served:
         self._services: dict[tuple[str, str], Service] = {}
         self.state = "LOADING"
         self.reason = ""
-        self._left_out = LeftOut()
+        self.left_out = LeftOut()
         self._passed_over: dict[tuple[str, str], int] = {}
         self._alone: dict[str, int] = {}  # until when (ns), by profiles of slices where one with several variants died
         self._pool = pool
@@ -316,7 +315,7 @@ class Served:
     async def _start(self, assignment: Assignment) -> WorkerProcess:
         order = self.order(assignment)
         try:
-            worker = await self._pool.spawn(order, self.slab, left_out=self._left_out)
+            worker = await self._pool.spawn(order, self.slab, left_out=self.left_out)
         except WorkerLostInStart as error:
             if not order.also:
                 raise
@@ -337,7 +336,7 @@ class Served:
             self._passed_over.update(((name, assignment.placement.profile), until_ns) for name in worker.left_out)
             return worker
         alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
-        return await self._pool.spawn(alone, self.slab, left_out=self._left_out)
+        return await self._pool.spawn(alone, self.slab, left_out=self.left_out)
 
     def _energy_by_profile(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile
@@ -353,51 +352,15 @@ class Served:
             raise DeviceError(f"there is no device {placement.device!r}")
         return device
 
-    # --- what the metrics read ----------------------------------------------------------------------------------------
+    # --- what others read ---------------------------------------------------------------------------------------------
 
     @property
     def traffic(self) -> Traffic:
         return self.router.traffic
 
     @property
-    def cached(self) -> CachedAnswers | None:
-        return self.router.cached
-
-    @property
     def ready(self) -> bool:
         return self.router.ready
-
-    @property
-    def restarts(self) -> int:
-        return self.fleet.restarts
-
-    @property
-    def missing(self) -> int:
-        return self.fleet.missing
-
-    @property
-    def given_up(self) -> int:
-        return self.fleet.given_up
-
-    @property
-    def log_dropped_lines(self) -> int:
-        return self._left_out.lines
-
-    @property
-    def log_dropped_bytes(self) -> int:
-        return self._left_out.bytes
-
-    @property
-    def swaps(self) -> int:
-        return self.fleet.swaps
-
-    @property
-    def repartitions(self) -> int:
-        return self.fleet.repartitions
-
-    @property
-    def shares(self) -> Mapping[str, float]:
-        return self.fleet.shares
 
     @property
     def tenants(self) -> dict[str, TenantTotals]:
@@ -433,18 +396,6 @@ class Served:
         would not serve in time though they did nothing else."""
         self.capacity = capacity
         self.router.limit(capacity.get("floor", 0.0) / max_utilisation)
-
-    def observe(self) -> dict[str, float]:
-        """Return the fleet's live figures."""
-        return self.fleet.observe()
-
-    def guard_report(self) -> dict[str, Any]:
-        """Return what its guard saw and did, its audits, and late labels."""
-        return self.router.guard_report()
-
-    def accuracy_demand(self) -> Mapping[str, Asked]:
-        """Return rows that ask for an accuracy of their own."""
-        return self.fleet.accuracy_demand()
 
     def close(self) -> None:
         """Free the shared memory; no worker may be left."""

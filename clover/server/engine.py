@@ -87,7 +87,7 @@ class Engine:
             compared=lambda: compared(controller.shadows.of, self.account.devices()),
             sci=parts.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in controller.context.families.items()},
-            parked=lambda: controller.context.parked.known,
+            parked=lambda: {gpu: time.since_s is not None for gpu, time in controller.context.parked.known.items()},
             ledger=lambda: ledger.status if ledger is not None else None,
             spans=self.otel.counts if self.otel is not None else dict,
             further=[
@@ -95,7 +95,6 @@ class Engine:
                 lambda: control_calls(self.operators.audit),
                 lambda: rollouts(parts.rollouts.report(), parts.rollouts.counts),
                 lambda: cluster(parts.cluster.report()),
-                *([self.page.metrics] if self.page is not None else []),
                 *([self.frontend.metrics] if self.frontend is not None else []),
             ],
         )

@@ -10,6 +10,7 @@ import msgspec
 from clover._native.histogram import Histogram
 from clover.accounting import Account
 from clover.accounting.boundaries import DEFAULT
+from clover.accounting.devices import IDLE
 from clover.accounting.labels import methods_of
 from clover.control.baselines.saved import KINDS, Devices, meter_error, sums_of
 from clover.control.controller import Controller
@@ -118,8 +119,12 @@ class LedgerSource:
                 )
                 for key, usage in account.usage.items()
             },
-            idle={key: Amount(share.idle_j, share.idle_g) for key, share in account.shares.items()},
-            overheads={key: Amount(share.total_j, share.total_g) for key, share in account.overheads.items()},
+            idle={key: Amount(idle.joules, idle.grams) for key, idle in account.by_variant(*IDLE).items()},
+            overheads={
+                (family, line, method): Amount(booked.joules, booked.grams)
+                for line in ("front_end", "control")
+                for (family, _, method), booked in account.by_variant(line).items()
+            },
             requests={
                 (name, tenant): totals.requests
                 for name, model in self._served.items()

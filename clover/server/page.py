@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
-
-from prometheus_client.core import Metric
 
 from clover._native.histogram import Histogram
 from clover.dashboard import Feed, FeedSources, ReportMaker, dashboard_paths
@@ -16,7 +14,6 @@ from clover.dashboard.today import read_today
 from clover.server.parts import Parts
 from clover.server.periodic import cancel_task
 from clover.telemetry.ledger.report_order import ReportOrder
-from clover.telemetry.metrics.server import pages
 
 
 class DashboardPage:
@@ -56,10 +53,6 @@ class DashboardPage:
             )
         )
         self.mounted = dashboard_paths(self.feed.streams, report)
-
-    def metrics(self) -> Iterable[Metric]:
-        """Return how many pages are open, and what they were sent."""
-        return pages(self.feed.streams)
 
     def start(self, stack: AsyncExitStack) -> None:
         """Sample the server, in the running loop, until `stack` is closed."""

@@ -32,7 +32,7 @@ def load(variant: VariantSpec, folder: Path) -> nn.Module:
     try:
         from transformers import AlbertConfig, AlbertForQuestionAnswering
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{variant.name} needs transformers: pip install 'clover-inference[albert]'") from error
+        raise ConfigError(f"{variant.name} needs transformers: pip install 'clover-inference[models]'") from error
     sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     size: dict[str, Any] = {key: variant.parameters[key] for key in sizes}
     configuration = AlbertConfig(

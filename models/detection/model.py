@@ -111,7 +111,7 @@ def load(variant: VariantSpec, folder: Path) -> nn.Module:
     try:
         from transformers import DFineConfig, DFineForObjectDetection, HGNetV2Config
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{variant.name} needs transformers: pip install 'clover-inference[detection]'") from error
+        raise ConfigError(f"{variant.name} needs transformers: pip install 'clover-inference[models]'") from error
     name = str(variant.parameters["size"])
     backbone: dict[str, Any] = {
         "out_indices": [2, 3, 4],

@@ -14,7 +14,7 @@ from clover.errors import ConfigError
 if TYPE_CHECKING:
     from clover.types import VariantSpec
 
-INSTALL = "pip install 'clover-inference[efficientnet]'"
+INSTALL = "pip install 'clover-inference[models]'"
 
 
 def load(variant: VariantSpec, folder: Path) -> nn.Module:

@@ -21,7 +21,7 @@ from clover.errors import ConfigError
 if TYPE_CHECKING:
     from clover.types import VariantSpec
 
-INSTALL = "pip install 'clover-inference[efficientnet-lite]'"
+INSTALL = "pip install 'clover-inference[models]'"
 STEM, HEAD, CLASSES, EPSILON = 32, 1280, 1000, 1e-3
 
 STAGES = (

@@ -42,7 +42,7 @@ def vocabulary() -> tuple[Any, NDArray[np.float32]]:
             raise ModuleNotFoundError("wordllama", name="wordllama")
     except ModuleNotFoundError as error:
         text = f"the family embedding needs {error.name}"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[embedding]"', name=error.name) from error
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name=error.name) from error
     folder = Path(found.origin).parent
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     tokenizer.no_truncation()

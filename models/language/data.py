@@ -1,6 +1,6 @@
 """The labelled sentences of the package `eld`, and a split of them by what they say.
 
-Needs NumPy and the files of `eld` only (`pip install "clover-inference[language]"`): nothing of it is imported, and
+Needs NumPy and the files of `eld` only (`pip install "clover-inference[models]"`): nothing of it is imported, and
 none of its sentences comes with Clover.  The hash of a sentence's letters says which part of the split it belongs to;
 digits, punctuation, case and spacing are left out.  So a sentence that is there twice, or twice but for a number, is
 never in two parts, the parts do not depend on the order of the file, and the weights never saw what they are scored on.
@@ -35,7 +35,7 @@ def sentences_file() -> Path:
     found = importlib.util.find_spec("eld")
     if found is None or found.origin is None:
         text = "the labelled sentences of the family language are in the package eld"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[language]"', name="eld")
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name="eld")
     path = Path(found.origin).parent / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this version of eld has no sentences: pip install eld==1.0.6")

@@ -84,7 +84,7 @@ def load(folder: Path, split: str) -> tuple[list[NDArray[Any]], NDArray[np.str_]
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         text = "the labelled lines of the family ocr are drawn by pillow"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[ocr]"', name="PIL") from error
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name="PIL") from error
     # RandomState, unlike default_rng, is frozen: the same seed gives the same lines in every NumPy.
     generator = np.random.RandomState(SEEDS[split])
     texts = [words(generator) for _ in range(ROWS[split])]

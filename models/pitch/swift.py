@@ -31,7 +31,7 @@ def load(variant: VariantSpec, folder: Path) -> Callable[[list[NDArray[Any]]], l
         from swift_f0 import FMAX, FMIN, SwiftF0
     except ModuleNotFoundError as error:
         text = f"the variant swift of the family pitch needs {error.name}"
-        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[pitch]"', name=error.name) from error
+        raise ModuleNotFoundError(f'{text}: pip install "clover-inference[models]"', name=error.name) from error
 
     session = SwiftF0(threads=torch.get_num_threads(), spin=False).session
     lowest, highest = np.asarray(FMIN, np.float32), np.asarray(FMAX, np.float32)

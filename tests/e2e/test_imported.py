@@ -22,7 +22,7 @@ VARIANTS = {"affine": "onnx", "scripted": "torchscript", "shout": "python"}
 
 @pytest.mark.usefixtures("forked_zygotes")
 def test_imported_models_are_served(tmp_path: Path) -> None:
-    assert command(["import-triton", str(write_repository(tmp_path / "triton")), "--into", str(tmp_path)]) == 1
+    assert command(["family", "import", str(write_repository(tmp_path / "triton")), "--into", str(tmp_path)]) == 1
     served = tuple(FamilyConfig(family=str(tmp_path / name), variant=variant) for name, variant in VARIANTS.items())
 
     async def main() -> None:

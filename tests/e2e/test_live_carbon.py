@@ -107,7 +107,7 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
             await comes("fresh")
             await trouble("")
             assert ({"source": "neso", "kind": "status"}, pytest.approx(3, abs=3)) in await metrics(
-                "clover_carbon_errors_total"
+                "clover_carbon_failures_total"
             )
             ((labels, calls),) = await metrics("clover_carbon_calls_total")
             assert (labels, calls > 4) == ({"source": "neso"}, True)

@@ -64,11 +64,11 @@ def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path) -> None:
             assert burst["fast"] > 300 * workers
             assert served.traffic.relieved_rows == burst["fast"]
             assert served.traffic.reliefs == 1
-            assert 'clover_relieved_rows_total{model="slow"}' in server.engine.metrics().decode()
+            assert 'clover_rerouted_rows_total{model="slow",why="relief"}' in server.engine.metrics().decode()
             await asyncio.sleep(0.3)
             await ask(0)  # this turn sees that the burst is over
             assert await ask(1) == "slow"
-            assert served.observe()["relief"] == 0.0
+            assert served.fleet.observe()["relief"] == 0.0
             assert (served.traffic.lost_workers, served.fleet.restarts, served.fleet.swaps) == (0, 0, 0)
         assert not served.fleet.describe()
 

@@ -162,7 +162,7 @@ def test_to_the_whole_group_everything_received_is_answered(scenes: Forks, tmp_p
         """How many rows wait, are being computed or are answered."""
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as reply:
             lines = reply.read().decode().splitlines()
-        names = ("clover_queue_rows{", "clover_in_flight_rows{", "clover_rows_total{")
+        names = ("clover_pending_rows{", "clover_rows_total{")
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
     with (

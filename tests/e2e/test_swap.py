@@ -77,7 +77,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) 
             load = Load(server)
             clients = [asyncio.ensure_future(load.client(seed)) for seed in range(3)]
             end_s = time.monotonic() + 30.0
-            while served.swaps < 3 or served.repartitions < repartitions:
+            while served.fleet.swaps < 3 or served.fleet.repartitions < repartitions:
                 assert time.monotonic() < end_s, control.decisions(20)
                 assert not any(client.done() for client in clients)
                 await asyncio.sleep(0.05)
@@ -98,7 +98,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) 
             while len(children() - before) != len(served.fleet.ready_assignments()) + 3:
                 assert time.monotonic() < end_s, children() - before
                 await asyncio.sleep(0.05)
-            assert served.observe()["free_slots"] == served.slab.layout.slots
+            assert served.fleet.observe()["free_slots"] == served.slab.layout.slots
         assert children() == before
 
     asyncio.run(main())

@@ -92,7 +92,7 @@ def test_tenants_from_the_token_to_the_account(tmp_path: Path) -> None:
             }
             account = engine.account
             assert sum(usage.rows for usage in account.usage.values()) == 9
-            active_j = sum(share.active_j for share in account.shares.values())
+            active_j = sum(line.joules for line in account.by_variant("active").values())
             assert sum(totals.active_j for totals in found.values()) == pytest.approx(active_j, rel=1e-9)
             assert found["acme"].active_j > found["slow"].active_j > 0.0
             assert found["acme"].active_g > 0.0
@@ -100,8 +100,8 @@ def test_tenants_from_the_token_to_the_account(tmp_path: Path) -> None:
             # Who sees it, and that no token is in it.
             assert (await ask("/metrics", SECRET))[0] == 403
             _, _, metrics = await ask("/metrics", "secret-of-admin")
-            assert 'clover_tenant_rows_total{model="simple",tenant="acme",variant="exact"} 5.0' in metrics
-            assert 'clover_tenant_requests_total{code="429",model="simple",tenant="slow"} 2.0' in metrics
+            assert 'clover_rows_total{model="simple",tenant="acme",variant="exact"} 5.0' in metrics
+            assert 'clover_requests_total{code="429",model="simple",tenant="slow"} 2.0' in metrics
             _, _, state = await ask("/v2/clover/state", "secret-of-admin")
             totals = json.loads(state)["totals"]
             assert totals["tenants"]["acme"]["priority"] == 4

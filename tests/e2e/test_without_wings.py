@@ -101,12 +101,12 @@ def test_the_core_serves_on_a_mig_slice_of_the_emulator_beside_it(core: Path, to
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "wing"),
-    [("cluster", "cluster"), ("plan", "research"), ("new-family", "importing"), ("report", "report")],
+    [("cluster", "cluster"), ("plan", "research"), ("family new", "importing"), ("report", "report")],
 )
 def test_a_command_of_a_wing_says_in_a_line_that_it_is_not_installed(
     core: Path, tmp_path: Path, command: str, wing: str
 ) -> None:
-    words = [sys.executable, "-m", "clover", command, "--help"]
+    words = [sys.executable, "-m", "clover", *command.split(), "--help"]
     done = subprocess.run(words, cwd=core, env=environment(core, tmp_path), capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert done.stderr == f"clover: this installation is without clover.{wing}, which has `{command}`\n"

@@ -2,7 +2,7 @@
 
     python -m tests.fuzz [TARGET ...] [--seconds 60] [--keep]
 
-Three quarters of the time guided by branches with atheris (the extra `fuzz`), on the source of compiled modules, and
+Three quarters of the time guided by branches with atheris (the extra `dev`), on the source of compiled modules, and
 the rest by mutation of the corpora, on the compiled form; without atheris all of it so, and it says so.  What is found
 goes through both forms afterwards, which must say the same.  Inputs that reach something new gather in
 build/fuzz/TARGET; --keep adds them to the corpus in the repository.  A finding is written to build/fuzz and ends its
@@ -40,7 +40,7 @@ def main() -> int:
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     guided = importlib.util.find_spec("atheris") is not None
     if not guided:
-        print("atheris is not installed (pip install 'clover-inference[fuzz]'): inputs are mutated without guidance")
+        print("atheris is not installed (pip install 'clover-inference[dev]'): inputs are mutated without guidance")
     failed = []
     print(f"{'target':12} {'executions':>12} {'minutes':>8} {'inputs':>7}  outcome", flush=True)
     for name in options.targets or NAMES:

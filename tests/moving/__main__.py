@@ -1,4 +1,4 @@
-"""Serves the classifier of docs/moving.md with each framework, and compares its answer with the model's own."""
+"""Serves the classifier of docs/bring-your-own.md with each framework, and compares its answer with the model's own."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def torchserve(python: str, ports: tuple[int, ...]) -> list[list[str]]:
 
 
 NEW_FAMILY = (
-    "new-family net_family --from net:Net --weights net.pt --input image:FP32:1,28,28 --no-profile ./net_family"
+    "family new net_family --from net:Net --weights net.pt --input image:FP32:1,28,28 --no-profile ./net_family"
 )
 FRAMEWORKS = {
     "clover": Framework(
@@ -120,7 +120,7 @@ FRAMEWORKS = {
         lambda found: found["outputs"][0]["data"],
     ),
     "triton": Framework(
-        clover("import-triton", "repository", "--into", "families", "families/net"),
+        clover("family", "import", "repository", "--into", "families", "families/net"),
         "/v2/health/ready",
         "/v2/models/net/infer",
         oip,
@@ -223,7 +223,7 @@ def main() -> int:
     for name, given in chosen.items():
         with tempfile.TemporaryDirectory(prefix="clover-moving-") as place:
             folder = Path(place)
-            for file, text in files_of(ROOT / "docs" / "moving.md").items():
+            for file, text in files_of(ROOT / "docs" / "bring-your-own.md").items():
                 (folder / file).write_text(text)
             subprocess.run([sys.executable, "-c", MODEL], cwd=folder, check=True)
             (folder / "config.pbtxt").rename(folder / "repository" / "net" / "config.pbtxt")

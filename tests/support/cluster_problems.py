@@ -144,7 +144,7 @@ class _Program:
 
     def solve(self) -> Any:
         """Return SciPy's result, whose `fun` is None if there is no solution; skip the test without SciPy."""
-        pytest.importorskip("scipy", reason="HiGHS comes with SciPy: pip install clover[optimize]")
+        pytest.importorskip("scipy", reason="HiGHS comes with SciPy: pip install 'clover-inference[analysis]'")
         from scipy import optimize, sparse
 
         if not self.cost:

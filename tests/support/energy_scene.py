@@ -202,19 +202,22 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
         if worker.busy_since_ns:
             worker.turn()
     await close_windows()
-    placed = {place: share for (_, place, _), share in account.placements.items()}
+    placed: dict[tuple[str, bool], float] = {}
+    for key, line in account.booked.items():
+        where = (key.placement, key.line == "active")
+        placed[where] = placed.get(where, 0.0) + line.joules
     found = {
         "lines": account.devices(),
         "first": first,
-        "methods": sorted({method for _, _, method in account.placements}),
+        "methods": sorted({key.method for key in account.booked}),
         "why": [meter.why for meter in meters],
         "hidden": hidden,
         "slices": {
             worker.place.id: {
                 "device": worker.place.device,
                 "true_j": drawn_j(worker.uuid),
-                "attributed_j": placed[worker.place.id].active_j,
-                "idle_j": placed[worker.place.id].idle_j,
+                "attributed_j": placed[worker.place.id, True],
+                "idle_j": placed[worker.place.id, False],
                 "modelled_j": sum(
                     item.meter.modelled_j for item in (*workers, *left) if item.place.id == worker.place.id
                 ),

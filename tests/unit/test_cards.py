@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,6 @@ import pytest
 from tests.support.cards import ANSWERS, UNTRAINED, WIDTH, card, carded, first_commands
 from tests.support.fenced import ROOT, found
 from tests.wheel import __main__ as wheel
-
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
 def test_every_family_has_a_card_and_an_answer_to_expect() -> None:
@@ -26,12 +23,12 @@ def test_a_card_installs_serves_and_asks_its_own_family(family: str) -> None:
     commands = first_commands(card(family))
     name, _, extra = commands.packages.rstrip("]").partition("[")
     assert name == "clover-inference"
-    assert extra == (family.replace("_", "-") if family.replace("_", "-") in EXTRAS else "")
+    assert extra == ("" if family == "fashion" else "models")
     assert commands.serve.split()[3] == family
     assert f"/v2/models/{family}/infer" in "".join(commands.asks)
 
 
-def test_the_environment_of_a_family_is_made_anew_if_its_card_names_other_packages(
+def test_cards_that_name_the_same_packages_share_an_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted: list[str] = []
@@ -46,7 +43,7 @@ def test_the_environment_of_a_family_is_made_anew_if_its_card_names_other_packag
     monkeypatch.setattr(wheel, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(wheel, "ENVIRONMENTS", tmp_path)
     for packages in ("clover-inference[a]", "clover-inference[a]", "clover-inference[a,b]"):
-        wheel.family_environment("a", tmp_path, packages, Path("w.whl"))
+        wheel.card_environment(tmp_path, packages, Path("w.whl"))
     assert wanted == ["w.whl[a]", "w.whl[a,b]"]
 
 

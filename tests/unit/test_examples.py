@@ -135,7 +135,7 @@ def test_the_classifier_of_the_page_on_moving_answers_from_its_family_and_from_t
 
     from clover.__main__ import main
 
-    page = "docs/moving.md"
+    page = "docs/bring-your-own.md"
     files = files_of(ROOT / page)
     assert set(files) == {"net.py", "config.pbtxt", "lit.py", "service.py", "handler.py"}
     torch.manual_seed(1)
@@ -160,7 +160,7 @@ def test_the_classifier_of_the_page_on_moving_answers_from_its_family_and_from_t
     (version.parent / "config.pbtxt").write_text(files["config.pbtxt"], encoding="utf-8")
     torch.jit.script(net).save(str(version / "model.pt"))
     into = tmp_path / "families"
-    assert main(["import-triton", str(tmp_path / "repository"), "--into", str(into)]) == 0
+    assert main(["family", "import", str(tmp_path / "repository"), "--into", str(into)]) == 0
     np.testing.assert_array_equal(loaded(into / "net")([picture.numpy()])[0], truth)
 
 
@@ -181,7 +181,7 @@ def test_the_family_of_the_tutorial_is_one(tmp_path: Path) -> None:
 
 
 def test_the_policy_of_the_documents_keeps_its_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (text, *_) = of("docs/writing-a-policy.md", "python")
+    (text, *_) = of("docs/policies.md", "python")
     (tmp_path / "cap_policy.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cap_policy", raising=False)

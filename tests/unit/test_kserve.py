@@ -1,8 +1,7 @@
-"""The documented runtime of KServe: its manifest can be read, and Clover takes its command line."""
+"""The runtime of KServe: its manifest can be read, and Clover takes its command line."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ import pytest
 from clover import settings
 from tests.support.family_folder import write
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "kserve.md"
+PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 
 
 def manifests() -> list[dict[str, Any]]:
     yaml = pytest.importorskip("yaml", reason="reading the manifest needs PyYAML")
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return list(yaml.safe_load_all(text))
+    return list(yaml.safe_load_all((PACKAGING / "kubernetes" / "kserve.yaml").read_text(encoding="utf-8")))
 
 
 def test_the_runtime_starts_a_server_on_the_ports_that_it_names(tmp_path: Path) -> None:
@@ -33,7 +31,7 @@ def test_the_runtime_starts_a_server_on_the_ports_that_it_names(tmp_path: Path) 
     assert runtime["metadata"]["name"] == service["spec"]["predictor"]["model"]["modelFormat"]["name"]
     # A fresh volume, which everybody in the pod may write to, would be refused: it is the folder of the image.
     assert "volumeMounts" not in container
-    image = (PAGE.parents[1] / "packaging" / "Dockerfile").read_text(encoding="utf-8")
+    image = (PACKAGING / "Dockerfile").read_text(encoding="utf-8")
     assert f"--owner clover --mode 0700 {config.cache_dir}" in image
 
 

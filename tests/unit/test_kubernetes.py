@@ -247,10 +247,3 @@ def test_the_cluster_of_kuberay_can_be_read_and_has_a_worker_for_each_node() -> 
     for node in found.node:
         assert services[node.address]["selector"]["ray.io/group"] == node.resource
         assert services[node.address]["clusterIP"] == "None"
-
-
-def test_the_runtime_of_kserve_is_the_one_of_the_documents() -> None:
-    (text,) = re.findall(
-        r"^```yaml\n(.*?)^```", (ROOT / "docs" / "kserve.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    assert (manifests.FOLDER / "kserve.yaml").read_text(encoding="utf-8").partition("\n")[2] == text

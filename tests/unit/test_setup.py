@@ -76,7 +76,7 @@ def set_up(tmp_path: Path, **variables: str) -> tuple[subprocess.CompletedProces
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "TORCH"))}
     environ |= {"REAL": sys.executable, "NOTES": str(notes), "FAILS": "none of these", "SETTINGS": ""} | variables
     done = subprocess.run(
-        ["sh", "setup.sh", str(tmp_path), "packages", "onnx,efficientnet"],
+        ["sh", "setup.sh", str(tmp_path), "packages", "onnx,models"],
         cwd=ROOT, env=environ, capture_output=True, text=True,
     )  # fmt: skip
     return done, notes.read_text().splitlines() if notes.exists() else []

@@ -49,12 +49,12 @@ def base_environment(wheel: Path) -> Path:
     return folder
 
 
-def family_environment(name: str, base: Path, packages: str, wheel: Path) -> Path:
-    """Return an environment that adds to `base` what a family's card installs, and nothing else; it is made anew if the
-    card names other packages.  Raises CalledProcessError if a requirement of any package is missing then."""
-    folder = ENVIRONMENTS / name
+def card_environment(base: Path, packages: str, wheel: Path) -> Path:
+    """Return an environment that adds to `base` the `packages` that a card installs, and nothing else; cards with
+    the same packages share it.  Raises CalledProcessError if a requirement of any package is missing then."""
+    folder = ENVIRONMENTS / packages
     ready = folder / ".ready"
-    if not ready.exists() or ready.read_text() != packages:
+    if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         asked = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
@@ -65,7 +65,7 @@ def family_environment(name: str, base: Path, packages: str, wheel: Path) -> Pat
         (Path(own) / "zz-base.pth").write_text(below + "\n")
         pip(folder, "install", "--quiet", packages.replace("clover-inference", str(wheel)))
         pip(folder, "--quiet", "check")
-        ready.write_text(packages)
+        ready.touch()
     return folder
 
 
@@ -134,7 +134,7 @@ def main() -> int:
     for name in given.family or ANSWERS:
         with tempfile.TemporaryDirectory(prefix="clover-wheel-") as place:
             try:
-                environment = family_environment(name, base, first_commands(card(name)).packages, wheel.resolve())
+                environment = card_environment(base, first_commands(card(name)).packages, wheel.resolve())
                 print(f"{name}: ok, {tried(name, environment, Path(place))}", flush=True)
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
                 log = Path(place) / "log"

@@ -67,8 +67,7 @@ class Bounds:
 class ApiClient:
     """Requests to `url` (checked, without a slash at its end) in the name of the source `name`.
 
-    `calls` counts requests and `call_s` the seconds they took, failed ones included; `secrets` are texts that no error
-    may show.
+    `calls` counts requests, failed ones included; `secrets` are texts that no error may show.
     """
 
     def __init__(self, name: str, url: str, *, secrets: tuple[str, ...] = (), bounds: Bounds | None = None) -> None:
@@ -79,7 +78,6 @@ class ApiClient:
         self.host = urllib.parse.urlsplit(url).netloc
         self.secrets = set(secrets)
         self.calls = 0
-        self.call_s = 0.0
         self.bounds = bounds or Bounds()
 
     async def get(
@@ -105,7 +103,6 @@ class ApiClient:
 
         proxy = self._proxy()
         self.calls += 1
-        begun_s = time.monotonic()
         try:
             async with (
                 self._session() as session,
@@ -131,8 +128,6 @@ class ApiClient:
         except (aiohttp.ClientError, ValueError) as error:
             what = " ".join((getattr(error, "message", "") or str(error)).split())
             raise self.fails(f"the answer of {self.host} is no valid HTTP: {what}", "http") from error
-        finally:
-            self.call_s += time.monotonic() - begun_s
 
     def _proxy(self) -> str | None:
         """Return the proxy to use, with its password among the secrets from now on."""

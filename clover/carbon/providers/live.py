@@ -73,11 +73,6 @@ class LiveSource:
         """Requests made so far."""
         return self.client.calls
 
-    @property
-    def call_s(self) -> float:
-        """Seconds that they took."""
-        return self.client.call_s
-
     async def read(self, grid_s: float) -> Reading:
         """Return the newest value that is not of later than `grid_s`; raises CarbonError."""
         readings = await self._latest(grid_s)

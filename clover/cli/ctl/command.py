@@ -17,9 +17,11 @@ from typing import Any
 from clover import terminal
 from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
+from clover.cli.progress import Progress
 from clover.config import RolloutConfig
 from clover.errors import no_certificate, untrusted
-from clover.hints import did_you_mean, named_wait, program
+from clover.hints import did_you_mean, program
+from clover.telemetry import dashboards
 from clover.unix_http import UnixConnection
 from clover.verbs import INPUTS, TARGETS, VERBS, PlanCommand, SetCommand, arguments
 
@@ -56,12 +58,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             verbs[given.verb].refuse(unknown)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if given.verb == "dashboards":
+        return _export(given)
     try:
         method, path, body = request_of(given)
         token = given.token or environment.get("CLOVER_TOKEN", "")
         if given.token_file:
             token = _first_line(given.token_file)
-        with named_wait(awaited(given.verb, body), lambda words: print(f"clover ctl: {words}", file=sys.stderr)):
+        with Progress("ctl", f"waiting for {awaited(given.verb, body)}"):
             answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
         if given.verb == "state" and given.model:
             answer = only(answer, given.model)
@@ -120,12 +124,14 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         about = about or (command.help if command is not None else "")
         made = verbs.add_parser(name, help=about, description=f"{about[:1].upper()}{about[1:]}.", parents=[common])
         if changes or name == "state":
-            made.add_argument("--model", default="", help="which family, by the name it is served under")
+            made.add_argument("--model", default="", help="the family, by the name that clients use")
         if changes:
-            made.add_argument("--dry-run", action="store_true", help="say what would be done, change nothing")
+            made.add_argument("--dry-run", action="store_true", help="show what would be done, and change nothing")
         if command is not None and "force" in arguments(command):
             made.add_argument(
-                "--force", action="store_true", help="also if it is predicted to break the accuracy floor or the SLO"
+                "--force",
+                action="store_true",
+                help="do it even if it is predicted to break the accuracy floor or the SLO",
             )
         return made
 
@@ -142,7 +148,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         "what",
         nargs="*",
         metavar="VARIANT | VARIANT@PROFILE[xN]",
-        help="as small, or small@1cx2 large@2c, or large/small@1c for a worker that shares its time between both",
+        help="small; or workers, as small@1cx2 large@2c; large/small@1c is a worker that serves both",
     )
     pin.add_argument("--off", action="store_true", help="let the controller choose again")
     freeze = verb("freeze")
@@ -153,20 +159,24 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     inputs = f"workers to run, as small@1cx2, and inputs to plan with: {', '.join(_PLANNABLE)}"
     for name in ("plan", "apply"):
         verb(name).add_argument("words", nargs="*", metavar="VARIANT@PROFILE[xN] | KEY=VALUE", help=inputs)
-    rollout = verb("roll-out", "try a new version of a model beside the stable one; or say what becomes of it")
-    rollout.add_argument("words", nargs="*", metavar="[MODEL] FOLDER", help="the new version: a folder on its machine")
+    rollout = verb("roll-out", "try a new version of a model beside the stable one; show, promote or end a trial")
+    rollout.add_argument(
+        "words", nargs="*", metavar="[MODEL] FOLDER", help="the new version: a folder on the server's machine"
+    )
     what = rollout.add_mutually_exclusive_group()
     for action, about in (
-        ("status", "show the roll-out that is under way, or was the last"),
+        ("status", "show the present roll-out, or the last one"),
         ("promote", "serve the new version now, whatever the tests say"),
         ("roll-back", "end the new version now"),
     ):
         what.add_argument(f"--{action}", action="store_const", const=action, dest="action", help=about)
-    rollout.add_argument("--version", default="", help="its version, if family.toml has another one")
-    rollout.add_argument("--needs-labels", action="store_true", help="promote it only if labels speak for it")
+    rollout.add_argument("--version", default="", help="version to serve it as [that of its family.toml]")
+    rollout.add_argument(
+        "--needs-labels", action="store_true", help="promote it only if labels that clients send speak for it"
+    )
     for name in _ROLLOUT:
         flag = "--" + name.replace("_", "-")
-        rollout.add_argument(flag, type=float, metavar="X", help=f"as the server's setting rollout.{name}")
+        rollout.add_argument(flag, type=float, metavar="X", help=f"instead of the server's setting rollout.{name}")
     verb("base")
     change = verb("set", f"{SetCommand.help}: {', '.join(_SETTABLE)}")
     change.add_argument(
@@ -175,7 +185,27 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         metavar="KEY=VALUE",
         help="as slo_ms=20 mode=observe; lambda is the weight of carbon, lambda=none derives it again",
     )
+    about = "write a Grafana dashboard (JSON) and Prometheus recording and alerting rules (YAML); asks no server"
+    export = verbs.add_parser("dashboards", help=about, description=f"{about[:1].upper()}{about[1:]}.")
+    export.add_argument("--to", type=Path, default=Path(), metavar="FOLDER", help="folder to write to [.]")
+    export.add_argument(
+        "--docs",
+        default=dashboards.DOCS,
+        metavar="URL",
+        help=f"what links from alerts to the documentation begin with [{dashboards.DOCS}]",
+    )
     return parser, verbs.choices
+
+
+def _export(given: argparse.Namespace) -> int:
+    """Write the files of `ctl dashboards`; return 0, or 3 if a file cannot be written."""
+    try:
+        for path in dashboards.export(given.to, given.docs):
+            print(path)
+    except OSError as error:
+        print(f"clover ctl dashboards: cannot write to {given.to}: {error.strerror}", file=sys.stderr)
+        return 3
+    return 0
 
 
 def request_of(given: argparse.Namespace) -> tuple[str, str, dict[str, Any] | None]:

@@ -14,6 +14,7 @@ import msgspec
 from clover import settings, terminal
 from clover.cli.doctor import gpu, grams, machine, service, software
 from clover.cli.doctor.findings import Finding
+from clover.cli.progress import Progress
 from clover.devices.cpu import available_cores
 from clover.energy.calibrate import (
     SETTLE_S,
@@ -35,7 +36,8 @@ LONGEST_S = 30.0
 OPTIONS = (
     Option("--json", "print the findings as JSON"),
     Option(
-        "--calibrate", "keep 0, 1, ... all CPUs busy, read the energy counter, and print [energy] idle_w and core_w"
+        "--calibrate",
+        "keep 0, 1, ... and at last all CPUs busy, read the energy counter, and print [energy] idle_w and core_w",
     ),
     Option("--seconds", f"with --calibrate: seconds to measure at each level of load, 1 to {LONGEST_S:g} [5]", "S"),
 )
@@ -55,7 +57,7 @@ USED = frozenset(
 )
 _USAGE = "doctor [FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 _ABOUT = (
-    "Check this machine for a server with these settings: what works, what would, and the command that mends it. "
+    "Check whether a server with these settings would work here: what works, what does not, and how to mend it. "
     "Nothing is changed, and no server is started."
 )
 _MARKS = {"works": "ok", "note": "note", "absent": "-", "fault": "FAULT"}
@@ -79,7 +81,7 @@ def main(argv: Sequence[str], *, powercap: Path = POWERCAP, instruments: Instrum
     """
     if {"-h", "--help"} & set(argv):
         print(settings.help_text(f"{program()} {_USAGE}", _ABOUT, OPTIONS, only=USED))
-        print("Of this command: 1 what is configured cannot work, 3 cannot be measured.")
+        print("Also: 1 a setting cannot work here, 3 --calibrate finds nothing to measure with.")
         return 0
     try:
         given = settings.load(argv, {}, options=OPTIONS)
@@ -91,7 +93,11 @@ def main(argv: Sequence[str], *, powercap: Path = POWERCAP, instruments: Instrum
         if "calibrate" in given.options:
             show_calibration(seconds, powercap, instruments)
             return 0
-        found = list(examine(argv, os.environ, powercap))
+        found = []
+        with Progress("doctor", "looking at the software") as progress:
+            for finding in examine(argv, os.environ, powercap):
+                found.append(finding)
+                progress.note(f"after {finding.topic}")
     except RaplError as error:
         print(f"clover doctor: there is no energy counter to calibrate by: {error}\n{ELSEWHERE}", file=sys.stderr)
         return 3

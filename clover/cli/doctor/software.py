@@ -14,15 +14,15 @@ from clover.devices.driver import torch_build
 DISTRIBUTION = "clover-inference"
 _GIVES = {
     "onnx": "the backend onnxruntime, often the fastest on cores",
+    "openvino": "the backends openvino*, often the cheapest for heavy networks on cores",
     "tensorrt": "the backend tensorrt on NVIDIA GPUs",
-    "optimize": "the tighter bound of `clover plan`",
-    "simulate": "PNG charts of `clover simulate`",
     "otel": "spans and device energy for an OpenTelemetry collector (--otel)",
-    "dashboard": "the page /dashboard",
-    "parquet": "Parquet files of `clover report`",
+    "dashboard": "charts of the page /dashboard and of HTML reports",
+    "models": "the families that come with Clover, `fashion` aside",
+    "analysis": "a tighter bound of `clover plan`, PNG charts, reports as Parquet",
 }
 _OURS = {"test", "dev"}
-"""Extras for whoever changes Clover."""
+"""Extras for those who work on Clover."""
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+).*?extra\s*==\s*['\"]([^'\"]+)['\"]")
 
 

@@ -29,7 +29,7 @@ _WIDTH = 140
 """Columns if standard output is no terminal."""
 _HELP_COLUMNS = 78
 
-EMULATE_ABOUT = "run a program on emulated GPUs, or make a box of them"
+EMULATE_ABOUT = "make emulated GPUs, or run a program on them"
 
 _EXAMPLES = """\
 examples:

@@ -13,6 +13,7 @@ import msgspec
 
 from clover import terminal
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.cluster import cluster_file
 from clover.cluster.cli import simulating
 from clover.cluster.cli.showing import show_plan, show_status
@@ -70,28 +71,30 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
         made.add_argument("file", metavar="CLUSTER.toml", help="the cluster file")
         made.set_defaults(run=run)
         if shows:
-            made.add_argument("--json", action="store_true", help="print everything that is known as JSON")
+            made.add_argument("--json", action="store_true", help="print all figures as JSON")
         return made
 
-    up = verb("up", "start the cluster, or have a running one follow the changed file", _up, shows=True)
+    up = verb("up", "start the cluster, or apply a changed file to a running one", _up, shows=True)
     up.add_argument(
         "--address",
         default="",
         metavar="HOST:PORT",
-        help="a Ray cluster that runs, or auto for the one of this machine; by default Ray is started here",
+        help="a running Ray cluster, or auto for the one on this machine [start Ray here]",
     )
     up.add_argument("--wait", type=float, default=120.0, metavar="S", help="seconds to wait for the first node [120]")
     verb("status", "show regions, nodes, flows, emissions and savings", _status, shows=True)
     verb("plan", "show what the controller would do now; change nothing", _plan, shows=True)
-    drain = verb("drain", "give a node nothing new, until drain --off", _hold("drained"))
+    drain = verb("drain", "send a node no new requests, until drain --off", _hold("drained"))
     release = verb("release", "drain a node and end its server, until release --off", _hold("released"))
     for one in (drain, release):
         one.add_argument("node", metavar="NODE", help="the node's name")
-        one.add_argument("--off", action="store_true", help="leave the node to plans again")
-    simulated = verb("simulate", "play a day of the cluster, beside what others would do", _simulate, shows=True)
+        one.add_argument("--off", action="store_true", help="let plans use the node again")
+    simulated = verb(
+        "simulate", "simulate a day of the cluster, compared with simpler ways to run it", _simulate, shows=True
+    )
     simulating.add_arguments(simulated)
-    down = verb("down", "end ingress, nodes and controller, once nodes have answered what they have", _down)
-    down.add_argument("--keep", action="store_true", help="let nodes and ingress go on by themselves")
+    down = verb("down", "end ingress, nodes and controller, after the nodes have answered what they accepted", _down)
+    down.add_argument("--keep", action="store_true", help="end the controller only; nodes and ingress go on")
     return parser, verbs.choices
 
 
@@ -100,21 +103,24 @@ def _up(given: argparse.Namespace) -> int:
     if not given.wait >= 0.0:
         raise ConfigError(f"--wait takes seconds of 0 or more, not {given.wait:g}")
     handle = bring_up(file, given.address, say=_say)
-    status = handle.wait_ready(given.wait)
+    with Progress("cluster up", "waiting for the first node"):
+        status = handle.wait_ready(given.wait)
     _print(given, status, lambda: show_status(status, file, _columns()))
     return DONE if any(node.phase == "ready" for node in status.nodes) else REFUSED
 
 
 def _status(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
-    status = ClusterHandle.attach(file).status()
+    with Progress("cluster status", "asking the controller"):
+        status = ClusterHandle.attach(file).status()
     _print(given, status, lambda: show_status(status, file, _columns()))
     return DONE if status.controlling else REFUSED
 
 
 def _plan(given: argparse.Namespace) -> int:
     file = cluster_file.read(given.file)
-    look = ClusterHandle.attach(file).plan()
+    with Progress("cluster plan", "asking the controller"):
+        look = ClusterHandle.attach(file).plan()
     _print(given, look, lambda: show_plan(look, file, _columns()))
     return REFUSED if look.stopped or look.plan is None else DONE
 
@@ -122,7 +128,8 @@ def _plan(given: argparse.Namespace) -> int:
 def _hold(hold: str) -> Callable[[argparse.Namespace], int]:
     def run(given: argparse.Namespace) -> int:
         file = cluster_file.read(given.file)
-        ClusterHandle.attach(file).hold(given.node, "" if given.off else hold)
+        with Progress(f"cluster {given.verb}", "asking the controller"):
+            ClusterHandle.attach(file).hold(given.node, "" if given.off else hold)
         undo = "" if given.off else f"; `{program()} cluster {given.verb} {given.file} {given.node} --off` ends that"
         print(f"{given.node} is {'left to plans' if given.off else f'to be {hold}'} from the next look on{undo}")
         return DONE

@@ -11,6 +11,7 @@ from typing import Any
 from clover import terminal
 from clover.carbon import format_time
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.cluster import cluster_file
 from clover.cluster.cli.showing import wrapped
 from clover.cluster.cluster_records import ClusterFile
@@ -61,7 +62,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="FILE",
         help="operating points of the devices as JSON [what the cluster's controller saved]",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of how long nodes take to wake [0]")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the times that nodes take to wake [0]")
 
 
 def run(given: argparse.Namespace, width: int) -> int:
@@ -78,7 +79,8 @@ def run(given: argparse.Namespace, width: int) -> int:
         seed=given.seed,
     )
     scenario = scenario_of(file, asked)
-    played = (simulate(scenario, plan_cluster), play_fixed(scenario, "alone"), play_fixed(scenario, "equal"))
+    with Progress("cluster simulate", f"playing {given.hours:g} h of {len(scenario.terms.nodes)} nodes"):
+        played = (simulate(scenario, plan_cluster), play_fixed(scenario, "alone"), play_fixed(scenario, "equal"))
     runs = dict(zip(RUNS, played, strict=True))
     print(json.dumps(document(scenario, runs), indent=1) if given.json else show(file, scenario, runs, width))
     return DONE if runs["controller"].sums.answered > 0.0 else REFUSED

@@ -86,8 +86,9 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     `allowed_hosts`: names by which clients may call (all if there are none, unless it listens on loopback alone).
     `listen_metrics`: HOST:PORT of HAProxy's own metrics for Prometheus; empty for none.
     `families`: those whose rows are to be shared by themselves; others go by the weights of their origin.
-    `nodes`: about how many there will be.  `threads`: 0 for as many as HAProxy chooses.  Times are those of
-    docs/ingress.md.
+    `nodes`: about how many there will be.  `threads`: 0 for as many as HAProxy chooses.  `check_s`:
+    seconds between two checks of a node.  `connect_s`, `answer_s`: to connect to a node, and to its answer, then 504.
+    `head_s`, `body_s`, `idle_s`: as the server's `limits.*`.
     """
 
     folder: str

@@ -1,4 +1,4 @@
-"""An ingress of HAProxy: configured once, steered by its runtime API, restarted if it dies (docs/ingress.md)."""
+"""An ingress of HAProxy: configured once, steered by its runtime API, restarted if it dies (docs/cluster.md)."""
 
 from __future__ import annotations
 

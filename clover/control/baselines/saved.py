@@ -42,15 +42,13 @@ Devices = Mapping[str, DeviceLines]
 
 
 class Compared(NamedTuple):
-    """One comparison for the metrics, within the boundary `server`: what a model used and emitted, and what its shadow
-    would have.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved, with both ends of their
+    """One comparison for the metrics, within the boundary `server`: what a model emitted, and what its shadow would
+    have.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved, with both ends of their
     interval."""
 
     model: str
     against: str
     method: str
-    served_j: float
-    shadow_j: float
     served_g: float
     shadow_g: float
     points: float
@@ -80,13 +78,11 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
         for kind in KINDS:
             found = _Comparison.of([shadow], kind, devices or {})
             if found is not None:
-                (served_j, served_g), (shadow_j, shadow_g) = found.sides()
+                (_, served_g), (_, shadow_g) = found.sides()
                 yield Compared(
                     model=name,
                     against=kind,
                     method=_method(_methods([shadow], devices or {})),
-                    served_j=served_j,
-                    shadow_j=shadow_j,
                     served_g=served_g,
                     shadow_g=shadow_g,
                     points=found.shadow_accuracy - found.accuracy,

@@ -124,15 +124,14 @@ def _percent(held: int, count: int) -> str:
 def slo_gauges(family: Family) -> dict[str, float]:
     """Return how the SLO of a family stands, for the metrics.
 
-    The share of windows held (`held_ratio`, once any counts), windows held and missed since the start, whether there is
-    an alarm, and by how much plans take services to be slower."""
+    The share of windows held (`held_ratio`, once any counts), windows held and missed since the start, and whether
+    there is an alarm."""
     slo = family.slo
     held, count = slo.windows.share()
     gauges = {
         "held": float(slo.windows.held),
         "missed": float(slo.windows.missed),
         "alarm": float(not math.isnan(slo.alarm_s)),
-        "slower": slo.pressure.factor,
     }
     return gauges | ({"held_ratio": held / count} if count else {})
 

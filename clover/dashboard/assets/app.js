@@ -162,7 +162,7 @@ function saved(message) {
   ]), "nothing was compared yet");
 }
 
-const TITLES = { base: "BASE", fixed: "fixed mix of equal accuracy", matched: "fixed mix of equal accuracy" };
+const TITLES = { base: "BASE", fixed: "the best fixed mix", matched: "the best fixed mix" };
 const title = (item) => TITLES[item.kind] ?? item.kind;
 
 function grid({ carbon }) {

@@ -46,7 +46,8 @@ function badges(model) {
 
 export function render(name, model) {
   const node = section(name);
-  say(node.querySelector(".reason"), model.reason || model.terms);
+  say(node.querySelector(".reason"), planWords(model));
+  node.querySelector(".reason").title = model.reason;
   const marks = badges(model);
   const box = node.querySelector(".badges");
   if (box.textContent !== marks.map((mark) => mark.textContent).join("")) box.replaceChildren(...marks);
@@ -54,7 +55,17 @@ export function render(name, model) {
   note("accuracy", accuracyWords(model));
   note("latency", [model.slo_words, model.alarm].filter(Boolean).join(". ") || `${fixed(model.latency_ms[1], 2)} ms`);
   note("load", `${number(model.arrival_rate)} rows/s arrive, ${number(model.queue_rows)} wait; ${requests(model.requests)}`);
-  mix(node.querySelector(".mix"), model);
+  mix(node.querySelector(".mix"), node.querySelector(".names"), model);
+}
+
+const UNBOUNDED_MS = 3.6e6; // of a plan that is overloaded
+
+// What the plan in force expects; its reason in full is among the decisions.
+function planWords(model) {
+  const { p95_ms: p95, accuracy, energy_j_per_row: joules } = model.predicted;
+  if (!known(accuracy)) return model.reason || model.terms;
+  const latency = known(p95) && p95 < UNBOUNDED_MS ? `a p95 of ${number(p95)} ms` : "a p95 without bound";
+  return `The plan expects ${latency} (SLO ${number(model.slo_ms)} ms), an accuracy of ${fixed(accuracy, 2)} % (floor ${fixed(model.accuracy_floor, 2)} %) and ${number(joules)} J a row.`;
 }
 
 function accuracyWords(model) {
@@ -75,7 +86,7 @@ function requests(codes) {
   return all.map(([code, count]) => `${number(count, 4)} answered ${code}`).join(", ");
 }
 
-function mix(node, model) {
+function mix(node, list, model) {
   const shares = Object.entries(model.shares);
   const names = Object.keys(model.rows);
   const chain = model.chain.length > 1 ? model.chain : null;
@@ -87,14 +98,21 @@ function mix(node, model) {
     let child = have.get(variant);
     if (!child) {
       child = el("span", { data: { variant } });
-      child.style.background = SHADES[Math.max(0, names.indexOf(variant)) % SHADES.length];
+      child.style.setProperty("--shade", SHADES[Math.max(0, names.indexOf(variant)) % SHADES.length]);
       node.append(child);
     }
     have.delete(variant);
     child.style.flexGrow = share;
-    say(child, `${variant} ${part(share)}`);
+    child.title = `${variant} ${part(share)}`;
   }
   have.forEach((child) => child.remove());
+  if (list.dataset.wanted === wanted) return;
+  list.dataset.wanted = wanted;
+  list.replaceChildren(...shares.map(([variant, share]) => {
+    const label = el("span", { text: `${variant} ${part(share)}` });
+    label.style.setProperty("--shade", SHADES[Math.max(0, names.indexOf(variant)) % SHADES.length]);
+    return label;
+  }));
 }
 
 // The figures of a model over time, as columns of the history.

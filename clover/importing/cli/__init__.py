@@ -1,1 +1,1 @@
-"""`clover new-family` and `clover import-triton`: arguments and printing only."""
+"""`clover family new` and `clover family import`: arguments and printing only."""

@@ -1,5 +1,4 @@
-"""`clover import-triton REPOSITORY`: writes families for the models of a Triton repository, and says which it
-cannot."""
+"""`clover family import REPOSITORY`: families for the models of a Triton repository, and why not for the others."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.hints import program
 from clover.importing import folder
 from clover.importing.draft import DraftError
@@ -28,16 +28,26 @@ _COLUMNS = (
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     parser = CommandParser(
-        prog=f"{program()} import-triton",
+        prog=f"{program()} family import",
         description="Write a family for each model of a Triton repository that Clover can serve (ONNX, TorchScript, "
-        "the Python backend), and say of the others why not.  Nothing in the repository is changed, no code of it is "
-        "run, and no file from outside of a model's folder is copied.",
+        "the Python backend), and say why each other model is refused.  Nothing in the repository is changed, no code "
+        "of it is run, and no file from outside a model's folder is copied.",
         epilog="exit codes: 0 all models imported; 1 some were refused; 2 wrong command line; 3 nothing was imported",
     )
-    parser.add_argument("repository", metavar="REPOSITORY", help="the folder that tritonserver --model-repository has")
-    parser.add_argument("--into", default=".", metavar="FOLDER", help="where a folder is written for each family [.]")
-    parser.add_argument("--axis", type=int, default=512, metavar="N", help="the longest that axes of -1 may be [512]")
-    parser.add_argument("--text-bytes", type=int, default=65_536, metavar="N", help="bytes of a text, at most [65536]")
+    parser.add_argument(
+        "repository", metavar="REPOSITORY", help="the folder that you give to tritonserver --model-repository"
+    )
+    parser.add_argument(
+        "--into", default=".", metavar="FOLDER", help="folder in which a folder is written for each family [.]"
+    )
+    parser.add_argument(
+        "--axis",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longest length of an axis that the model leaves open (-1) [512]",
+    )
+    parser.add_argument("--text-bytes", type=int, default=65_536, metavar="N", help="most bytes of a text [65536]")
     try:
         given = parser.parse_args(argv)
     except SystemExit as stop:
@@ -47,12 +57,13 @@ def main(argv: Sequence[str]) -> int:
         if given.axis < 1 or given.text_bytes < 1:
             raise DraftError("--axis and --text-bytes are at least 1")
         into.mkdir(parents=True, exist_ok=True)
-        models = [
-            _write_model(model, into)
-            for model in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes))
-        ]
+        models = []
+        with Progress("family import", f"reading {given.repository}") as progress:
+            for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes)):
+                models.append(_write_model(one, into))
+                progress.note(f"after {one.name}, model {len(models)}")
     except (DraftError, OSError) as error:
-        print(f"clover import-triton: {error}", file=sys.stderr)
+        print(f"clover family import: {error}", file=sys.stderr)
         return 3
     lines, _ = plain(_COLUMNS, [_cells(model) for model in models], _WIDTH)
     print("\n".join(lines))
@@ -67,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     if done:
         places = " ".join(shlex.quote(str(into / model.name)) for model in done)
         print(f"serve them with `{program()} serve {places}`")
-        print(f"cheaper variants, by which Clover saves: `{program()} new-family`, docs/families.md")
+        print(f"cheaper variants, by which Clover saves: `{program()} family new`, docs/families.md")
     return 3 if not done else 1 if len(done) < len(models) else 0
 
 

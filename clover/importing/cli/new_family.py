@@ -1,4 +1,4 @@
-"""`clover new-family FOLDER --from ...`: writes a family for an existing model, and measures it."""
+"""`clover family new FOLDER --from ...`: a family for a model that is there, measured at the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.datatypes import DATATYPES
 from clover.errors import CloverError
 from clover.families.declaration import NAME
@@ -36,9 +37,11 @@ Several --from (modules or ONNX files) are variants that answer the same
 question, cheaper and dearer.
 """
 _END = """\
-Compiling (torch.compile's AOTI, ONNX Runtime, TensorRT), channels-last and
-int8 of torch modules are no variants: the profiler chooses the backend of each
-by itself.  exit codes: 0 done; 2 wrong command line; 3 no family can be made
+Compiled forms (AOTInductor, ONNX Runtime, TensorRT), channels-last and int8 of
+torch modules are not proposed as variants: the profiler chooses the backend of
+each variant by itself.
+
+exit codes: 0 done; 2 wrong command line; 3 no family can be made
 of it, and nothing was written; 4 written, but it cannot be measured
 """
 
@@ -55,11 +58,14 @@ def main(argv: Sequence[str]) -> int:
         name = given.name or target.resolve().name
         if not NAME.fullmatch(name) or name.startswith("."):
             raise DraftError(f"{name!r} is no name of a family (A-Z a-z 0-9 . _ -): name another with --name")
-        with tempfile.TemporaryDirectory(prefix="clover-new-family-") as place:
+        with (
+            Progress("family new", f"reading {', '.join(given.sources)}"),
+            tempfile.TemporaryDirectory(prefix="clover-new-family-") as place,
+        ):
             draft = _draft(name, given, Path(place))
             spec = folder.write(draft, target)
     except (CloverError, OSError) as error:
-        print(f"clover new-family: {error}", file=sys.stderr)
+        print(f"clover family new: {error}", file=sys.stderr)
         return 3
     rows = [(variant.name, draft.variants[index].comment) for index, variant in enumerate(spec.variants)]
     columns = line_width()
@@ -77,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     quick = f"measuring it, quickly (`{called} profile {quoted}` takes longer, and says more):"
     print(f"\n{wrapped(quick, columns)}", flush=True)
     if profile.main([str(target.resolve()), "--quick", *(["--device", given.device] if given.device else [])]) != 0:
-        print(f"clover new-family: {target} was written, but cannot be measured: see above", file=sys.stderr)
+        print(f"clover family new: {target} was written, but cannot be measured: see above", file=sys.stderr)
         return 4
     print(f"\n{wrapped(f'serve it with `{serve}`', columns)}")
     return 0
@@ -87,7 +93,7 @@ def _parser() -> CommandParser:
     from argparse import RawDescriptionHelpFormatter
 
     parser = CommandParser(
-        prog=f"{program()} new-family",
+        prog=f"{program()} family new",
         description=_ABOUT,
         epilog=_END,
         formatter_class=RawDescriptionHelpFormatter,
@@ -100,7 +106,7 @@ def _parser() -> CommandParser:
         action="append",
         required=True,
         metavar="SOURCE",
-        help="what there is; may be repeated",
+        help="your model; repeat it for more variants",
     )
     add("--name", help="the model's name for clients [the folder's]")
     add("--weights", action="append", default=[], metavar="FILE", help="state dict of each --from module:..., in order")
@@ -114,11 +120,11 @@ def _parser() -> CommandParser:
     add(
         "--evaluate",
         metavar="PATH",
-        help="a folder FOLDER/CLASS/FILE, or a CSV (features and label; file,label; "
-        "text,label); without labels agreement with the best variant is measured, as a proxy",
+        help="rows to evaluate with: a folder of CLASS/FILE, or a CSV (features and label; file,label; "
+        "text,label); without labels, agreement with the best variant stands in for accuracy",
     )
-    add("--variants", type=int, default=3, metavar="N", help="variants to propose, at most [3]")
-    add("--no-profile", action="store_true", help="do not measure it at the end")
+    add("--variants", type=int, default=3, metavar="N", help="most variants to propose [3]")
+    add("--no-profile", action="store_true", help="do not measure the family at the end")
     add("--device", help="what to measure on, as `clover profile --device`")
     return parser  # fmt: skip
 

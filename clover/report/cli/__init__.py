@@ -16,6 +16,7 @@ from clover import terminal
 from clover.advice import advise, recorded
 from clover.cache import cache_folder, state_folder
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.errors import CloverError, ConfigError, LedgerError
 from clover.hints import program
 from clover.profiles import ProfileStore
@@ -49,8 +50,8 @@ _MOST_CALLS = 10_000
 """Control calls that `--audit` lists at most."""
 
 _ABOUT = """\
-Say what a server emitted over a time, what that saved against what, how sure that is, and where records are missing,
-from the ledger that it keeps in its state folder; with --cluster, of several servers together.
+Report what a server emitted over a time, what was saved compared with what, how sure the figures are, and where records
+are missing.  It reads the ledger that the server keeps in its state folder; with --cluster, those of several servers.
 """
 _END = """\
 exit codes: 0 done; 1 --verify found a fault; 2 wrong command line or configuration; 3 the ledger cannot be read, or has
@@ -96,34 +97,53 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--cluster",
         action="store_true",
-        help="one report of several ledgers: files, folders, REGION=PATH, cluster.toml",
+        help="make one report of several ledgers: files, folders, REGION=PATH, cluster.toml",
     )
     add("--state-dir", metavar="DIR", default="", help="state folder of the server [$XDG_STATE_HOME/clover]")
     add("--config", metavar="FILE", default="", help="read [report] and state_dir from this TOML file [CLOVER_CONFIG]")
     add(
-        "--from", dest="start", metavar="TIME", default="", help="2026-11, 2026-11-20, 2026-11-20T06:00, 7d (ago) [all]"
+        "--from",
+        dest="start",
+        metavar="TIME",
+        default="",
+        help="start: 2026-11, 2026-11-20, 2026-11-20T06:00, 7d (ago) [all]",
     )
-    add("--to", dest="end", metavar="TIME", default="", help="the same; the period ends before it [now]")
+    add("--to", dest="end", metavar="TIME", default="", help="end, in the same forms; not itself included [now]")
     add("--tz", metavar="ZONE", default="UTC", help="time zone of times, days and months, as Europe/Berlin [UTC]")
     add(
         "--by",
         metavar="WHAT",
         choices=CLUSTER_BY,
         default=None,
-        help=f"what the table, CSV or Parquet splits grams by: {', '.join(BY)}; of a cluster also node, region "
+        help=f"split grams in the table, CSV or Parquet by {', '.join(BY)}; of a cluster also by node, region "
         "[day or hour]",
     )
     add(
         "--comparisons",
         action="store_true",
-        help="compare with BASE and the best fixed mix on a terminal also if there was too little load to save on",
+        help="compare with BASE and the best fixed mix even if there was too little load to save on",
     )
-    add("--format", choices=FORMATS, default=None, help="by default that of FILE's ending, or table")
+    add("--format", choices=FORMATS, default=None, help="[by the ending of FILE; without --out table]")
     add("--out", metavar="FILE", default="", help="write there instead of standard output")
-    add("--market-g", metavar="G", type=float, default=None, help="gCO2e/kWh of the contract [report.market_g_per_kwh]")
-    add("--market-source", metavar="TEXT", default="", help="where that factor is from [report.market_source]")
-    add("--audit", action="store_true", help="list the calls that changed the server then instead: table or json")
-    add("--verify", metavar="FILE", default="", help="calculate a report (json, html) again from LEDGER, and compare")
+    add(
+        "--market-g",
+        metavar="G",
+        type=float,
+        default=None,
+        help="gCO2e/kWh of your electricity contract [report.market_g_per_kwh]",
+    )
+    add("--market-source", metavar="TEXT", default="", help="where that figure is from [report.market_source]")
+    add(
+        "--audit",
+        action="store_true",
+        help="instead list the calls that changed the server in that time (table or json)",
+    )
+    add(
+        "--verify",
+        metavar="FILE",
+        default="",
+        help="calculate the report in FILE (json, html) again from LEDGER, and compare",
+    )
     return parser
 
 
@@ -135,7 +155,7 @@ def _report(given: argparse.Namespace, environ: Mapping[str, str], now: float) -
     stated, zone = configured(given, environ), zone_of(given.tz)
     path = _ledger(_one(given.ledgers), stated.state_dir)
     try:
-        with LedgerReader(path) as ledger:
+        with Progress("report", f"reading {path.name}"), LedgerReader(path) as ledger:
             start, end, edges = _period(given, ledger, zone, now)
             options = ReportOptions(
                 start=start,
@@ -234,7 +254,7 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
             report = report_in(text)
             path = _ledger(_one(given.ledgers), configured(given, environ).state_dir)
             try:
-                with LedgerReader(path) as ledger:
+                with Progress("report", f"calculating from {path.name} again"), LedgerReader(path) as ledger:
                     verdict = verify(report, text, ledger)
             except LedgerError as error:
                 raise LedgerError(f"{path}: {error}") from error
@@ -264,7 +284,8 @@ def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
         records = [msgspec.json.decode(event.detail) for event in calls]
         write(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n", given.out)
         return
-    lines = [f"{time_words(event.at, zone)}  {event.summary}" for event in calls]
+    columns = terminal.UNWRAPPED if given.out else terminal.line_width()
+    lines = [terminal.wrapped(f"{time_words(event.at, zone)}  {event.summary}", columns, "    ") for event in calls]
     if len(calls) == _MOST_CALLS:
         lines.insert(0, f"the newest {_MOST_CALLS} calls; --from and --to choose others")
     write(("\n".join(lines or ["no call changed the server in that time"]) + "\n").encode(), given.out)

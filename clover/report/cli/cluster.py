@@ -12,6 +12,7 @@ from datetime import tzinfo
 from pathlib import Path
 
 from clover import terminal
+from clover.cli.progress import Progress
 from clover.errors import ConfigError, LedgerError
 from clover.report.build import ReportOptions
 from clover.report.calendar import moment, time_words, zone_of
@@ -50,10 +51,13 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
     form = format_of(given)
     stated, zone = configured(given, environ), zone_of(given.tz)
     ledgers = named_ledgers(given.ledgers, stated.state_dir)
-    with ExitStack() as stack:
+    with Progress("report", f"reading {len(ledgers)} ledgers") as progress, ExitStack() as stack:
         readers = [(item, _open_ledger(item, stack)) for item in ledgers]
         start, end, edges = _period(given, readers, zone, now)
-        nodes = [_node(item, reader, _options(given, stated, zone, (start, end, now))) for item, reader in readers]
+        nodes: list[NodeLedger] = []
+        for item, reader in readers:
+            progress.note(f"reading {item.path.name}", len(nodes), len(readers))
+            nodes.append(_node(item, reader, _options(given, stated, zone, (start, end, now))))
     options = ClusterOptions(
         start=start,
         end=end,

@@ -96,7 +96,7 @@ def parquet_bytes(
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
         raise ConfigError(
-            'Parquet needs the extra "parquet": pip install "clover-inference[parquet]"; or choose --format csv'
+            'Parquet needs the extra "analysis": pip install "clover-inference[analysis]"; or choose --format csv'
         ) from None
     columns: Sequence[Sequence[Cell]] = list(zip(*rows, strict=True)) if rows else [[] for _ in heads]
     kinds = [_kind(pa, head, texts) for head in heads]

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from clover import terminal
 from clover.cli import CommandParser
+from clover.cli.progress import Progress
 from clover.errors import ConfigError
 from clover.hints import program
 from clover.research.problem.file import ProblemFile, parse
@@ -43,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.seed < 0:
             raise ConfigError(f"--seed is 0 or more, not {given.seed}")
         problem = _read(given.problem)
-        answer = solve(
-            problem,
-            seed=given.seed,
-            time_limit_s=given.time_limit,
-            highs=not given.no_highs,
-            verification=given.verify,
-        )
+        with Progress("plan", f"solving {given.problem}"):
+            answer = solve(
+                problem,
+                seed=given.seed,
+                time_limit_s=given.time_limit,
+                highs=not given.no_highs,
+                verification=given.verify,
+            )
         document = msgspec.json.format(msgspec.json.encode(answer), indent=1).decode() + "\n"
         if given.output:
             _write(given.output, document)

@@ -1,6 +1,6 @@
 """An upper bound of f over all feasible configurations of a problem file.
 
-The linear relaxations are those of `clover.research.problem.relaxation`.  With HiGHS (the extra `optimize`), branch and
+The linear relaxations are those of `clover.research.problem.relaxation`.  With HiGHS (the extra `analysis`), branch and
 bound: the box with the highest bound is looked at next.  Its linear program gives multipliers, whose dual value,
 computed apart, is the bound; its solution is a (fractional) configuration, whose true shares and tail say what the
 relaxation gave away and which side of the box to cut.  If few GPUs make fractions matter and the box is small, the
@@ -26,7 +26,7 @@ from clover.research.problem import exact
 from clover.research.problem.file import Counts, Floats, ProblemFile
 from clover.research.problem.relaxation import Box, Limits, Multipliers, Relaxation, erlang_c
 
-EXTRA = 'pip install "clover-inference[optimize]"'
+EXTRA = 'pip install "clover-inference[analysis]"'
 TOLERANCE = 1e-4
 """Of the gap's scale: boxes this close to the incumbent are left alone."""
 _INTEGER_GPUS = 40

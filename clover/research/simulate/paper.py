@@ -1,9 +1,8 @@
 """`--scenario paper`: the SC'23 evaluation again, twice over.
 
-Three families on ten A100s, 48 hours of the three traces of the public artifact, BASE at 0.6 of its capacity; BASE,
-CO2OPT, BLOVER, CLOVER, ORACLE and our objective, under the paper's f with L = 0.1 (the artifact's default), no accuracy
-floor.  The SLO is BASE's p95.  The rate is known exactly, as in the paper.  Policies that draw at random are played
-once for each seed.
+Three families on ten A100s, 48 hours of each trace that is given, BASE at 0.6 of its capacity; BASE, CO2OPT, BLOVER,
+CLOVER, ORACLE and our objective, under the paper's f with L = 0.1 (the artifact's default), no accuracy floor.  The SLO
+is BASE's p95.  The rate is known exactly, as in the paper.  Policies that draw at random are played once for each seed.
 
 **Equal load.**  Every policy serves the same rows on the same ten GPUs, all of them awake.
 
@@ -35,7 +34,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import msgspec
 
@@ -49,7 +47,6 @@ from clover.research.simulate.records import Accounting, Run, RunInput, merged
 from clover.research.simulate.work import OnProgress, execute
 from clover.research.simulate.world import Case, Rules, Scheme, Trace, World
 
-TRACES = ("artifact_ciso_march", "artifact_ciso_sep", "artifact_eso_march")
 POLICIES = ("base", "co2opt", "blover", "clover", "oracle", "objective")
 LAMBDA = 0.1
 LAMBDAS = (0.02, 0.05)
@@ -93,22 +90,24 @@ class Paper:
         self._asked = asked
         machine = world.gpus(asked.gpus if asked.gpus is not None else 2 if asked.quick else _GPUS)
         hours = asked.hours if asked.hours is not None else 6.0 if asked.quick else _HOURS
+        traces = world.traces(asked.traces, asked.start, hours)[: 1 if asked.quick else None]
         self._parked_w = PARKED_W if rules.asleep_w is None else rules.asleep_w
+        look_s = rules.look_s
+        if look_s == Rules.look_s:
+            look_s = min(_LOOK_S, *(trace.source.step_s for trace in traces))
         self._rules = replace(
             rules,
             form="paper",
             lam=LAMBDA if asked.lam is None else asked.lam,
             accuracy_floor=0.0 if rules.accuracy_floor is None else rules.accuracy_floor,
             accuracy_margin=0.0,
-            look_s=_LOOK_S if rules.look_s == Rules.look_s else rules.look_s,
+            look_s=look_s,
             budget_horizon_s=hours * 3600.0,
             asleep_w=None,
             noise=False,
         )
         self._load = load
         self._seeds = asked.seeds
-        found = artifact_traces(asked.traces)
-        traces = world.traces([str(path) for path in (found[:1] if asked.quick else found)], asked.start, hours)
         known = [families.load(name, machine.shapes, asked.confidence) for name in (names or families.names())]
         worlds = [World(machine, item, self._rules) for item in known]
         self.cells = [(own, trace) for own in worlds for trace in traces]
@@ -231,18 +230,3 @@ def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
         asleep_w=0.0 if released else None,
         beside=name,
     )
-
-
-def artifact_traces(given: Sequence[str]) -> list[Path]:
-    """Return the artifact's traces in the folders (or as the files) that are given; ConfigError names missing ones."""
-    if not given:
-        raise ConfigError(f"--scenario paper needs --traces DIR with {', '.join(f'{name}.csv' for name in TRACES)}")
-    for name in given:
-        if not Path(name).exists():
-            raise ConfigError(f"--traces {name}: there is no such file or folder (families stand before --traces)")
-    files = [path for name in given for path in (Path(name).iterdir() if Path(name).is_dir() else [Path(name)])]
-    traces = {path.stem: path for path in files if path.suffix == ".csv"}
-    missing = [name for name in TRACES if name not in traces]
-    if missing:
-        raise ConfigError(f"--scenario paper misses {', '.join(f'{name}.csv' for name in missing)} in --traces")
-    return [traces[name] for name in TRACES]

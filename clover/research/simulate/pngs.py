@@ -1,4 +1,4 @@
-"""The same charts as PNG, for papers and slides; the only module that needs matplotlib (extra `simulate`)."""
+"""The same charts as PNG, for papers and slides; the only module that needs matplotlib (extra `analysis`)."""
 
 from __future__ import annotations
 

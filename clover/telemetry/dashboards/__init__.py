@@ -3,7 +3,7 @@
     grafana.json    the dashboard, in the classic JSON model (schema 39, Grafana 10 and later)
     rules.yaml      the rules; every alert has a section in docs/operations.md
 
-`clover dashboards export` writes both as files.  They name metrics of `clover.telemetry.metrics` only, which a test
+`clover ctl dashboards` writes both as files.  They name metrics of `clover.telemetry.metrics` only, which a test
 checks, as it does that a Prometheus which scraped a server answers every query.
 """
 

@@ -67,8 +67,6 @@ class LedgerStatus:
     """Attempts to write that failed, by reason."""
     flushes: int = 0
     bytes: int = 0
-    written_s: float = 0.0
-    """Monotonic time of the last write; 0 before the first."""
     set_aside: str = ""
     """The name that a damaged file was given."""
     since_s: float = 0.0
@@ -212,7 +210,6 @@ class LedgerThread:
         status.written_rows += batch.size
         status.waiting_rows = sum(item.size for item in self._stuck)
         status.flushes += 1
-        status.written_s = self._monotonic()
         if not added:
             return
         for _, _, _, figures in _of(batch.rows, "lines"):

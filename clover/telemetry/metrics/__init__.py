@@ -21,7 +21,6 @@ from clover.accounting.account import Account
 from clover.accounting.sci import SciReport
 from clover.carbon.chain import SourceChain
 from clover.control.baselines.saved import Compared
-from clover.control.state.parked import ParkedTime
 from clover.http.server_state import HttpStats
 from clover.runtime.served import Served
 from clover.telemetry.ledger.writing import LedgerStatus
@@ -34,8 +33,9 @@ class Metrics:
     `families` returns the models that are served now, by name.  Optional are `http` (the front end, if there is one),
     `decisions` (counts of controller decisions by action), `compared` (what BASE and fixed mixes would have used),
     `sci` (embodied carbon and grams a row), `turned` (changes of configuration and of thresholds, by model), `ledger`
-    (how it is written, None if none is kept), `spans` (counts of OpenTelemetry spans by outcome), `parked` (the time
-    that GPUs were parked, by name), and `further`, the metrics of parts that a server may do without, which come last.
+    (how it is written, None if none is kept), `spans` (counts of OpenTelemetry spans by outcome), `parked`
+    (whether GPUs that may be parked are, by name), and `further`, the metrics of parts that a server may do without,
+    which come last.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Metrics:
         turned: Callable[[], Mapping[str, tuple[int, int]]] = dict,
         ledger: Callable[[], LedgerStatus | None] = lambda: None,
         spans: Callable[[], Mapping[str, int]] = dict,
-        parked: Callable[[], Mapping[str, ParkedTime]] = dict,
+        parked: Callable[[], Mapping[str, bool]] = dict,
         further: Sequence[Callable[[], Iterable[Metric]]] = (),
     ) -> None:
         self._families = families
@@ -80,9 +80,9 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, read now."""
         families = self._families()
-        yield from server.build()
+        yield from server.build({name: family.left_out.lines for name, family in families.items()})
         yield from models.models(families)
-        yield from guard.guard({name: family.guard_report() for name, family in families.items()})
+        yield from guard.guard({name: family.router.guard_report() for name, family in families.items()})
         yield from models.demand(families)
         yield from tenants.tenants(families, self._account)
         yield from energy.energy(self._account)

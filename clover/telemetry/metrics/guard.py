@@ -1,5 +1,5 @@
 """Metrics of how answers are checked: the guard's tests and measures, audits, and labels that clients send later, all
-read from what `Served.guard_report` reports of a model; and new versions of models that are being rolled out, read from
+read from what `Router.guard_report` reports of a model; and new versions of models that are being rolled out, read from
 a roll-out as the state shows it."""
 
 from __future__ import annotations
@@ -40,151 +40,91 @@ def _agreements(report: Report) -> Iterator[Sample]:
 TESTS: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
         "clover_guard_state",
-        "0: answers are as profiled; 1: drift, cascade thresholds were tightened; 2: drift, the cascade is not used",
+        "State of a model's guard: 0 (answers are as profiled), 1 (they drift, and cascade thresholds were "
+        "tightened) or 2 (they drift, and no cascade is used).",
         GAUGE,
         _MODEL,
         lambda report: single(STEPS[report["state"]]),
     ),
     MetricSpec(
         "clover_guard_alarms",
-        "Alarms: times that a statistical test found answers to differ from the profile",
+        "Times that a statistical test found answers to differ from the profile, by model.",
         COUNTER,
         _MODEL,
         lambda report: single(report["alarms"]),
     ),
     MetricSpec(
         "clover_guard_statistic",
-        "How near a test is to an alarm: its statistic divided by its limit; 1 is an alarm",
+        "Statistic of a test as a fraction of its limit, by model, variant and kind of test; 1 is an alarm.",
         GAUGE,
         _TEST,
         _of_tests(lambda test: test["statistic"] / test["limit"]),
     ),
     MetricSpec(
-        "clover_guard_rows",
-        "Rows that the test has seen since it was started",
-        GAUGE,
-        _TEST,
-        _of_tests(lambda test: float(test["rows"])),
-    ),
-    MetricSpec(
         "clover_agreement",
-        "Fraction of audited rows on which the variant agrees with the auditor: seen, and expected by the profile",
+        "Fraction of audited rows on which a variant agrees with the best one, by model, variant, kind of test and "
+        "part: seen, or expected by the profile.",
         GAUGE,
         (*_TEST, "part"),
         _agreements,
     ),
     MetricSpec(
-        "clover_guard_inputs",
-        "Rows by whether their input was new or a repeat; tests leave repeats out",
-        COUNTER,
-        ("model", "input"),
-        lambda report: by_label({"new": report["inputs"], "repeat": report["repeats"]}),
-    ),
-    MetricSpec(
         "clover_guard_pattern",
-        "What clients' inputs look like, 1 for what applies: none (as profiled), drift (of all clients), client (a few "
-        "send unusual inputs), repeats (they send the same inputs again and again), probe (most rows of all do)",
+        "1 for what the inputs of a model look like, by pattern: none (as profiled), drift (of all clients), "
+        "client (a few send unusual ones), repeats (they send the same again and again) or probe (most rows of all "
+        "do).",
         GAUGE,
         ("model", "pattern"),
         lambda report: by_label({kind: float(kind == report["pattern"]["kind"]) for kind in PATTERNS}),
-    ),
-    MetricSpec(
-        "clover_guard_returns",
-        "Times that the guard undid a measure by itself, because answers are as profiled again",
-        COUNTER,
-        _MODEL,
-        lambda report: single(report["returns"]),
     ),
 )
 
 AUDITS: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
-        "clover_audit_share",
-        "Fraction of rows that the best variant answers again in the background, as a check, now",
-        GAUGE,
-        _MODEL,
-        lambda audits: single(audits["share"]),
-    ),
-    MetricSpec(
-        "clover_audit_lowest_share",
-        "Lowest fraction of rows audited in any full hour",
-        GAUGE,
-        _MODEL,
-        lambda audits: () if audits["lowest_share"] is None else single(audits["lowest_share"]),
-    ),
-    MetricSpec(
-        "clover_audits_owed",
-        "Audits still to be made this hour to reach the least fraction",
-        GAUGE,
-        _MODEL,
-        lambda audits: single(audits["owed"]),
-    ),
-    MetricSpec(
         "clover_audits",
-        "Audits by outcome: answered, free (the best variant had answered anyway), or why one was not made (repeat: "
-        "the input had been audited before)",
+        "Audits (rows that the best variant answers again in the background) by model and outcome: answered, free "
+        "(it had answered anyway), or why none was made.",
         COUNTER,
         ("model", "outcome"),
         lambda audits: by_label({"answered": audits["answered"], "free": audits["free"], **audits["dropped"]}),
-    ),
-    MetricSpec(
-        "clover_audit_joules",
-        "Energy of audits in joules; clover_energy_joules includes it",
-        COUNTER,
-        ("model", "method"),
-        lambda audits: by_label({audits["method"]: audits["energy_j"]}),
     ),
 )
 
 FEEDBACK: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
         "clover_feedback_rows",
-        "Answered rows for which a client sent the right label later",
+        "Answered rows for which a client sent the right label later, by model and the variant that answered.",
         COUNTER,
         ("model", "variant"),
-        lambda feedback: by_label({variant: found["rows"] for variant, found in feedback["variants"].items()}),
-    ),
-    MetricSpec(
-        "clover_accuracy_feedback",
-        "Accuracy served by the labels that clients sent, percent, with its 95 % interval (part: low, accuracy, high)",
-        GAUGE,
-        ("model", "part"),
-        lambda feedback: by_label(
-            {part: feedback["estimate"][part] for part in ("low", "accuracy", "high")} if feedback["estimate"] else {}
-        ),
+        lambda feedback: by_label({variant: seen["rows"] for variant, seen in feedback["variants"].items()}),
     ),
     MetricSpec(
         "clover_feedback_refused",
-        "Feedback requests that were refused: unknown (no answer of that id is remembered), unfit (the labels do not "
-        "fit the answer), or limited (one client sent too many)",
+        "Refused calls that sent labels, by model and reason: unknown (no answer of that id is remembered), unfit "
+        "(the labels do not fit the answer) or limited (one client sent too many).",
         COUNTER,
         ("model", "reason"),
         lambda feedback: by_label(feedback["refused"]),
-    ),
-    MetricSpec(
-        "clover_feedback_largest_share",
-        "Fraction of all labelled rows whose labels came from the one client that gave most",
-        GAUGE,
-        _MODEL,
-        lambda feedback: () if feedback["largest_share"] is None else single(feedback["largest_share"]),
     ),
 )
 
 
 def guard(reports: Mapping[str, Report]) -> Iterator[Metric]:
-    """Yield the metrics of the checks of answers; `reports` are those of `Served.guard_report`, by model."""
+    """Yield the metrics of the checks of answers; `reports` are those of `Router.guard_report`, by model."""
     yield from collect(TESTS, (((name,), report) for name, report in reports.items() if report["watches"]))
-    audits = {name: report["audits"] for name, report in reports.items()}
-    yield from collect(AUDITS, (((name,), found) for name, found in audits.items() if found["on"]))
+    yield from collect(
+        AUDITS, (((name,), report["audits"]) for name, report in reports.items() if report["audits"]["on"])
+    )
     yield from collect(FEEDBACK, (((name,), report["feedback"]) for name, report in reports.items()))
 
 
-def _by_version(report: Report, key: str) -> Iterator[Sample]:
-    """Yield a count of the new version and one of the stable one."""
-    found = report.get(key)
-    if found and report["phase"] in _PHASES:
-        yield (report["version"],), found["new"]
-        yield (report["stable"],), found["stable"]
+def _requests_by_version(report: Report) -> Iterator[Sample]:
+    """Yield what the new version and the stable one were given, by outcome."""
+    if report["phase"] in _PHASES and (requests := report.get("requests")):
+        failed = report.get("failed") or {"new": 0, "stable": 0}
+        for version, which in ((report["version"], "new"), (report["stable"], "stable")):
+            yield (version, "answered"), requests[which] - failed[which]
+            yield (version, "failed"), failed[which]
 
 
 _PHASES = ("trial", "promoting", "rolling back")
@@ -192,28 +132,24 @@ _PHASES = ("trial", "promoting", "rolling back")
 ROLLOUTS: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
         "clover_rollout_percent",
-        "Percent of the requests that a new version of the model answers while it is tried; 0 without a roll-out",
+        "Percent of the requests that a new version answers while it is tried, by model and version; 0 without a "
+        "roll-out.",
         GAUGE,
         ("model", "version"),
         lambda report: [((report["version"],), report["percent"] if report["phase"] == "trial" else 0.0)],
     ),
     MetricSpec(
         "clover_rollout_requests",
-        "Requests of clients that each version was to answer since the roll-out began",
+        "Requests that each version was given since the roll-out began, by model, version and outcome: failed (the "
+        "stable version answered them instead), or answered.",
         GAUGE,
-        ("model", "version"),
-        lambda report: _by_version(report, "requests"),
-    ),
-    MetricSpec(
-        "clover_rollout_failed_requests",
-        "Of these, those that the version refused or failed; clients have the stable version's answer instead",
-        GAUGE,
-        ("model", "version"),
-        lambda report: _by_version(report, "failed"),
+        ("model", "version", "outcome"),
+        _requests_by_version,
     ),
     MetricSpec(
         "clover_rollout_evidence",
-        "Evidence of each test that the new version is worse, or fine, as a part of what decides",
+        "Evidence that a new version is worse, or fine, as a fraction of what decides, by model, version, test and "
+        "that (worse or fine).",
         GAUGE,
         ("model", "version", "test", "that"),
         lambda report: (
@@ -228,10 +164,10 @@ ROLLOUTS: tuple[MetricSpec[Report], ...] = (
 OUTCOMES: tuple[MetricSpec[Mapping[str, int]], ...] = (
     MetricSpec(
         "clover_rollouts",
-        "Roll-outs of new versions that ended, by outcome: promoted, rolled back or failed",
+        "Roll-outs of new versions that ended, by outcome: promoted, rolled back or failed.",
         COUNTER,
         ("outcome",),
-        lambda counts: (((outcome,), count) for outcome, count in counts.items()),
+        by_label,
     ),
 )
 

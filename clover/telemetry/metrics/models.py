@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from prometheus_client.core import Metric
 
 from clover.runtime.memory.answer_cache import AnswerCache
+from clover.runtime.router.traffic import TenantTotals, Traffic
 from clover.runtime.served import Served
 from clover.telemetry.metrics.table import (
     COUNTER,
@@ -40,14 +42,27 @@ class ModelReading:
     live: Mapping[str, float]
 
     @property
+    def traffic(self) -> Traffic:
+        """The counters of its router."""
+        return self.served.traffic
+
+    @cached_property
+    def tenants(self) -> Mapping[str, TenantTotals]:
+        """What each tenant sent, and under the empty name what no tenant did."""
+        return self.traffic.by_tenant()
+
+    @property
     def cache(self) -> AnswerCache | None:
         """The figures of the cache of answers; None without one."""
-        cached = self.served.cached
+        cached = self.served.router.cached
         return cached.cache if cached is not None else None
 
-    def by_variant(self, values: Iterable[float]) -> Iterator[Sample]:
-        """Yield one sample for each variant; `values` are in the order of the router's lanes."""
-        return (((name,), value) for name, value in zip(self.served.traffic.variants, values, strict=True))
+    def accuracies(self) -> dict[str, float]:
+        """Return accuracies in percent by what they are of, as far as they are known."""
+        known = {"served": self.live.get("accuracy_served"), "floor": self.served.targets.get("accuracy_floor")}
+        if labelled := self.served.router.feedback.estimate():
+            known |= {"labels": labelled["accuracy"], "labels_low": labelled["low"], "labels_high": labelled["high"]}
+        return {name: value for name, value in known.items() if value is not None}
 
     def of_slo(self, name: str) -> list[Sample]:
         """Return the one sample of a figure about the SLO; none if the model is served without a plan, or if it is not
@@ -59,189 +74,164 @@ class ModelReading:
 MODELS: tuple[MetricSpec[ModelReading], ...] = (
     MetricSpec(
         "clover_requests",
-        "Requests by model and HTTP status code",
+        "Requests by model, HTTP status (code) and tenant (empty where no tenant sent them).",
         COUNTER,
-        ("model", "code"),
-        lambda model: (((str(code),), count) for code, count in sorted(model.served.traffic.codes.items())),
+        ("model", "code", "tenant"),
+        lambda model: (
+            ((str(code), tenant), count)
+            for tenant, totals in model.tenants.items()
+            for code, count in sorted(totals.requests.items())
+        ),
     ),
     MetricSpec(
         "clover_overload_requests",
-        "Requests refused or given up because more came than could be served in time, by reason: queue or slots (full, "
-        "429), late (would miss the deadline, 429), slo (would be answered later than max_wait_slo x the SLO, 429), "
-        "dropped (could not be answered in time any more, 504)",
+        "Requests refused or given up because more came than could be served in time, by model and why: queue or "
+        "slots (full, 429), late (would miss its deadline, 429), slo (would be answered later than max_wait_slo "
+        "times the SLO, 429) or dropped (waited until its deadline, 504).",
         COUNTER,
         ("model", "why"),
-        lambda model: by_label(dict(sorted(model.served.traffic.overload.items()))),
+        lambda model: by_label(dict(sorted(model.traffic.overload.items()))),
     ),
     MetricSpec(
         "clover_retries",
-        "Requests that came back when a Retry-After had asked them to, by outcome: taken or refused again",
+        "Requests that came back when a Retry-After had asked them to, by model and outcome: taken, or refused again.",
         COUNTER,
         ("model", "outcome"),
-        lambda model: by_label(dict(sorted(model.served.traffic.retries.items()))),
+        lambda model: by_label(dict(sorted(model.traffic.retries.items()))),
     ),
     MetricSpec(
         "clover_rows",
-        "Rows answered, by the variant that answered",
+        "Rows answered, by model, the variant that answered, and tenant (empty where no tenant sent them).",
         COUNTER,
-        _VARIANT,
-        lambda model: model.by_variant(model.served.traffic.rows),
+        ("model", "variant", "tenant"),
+        lambda model: (
+            ((variant, tenant), rows)
+            for tenant, totals in model.tenants.items()
+            for variant, rows in totals.rows.items()
+        ),
     ),
     MetricSpec(
         "clover_cache_rows",
-        "Rows looked for in the cache of answers, by outcome: hit or miss; absent without a cache",
+        "Rows looked for in the cache of answers, by model and outcome: hit or miss; absent without a cache.",
         COUNTER,
         ("model", "outcome"),
         lambda model: by_label({} if model.cache is None else {"hit": model.cache.hits, "miss": model.cache.misses}),
     ),
     MetricSpec(
         "clover_cache_evicted_rows",
-        "Answers that left the cache because there was no room for others (setting cache_answers)",
+        "Answers that left the cache because it was full (setting cache_answers), by model.",
         COUNTER,
         _MODEL,
         lambda model: single(model.cache.evicted) if model.cache is not None else (),
     ),
     MetricSpec(
         "clover_cache_bytes",
-        "Bytes that the answers in the cache take",
+        "Memory that the cached answers of a model take, in bytes.",
         GAUGE,
         _MODEL,
         lambda model: single(model.cache.bytes) if model.cache is not None else (),
     ),
     MetricSpec(
-        "clover_cache_lookup_seconds",
-        "CPU time of looking for rows in the cache of answers",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.cached.lookup_ns / 1e9) if model.served.cached is not None else (),
-    ),
-    MetricSpec(
-        "clover_queue_rows",
-        "Rows waiting for a worker",
+        "clover_pending_rows",
+        "Rows taken and not answered yet, by model and state: queued (waiting for a worker) or computing.",
         GAUGE,
-        _MODEL,
-        lambda model: single(model.live.get("queue_rows", 0.0)),
-    ),
-    MetricSpec(
-        "clover_in_flight_rows",
-        "Rows that a worker is computing now",
-        GAUGE,
-        _MODEL,
-        lambda model: single(model.live.get("in_flight_rows", 0.0)),
+        ("model", "state"),
+        lambda model: by_label(
+            {"queued": model.live.get("queue_rows", 0.0), "computing": model.live.get("in_flight_rows", 0.0)}
+        ),
     ),
     MetricSpec(
         "clover_arrival_rows_per_second",
-        "Rows that arrive per second, over the last 10 s",
+        "Rows that arrive per second, over the last 10 s, by model.",
         GAUGE,
         _MODEL,
         lambda model: single(model.live.get("arrival_rate", 0.0)),
     ),
     MetricSpec(
         "clover_capacity_rows_per_second",
-        "Rows per second that can be served within max_utilisation (modelled): by the workers that run (of=running), "
-        "and at most by this server's devices at the accuracy floor (of=floor); for autoscalers",
+        "Rows per second that can be served within max_utilisation (modelled), by model and of: running (by the "
+        "workers that run) or floor (by this server's devices at the accuracy floor, for autoscalers).",
         GAUGE,
         ("model", "of"),
         lambda model: by_label(model.served.capacity),
     ),
     MetricSpec(
         "clover_batch_size",
-        "Rows in each batch that workers computed",
+        "Rows in each batch that workers computed, by model.",
         HISTOGRAM,
         _MODEL,
-        lambda model: single(_sizes(model.served.traffic.batch_sizes)),
+        lambda model: single(_sizes(model.traffic.batch_sizes)),
     ),
     MetricSpec(
         "clover_request_seconds",
-        "Seconds from the arrival of a request to its answer, of answered requests",
+        "Time from the arrival of a request to its answer, in seconds, of answered requests, by model.",
         HISTOGRAM,
         _MODEL,
-        lambda model: single(_seconds(model.served.traffic.latency)),
+        lambda model: single(_seconds(model.traffic.latency)),
     ),
     MetricSpec(
         "clover_queue_seconds",
-        "Seconds that a request waited for a worker, of answered requests",
+        "Time that a request waited for a worker, in seconds, of answered requests, by model.",
         HISTOGRAM,
         _MODEL,
-        lambda model: single(_seconds(model.served.traffic.queue)),
+        lambda model: single(_seconds(model.traffic.queue)),
     ),
     MetricSpec(
-        "clover_accuracy_served",
-        "Accuracy of the rows answered so far, percent, expected from the profile of the variants",
+        "clover_accuracy_percent",
+        "Accuracy in percent, by model and of: served (expected of the rows answered so far), floor (the least "
+        "that plans keep), labels (by labels that clients sent), labels_low and labels_high (its 95 % interval).",
         GAUGE,
-        _MODEL,
-        # Unknown until a row was answered.
-        lambda model: single(model.live["accuracy_served"]) if "accuracy_served" in model.live else (),
+        ("model", "of"),
+        lambda model: by_label(model.accuracies()),
     ),
     MetricSpec(
         "clover_route_share",
-        "Fraction of rows that is routed to a variant",
+        "Fraction of rows that is routed to a variant, by model and variant.",
         GAUGE,
         _VARIANT,
-        lambda model: by_label(model.served.shares),
+        lambda model: by_label(model.served.fleet.shares),
     ),
     MetricSpec(
         "clover_workers",
-        "Workers that are ready",
+        "Workers by model and state: ready, or missing (it is to take rows, died, and none was started in its "
+        "place yet).",
         GAUGE,
-        _MODEL,
-        lambda model: single(model.live.get("workers", 0.0)),
-    ),
-    MetricSpec(
-        "clover_workers_missing",
-        "Workers that are to receive rows and are not ready: they died, and none was started in their place yet",
-        GAUGE,
-        _MODEL,
-        lambda model: single(model.served.missing),
-    ),
-    MetricSpec(
-        "clover_workers_given_up",
-        "Workers given up because their device was lost",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.given_up),
+        ("model", "state"),
+        lambda model: by_label({"ready": model.live.get("workers", 0.0), "missing": model.served.fleet.missing}),
     ),
     MetricSpec(
         "clover_ready",
-        "1 if the model takes requests, else 0",
+        "1 if the model takes requests, else 0.",
         GAUGE,
         _MODEL,
         lambda model: single(float(model.served.ready)),
     ),
     MetricSpec(
-        "clover_target",
-        "Targets that plans are held to: slo_ms, accuracy_floor and others",
+        "clover_slo_seconds",
+        "Target for the p95 of the latency of a model, in seconds; absent if it is served without a plan.",
         GAUGE,
-        ("model", "target"),
-        lambda model: by_label(model.served.targets),
+        _MODEL,
+        lambda model: single(model.served.targets["slo_ms"] / 1e3) if "slo_ms" in model.served.targets else (),
     ),
     MetricSpec(
         "clover_accuracy_budget_points",
-        "Percentage points below the best variant: allowed on average by the accuracy budget, and spent on average "
-        "since its horizon began; absent if the policy spends no budget",
+        "Accuracy below that of the best variant, in percentage points, by model and part: allowed on average by "
+        "the accuracy budget, and spent on average since its horizon began; absent without a budget.",
         GAUGE,
         ("model", "part"),
         lambda model: by_label(model.served.budget),
     ),
     MetricSpec(
         "clover_profile_correction",
-        "What service times (kind time, the mean over batch sizes) and joules a row (kind energy) are multiplied by, "
-        "beside the profile, as measured while serving; 1: as profiled",
+        "Factor between what is measured while serving and the profile, by model, variant, profile (the slice) and "
+        "kind: time (service times) or energy (joules a row); 1 is as profiled.",
         GAUGE,
         ("model", "variant", "profile", "kind"),
         lambda model: model.served.corrections.items(),
     ),
     MetricSpec(
-        "clover_front_end_seconds",
-        "What HTTP and the front end add to a model's p95, in plans and in every p95 that is shown, as measured while "
-        "serving, or as profiled before that; 0: not known",
-        GAUGE,
-        _MODEL,
-        lambda model: single(model.served.router.front_ms / 1e3),
-    ),
-    MetricSpec(
         "clover_slo_held_ratio",
-        "Fraction of the 10 s windows of the last hour whose p95 was within the SLO, of those in which rows were asked",
+        "Fraction of the last hour's 10 s windows with requests whose p95 was within the SLO, by model.",
         GAUGE,
         _MODEL,
         # Unknown until a window counts.
@@ -249,115 +239,67 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
     ),
     MetricSpec(
         "clover_slo_windows",
-        "Windows of 10 s in which rows were asked, by whether their p95 was within the SLO: held or missed",
+        "Windows of 10 s with requests, by model and slo: held (its p95 was within the SLO) or missed.",
         COUNTER,
         ("model", "slo"),
         lambda model: (((name,), value) for name in ("held", "missed") for _, value in model.of_slo(name)),
     ),
     MetricSpec(
         "clover_slo_alarm",
-        "1 while the SLO is missed and nothing that the controller may do meets it, else 0",
+        "1 while a model misses its SLO and nothing that the controller may do meets it, else 0.",
         GAUGE,
         _MODEL,
         lambda model: model.of_slo("alarm"),
     ),
     MetricSpec(
-        "clover_slo_slower",
-        "Times as slow as profiled that plans take services to be, because the SLO was missed; 1 if it was not",
-        GAUGE,
-        _MODEL,
-        lambda model: model.of_slo("slower"),
+        "clover_worker_events",
+        "What befell workers, by model and event: died (unexpectedly), restarted (one was started in the place of "
+        "another, failed starts included) or given_up (its device was lost).",
+        COUNTER,
+        ("model", "event"),
+        lambda model: by_label(
+            {
+                "died": model.traffic.lost_workers,
+                "restarted": model.served.fleet.restarts,
+                "given_up": model.served.fleet.given_up,
+            }
+        ),
     ),
     MetricSpec(
-        "clover_swaps",
-        "Times that a worker was replaced by one of another variant in the same place",
+        "clover_poison_requests",
+        "Requests given up because two workers died while computing them, by model.",
         COUNTER,
         _MODEL,
-        lambda model: single(model.served.swaps),
+        lambda model: single(model.traffic.poisoned),
     ),
     MetricSpec(
-        "clover_repartitions",
-        "Times that cores or GPU slices were divided anew among workers",
+        "clover_rerouted_rows",
+        "Rows that did not go the planned way, by model and why: relief (a standby worker of a cheaper variant "
+        "answered), late (another variant above the accuracy floor took them, as the planned one would have been "
+        "late) or died (queued again, as their worker died).",
         COUNTER,
-        _MODEL,
-        lambda model: single(model.served.repartitions),
-    ),
-    MetricSpec(
-        "clover_worker_restarts",
-        "Starts of workers in place of those that ended unexpectedly, hung or were asked to end; failed ones count",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.restarts),
-    ),
-    MetricSpec(
-        "clover_worker_log_dropped_lines",
-        "Lines that workers printed and that were left out of the log, because there were too many",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.log_dropped_lines),
-    ),
-    MetricSpec(
-        "clover_worker_log_dropped_bytes",
-        "Bytes that workers printed and that were left out of the log, with those cut off long lines",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.log_dropped_bytes),
-    ),
-    MetricSpec(
-        "clover_poison",
-        "Requests given up because two workers died while computing them",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.traffic.poisoned),
-    ),
-    MetricSpec(
-        "clover_worker_deaths",
-        "Workers that died unexpectedly",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.traffic.lost_workers),
-    ),
-    MetricSpec(
-        "clover_retried_rows",
-        "Rows queued again because the worker that had them died",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.traffic.retried_rows),
-    ),
-    MetricSpec(
-        "clover_relieved_rows",
-        "Rows answered by standby workers, which run a cheaper variant",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.traffic.relieved_rows),
-    ),
-    MetricSpec(
-        "clover_diverted_rows",
-        "Rows that went to another variant, above the accuracy floor, as the planned one would have been too late",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.traffic.diverted_rows),
-    ),
-    MetricSpec(
-        "clover_reliefs",
-        "Times that standby workers took over from the planned ones",
-        COUNTER,
-        _MODEL,
-        lambda model: single(model.served.traffic.reliefs),
+        ("model", "why"),
+        lambda model: by_label(
+            {
+                "relief": model.traffic.relieved_rows,
+                "late": model.traffic.diverted_rows,
+                "died": model.traffic.retried_rows,
+            }
+        ),
     ),
     MetricSpec(
         "clover_escalated_rows",
-        "Rows that a cascade passed on from this variant to a more accurate one",
+        "Rows that a cascade passed on to a more accurate variant, by model and the variant that passed them on.",
         COUNTER,
         _VARIANT,
-        lambda model: model.by_variant(model.served.traffic.escalated),
+        lambda model: zip(((name,) for name in model.traffic.variants), model.traffic.escalated, strict=True),
     ),
     MetricSpec(
         "clover_cut_short_rows",
-        "Rows that a cascade would have passed on, but that kept their answer, by reason",
+        "Rows that a cascade should have passed on and that kept their answer, by model and why.",
         COUNTER,
         ("model", "why"),
-        lambda model: by_label(dict(sorted(model.served.traffic.cut_short.items()))),
+        lambda model: by_label(dict(sorted(model.traffic.cut_short.items()))),
     ),
 )
 
@@ -365,28 +307,14 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
 DEMAND: tuple[MetricSpec[Asked], ...] = (
     MetricSpec(
         "clover_demanded_rows",
-        "Rows that asked for a clover_min_accuracy, by the least accurate variant that reaches it",
+        "Rows that asked for a clover_min_accuracy, by model and the least accurate variant that reaches it.",
         COUNTER,
         _VARIANT,
         lambda asked: single(asked.rows),
     ),
     MetricSpec(
-        "clover_demanded_rows_per_second",
-        "Rows per second that asked for a clover_min_accuracy, over the last 10 s",
-        GAUGE,
-        _VARIANT,
-        lambda asked: single(asked.rows_per_s),
-    ),
-    MetricSpec(
-        "clover_demanded_waiting_rows",
-        "Rows with a clover_min_accuracy that wait until a worker of that accuracy is started",
-        GAUGE,
-        _VARIANT,
-        lambda asked: single(asked.waiting),
-    ),
-    MetricSpec(
         "clover_demanded_refused_rows",
-        "Rows with a clover_min_accuracy that were refused because no worker of that accuracy was started in time",
+        "Those of clover_demanded_rows_total that were refused because no worker of that accuracy came in time.",
         COUNTER,
         _VARIANT,
         lambda asked: single(asked.refused),
@@ -396,19 +324,13 @@ DEMAND: tuple[MetricSpec[Asked], ...] = (
 
 def models(served: Mapping[str, Served]) -> Iterator[Metric]:
     """Yield the metrics of traffic and workers of the models `served`, by the name they are served under."""
-    return collect(MODELS, (((name,), ModelReading(model, model.observe())) for name, model in served.items()))
+    return collect(MODELS, (((name,), ModelReading(model, model.fleet.observe())) for name, model in served.items()))
 
 
 def demand(served: Mapping[str, Served]) -> Iterator[Metric]:
     """Yield the metrics of rows that ask for an accuracy of their own."""
-    return collect(
-        DEMAND,
-        (
-            ((name, variant), asked)
-            for name, model in served.items()
-            for variant, asked in model.accuracy_demand().items()
-        ),
-    )
+    asked = ((name, model.fleet.accuracy_demand()) for name, model in served.items())
+    return collect(DEMAND, (((name, variant), rows) for name, by_name in asked for variant, rows in by_name.items()))
 
 
 class _Nanoseconds(Protocol):

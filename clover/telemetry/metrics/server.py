@@ -4,42 +4,40 @@ the ledger is written, and its cluster if it is a node of one."""
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import Metric
 
 from clover._version import __version__
-from clover.carbon.chain import STATES, SourceChain
-from clover.control.state.parked import ParkedTime
+from clover.carbon.chain import SourceChain
 from clover.grpc.stats import GrpcStats
 from clover.http.audit import AuditLog
 from clover.http.server_state import HttpStats
-from clover.http.streams import EventStreams
 from clover.telemetry import logs
 from clover.telemetry.ledger.writing import LedgerStatus
-from clover.telemetry.logs import LogWriter
 from clover.telemetry.metrics.table import COUNTER, GAUGE, INFO, MetricSpec, by_label, collect, single
 from clover.types import Reading
 
 BUILD: tuple[MetricSpec[None], ...] = (
     MetricSpec(
         "clover_build",
-        "Version of the server and of Python",
+        "Version of the server and of Python.",
         INFO,
         (),
         lambda _: single({"version": __version__, "python": platform.python_version()}),
     ),
 )
 
-LOG: tuple[MetricSpec[LogWriter], ...] = (
+# Read from the lines that were left out, by (source, model).
+LOG: tuple[MetricSpec[Mapping[tuple[str, str], int]], ...] = (
     MetricSpec(
         "clover_log_dropped_lines",
-        "Lines of the server's log that were left out because standard error was not read fast enough",
+        "Lines left out of the log, by source (server: standard error was not read fast enough; worker: it printed "
+        "too much) and model.",
         COUNTER,
-        (),
-        lambda writer: single(writer.left_out),
+        ("source", "model"),
+        Mapping.items,
     ),
 )
 
@@ -52,60 +50,39 @@ def _labels(reading: Reading) -> tuple[str, ...]:
 CARBON: tuple[MetricSpec[SourceChain], ...] = (
     MetricSpec(
         "clover_carbon_intensity",
-        "Carbon intensity of the grid in use, gCO2e per kWh, and how it is known",
+        "Carbon intensity of the grid in use, in grams of CO2e per kWh, and how it is known.",
         GAUGE,
         ("provider", "zone", "signal", "scope", "method", "replayed", "state"),
         lambda chain: [(_labels(chain.last), chain.last.g_per_kwh)] if chain.last else (),
     ),
     MetricSpec(
         "clover_carbon_age_seconds",
-        "Age of that carbon intensity in seconds, in the time of the carbon data",
+        "Age of the carbon intensity in use, in seconds of the carbon data's time, by provider.",
         GAUGE,
         ("provider",),
         lambda chain: [((chain.last.provider,), chain.last.age_s)] if chain.last else (),
     ),
     MetricSpec(
-        "clover_carbon_readings",
-        "Readings of the carbon intensity that were used, by state (" + ", ".join(STATES) + ")",
-        COUNTER,
-        ("state",),
-        lambda chain: by_label(chain.counts),
-    ),
-    MetricSpec(
         "clover_carbon_failures",
-        "Failed requests for the carbon intensity, and answers that were not believed, by source",
-        COUNTER,
-        ("source",),
-        lambda chain: by_label(chain.failures),
-    ),
-    MetricSpec(
-        "clover_carbon_errors",
-        "The same by kind: what failed of a request (dns, connect, tls, timeout, cut, size, http, status, rate, "
-        "refused), or of its answer (answer, old, implausible)",
+        "Failures to get a carbon intensity, by source and kind: of a request (dns, connect, tls, timeout, cut, "
+        "size, http, status, rate, refused), or of its answer (answer, old, implausible).",
         COUNTER,
         ("source", "kind"),
         lambda chain: chain.errors.items(),
     ),
     MetricSpec(
         "clover_carbon_calls",
-        "Requests to providers of live carbon intensity, forecasts and repeated ones included",
+        "Requests to a provider of live carbon intensity, forecasts and repeated ones included, by source.",
         COUNTER,
         ("source",),
         lambda chain: (((name,), source.calls) for name, source in chain.live.items()),
-    ),
-    MetricSpec(
-        "clover_carbon_call_seconds",
-        "Seconds that requests to providers of live carbon intensity took",
-        COUNTER,
-        ("source",),
-        lambda chain: (((name,), source.call_s) for name, source in chain.live.items()),
     ),
 )
 
 DECISIONS: tuple[MetricSpec[Mapping[str, int]], ...] = (
     MetricSpec(
         "clover_decisions",
-        "Decisions of the controller, by what was done",
+        "Decisions of the controller, by action (what was done).",
         COUNTER,
         ("action",),
         by_label,
@@ -115,7 +92,7 @@ DECISIONS: tuple[MetricSpec[Mapping[str, int]], ...] = (
 SPANS: tuple[MetricSpec[Mapping[str, int]], ...] = (
     MetricSpec(
         "clover_otel_spans",
-        "OpenTelemetry spans by outcome: sent, failed (the collector did not take them), dropped (too many waited)",
+        "OpenTelemetry spans, by outcome: sent, failed (the collector did not take them) or dropped (too many waited).",
         COUNTER,
         ("outcome",),
         by_label,
@@ -125,7 +102,7 @@ SPANS: tuple[MetricSpec[Mapping[str, int]], ...] = (
 SANDBOX: tuple[MetricSpec[Mapping[str, object]], ...] = (
     MetricSpec(
         "clover_workers_sandboxed",
-        "1 if workers are kept from files (landlock), and from sockets and other processes (seccomp), else 0",
+        "1 if workers are confined, else 0, by part: landlock (files) or seccomp (sockets and other processes).",
         GAUGE,
         ("part",),
         lambda report: (((part,), float(bool(report[part]))) for part in ("landlock", "seccomp")),
@@ -135,7 +112,7 @@ SANDBOX: tuple[MetricSpec[Mapping[str, object]], ...] = (
 CONTROL: tuple[MetricSpec[AuditLog], ...] = (
     MetricSpec(
         "clover_control_calls",
-        "Calls that would change the server, by outcome: refused (who made them had no right to), or taken",
+        "Calls that would change the server, by outcome: taken, or refused (the caller has no right to).",
         COUNTER,
         ("outcome",),
         lambda audit: by_label({"taken": audit.calls - audit.refused, "refused": audit.refused}),
@@ -145,108 +122,76 @@ CONTROL: tuple[MetricSpec[AuditLog], ...] = (
 # Read for each model from (changes of the deployment, changes of thresholds alone).
 CHANGES: tuple[MetricSpec[tuple[int, int]], ...] = (
     MetricSpec(
-        "clover_reconfigurations",
-        "Changes of the deployment (which variants run where), the first one included",
+        "clover_plan_changes",
+        "Changes of what runs, by model and change: deployment (which variants run where, the first one included) "
+        "or thresholds (of a cascade, while the workers stayed).",
         COUNTER,
-        ("model",),
-        lambda changes: single(changes[0]),
-    ),
-    MetricSpec(
-        "clover_thresholds_moved",
-        "Times that the thresholds of a cascade were changed while the workers stayed",
-        COUNTER,
-        ("model",),
-        lambda changes: single(changes[1]),
+        ("model", "change"),
+        lambda changes: by_label({"deployment": changes[0], "thresholds": changes[1]}),
     ),
 )
 
-# Of each GPU that may be without workers.
-PARKED: tuple[MetricSpec[ParkedTime], ...] = (
+# Of each GPU that may be without workers: whether it is.
+PARKED: tuple[MetricSpec[Mapping[str, bool]], ...] = (
     MetricSpec(
         "clover_device_parked",
-        "Whether a GPU is parked: it has no worker processes, as the load does not need it (1 or 0)",
+        "1 while a GPU is parked (it has no worker processes, as the load does not need it), else 0, by device.",
         GAUGE,
         ("device",),
-        lambda time: single(float(time.since_s is not None)),
-    ),
-    MetricSpec(
-        "clover_device_parked_seconds",
-        "Seconds that a GPU was parked",
-        COUNTER,
-        ("device",),
-        lambda time: single(time.seconds),
-    ),
-    MetricSpec(
-        "clover_device_parked_spared_joules",
-        "Joules that the contexts of workers would have drawn meanwhile; method: how their power is known",
-        COUNTER,
-        ("device", "method"),
-        lambda time: (((method,), joules) for method, joules in time.spared_j.items()),
+        by_label,
     ),
 )
 
 HTTP: tuple[MetricSpec[HttpStats], ...] = (
     MetricSpec(
-        "clover_http_connections",
-        "Connections that are open now",
+        "clover_http_open_connections",
+        "HTTP connections that are open now.",
         GAUGE,
         (),
         lambda http: single(http.open_connections),
     ),
     MetricSpec(
-        "clover_http_accepted_connections",
-        "Connections accepted",
+        "clover_http_connections",
+        "HTTP connections that came, by outcome: taken, or refused (too many were open, or too few file "
+        "descriptors left).",
         COUNTER,
-        (),
-        lambda http: single(http.accepted_connections),
+        ("outcome",),
+        lambda http: by_label(
+            {"taken": http.accepted_connections - http.refused_connections, "refused": http.refused_connections}
+        ),
     ),
     MetricSpec(
-        "clover_http_refused_connections",
-        "Connections refused because too many were open, or too few file descriptors were left",
+        "clover_http_closed_connections",
+        "HTTP connections that the server closed, by reason: slow (of the client), overfull (all together held too "
+        "many unread bytes), handshake (TLS failed, or took too long) or malformed (it sent no valid HTTP).",
         COUNTER,
-        (),
-        lambda http: single(http.refused_connections),
-    ),
-    MetricSpec(
-        "clover_http_dropped_connections",
-        "Connections closed because all together held too many bytes of unfinished bodies and unread answers",
-        COUNTER,
-        (),
-        lambda http: single(http.dropped_connections),
+        ("reason",),
+        lambda http: by_label(
+            {
+                "slow": http.deadlines_missed,
+                "overfull": http.dropped_connections,
+                "handshake": http.failed_handshakes,
+                "malformed": http.malformed,
+            }
+        ),
     ),
     MetricSpec(
         "clover_http_held_requests",
-        "Requests that waited unread because refusing more of them would have taken the time that answers need",
+        "HTTP requests that waited unread, because refusing more of them would have taken the time that answers need.",
         COUNTER,
         (),
         lambda http: single(http.held_requests),
     ),
     MetricSpec(
-        "clover_http_failed_handshakes",
-        "Connections whose TLS handshake failed or took too long",
+        "clover_http_bytes",
+        "Bytes of HTTP connections, by direction: received or sent.",
         COUNTER,
-        (),
-        lambda http: single(http.failed_handshakes),
+        ("direction",),
+        lambda http: by_label({"received": http.received_bytes, "sent": http.sent_bytes}),
     ),
-    MetricSpec(
-        "clover_http_malformed",
-        "Requests refused because they are not valid HTTP",
-        COUNTER,
-        (),
-        lambda http: single(http.malformed),
-    ),
-    MetricSpec(
-        "clover_http_deadlines_missed",
-        "Connections closed because the client was too slow",
-        COUNTER,
-        (),
-        lambda http: single(http.deadlines_missed),
-    ),
-    MetricSpec("clover_http_received_bytes", "Bytes received", COUNTER, (), lambda http: single(http.received_bytes)),
-    MetricSpec("clover_http_sent_bytes", "Bytes sent", COUNTER, (), lambda http: single(http.sent_bytes)),
     MetricSpec(
         "clover_http_answers",
-        "HTTP answers by status code",
+        "HTTP answers, of all paths, by status (code).",
         COUNTER,
         ("code",),
         lambda http: (((str(code),), count) for code, count in http.requests.items()),
@@ -254,40 +199,31 @@ HTTP: tuple[MetricSpec[HttpStats], ...] = (
 )
 
 GRPC: tuple[MetricSpec[GrpcStats], ...] = (
-    MetricSpec("clover_grpc_open_calls", "gRPC calls that are open now", GAUGE, (), lambda rpc: single(rpc.open_calls)),
+    MetricSpec(
+        "clover_grpc_open_calls",
+        "gRPC calls that are open now.",
+        GAUGE,
+        (),
+        lambda rpc: single(rpc.open_calls),
+    ),
     MetricSpec(
         "clover_grpc_answers",
-        "Ended gRPC calls, and answers of streams, by status code",
+        "gRPC calls that ended, and answers of streams, by status (code).",
         COUNTER,
         ("code",),
         lambda rpc: by_label(rpc.calls),
     ),
 )
 
-PAGES: tuple[MetricSpec[EventStreams], ...] = (
-    MetricSpec("clover_dashboard_pages", "Dashboards that are open now", GAUGE, (), lambda pages: single(pages.open)),
-    MetricSpec(
-        "clover_dashboard_refused",
-        "Dashboards that were refused their stream because too many are open (503)",
-        COUNTER,
-        (),
-        lambda pages: single(pages.refused),
-    ),
-    MetricSpec(
-        "clover_dashboard_dropped",
-        "Streams of dashboards that were closed because the browser did not read them",
-        COUNTER,
-        (),
-        lambda pages: single(pages.dropped),
-    ),
-)
 
-
-def build() -> Iterator[Metric]:
-    """Yield the versions of the server and of Python, and lines missing from its log if Clover writes that."""
+def build(worker_lines: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield the versions of the server and of Python, and lines missing from the log: those of workers by model, and
+    the server's own if Clover writes its log."""
     yield from collect(BUILD, [((), None)])
-    writer = logs.writer()
-    yield from collect(LOG, [((), writer)] if writer is not None else ())
+    lines = {("worker", model): count for model, count in worker_lines.items()}
+    if (writer := logs.writer()) is not None:
+        lines["server", ""] = writer.left_out
+    yield from collect(LOG, [((), lines)])
 
 
 def carbon(chain: SourceChain) -> Iterator[Metric]:
@@ -301,9 +237,9 @@ def control(decisions: Mapping[str, int], changes: Mapping[str, tuple[int, int]]
     yield from collect(CHANGES, (((name,), counts) for name, counts in changes.items()))
 
 
-def parked(times: Mapping[str, ParkedTime]) -> Iterator[Metric]:
-    """Yield the metrics of GPUs that may be parked, by name."""
-    return collect(PARKED, (((name,), time) for name, time in times.items()))
+def parked(gpus: Mapping[str, bool]) -> Iterator[Metric]:
+    """Yield the metric of GPUs that may be parked: by name, whether they are."""
+    return collect(PARKED, [((), gpus)])
 
 
 def otel(spans: Mapping[str, int]) -> Iterator[Metric]:
@@ -331,82 +267,34 @@ def grpc_calls(stats: GrpcStats) -> Iterator[Metric]:
     return collect(GRPC, [((), stats)])
 
 
-def pages(streams: EventStreams) -> Iterator[Metric]:
-    """Yield the metrics of open dashboards."""
-    return collect(PAGES, [((), streams)])
-
-
 LEDGER: tuple[MetricSpec[LedgerStatus], ...] = (
     MetricSpec(
         "clover_ledger_up",
-        "1 if the last attempt to write the ledger succeeded, else 0; absent if none is kept",
+        "1 if the last attempt to write the ledger succeeded, else 0; absent if none is kept.",
         GAUGE,
         (),
         lambda status: single(float(status.state == "writing")),
     ),
     MetricSpec(
-        "clover_ledger_written_rows",
-        "Rows and events that were added to the ledger",
-        COUNTER,
-        (),
-        lambda status: single(status.written_rows),
-    ),
-    MetricSpec(
         "clover_ledger_dropped_rows",
-        "Rows and events that are lost, as the ledger could not be written for too long",
+        "Rows and events that are lost, because the ledger could not be written for too long.",
         COUNTER,
         (),
         lambda status: single(status.dropped_rows),
     ),
     MetricSpec(
-        "clover_ledger_waiting_rows",
-        "Rows and events that wait until the ledger can be written",
-        GAUGE,
-        (),
-        lambda status: single(status.waiting_rows),
-    ),
-    MetricSpec(
         "clover_ledger_failures",
-        "Attempts to write the ledger that failed, by reason",
+        "Attempts to write the ledger that failed, by reason.",
         COUNTER,
         ("reason",),
         lambda status: by_label(status.failures),
     ),
     MetricSpec(
-        "clover_ledger_age_seconds",
-        "Seconds since the ledger was last added to; absent before the first time",
-        GAUGE,
-        (),
-        lambda status: single(time.monotonic() - status.written_s) if status.written_s else (),
-    ),
-    MetricSpec(
         "clover_ledger_bytes",
-        "Size of the ledger on the disk, its journal included, in bytes",
+        "Size of the ledger on the disk, its journal included, in bytes.",
         GAUGE,
         (),
         lambda status: single(status.bytes),
-    ),
-    MetricSpec(
-        "clover_ledger_carbon_grams",
-        "Grams of CO2e in the ledger, of all runs of this server and all lines of its devices, PUE included",
-        GAUGE,
-        (),
-        lambda status: single(status.grams),
-    ),
-    MetricSpec(
-        "clover_ledger_joules",
-        "Joules in the ledger, of all runs of this server and all lines of its devices",
-        GAUGE,
-        (),
-        lambda status: single(status.joules),
-    ),
-    MetricSpec(
-        "clover_ledger_saved_carbon_grams",
-        "Grams of CO2e saved over all runs in the ledger, within the boundary server (modelled); negative if more was "
-        "emitted",
-        GAUGE,
-        ("model", "against"),
-        lambda status: list(status.saved_g.items()),
     ),
 )
 
@@ -422,38 +310,24 @@ Report = Mapping[str, Any]
 CLUSTER: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
         "clover_cluster_following",
-        "1 while the server follows its cluster's controller, 0 while it follows its own policy",
+        "1 while the server follows its cluster's controller, 0 while it follows its own policy.",
         GAUGE,
         (),
         lambda report: single(float(report["following"])),
-    ),
-    MetricSpec(
-        "clover_cluster_epoch",
-        "Epoch of the newest order of the cluster's controller that was taken; 0 before the first",
-        GAUGE,
-        (),
-        lambda report: single(report["epoch"]),
-    ),
-    MetricSpec(
-        "clover_cluster_lost",
-        "Times that nothing was heard of the cluster's controller for too long",
-        COUNTER,
-        (),
-        lambda report: single(report["lost"]),
     ),
 )
 
 ORDERS: tuple[MetricSpec[Report], ...] = (
     MetricSpec(
         "clover_cluster_ordered_rows_per_second",
-        "Rows a second that the cluster's controller has the model be ready for",
+        "Rows per second that the cluster's controller orders a model to be ready for, by model.",
         GAUGE,
         ("model",),
         lambda order: single(order["rate"]),
     ),
     MetricSpec(
         "clover_cluster_ordered_accuracy_percent",
-        "Least mean accuracy that the cluster's controller asks of the model",
+        "Least mean accuracy that the cluster's controller orders of a model, in percent, by model.",
         GAUGE,
         ("model",),
         lambda order: single(order["accuracy"]),

@@ -65,3 +65,11 @@ def single(value: Any) -> list[Sample]:
 def by_label(values: Mapping[str, Any]) -> Iterator[Sample]:
     """Yield one sample for each key of `values`, which is the last label."""
     return (((label,), value) for label, value in values.items())
+
+
+def summed(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Yield one sample for each set of labels."""
+    sums: dict[tuple[str, ...], float] = {}
+    for labels, value in samples:
+        sums[labels] = sums.get(labels, 0.0) + value
+    yield from sums.items()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clover.accounting import Account, HostProcess, ProfiledEnergy, WorkerMeter, profiled_energy
+from clover.accounting.devices import IDLE
 from clover.accounting.devices import LINES as NAMES
 from clover.types import (
     AccuracyMeasurement,
@@ -53,6 +54,20 @@ def sample(
     )
 
 
+def joules(book: Account, *lines: str) -> dict[str, float]:
+    """Return the joules of `lines` by variant."""
+    return {variant: line.joules for (_, variant, _), line in book.by_variant(*lines).items()}
+
+
+def active_at(book: Account, device: str, placement: str) -> float:
+    """Return the active joules of the workers at a placement."""
+    return sum(
+        line.joules
+        for key, line in book.booked.items()
+        if (key.device, key.line, key.placement) == (device, "active", placement)
+    )
+
+
 def account(slices: int = 2) -> Account:
     made = Account(pue=1.5)
     made.add_device("cpu0", slices)
@@ -85,11 +100,10 @@ def test_active_energy_follows_modelled_work_and_idle_follows_slices() -> None:
     large.add(1, SECOND, SECOND)
     large.add(1, SECOND, SECOND)  # 2.0 J
     book.window(sample(1, 2.0 + 5.6), GRID)
-    shares = {variant: share for (_, variant, _), share in book.shares.items()}
-    assert shares["small"].active_j == pytest.approx(1.6)
-    assert shares["large"].active_j == pytest.approx(4.0)
-    assert shares["small"].idle_j == shares["large"].idle_j == pytest.approx(1.0)
-    assert shares["large"].total_g == pytest.approx(5.0 / 3.6e6 * 360.0 * 1.5)
+    assert joules(book, "active") == {"small": pytest.approx(1.6), "large": pytest.approx(4.0)}
+    assert joules(book, *IDLE) == {"small": pytest.approx(1.0), "large": pytest.approx(1.0)}
+    of_large = book.by_variant("active", *IDLE)["toy", "large", "measured"]
+    assert of_large.grams == pytest.approx(5.0 / 3.6e6 * 360.0 * 1.5)
     assert book.devices()["cpu0"]["ratio"] == pytest.approx(2.0)
     assert book.totals("toy")["energy_j"] == pytest.approx(7.6)
 
@@ -99,8 +113,7 @@ def test_workers_of_one_placement_share_its_slices_and_nobodys_slices_are_told_a
     book.attach(meter("small", slices=2))
     book.attach(meter("large", slices=2))
     book.window(sample(1, 2.0), GRID)
-    shares = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}
-    assert shares == {"small": pytest.approx(0.5), "large": pytest.approx(0.5)}
+    assert joules(book, *IDLE) == {"small": pytest.approx(0.5), "large": pytest.approx(0.5)}
     assert book.devices()["cpu0"]["unowned_j"] == pytest.approx(1.0)
 
 
@@ -327,8 +340,7 @@ def test_idle_power_of_a_gpu_is_split_by_compute_slices_not_by_memory() -> None:
     book.attach(on_slice("3g.20gb", 0, 4, variant="large"))  # half the memory, three of seven compute slices
     book.attach(on_slice("2g.10gb", 4, 2))
     book.window(sample(1, 70.0, 70.0, device="gpu0"), GRID)
-    shares = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}
-    assert shares == {"large": pytest.approx(30.0), "small": pytest.approx(20.0)}
+    assert joules(book, *IDLE) == {"large": pytest.approx(30.0), "small": pytest.approx(20.0)}
     assert book.devices()["gpu0"]["unowned_j"] == pytest.approx(20.0)  # two slices that nobody made an instance of
 
 
@@ -343,7 +355,7 @@ def test_devices_are_accounted_for_apart() -> None:
     assert (devices["gpu0"]["ratio"], devices["gpu1"]["ratio"]) == (pytest.approx(2.0), pytest.approx(4.0))
     assert (devices["gpu0"]["active_j"], devices["gpu1"]["active_j"]) == (pytest.approx(1.0), pytest.approx(2.0))
     assert (devices["gpu1"]["watts"], devices["gpu1"]["idle_w"]) == (pytest.approx(72.0), 70.0)
-    assert book.placements["gpu1", "gpu1:7g.40gb@0", "measured"].active_j == pytest.approx(2.0)
+    assert active_at(book, "gpu1", "gpu1:7g.40gb@0") == pytest.approx(2.0)
     # What a batch costs follows the GPU it ran on, not a mean over GPUs that differ.
     assert (here.add(1, 0, 0), there.add(1, 0, 0)) == (pytest.approx(1.0), pytest.approx(2.0))
 
@@ -367,7 +379,7 @@ def test_a_receipt_is_emulated_where_any_of_its_familys_devices_is() -> None:
     book.attach(meter(family="real", device="gpu1"))
     assert method("real") == "emulated"
     book.window(sample(1, 71.0, 70.0, device="gpu1", method="emulated"), GRID)
-    assert {method for _, _, method in book.shares} == {"emulated"}
+    assert {method for _, _, method in book.by_variant("active", *IDLE)} == {"emulated"}
     assert [line["method"] for line in book.devices().values()] == ["measured", "emulated"]
 
 
@@ -390,10 +402,9 @@ def test_a_lost_device_bills_nothing_and_the_others_go_on() -> None:
     # It is back: what its counter rose meanwhile is for whom worked on it, and its idle part for whom held it and when.
     late = book.attach(on_slice("7g.40gb", 0, 8, variant="late"))
     book.window(sample(4, 300.0, 70.0, device="gpu0"), GRID)
-    shares = {variant: share for (_, variant, _), share in book.shares.items()}
-    assert shares["late"].idle_j == pytest.approx(280.0 / 4)  # held at one look of four
+    assert joules(book, *IDLE)["late"] == pytest.approx(280.0 / 4)  # held at one look of four
     assert book.devices()["gpu0"]["unowned_j"] == pytest.approx(280.0 * 3 / 4)
-    assert book.placements["gpu0", lost.placement, "measured"].active_j == pytest.approx(20.0)
+    assert active_at(book, "gpu0", lost.placement) == pytest.approx(20.0)
     assert (book.busy_ns("gpu0"), book.cpu_seconds(), late.rows) == (SECOND, 1.0, 0)
 
 
@@ -419,7 +430,7 @@ def test_across_epochs_nothing_is_known_and_nothing_billed() -> None:
     book.window(sample(60, 40.0, 70.0, device="gpu0", epoch=1), GRID)
     line = book.devices()["gpu0"]
     assert (line["measured_j"], line["restarts"], line["ratio"], line["carried_j"]) == (0.0, 1.0, 1.0, 0.0)
-    assert book.shares == {}
+    assert joules(book, "active", *IDLE) == {}
     worker.add(1, SECOND, 0)
     book.window(sample(61, 40.0 + 71.0, 70.0, device="gpu0", epoch=1), GRID)
     assert book.totals()["active_j"] == pytest.approx(1.0)
@@ -459,8 +470,7 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
     assert sum(float(line[name]) for name in ("idle_j", "idle_no_request_j")) == pytest.approx(10 * 50.0 * 3 / 7)
     assert line["unowned_j"] == pytest.approx(50.0 + 10 * 50.0 * 4 / 7)
     assert sum(float(line[name]) for name in LINES) == pytest.approx(line["measured_j"])
-    idle = {variant: share.idle_j for (_, variant, _), share in book.shares.items()}
-    assert idle == {  # a third of the slices that anybody holds, a third of what being awake costs
+    assert joules(book, *IDLE) == {  # a third of the slices that anybody holds, a third of what being awake costs
         "v1": pytest.approx(10 * (50.0 / 7 + 35.0 / 3)),
         "v2": pytest.approx(10 * (50.0 * 2 / 7 + 35.0 * 2 / 3)),
     }
@@ -620,23 +630,22 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         assert all(float(line[name]) >= 0.0 for name in LINES if name != "carried_j")
         scale_g = scale_j * 900.0 * 1.5 / 3.6e6
         assert abs(sum(float(line[f"{name}_g"]) for name in NAMES) - float(line["total_g"])) <= 1e-9 * scale_g
-    shares = [*book.shares.values()]
-    assert all(share.active_j >= 0.0 and share.idle_j >= 0.0 for share in shares)
-    parts_j = sum(share.total_j for share in book.placements.values())
-    assert sum(share.total_j for share in shares) == pytest.approx(parts_j, rel=1e-9)
     devices = book.devices().values()
-    overheads_j = sum(share.total_j for share in book.overheads.values())
-    lines_j = sum(float(line[name]) for line in devices for name in ("front_end_j", "control_j"))
-    assert overheads_j == pytest.approx(lines_j, rel=1e-9, abs=1e-9)
+    assert all(line.joules >= 0.0 for line in book.booked.values())
+    for device, figures in book.devices().items():
+        for part in NAMES[:-1]:
+            booked_j = sum(item.joules for key, item in book.booked.items() if (key.device, key.line) == (device, part))
+            assert booked_j == pytest.approx(float(figures[f"{part}_j"]), rel=1e-9, abs=1e-9)
+    parts_j = sum(item.joules for key, item in book.booked.items() if key.family)
     shown_j = sum(line.joules for _, _, _, line in book.lines())
     assert shown_j == pytest.approx(sum(float(line["measured_j"]) for line in devices), rel=1e-9, abs=1e-9)
     idle = ("idle_j", "idle_no_request_j", "awake_j", "unowned_j", "foreign_j")
     rest_j = sum(float(line[name]) for line in devices for name in idle)
     assert rest_j <= sum(float(line["rest_j"]) for line in devices) * (1 + 1e-9)
     totals = book.totals()
-    assert totals["energy_j"] == pytest.approx(parts_j + overheads_j, rel=1e-9)
-    for share in (*shares, *book.overheads.values()):
-        assert sum(share.grids.values()) == pytest.approx(share.total_g, rel=1e-9, abs=1e-15)
+    assert totals["energy_j"] == pytest.approx(parts_j, rel=1e-9)
+    for item in book.booked.values():
+        assert sum(item.grids.values()) == pytest.approx(item.grams, rel=1e-9, abs=1e-15)
     for name in ("family0", "family1", "family2", "family3", None):
         totals = book.totals(name)
         receipts_j = sum(joules for (family, _), joules in book.receipts_j.items() if name in (None, family))
@@ -711,8 +720,7 @@ def test_variants_of_one_worker_share_its_slice_and_one_without_rows_by_the_plan
     large.add(1, SECOND // 4, 0)
     standby.add(1, SECOND // 4, 0)  # an audit, say
     made.window(sample(1, 10.0), GRID)
-    shares = {variant: share for (_, variant, _), share in made.shares.items()}
-    assert [shares[name].idle_j for name in ("small", "medium")] == [0.5, 0.5]  # half of 2 J, the placement's
-    assert shares["large"].idle_j == 0.0
-    assert sum(share.active_j for share in shares.values()) == pytest.approx(8.0)
-    assert shares["small"].active_j == pytest.approx(8.0 * 1.2 / 2.2)
+    assert joules(made, *IDLE) == {"small": 0.5, "medium": 0.5}  # half of 2 J, the placement's
+    active = joules(made, "active")
+    assert sum(active.values()) == pytest.approx(8.0)
+    assert active["small"] == pytest.approx(8.0 * 1.2 / 2.2)

@@ -57,7 +57,7 @@ class Gpu:
             self.account.window(self._sample(), GRID)
 
     def metered(self) -> dict[str, float]:
-        return {variant: share.active_j for (_, variant, _), share in self.account.shares.items()}
+        return {variant: line.joules for (_, variant, _), line in self.account.by_variant("active").items()}
 
 
 def test_a_worker_reports_its_batches_and_their_time_by_size_once() -> None:

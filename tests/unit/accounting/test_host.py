@@ -55,7 +55,7 @@ class Scene:
         )
 
     def active(self) -> dict[str, float]:
-        return {variant: share.active_j for (_, variant, _), share in self.account.shares.items()}
+        return {variant: line.joules for (_, variant, _), line in self.account.by_variant("active").items()}
 
     def line(self, name: str) -> float:
         return float(self.account.devices()["cpu0"][f"{name}_j"])
@@ -159,7 +159,7 @@ def test_cpu_time_that_computes_for_an_emulated_gpu_is_the_gpus() -> None:
     scene.clocks.processes[worker.pid] += 5 * SECOND
     scene.clocks.server_ns += SECOND
     scene.look()
-    assert scene.active() == {"small": 0.0}
+    assert scene.active() == {}
     assert scene.line("measured") == pytest.approx(2.0 + 8.0)
     assert scene.line("front_end") == pytest.approx(8.0)
     assert scene.line("idle_no_request") == pytest.approx(1.0)  # its slice holds half of the host
@@ -173,7 +173,8 @@ def test_workers_on_gpus_use_the_host_too() -> None:
     scene.clocks.processes[worker.pid] += SECOND
     scene.look()
     assert scene.active() == {"small": pytest.approx(8.0)}
-    assert scene.account.placements["cpu0", worker.placement, "modelled"].active_j == pytest.approx(8.0)
+    (booked,) = (key for key, line in scene.account.booked.items() if key.line == "active" and line.joules)
+    assert booked == ("cpu0", "active", "toy", "small", worker.placement, "modelled")
     assert worker.window_rows == 1  # the window of its own device is not touched
 
 

@@ -46,8 +46,7 @@ def test_every_gram_says_how_the_intensity_was_known() -> None:
     window(account, 0, 0.0, grid(360.0), 0)
     window(account, 0, 0.0, grid(360.0), 1)
     window(account, 4, 40.0, grid(720.0, "configured"), 4, idle_w=10.0)
-    share = account.shares["toy", "small", "measured"]
-    idle = {grid: grams for (part, grid), grams in share.grids.items() if part == "idle"}
+    (idle,) = (line.grids for key, line in account.booked.items() if key.line == "idle_no_request")
     assert idle == {"synthetic": pytest.approx(10.0 * 1e-4), "configured": pytest.approx(30.0 * 2e-4)}
     assert account.take().families["toy"].grids == {"synthetic", "configured"}
 

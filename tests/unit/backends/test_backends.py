@@ -63,12 +63,16 @@ def test_unknown_backends_are_named():
         "eager",
         "eager-tf32",
         "eager-fp16",
+        "eager-bf16",
         "aoti",
         "onnxruntime",
         "onnxruntime-int8",
+        "openvino",
+        "openvino-bf16",
+        "openvino-int8",
         "tensorrt",
     )
-    with pytest.raises(ConfigError, match="one of eager, eager-tf32, eager-fp16, aoti, onnxruntime"):
+    with pytest.raises(ConfigError, match="one of eager, eager-tf32, eager-fp16, eager-bf16, aoti"):
         backends.get("tensorflow")
 
 

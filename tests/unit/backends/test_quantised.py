@@ -93,7 +93,7 @@ def test_what_cannot_be_quantised_is_refused_with_the_reason(toy):
     full = toy.variant("full")
     assert backend.supports(toy, full) == ""
     bare = msgspec.structs.replace(toy, evaluation=None)
-    assert "toy has no evaluation rows to calibrate on" in backend.supports(bare, full)
+    assert "toy has no evaluation rows on which to compare answers" in backend.supports(bare, full)
     rounded = msgspec.structs.replace(full, precision="tf32")
     assert "is tf32 by itself" in backend.supports(toy, rounded)
     whole = (TensorSpec(name="n", datatype="INT64", shape=()),)

@@ -186,7 +186,8 @@ def test_accuracy_that_was_published_is_called_so(tmp_path: Path) -> None:
     file = file_of(tmp_path, one, one)
     file.write_text(file.read_text().replace('"fashion"', '"efficientnet_lite"'))
     tables = pages.tables_of([file])
-    assert 'For `efficientnet_lite`, "right" is the published accuracy' in pages.readme_section(tables, "plot", "page")
+    text = pages.readme_section(tables, "plot", "page")
+    assert "Percentages of `efficientnet_lite` are published accuracies" in text
     assert "76.8 % by published accuracy" in pages.plot(tables)
 
 

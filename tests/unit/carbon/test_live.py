@@ -237,10 +237,8 @@ def test_an_outage_is_bridged_and_passes_and_metrics_show_it() -> None:
         assert seen == ["fresh", "stale", "fallback"]
         assert reading.provider == "energinet"
         shown = scene.metrics()
-        assert shown["clover_carbon_failures_total", "neso"] >= 10.0
-        assert shown["clover_carbon_errors_total", "neso", "status"] == shown["clover_carbon_failures_total", "neso"]
-        assert shown["clover_carbon_calls_total", "neso"] >= shown["clover_carbon_failures_total", "neso"]
-        assert shown["clover_carbon_call_seconds_total", "neso"] > 0.0
+        assert shown["clover_carbon_failures_total", "neso", "status"] >= 10.0
+        assert shown["clover_carbon_calls_total", "neso"] >= shown["clover_carbon_failures_total", "neso", "status"]
         server.fault = None
         assert (await scene.at(5 * HOUR + 10 * MINUTE)).state == "fresh"
         assert scene.grid.trouble == ""

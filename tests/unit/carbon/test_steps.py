@@ -154,7 +154,7 @@ class Served:
 
     @property
     def failures(self) -> int:
-        return self.chain.failures["trace:day"]
+        return sum(self.chain.errors.values())
 
 
 def test_a_file_that_changes_on_disk_is_read_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from clover.cli import infer
 from clover.cli.ctl import main
 from clover.control.wording import verdict
 from tests.support.http_fakes import make_certificate
-from tests.support.impatient import Impatient
 
 ROOT = Path(__file__).resolve().parents[3]
 DECISION = {
@@ -520,12 +520,16 @@ def test_what_cannot_be_read_exits_with_two(argv: list[str], capsys: pytest.Capt
         (["state"], "an answer"),
     ],
 )
-def test_what_is_waited_for_is_named(
-    server: Any, argv: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(threading, "Timer", Impatient)
+def test_what_is_waited_for_is_named(server: Any, argv: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+
+    def progress(command: str, what: str) -> AbstractContextManager[None]:
+        said.append((command, what))
+        return nullcontext()
+
+    monkeypatch.setattr("clover.cli.ctl.command.Progress", progress)
     ctl(server, *argv)
-    assert capsys.readouterr().err.splitlines()[0] == f"clover ctl: waiting for {words}"
+    assert said == [("ctl", f"waiting for {words}")]
 
 
 def test_nobody_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

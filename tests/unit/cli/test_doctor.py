@@ -347,14 +347,14 @@ def test_extras_follow_the_metadata() -> None:
         "torch>=2.6",
         'onnxruntime>=1.20; extra == "onnx"',
         'onnx>=1.17; extra == "onnx"',
-        'matplotlib>=3.8 ; extra == "simulate"',
+        'matplotlib>=3.8 ; extra == "analysis"',
         'pytest>=8; extra == "test"',
         'newthing; extra == "later"',
     ]
     found = list(software.extras(required, {"onnxruntime": "1", "matplotlib": "3"}.get))
     assert [(item.state, item.text.partition(":")[0]) for item in found] == [
         ("absent", "onnx"),
-        ("works", "simulate"),
+        ("works", "analysis"),
         ("absent", "later"),
     ]
     assert found[0].text.startswith("onnx: onnx missing; with it: the backend onnxruntime")

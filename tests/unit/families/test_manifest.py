@@ -193,22 +193,22 @@ def test_sha256sum_reads_it(tmp_path: Path) -> None:
 
 def test_the_command_writes_checks_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "echo")
-    assert main(["families", "manifest", str(folder), "--check"]) == 3
+    assert main(["family", "manifest", str(folder), "--check"]) == 3
     assert f"has no {MANIFEST}" in capsys.readouterr().err
-    assert main(["families", "manifest", str(folder)]) == 0
+    assert main(["family", "manifest", str(folder)]) == 0
     assert f"wrote {folder / MANIFEST}" in capsys.readouterr().out
-    assert main(["families", "manifest", str(folder), "--check"]) == 0
+    assert main(["family", "manifest", str(folder), "--check"]) == 0
     (folder / "x").write_text("")
-    assert main(["families", "manifest", str(folder), "--check"]) == 3
+    assert main(["family", "manifest", str(folder), "--check"]) == 3
     assert "not listed: x" in capsys.readouterr().err
-    assert main(["families", "manifest", str(folder)]) == 0, "it is written anew after a change"
-    assert main(["families", "manifest"]) == 2
-    assert main(["families", "manifest", str(tmp_path / "nowhere")]) == 3
+    assert main(["family", "manifest", str(folder)]) == 0, "it is written anew after a change"
+    assert main(["family", "manifest"]) == 2
+    assert main(["family", "manifest", str(tmp_path / "nowhere")]) == 3
 
 
 def test_one_that_is_required_and_missing_is_named_with_the_remedy(tmp_path: Path) -> None:
     spec = families.load_family(str(write(tmp_path / "echo")))
     families.check_manifest(spec, required=False)
-    with pytest.raises(ConfigError, match="clover families manifest"):
+    with pytest.raises(ConfigError, match="clover family manifest"):
         families.check_manifest(spec, required=True)
     families.check_manifest(families.load_family(str(listed(tmp_path / "echo"))), required=True)

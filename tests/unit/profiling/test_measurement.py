@@ -29,7 +29,7 @@ from clover.profiling import placements as places
 from clover.profiling import report
 from clover.profiling.candidates import Candidates
 from clover.profiling.chains import Answers
-from clover.profiling.choose import choose_backend, faster
+from clover.profiling.choose import choose_backend, faster, in_order, times, times_behind
 from clover.profiling.driver import Cell, Driver, SilentWorker
 from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow, busy_share, jiffies
@@ -50,6 +50,7 @@ from clover.types import (
     EnergySample,
     FamilyProfile,
     LatencyMeasurement,
+    LeftOut,
     Placement,
     VariantSpec,
 )
@@ -161,26 +162,45 @@ def latency(backend: str, batch: int, energy: float, **changes: Any) -> LatencyM
 
 def test_the_cheapest_backend_that_agrees_is_elected() -> None:
     costs = [latency("eager", 1, 4.0), latency("eager", 8, 2.0), latency("x", 1, 1.0), latency("x", 8, 1.0)]
-    assert choose_backend([score("eager", 90), score("x", 90)], costs) == ("x", [])
-    chosen, notes = choose_backend([score("eager", 90), score("x", 90, agrees=0.99)], costs)
+    assert choose_backend([score("eager", 90), score("x", 90)], costs) == ("x", {})
+    chosen, refused = choose_backend([score("eager", 90), score("x", 90, agrees=0.99)], costs)
     assert chosen == "eager"
-    assert "agrees with eager on 99.00%" in notes[0]
-    chosen, notes = choose_backend([score("eager", 90), score("x", 92)], costs)
+    assert refused == {"x": "it agrees with eager on 99.00% of rows"}
+    chosen, refused = choose_backend([score("eager", 90), score("x", 92)], costs)
     assert chosen == "eager"
-    assert "outside eager's 89.00 to 91.00" in notes[0]
+    assert "outside eager's 89.00 to 91.00" in refused["x"]
 
 
-def test_eight_bits_may_differ_on_a_few_rows_if_that_pays() -> None:
-    name = "onnxruntime-int8"
+@pytest.mark.parametrize("name", ["onnxruntime-int8", "openvino-bf16", "openvino-int8", "eager-bf16"])
+def test_fewer_bits_may_differ_on_a_few_rows_if_that_pays(name: str) -> None:
     costs = [latency("eager", 1, 4.0), latency("x", 1, 2.0), latency(name, 1, 1.0)]
     exact = [score("eager", 90), score("x", 90)]
-    assert choose_backend([*exact, score(name, 89.8, agrees=0.996)], costs) == (name, [])
-    chosen, notes = choose_backend([*exact, score(name, 89.8, agrees=0.994)], costs)
+    assert choose_backend([*exact, score(name, 89.8, agrees=0.991)], costs) == (name, {})
+    chosen, refused = choose_backend([*exact, score(name, 89.8, agrees=0.989)], costs)
     assert chosen == "x"
-    assert "agrees with eager on 99.40%" in notes[0]
+    assert "agrees with eager on 98.90%" in refused[name]
+    published = [msgspec.structs.replace(one, method="published") for one in (*exact, score(name, 90, agrees=0.991))]
+    assert choose_backend(published, costs)[0] == "x", "without labels agreement is all that is known"
     assert choose_backend([*exact, score(name, 88.8, agrees=0.996)], costs)[0] == "x"
     costs[-1] = latency(name, 1, 1.85)  # other answers for less than a tenth of the energy
-    assert choose_backend([*exact, score(name, 90)], costs) == ("x", [])
+    assert choose_backend([*exact, score(name, 90)], costs) == ("x", {})
+
+
+def test_what_promises_most_is_tried_first() -> None:
+    every = list(backends.BACKENDS)
+    heavy = in_order(every, eager_s=0.05)
+    assert heavy[:3] == ["openvino-bf16", "openvino-int8", "openvino"]
+    assert heavy.index("onnxruntime") < heavy.index("eager-bf16")
+    assert "eager" not in heavy
+    light = in_order(every, eager_s=0.0001)
+    assert light[:2] == ["onnxruntime-int8", "onnxruntime"]
+    assert "eager-bf16" not in light
+
+
+def test_a_backend_is_behind_by_the_batch_that_is_kindest_to_it() -> None:
+    assert times_behind({1: 2.0, 8: 3.0}, {1: 1.0, 4: 0.1, 8: 2.0}) == 1.5
+    assert times_behind({1: 2.0}, {8: 1.0}) == 0.0
+    assert times({1: 2.0, 8: 8.0}, {1: 1.0, 8: 1.0}) == pytest.approx(4.0)
 
 
 def test_electing_needs_eager_and_common_batches() -> None:
@@ -818,8 +838,9 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     profile = profile_of_v()
     text = report.table(profile, 120)
     rows = [line.split() for line in text.splitlines()]
-    assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)", "*"] in rows
-    assert ["v", "1c", "eager", "1", "1", "1.000", "1.000", "4.000", "1.000", "90.00", "±", "1.00", "100"] in rows
+    assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)"] in rows
+    assert ["v", "x", "1.000", "1.000", "90.00", "100.00%", "chosen"] in rows
+    assert ["v", "eager", "1.000", "1.000", "90.00", "100.00%", "1.00", "x", "the", "CPU"] in rows
     assert "energy modelled" in text
     figures = "p95 2.00 ms (measured), 1.000 mJ/row (modelled), 90.00 % (published)"
     assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
@@ -836,9 +857,26 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     assert "0.00 (published)" not in random
     narrow = report.table(profile, 75)
     assert max(map(len, narrow.partition("\n\n")[0].splitlines())) <= 75
-    assert "p95 ms  mJ/row  accuracy %" in narrow
-    assert "left out at 75 columns: threads, p50 ms, CPU ms/row, rows; a wider terminal or --json FILE shows" in narrow
+    assert "p50 ms  p95 ms  mJ/row  accuracy %" in narrow
+    assert "left out at 75 columns: threads, CPU ms/row; a wider terminal or --json FILE shows" in narrow
     assert "left out" not in text
+
+
+def test_backends_that_were_left_out_are_in_the_table_with_the_reason() -> None:
+    gone = (
+        LeftOut(variant="v", backend="y", why="a row takes 1.4 x the CPU or more", batch=1, cpu_s_per_row=0.0014),
+        LeftOut(variant="v", backend="z", why="its worker died"),
+    )
+    faster_x = (latency("eager", 1, 0.004, cpu_s_per_row=0.004), latency("x", 1, 0.001))
+    profile = msgspec.structs.replace(profile_of_v(), latency=faster_x, left_out=gone)
+    text = report.table(profile, 120)
+    assert "1.400" in text
+    assert "a row takes 1.4 x the CPU or more" in text
+    assert "z" in text
+    assert "its worker died" in text
+    assert "x takes 4.0 x less CPU a row than eager (v), with the same answers; leave it out of --backends" in text
+    alone = msgspec.structs.replace(profile, latency=faster_x[:1], backend={"v": "eager"}, left_out=())
+    assert "backends that were tried" not in report.table(alone, 120), "there was no choice"
 
 
 def test_notes_are_wrapped_and_commands_in_them_stay_whole() -> None:

@@ -168,7 +168,7 @@ def test_no_text_becomes_a_formula(text: str) -> None:
     assert "\t" not in safe(text)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="the extra parquet (pyarrow) is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="the extra analysis (pyarrow) is not installed")
 def test_parquet_has_the_same_cells_with_types_and_the_report() -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -187,7 +187,7 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.Monkey
     import sys
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"clover-inference\[parquet\]"):
+    with pytest.raises(ConfigError, match=r"clover-inference\[analysis\]"):
         parquet_of(made_report(), "hour", b"")
 
 

@@ -146,13 +146,13 @@ def test_the_observed_p95_is_that_of_clients_over_http_which_the_front_end_delay
     try:
         profile = profile_of((1, 10.0, 0.2))
         house.use(profile)
-        assert "p95_ms" not in house.observe(), "nothing was answered"
+        assert "p95_ms" not in house.fleet.observe(), "nothing was answered"
         now_ns = time.monotonic_ns()
         for _ in range(100):
             house.router.traffic.record_outcome(200, now_ns, now_ns, now_ns + 4_000_000, 0, 0)
-        inside = house.observe()
+        inside = house.fleet.observe()
         house.use(msgspec.structs.replace(profile, front_ms=1.5))
-        seen = house.observe()
+        seen = house.fleet.observe()
         assert seen["p95_ms"] == pytest.approx(inside["p95_ms"] + 1.5)
         assert seen["p95_least_ms"] == pytest.approx(inside["p95_least_ms"] + 1.5)
     finally:

@@ -23,7 +23,7 @@ import msgspec
 import pytest
 
 from clover import families, settings
-from clover.__main__ import COMMANDS
+from clover.__main__ import COMMANDS, FAMILY
 from clover.__main__ import main as dispatch
 from clover.carbon import build, caveat, describe
 from clover.carbon.synthetic import StaticSource, SyntheticSource
@@ -447,7 +447,10 @@ def helps(words: list[str], capsys: pytest.CaptureFixture[str]) -> Iterator[str]
         yield from helps([*words, verb], capsys)
 
 
-@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=lambda words: " ".join(words) or "clover")
+WORDS = [[], *([name] for name in COMMANDS), *(["family", verb] for verb in FAMILY)]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=lambda words: " ".join(words) or "clover")
 def test_every_help_fits_eighty_columns(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

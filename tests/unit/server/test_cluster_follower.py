@@ -282,8 +282,6 @@ def test_report_profiles_and_metrics() -> None:
         text = generate_latest(registry).decode()
         for line in (
             "clover_cluster_following 1.0",
-            "clover_cluster_epoch 3.0",
-            "clover_cluster_lost_total 0.0",
             'clover_cluster_ordered_accuracy_percent{model="toy"} 92.0',
         ):
             assert line in text

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from clover.accounting import Account, WorkerMeter
+from clover.accounting.devices import IDLE
 from clover.config import LedgerConfig, ListenConfig, ServerConfig, TenantConfig
 from clover.control.baselines.comparison import ComparisonSums, Overheads, Window
 from clover.control.state.decisions import DecisionEntry, Decisions
@@ -126,11 +127,13 @@ def test_the_ledger_has_what_the_account_has(tmp_path: Path, opened: int) -> Non
             assert round(sum(row.grams for row in own) * 1e9) == round(sums.grams * 1e9)
             assert {row.label for row in own} <= {method}
         usage = ledger.usage()
-        for (_, variant, method), share in account.shares.items():
+        idle = account.by_variant(*IDLE)
+        for key, active in account.by_variant("active").items():
+            _, variant, method = key
             own_usage = [row for row in usage if (row.variant, row.label) == (variant, method)]
             # Rounded apart for each slice and tenant, of which there are four here.
-            assert sum(row.active_j for row in own_usage) == pytest.approx(share.active_j, abs=4e-6)
-            assert sum(row.idle_j for row in own_usage) == pytest.approx(share.idle_j, abs=4e-6)
+            assert sum(row.active_j for row in own_usage) == pytest.approx(active.joules, abs=4e-6)
+            assert sum(row.idle_j for row in own_usage) == pytest.approx(idle[key].joules, abs=4e-6)
         for tenant in ("acme", ""):
             own_j = sum(row.receipts_j for row in usage if row.tenant == tenant)
             assert round(own_j * 1e6) == round(account.receipts_j["m", tenant] * 1e6)

@@ -112,7 +112,7 @@ def test_links_lead_to_where_the_documentation_is_kept() -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
 def test_promtool_takes_the_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "made" / "here"
-    assert main(["dashboards", "export", "--to", str(folder), "--docs", "https://docs.example/clover/"]) == 0
+    assert main(["ctl", "dashboards", "--to", str(folder), "--docs", "https://docs.example/clover/"]) == 0
     grafana_file, rules_file = map(Path, capsys.readouterr().out.split())
     assert grafana_file.is_file()
     assert "https://docs.example/clover/operations.md#cloversloNotHeld".lower() in rules_file.read_text()
@@ -128,9 +128,9 @@ tests:
   - name: starts that fail every ten seconds
     interval: 30s
     input_series:
-      - {series: 'clover_workers_missing{model="m"}', values: "0 1x40"}
-      - {series: 'clover_worker_deaths_total{model="m"}', values: "0 1x40"}
-      - {series: 'clover_worker_restarts_total{model="m"}', values: "0+3x40"}
+      - {series: 'clover_workers{model="m",state="missing"}', values: "0 1x40"}
+      - {series: 'clover_worker_events_total{model="m",event="died"}', values: "0 1x40"}
+      - {series: 'clover_worker_events_total{model="m",event="restarted"}', values: "0+3x40"}
     alert_rule_test: &fires
       - {eval_time: 4m, alertname: CloverCapacityLost}
       - eval_time: 7m
@@ -143,16 +143,16 @@ tests:
   - name: a device that is lost
     interval: 30s
     input_series:
-      - {series: 'clover_workers_missing{model="m"}', values: "0x41"}
-      - {series: 'clover_workers_given_up_total{model="m"}', values: "0 2x40"}
+      - {series: 'clover_workers{model="m",state="missing"}', values: "0x41"}
+      - {series: 'clover_worker_events_total{model="m",event="given_up"}', values: "0 2x40"}
     alert_rule_test: *fires
   - name: a worker that is started again at once, and a standby worker that died
     interval: 30s
     input_series:
-      - {series: 'clover_workers_missing{model="m"}', values: "0 1 0x40"}
-      - {series: 'clover_workers_given_up_total{model="m"}', values: "0x41"}
-      - {series: 'clover_worker_deaths_total{model="m"}', values: "0 2x40"}
-      - {series: 'clover_worker_restarts_total{model="m"}', values: "0 1x40"}
+      - {series: 'clover_workers{model="m",state="missing"}', values: "0 1 0x40"}
+      - {series: 'clover_worker_events_total{model="m",event="given_up"}', values: "0x41"}
+      - {series: 'clover_worker_events_total{model="m",event="died"}', values: "0 2x40"}
+      - {series: 'clover_worker_events_total{model="m",event="restarted"}', values: "0 1x40"}
     alert_rule_test:
       - {eval_time: 7m, alertname: CloverCapacityLost}
 """
@@ -167,7 +167,7 @@ def test_lost_capacity_is_alerted_when_it_is_lost_and_only_then(tmp_path: Path) 
 
 
 def test_emissions_are_those_of_the_servers_own_lines() -> None:
-    summed = [text for text in EXPRESSIONS if "clover_line_carbon_grams_total" in text]
+    summed = [text for text in EXPRESSIONS if "clover_carbon_grams_total" in text]
     assert len(summed) == 2
     for text in summed:
         found = re.search(r'line=~"([^"]*)"', text)
@@ -177,6 +177,6 @@ def test_emissions_are_those_of_the_servers_own_lines() -> None:
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert main(["dashboards", "export", "--to", str(tmp_path / "file")]) == 3
+    assert main(["ctl", "dashboards", "--to", str(tmp_path / "file")]) == 3
     assert "cannot write to" in capsys.readouterr().err
-    assert main(["dashboards"]) == 2
+    assert main(["ctl", "dashboards", "--url", "x"]) == 2

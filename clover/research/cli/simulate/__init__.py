@@ -9,16 +9,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import Progress
 
 from clover import settings, terminal
 from clover.cli import profile
+from clover.cli.progress import Progress
 from clover.energy import cpu_power
 from clover.errors import CloverError, ConfigError
 from clover.research.cli.simulate.arguments import HOURS, MIXES, POLICIES, SCENARIO_G_PER_KWH, parser
@@ -84,17 +84,18 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
     if given.seeds is None:
         given.seeds = SEEDS if given.scenario == "paper" and not given.quick else 1
     _check(given)
-    with ExitStack() as stack:
-        bar = stack.enter_context(Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()))
-        task = bar.add_task("simulating", total=None)
+    done = total = 0
+    with Progress("simulate", "reading profiles and traces") as progress:
 
-        def on_progress(world: World, trace: Trace, number: int) -> None:
-            bar.update(task, advance=number, description=f"{world.known.profile.family} {trace.name}")
+        def on_progress(own: World, trace: Trace, number: int) -> None:
+            nonlocal done
+            done += number
+            progress.note(f"playing {own.known.profile.family}, {trace.name}", done, total)
 
         labels: tuple[str, ...] = ()
         if given.scenario == "day":
             played = Day(_day(given))
-            bar.update(task, total=played.count)
+            total = played.count
             runs = played.play(on_progress)
             inputs, labels = played.inputs, played.labels
         elif given.scenario:
@@ -113,7 +114,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                     confidence=parametric.parse(given.confidence),
                 )
             )
-            bar.update(task, total=scenario.count)
+            total = scenario.count
             runs = scenario.play(on_progress, given.jobs)
             inputs, labels = scenario.inputs, scenario.labels
         else:
@@ -122,7 +123,7 @@ def _simulate(given: argparse.Namespace, words: Sequence[str]) -> Results:
                 raise ConfigError(
                     f"these are {len(cases)} runs, more than {_MOST_RUNS}: fewer traces, policies or seeds"
                 )
-            bar.update(task, total=len(cases))
+            total = len(cases)
             runs = execute(cases, on_progress)
     return _results(given, words, runs, inputs, (*labels, *_surprises(given).labels), began)
 
@@ -134,11 +135,12 @@ def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) 
         raise ConfigError("--minutes plays what is given, and no --scenario")
     given.seeds = given.seeds or 1
     cases, inputs = _cases(given)
-    results = [
-        minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief)
-        for case in cases
-        for relief in dict.fromkeys(("", given.relief))
-    ]
+    played = [(case, relief) for case in cases for relief in dict.fromkeys(("", given.relief))]
+    results = []
+    with Progress("simulate", "playing minutes") as progress:
+        for done, (case, relief) in enumerate(played):
+            progress.note(f"playing {case.world.known.profile.family}, {case.scheme.name}", done, len(played))
+            results.append(minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief))
     show_minutes(results, inputs, console)
     if given.output:
         path = Path(given.output) / "minutes.json"
@@ -159,7 +161,8 @@ def _days(given: argparse.Namespace, console: Console) -> None:
     for name in given.families:
         known = _find_profiled(given, own, name)
         alone = World(own, known, replace(_rules(given), slo_ms=None))
-        days = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
+        with Progress("simulate", f"playing days of {known.profile.family}"):
+            days = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
         power = cpu_power(settings.load([], os.environ).config.energy) if given.device == "cpu" else None
         if power is not None and known.method != "modelled":
             power = replace(power, core_range=(1.0, 1.0))
@@ -263,7 +266,7 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("--png writes beside the report: give a folder with -o")
     if given.png and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
-            "--png needs matplotlib: pip install 'clover-inference[simulate]' (report.html needs nothing)"
+            "--png needs matplotlib: pip install 'clover-inference[analysis]' (report.html needs nothing)"
         )
 
 

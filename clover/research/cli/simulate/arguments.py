@@ -49,10 +49,9 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         "--policies",
         metavar="A,B",
         default=None,
-        help="names as in --policy of serve, whose default is budget; +cascade and +mix: plans may have chains, or not "
-        "(else as in a server: if the family has a confidence), +shared: workers hold all variants and may share their "
-        "time, @L is a weight of carbon (--lam) of its own; BASE is "
-        f"always played [{','.join(POLICIES)}, and for families with cascades {','.join(MIXES)}]",
+        help="policies, as of `serve --policy`; NAME+cascade or NAME+mix: with or without cascades [with, if the "
+        "family has a confidence]; NAME+shared: workers hold all variants and may share their time; NAME@L: "
+        f"with --lam L; BASE is always played [{','.join(POLICIES)}, and for families with cascades {','.join(MIXES)}]",
     )
     add("--traces", metavar="DIR|FILE", nargs="+", default=[], help="carbon traces, synthetic, or static:G [synthetic]")
     add(
@@ -61,21 +60,23 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         help="constant:U, diurnal[:U], bursts[:U], surges[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]",
     )
-    add("--gpus", metavar="N", type=int, default=None, help="A100s with MIG, simulated [2]")
-    add("--no-mig", action="store_true", help="GPUs without MIG: one instance each, which is all of it")
+    add("--gpus", metavar="N", type=int, default=None, help="simulated A100s with MIG [2]")
+    add("--no-mig", action="store_true", help="simulate GPUs without MIG")
     add(
         "--device",
         default=None,
-        help="cpu, the cores of this machine, or emulated:NAME[:COUNT] as of serve, for a family profiled on them",
+        help="device that the family was profiled on: cpu (the cores of this machine), or emulated:NAME[:COUNT]",
     )
     add("--hours", type=float, default=None, help=f"hours of each trace [{HOURS:g}; paper: 48]")
     add("--start", metavar="ISO", default="", help="grid time to start at [the trace's first value]")
-    add("--seeds", metavar="N", type=int, default=None, help=f"runs with other random numbers [1; paper: {SEEDS}]")
+    add(
+        "--seeds", metavar="N", type=int, default=None, help=f"runs, each with other random numbers [1; paper: {SEEDS}]"
+    )
     add(
         "--confidence",
         default="parametric",
-        help="confidence of the paper's families, never measured: parametric, "
-        "parametric:ALIKE,BLUR (0.9,0.7), or none, which leaves them without cascades [parametric]",
+        help="confidence of the paper's families, which was never measured: parametric, "
+        "parametric:ALIKE,BLUR (0.9,0.7), or none (no cascades) [parametric]",
     )
     add(
         "--forecast",
@@ -93,15 +94,14 @@ def _add_surprises(group: argparse._ArgumentGroup) -> None:
         metavar="PCT",
         type=float,
         default=0.0,
-        help="times and joules of each variant really differ from its profile, by up to PCT percent up or down, drawn "
-        "by the seed [0]",
+        help="let true times and joules of each variant differ from its profile by up to PCT percent, at random [0]",
     )
     add(
         "--lost-gpu",
         metavar="GPU@FROM+HOURS",
         action="append",
         default=[],
-        help="a GPU (0, 1, ...) does not answer from an hour on, for so many hours, as 1@12+3; may be repeated",
+        help="GPU 0, 1, ... does not answer for HOURS from hour FROM on, as 1@12+3; may be repeated",
     )
 
 
@@ -162,8 +162,8 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         metavar="W",
         type=float,
         default=None,
-        help="watts of a GPU without workers, as 45 (parked) or 0 "
-        "(released): lets plans leave GPUs without workers [all stay awake; paper: 45 if a policy says parked]",
+        help="watts of a GPU without workers, as 45 (parked) or 0 (released); plans may then leave GPUs without "
+        "workers [all stay awake; paper: 45 if a policy says parked]",
     )
     add(
         "--look-s",
@@ -178,7 +178,7 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         default="off",
         help="auto: play each policy whose plans may share workers a second time, as POLICY+shared [off]",
     )
-    add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds a worker takes to load [0]")
+    add("--load-s", metavar="S", type=float, default=0.0, help="grid seconds that a worker takes to load [0]")
     add(
         "--waits",
         action=argparse.BooleanOptionalAction,
@@ -190,7 +190,7 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     add(
         "--allow-capacity-loss",
         action="store_true",
-        help="also make changes during which capacity falls below the load",
+        help="allow changes during which capacity falls below the load",
     )
 
 
@@ -244,7 +244,13 @@ def _add_kinds(group: argparse._ArgumentGroup) -> None:
 def _add_running(group: argparse._ArgumentGroup) -> None:
     """Add how it is run, and what is written."""
     add = group.add_argument
-    add("--jobs", metavar="N", type=int, default=1, help="processes that share a scenario's families and traces [1]")
+    add(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=1,
+        help="processes that play the families and traces of --scenario paper [1]",
+    )
     add("--quick", action="store_true", help="play less: 2 GPUs, 6 hours")
-    add("--png", action="store_true", help="write charts as PNG too (needs the extra `simulate`)")
+    add("--png", action="store_true", help="write charts as PNG too (needs the extra `analysis`)")
     add("-o", "--output", metavar="DIR", default="", help="write results.json and report.html there")

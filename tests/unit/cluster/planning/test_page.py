@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[4] / "docs" / "cluster-planning.md"
 
 def test_the_example_prints_what_the_page_says() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (code, *_) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (printed, *_) = re.findall(r"It prints:\n\n```text\n(.*?)```", text, re.DOTALL)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

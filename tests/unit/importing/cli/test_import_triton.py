@@ -1,4 +1,4 @@
-"""`clover import-triton`: what is imported answers as the models do, and what is refused says why."""
+"""`clover family import`: what is imported answers as the models do, and what is refused says why."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def into(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("families")
-    assert main(["import-triton", str(repository), "--into", str(place)]) == 1
+    assert main(["family", "import", str(repository), "--into", str(place)]) == 1
     return place
 
 
 def test_each_model_is_in_the_table_with_its_reason(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["import-triton", str(repository), "--into", str(tmp_path / "new")]) == 1
+    assert main(["family", "import", str(repository), "--into", str(tmp_path / "new")]) == 1
     out = capsys.readouterr().out
     table = {line.split()[0]: line.split()[2] for line in out.splitlines()[1 : 1 + len(IMPORTED) + len(REFUSED)]}
     assert table == dict.fromkeys(IMPORTED, "imported") | dict.fromkeys(REFUSED, "refused")
@@ -45,7 +45,7 @@ def test_each_model_is_in_the_table_with_its_reason(
 
 def test_nothing_is_overwritten(into: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (into / "affine" / "family.toml").read_text()
-    assert main(["import-triton", str(repository), "--into", str(into)]) == 3
+    assert main(["family", "import", str(repository), "--into", str(into)]) == 3
     assert "is there already, and nothing is overwritten" in " ".join(capsys.readouterr().out.split())
     assert (into / "affine" / "family.toml").read_text() == before
 
@@ -74,6 +74,6 @@ def test_the_python_backend_is_called_with_the_batch(into: Path) -> None:
 
 def test_wrong_repositories_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for given, said in ((tmp_path / "none", "is no folder"), (tmp_path, "holds no folders")):
-        assert main(["import-triton", str(given), "--into", str(tmp_path)]) == 3
+        assert main(["family", "import", str(given), "--into", str(tmp_path)]) == 3
         assert said in capsys.readouterr().err
-    assert main(["import-triton", str(tmp_path), "--in", "x", "--axis", "0"]) in (2, 3)
+    assert main(["family", "import", str(tmp_path), "--in", "x", "--axis", "0"]) in (2, 3)

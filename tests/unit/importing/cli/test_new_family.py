@@ -1,4 +1,4 @@
-"""`clover new-family`: from torch modules, ONNX files and Triton models to folders that load, and what is refused."""
+"""`clover family new`: from torch modules, ONNX files and Triton models to folders that load, and what is refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(*argv: str) -> FamilySpec:
-    assert main(["new-family", *argv, "--no-profile"]) == 0
+    assert main(["family", "new", *argv, "--no-profile"]) == 0
     return families.load_family(argv[0])
 
 
@@ -270,14 +270,14 @@ def test_errors_say_what_to_do_and_leave_nothing(
     (here / "nets.onnx").write_text("no model")
     (here / "few.csv").write_text("a,label\n1,0\n")
     before = sorted(path.name for path in here.iterdir())
-    assert main(["new-family", *argv, "--no-profile"]) == 3
+    assert main(["family", "new", *argv, "--no-profile"]) == 3
     assert said in " ".join(capsys.readouterr().err.split())
     assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == before
 
 
 def test_command_lines_are_refused() -> None:
-    assert main(["new-family", "x"]) == 2
-    assert main(["new-family", "x", "--form", "y"]) == 2
+    assert main(["family", "new", "x"]) == 2
+    assert main(["family", "new", "x", "--form", "y"]) == 2
 
 
 def test_tensors_are_read() -> None:
@@ -298,5 +298,5 @@ def test_the_profile_is_taken_at_the_end_if_it_is_wanted(here: Path, monkeypatch
         return 0
 
     monkeypatch.setattr(profile, "main", measured)
-    assert main(["new-family", "told", "--from", "nets:Told", "--device", "cpu"]) == 0
+    assert main(["family", "new", "told", "--from", "nets:Told", "--device", "cpu"]) == 0
     assert asked == [[str(here / "told"), "--quick", "--device", "cpu"]]
