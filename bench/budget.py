@@ -12,7 +12,7 @@ active joules are those of the planner's model on a synthetic profile.  Forecast
                                          day-ahead values, so a horizon beyond a day sees more than a provider gives)
 `provider 48h` the same file for the next 48 hours, seasonal beyond
 
-Beside each: the best static mix (`static:mix`) at the accuracy that the run reached, at the same hours and load, and
+Beside each: the best fixed mix (`static:mix`) at the accuracy that the run reached, at the same hours and load, and
 `limit`: the exact optimum of the relaxation over all hours, with frontiers of the same planner, at that accuracy.
 `flat` is the same replay with the trace's mean in every hour.  Hours without a value are served at the value that
 fills the gap (the same hour of the day before), and count.  Load: rates in eight steps over day and week.
@@ -236,7 +236,7 @@ class Replay:
         )
 
     def static(self, accuracy: float) -> float:
-        """Return grams of the best static mix at that accuracy, planned for each rate."""
+        """Return grams of the best fixed mix at that accuracy, planned for each rate."""
         best = max(accuracies(self.state.profile).values())
         config = msgspec.structs.replace(self.state.objective, accuracy_budget=best - accuracy)
         plans: dict[float, Plan] = {}

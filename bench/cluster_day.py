@@ -263,17 +263,17 @@ class Day:
             kept.symlink_to(Path(self.given.cache).resolve() / "frontiers")
             kept.readlink().mkdir(parents=True, exist_ok=True)
         agent = NodeAgent(
-            NodeSetup.of(self.file, self.file.node[0].name, self.folder),
+            NodeSetup.from_cluster(self.file, self.file.node[0].name, self.folder),
             frontiers=lambda told: kept_frontiers(told, kept),
         )
         say("a server measures what it serves")
         await agent.start()
         end_s = time.monotonic() + 900.0
         while not (await agent.report()).healthy and time.monotonic() < end_s:
-            await agent.look()  # on a machine with other work a first plan may come too late
+            await agent.revive()  # on a machine with other work a first plan may come too late
             await asyncio.sleep(1.0)
         say("what its devices can do is worked out")
-        await agent.learned()
+        await agent.wait_learned()
         await agent.release()
 
     @contextlib.contextmanager

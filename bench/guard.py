@@ -175,18 +175,18 @@ class Served:
             if rung != guard.alarm_level:
                 rung = guard.alarm_level
                 if point.thresholds:
-                    chain = guard.tightened(plan) if rung != OK else plan
+                    chain = guard.tighten_chain(plan) if rung != OK else plan
                     threshold = chain.thresholds[0]
                 if ALARM_LEVELS[rung] == until:
                     return
             if guard.row % RATE == 0:
-                guard.look()
+                guard.evaluate()
                 share = clean_share(
                     self._share, REFERENCE, REFERENCE, suspicious=guard.suspicious, urgent=guard.urgent > 0
                 )
                 sampler.set(share)
             picked = sampler.pick(guard.row * 1_000_000_000 // RATE)
-            if picked and guard.urgent and not (repeated and guard.audited(row + 1)):
+            if picked and guard.urgent and not (repeated and guard.was_audited(row + 1)):
                 guard.urgent -= 1
             if rung == CASCADE_OFF:
                 continue  # the best variant answers, and there is nothing to hold it against
@@ -199,14 +199,14 @@ class Served:
                 continue
             goes_on = not scores[row] >= threshold
             if point.thresholds and counts:
-                guard.followed(chain, goes_on and not same[row], 1)
+                guard.record_overrules(chain, goes_on and not same[row], 1)
             evidence = guard.fresh_audit(digest) if picked else 0
             if evidence:
-                guard.compared(OWN, first, same[row], *own, evidence=evidence)
+                guard.record_comparison(OWN, first, same[row], *own, evidence=evidence)
                 if evidence & RECOVERY and (not point.thresholds or scores[row] >= plan.thresholds[0]):
-                    guard.as_planned(first, same[row], *served)
+                    guard.record_planned(first, same[row], *served)
                 if not goes_on:
-                    guard.compared(SERVED, first, same[row], *served, evidence=evidence)
+                    guard.record_comparison(SERVED, first, same[row], *served, evidence=evidence)
 
 
 def clean(subject: Subject, profile: FamilyProfile, held: Mapping[str, Answers], rows: int, share: float) -> list[Any]:

@@ -85,14 +85,14 @@ def play(release: Release, seed: int) -> Outcome:
         latencies_ms = 20.0 * math.exp(load) * np.exp(0.5 * random.standard_normal(RATE))
         failures = random.random(RATE) < 0.001 + np.where(news, release.failing, 0.0)
         for new, latency_ms, failed in zip(news.tolist(), latencies_ms.tolist(), failures.tolist(), strict=True):
-            tests.answered(new, failed, latency_ms * (release.slow if new else 1.0), 1, now_s)
+            tests.record_request(new, failed, latency_ms * (release.slow if new else 1.0), 1, now_s)
         requests += int(news.sum())
         for place in random.random(ROWS).tolist():
             lost, won = 0.02 + release.lost, 0.02  # of 4 % of the rows a clean version says something else, too
             new_right, stable_right = place >= lost, not lost <= place < lost + won
-            tests.labelled(new_right, stable_right)
-            tests.compared(lost + won <= place)
-        tests.look(now_s + 1.0)
+            tests.count_label(new_right, stable_right)
+            tests.record_comparison(lost + won <= place)
+        tests.evaluate(now_s + 1.0)
         verdict = tests.verdict(now_s + 1.0)
         if verdict.action:
             rows = tests.tests["accuracy"].count

@@ -95,7 +95,7 @@ class Judge:
         self.model = world.model(self.targets.slo_ms, self.case.seed)
         self.truth = world.truth(self.case.seed)
 
-    def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+    def record_routing(self, at_s: float, before: Serving, after: Serving) -> None:
         """Note what the look under way changes."""
         self._before, self._after = self._before or before, after
 
@@ -114,12 +114,17 @@ class Judge:
             figures = f"{was.active_w:.1f} -> {now.active_w:.1f} W at {was.accuracy:.2f} -> {now.accuracy:.2f} %"
             self.found.append(Finding(at_s, "worse", f"{words}: costs more for nothing ({figures})"))
 
-    def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
+    def record_step(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
         """Compare what the step changed, and mind a step above the SLO if a plan would have met it."""
         before, after, self._before, self._after = self._before, self._after, None, None
-        if before is not None and after is not None and (before.configuration, before.routing) != (
-            after.configuration,
-            after.routing,
+        if (
+            before is not None
+            and after is not None
+            and (before.configuration, before.routing)
+            != (
+                after.configuration,
+                after.routing,
+            )
         ):
             self._compare(at_s - step.seconds, before, after)
         if step.reason:

@@ -1,8 +1,8 @@
 """What would save most grams on this machine, for `clover doctor` and `clover report`.
 
-A family is planned for at the load that is known of it, by the planner that serves: as it is, and with one thing
-changed.  What the change would save a day is the difference of the predictions, which are modelled on the profile; of
-cores and GPUs that the load does not need it is their part of the idle power.
+The serving planner plans a family twice at its known load: as it is configured, and with one thing changed.  The saving
+a day is the difference of the two predictions, which are modelled on the profile.  For cores and GPUs that the load
+does not need, the saving is their part of the idle power.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class FamilyLoad:
 
 def advise(load: FamilyLoad) -> list[Advice]:
     """Return what would save most, the most grams first."""
-    found = [item for item in _advice(load) if item.grams_a_day > 0.0]
-    return sorted(found, key=lambda item: -item.grams_a_day)
+    items = [item for item in _advice(load) if item.grams_a_day > 0.0]
+    return sorted(items, key=lambda item: -item.grams_a_day)
 
 
 def _advice(load: FamilyLoad) -> Iterator[Advice]:
@@ -183,7 +183,7 @@ def recorded(ledger: LedgerReader, profiles: Iterable[FamilyProfile], start: flo
     profile = next(served, None)
     if profile is None or not own[-1].slo_ms:
         return None
-    config = _configured(ledger)
+    config = _configure(ledger)
     given = any(item.slo_ms is not None for item in config.families if model in (item.name, item.family))
     idle = [row for row in lines if row.line in PARTS["idle power"]]
     return FamilyLoad(
@@ -199,7 +199,7 @@ def recorded(ledger: LedgerReader, profiles: Iterable[FamilyProfile], start: flo
     )
 
 
-def _configured(ledger: LedgerReader) -> ServerConfig:
+def _configure(ledger: LedgerReader) -> ServerConfig:
     """Return the newest configuration in a ledger; the default one if it cannot be read."""
     try:
         return msgspec.json.decode(ledger.runs()[-1].configuration, type=ServerConfig)

@@ -1,4 +1,4 @@
-"""The end of a process that does not wait for a thread which hangs in a call, of a driver say, for ever."""
+"""Ends a process although a thread may hang for ever in a call, of a driver for example."""
 
 from __future__ import annotations
 

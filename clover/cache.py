@@ -1,9 +1,9 @@
 """The cache folder: where it is, and that nobody else can write to it; and where the state folder is.
 
-What lies in it is run: compiled models are native code.  So whoever can change it, or a folder above it, can run code
-as the server.  The rule is that of ssh for its keys: every folder on the way, links followed one by one, belongs to
-this user or to root, and others cannot write to it.  A folder above may be sticky, as /tmp is: only its owner can
-replace what lies there.
+Files in the cache are executed: compiled models are native code.  A user who can change the cache, or a folder above
+it, can run code as the server.  The rule is that of ssh for its keys: every folder on the way, links followed one by
+one, belongs to this user or to root, and others cannot write to it.  A folder above may be sticky, as /tmp is: only the
+owner of a file can replace it there.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ def check_private(folder: Path) -> None:
         name = ahead.pop()
         path = at.parent if name == ".." else at / name
         try:
-            found = os.lstat(path)
+            status = os.lstat(path)
         except FileNotFoundError:
             return
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be looked at: {error.strerror}; name another --cache-dir") from error
-        _check(path, found, last=not ahead)
-        if not stat.S_ISLNK(found.st_mode):
+        _check(path, status, last=not ahead)
+        if not stat.S_ISLNK(status.st_mode):
             at = path
             continue
         links += 1
@@ -132,21 +132,21 @@ def check_files(folder: Path) -> None:
         _check(path, os.lstat(path), last=True)
 
 
-def _check(path: Path, found: os.stat_result, *, last: bool) -> None:
+def _check(path: Path, status: os.stat_result, *, last: bool) -> None:
     """Raise ConfigError if the owner or the mode of `path` lets others change what is in it; `last`: nothing is to
     follow, so a sticky bit does not help."""
-    if found.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, os.geteuid()):
         raise ConfigError(
-            f"{path} belongs to another user ({_user(found.st_uid)}), so {_REMEDY}: chown it if what is in it can be "
+            f"{path} belongs to another user ({_user(status.st_uid)}), so {_REMEDY}: chown it if what is in it can be "
             "trusted, or name another --cache-dir"
         )
-    if stat.S_ISLNK(found.st_mode) or (found.st_mode & stat.S_ISVTX and not last):
+    if stat.S_ISLNK(status.st_mode) or (status.st_mode & stat.S_ISVTX and not last):
         return
-    group = found.st_mode & stat.S_IWGRP and not _is_own(found.st_gid)
-    if found.st_mode & stat.S_ISVTX and (group or found.st_mode & stat.S_IWOTH):
+    group = status.st_mode & stat.S_IWGRP and not _is_own(status.st_gid)
+    if status.st_mode & stat.S_ISVTX and (group or status.st_mode & stat.S_IWOTH):
         raise ConfigError(f"{path} is shared with others, and {_REMEDY}: name a folder below it as --cache-dir")
-    if group or found.st_mode & stat.S_IWOTH:
-        whom, remove = ("everybody", "go-w") if found.st_mode & stat.S_IWOTH else ("its group", "g-w")
+    if group or status.st_mode & stat.S_IWOTH:
+        whom, remove = ("everybody", "go-w") if status.st_mode & stat.S_IWOTH else ("its group", "g-w")
         raise ConfigError(
             f"{path} is writable by {whom}, and {_REMEDY}: `chmod {remove} {path}` if what is in it can be trusted, or "
             "name another --cache-dir"

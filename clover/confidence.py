@@ -53,14 +53,14 @@ def scorer(spec: FamilySpec) -> Scorer | None:
 
 def writer(spec: FamilySpec) -> Writer | None:
     """Return the same as `scorer`, but scores go straight to slots; if it raises, some may have been written."""
-    own = scorer(spec)
-    if isinstance(own, _BuiltIn):
-        return own.write
-    if own is None:
+    score = scorer(spec)
+    if isinstance(score, _BuiltIn):
+        return score.write
+    if score is None:
         return None
 
     def write(outputs: Sequence[Any], slots: NDArray[np.uint32], into: Floats) -> None:
-        into[slots] = own(outputs)
+        into[slots] = score(outputs)
 
     return write
 

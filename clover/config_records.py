@@ -1,5 +1,4 @@
-"""The settings of what a server writes down and sends: its log, its ledger, its spans, and who reports are of; and of
-new versions of models."""
+"""The settings of the log, the ledger, the spans and the reports of a server, and of roll-outs."""
 
 from __future__ import annotations
 

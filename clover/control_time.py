@@ -1,10 +1,10 @@
 """CPU time that control takes in the server's own process, so that it is not counted as the front end's.
 
-The controller and what counts energy run on the event loop that serves requests, and the kernel's clock of the process
-does not tell them apart.  So a task of control is measured by the clock of its thread while it runs: the controller's
-look and its commands, and what each second counts energy, looks after workers and notes for the dashboard.  Not
-measured are callbacks, tasks that those start by themselves (transitions, a carbon source's request), and what is done
-in threads (writing files).
+The controller and the energy account run on the event loop that serves requests, and the kernel's clock of the process
+does not tell them apart.  So each task of control is measured by the clock of its thread while it runs.  These tasks
+are the controller's looks and commands, and the work of each second: counting energy, checking workers, sampling for
+the dashboard.  Callbacks, tasks that these start by themselves (transitions, a carbon source's request) and work in
+threads (writing files) are not measured.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's content, hexadecimal.  Raises OSError if it cannot be read."""
     now_ns = time.time_ns()  # before anything is read
     name = os.path.abspath(path)
-    known = _known.get(name)
-    if known is not None and known[0] == _signature(os.stat(path)):
-        return known[1]
+    entry = _known.get(name)
+    if entry is not None and entry[0] == _signature(os.stat(path)):
+        return entry[1]
     with open_at_once(path) as file:
         before = _signature(os.fstat(file.fileno()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -45,8 +45,8 @@ def sha256_of(path: Path) -> str:
     return digest
 
 
-def _signature(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _signature(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 __all__ = ["open_at_once", "sha256_of"]

@@ -4,9 +4,9 @@ A token has a name, by which the audit log knows its bearer, and scopes: `infer`
 server does (state, decisions, metrics, statistics, dashboard), `control` changes it.  None implies another.
 `listen.token` is one without a name that has all three.
 
-Like tenants' tokens (`clover.tenants`), which limit what is sent, none is kept: only its SHA-256 is, and a given one is
-compared with all of them in constant time.  Several may be valid at once and a reload may add and remove some, so a
-token is replaced without a moment in which neither is valid.
+As with tenants' tokens (`clover.tenants`), only the SHA-256 of a token is kept, and a token that comes is compared with
+all of them in constant time.  Several may be valid at once, and a reload may add and remove some.  So a token can be
+replaced without a moment in which neither is valid.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Grants:
     def use(self, token: str, configs: Iterable[TokenConfig]) -> None:
         """Make `token` (`listen.token`, empty without one) and the tokens of `configs` those that are valid."""
         own = [Grant("", hashlib.sha256(token.encode()).digest(), frozenset(SCOPES))] if token else []
-        named = [Grant(one.name, token_digest(one), frozenset(one.scopes)) for one in configs]
+        named = [Grant(item.name, token_digest(item), frozenset(item.scopes)) for item in configs]
         self._grants = (*own, *named)
 
     @property
@@ -65,7 +65,7 @@ class Grants:
         return any(CONTROL in grant.scopes for grant in self._grants)
 
     def find(self, token: bytes) -> Grant | None:
-        """Return what a token permits; None if it is nobody's.  Takes as long, whichever it is."""
+        """Return what a token permits; None for an unknown token.  Takes equally long for every token."""
         if not token:
             return None
         given, found = hashlib.sha256(token).digest(), None

@@ -1,5 +1,5 @@
-"""What commands share: how this program was called, the nearest known word, imports, waits with a name, a reader that
-stops reading, and texts of others that are safe to print."""
+"""Helpers of the commands: how this program was called, the nearest known word, imports, named waits, closed pipes, and
+foreign texts made safe to print."""
 
 from __future__ import annotations
 

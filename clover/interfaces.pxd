@@ -22,12 +22,12 @@ cdef class Model:
     cdef public int64_t timeout_ns
 
     cpdef Ticket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
-    cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
+    cpdef double retry_in_s(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
     cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
     cpdef take_late(self, bint on)
-    cpdef expired(self, object tenant=*)
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
-    cpdef arrived(self, Ticket ticket)
+    cpdef count_expired(self, object tenant=*)
+    cpdef tuple lend(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
+    cpdef admit_lent(self, Ticket ticket)
     cpdef write(self, Ticket ticket, Py_ssize_t index, object rows)
     cpdef submit(
         self, Ticket ticket, object on_done, int64_t timeout_ns=*, double min_accuracy=*, bint cascade=*,

@@ -50,7 +50,7 @@ class Backend(Protocol):
         """Return "" if the backend is usable here, otherwise the reason why not."""
 
     def compile(self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int) -> None:
-        """Write the artifact into `folder`; do nothing if the backend has none."""
+        """Write the artifact into `folder`.  A backend without artifacts does nothing."""
 
     def load(
         self, family: FamilySpec, variant: VariantSpec, folder: Path, threads: int
@@ -185,16 +185,18 @@ class Model:
         raise NotImplementedError
 
     def open(self, rows: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> Ticket:
-        """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing.  Rows that wait are served in
-        turn by `flow`: a number of the front end's, from 1 on, for each of its connections.  A request that comes back
-        after it was refused is known by `request`, a positive hash of the id that its client gave it, or by `flow` if
-        that is 0.  The rows of a `tenant` are served in turn with those of others whatever connections they come by;
-        Overloaded says if it is over its own rate."""
+        """Reserve `rows` slots; raises Overloaded or Unavailable and then holds nothing.
+
+        Waiting rows are served in turn by `flow`, the front end's number of a connection, from 1 on.  The rows of a
+        `tenant` are one flow, whatever connections they come by; Overloaded says if the tenant is over its own rate.  A
+        request that comes back after a refusal is known by `request`, a positive hash of its client's id, or by `flow`
+        if that is 0."""
         raise NotImplementedError
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """Return 0 if rows of `flow` may find room, else seconds after which to come again; asked before a request is
-        decoded, which counts as refused (429) then.  Raises Overloaded for a tenant that comes back too early."""
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """Return 0 if rows of `flow` may find room.  Otherwise count the request as refused (429) and return the
+        seconds after which it should come again.  Called before a request is decoded.  Raises Overloaded for a tenant
+        that comes back too early."""
         raise NotImplementedError
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
@@ -205,21 +207,21 @@ class Model:
         """Refuse no row for the longest wait (`LATE_ROOM`) from now on, or refuse such rows again."""
         raise NotImplementedError
 
-    def expired(self, tenant: Tenant | None = None) -> None:
+    def count_expired(self, tenant: Tenant | None = None) -> None:
         """Count a request that waited unread until it could not be answered in time any more (504)."""
         raise NotImplementedError
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[Ticket, memoryview] | None:
-        """Return slots for `rows` rows that a client is still sending, and the flat bytes of their input `index`, to be
-        written by the receiver before `arrived`.  None if that is impossible: the slots are not neighbours, rows of
-        that input vary, or too few slots are free."""
+        """Lend slots for `rows` rows that a client is still sending.  Return their ticket and the flat bytes of input
+        `index`, which the receiver fills before `admit_lent`.  None if that is impossible: the slots are not
+        neighbours, rows of that input vary, or too few slots are free."""
         raise NotImplementedError
 
-    def arrived(self, ticket: Ticket) -> None:
-        """Count a ticket that was opened `ahead`, and its latency, from now on, as all its rows are there.  Raises what
-        `open` raises; the ticket stays open then."""
+    def admit_lent(self, ticket: Ticket) -> None:
+        """Admit a ticket that `lend` opened, now that all its rows are there: it and its latency count from now on.
+        Raises what `open` raises; the ticket stays open then."""
         raise NotImplementedError
 
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
@@ -266,7 +268,7 @@ class Model:
         late; before `close`."""
         raise NotImplementedError
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         """Count the labels that a client has for a remembered request, one a row (None: not known); return the
         outcome.  Number 0 belongs to no request.  Raises NotFound, BadRequest, or Overloaded if the client sends too
         many."""
@@ -367,14 +369,14 @@ class Fleet(Protocol):
         answers call for (0: none), if they are watched."""
 
     def work_report(self) -> WorkReport:
-        """Return what its workers did since the last call, to compare with the profile; empty if that is not known."""
+        """Return the work of its workers since the last call, to compare with the profile; empty if it is unknown."""
 
     def correct_energy(self, factors: Mapping[tuple[str, str], float]) -> None:
-        """Take joules a row of each (variant, profile of the slice) to be so many times the profile's, in receipts and
-        to split a meter over its workers; absent: as profiled."""
+        """Multiply the profile's joules a row by these factors, by (variant, profile of the slice), in receipts and
+        when a meter is split over workers.  Without a factor the profile holds."""
 
     def correct_front(self, front_ms: float) -> None:
-        """Take HTTP and the front end to add so many milliseconds to the p95 that the router sees."""
+        """Add this many milliseconds, for HTTP and the front end, to the p95 that the router sees."""
 
     def guard_report(self) -> dict[str, Any]:
         """Return what its guard saw and did, its audits, and late labels."""
@@ -382,10 +384,10 @@ class Fleet(Protocol):
     def reset_guard(self) -> None:
         """Forget what the guard has seen and watch answers anew."""
 
-    def demanded(self) -> Mapping[str, Asked]:
+    def accuracy_demand(self) -> Mapping[str, Asked]:
         """Return rows that asked for an accuracy of their own, by the variant that they need."""
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
-        """Refuse rows that need one of these variants while no worker is accurate enough, including those that wait
-        already, as `declined` says.  Rows that need another one wait for its worker; `wanted` is called when one begins
-        to wait."""
+        """Refuse rows that need one of the `declined` variants while no worker is accurate enough, including rows that
+        wait already.  Rows that need another variant wait for its worker; `wanted` is called when the first one
+        waits."""

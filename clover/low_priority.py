@@ -1,10 +1,10 @@
-"""A successor gets ready at a low priority, as the running server's requests have the same cores.
+"""A successor starts at a low priority, because it shares the cores with the running server.
 
-A process may lower its priority at will, and raise it again only with the capability CAP_SYS_NICE or within
-RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either it is not lowered: it would serve like that for good.  Where the
-kernel shares the cores out by session first, its session's group is lowered as well (`Autogroup`).
+A process may lower its priority at will, but raise it again only with the capability CAP_SYS_NICE or within
+RLIMIT_NICE (systemd: `LimitNICE=0`).  Without either the priority is not lowered: the successor would keep it for good.
+If the kernel divides the cores between sessions first, the session's group is lowered as well (`Autogroup`).
 
-Its imports alone take a second of a core, so it is lowered before them, by the first lines of the program.
+The successor's imports alone take a second of a core.  So the first lines of the program lower the priority.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class Autogroup:
         Others are whatever is in the session, but for what started this process: the shell of a terminal.  The running
         server may be among them; then it has the same group, and is preferred by its own nice value.  If it started
         this process, it is found by `holds` alone."""
-        own = self._group(os.getpid())
-        if own is None or self._read("sys/kernel/sched_autogroup_enabled") != "1":
+        group = self._group(os.getpid())
+        if group is None or self._read("sys/kernel/sched_autogroup_enabled") != "1":
             return False
-        name, before = own
+        name, before = group
         if before < 0:
             return False  # an administrator raised it, and what is below 0 takes a capability to write again
         if any(self._others(name)):
@@ -145,7 +145,7 @@ class LowPriority:
             self.slowdown = SLOWDOWN
         return lowered
 
-    def beside(self, running: int) -> None:
+    def run_beside(self, running: int) -> None:
         """Raise the session again if the server that is taken over, the process `running`, is in it, which is not known
         when it is lowered; log it if this server starts at full priority."""
         if self._group.holds(running):
@@ -153,7 +153,7 @@ class LowPriority:
             if self._before is None:
                 self.slowdown = 1.0
         if self.slowdown == 1.0:
-            log.info("this server starts at full priority beside the running one: it could not raise it again")
+            log.info("this server starts at full priority: it could not raise a lowered priority again")
 
     def restore(self) -> None:
         """Raise it to what it was, for every thread of this process and of those that descend from it."""

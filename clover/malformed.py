@@ -1,4 +1,4 @@
-"""What readers raise of a document that is none."""
+"""What readers raise for a malformed document."""
 
 from __future__ import annotations
 

@@ -156,14 +156,14 @@ def profile_key(
 
 def versions(backends: Sequence[str]) -> dict[str, str]:
     """Return the installed versions behind `backends` ("" if one is not installed), without importing anything."""
-    found = {}
+    by_package = {}
     for backend in backends:
         for distribution in _DISTRIBUTIONS.get(backend, (backend,)):
             try:
-                found[f"{backend}/{distribution}"] = importlib.metadata.version(distribution)
+                by_package[f"{backend}/{distribution}"] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
-                found[f"{backend}/{distribution}"] = ""
-    return found
+                by_package[f"{backend}/{distribution}"] = ""
+    return by_package
 
 
 def processor() -> str:
@@ -192,19 +192,19 @@ def measurements(
     `backend` None: those of the chosen backend.  Raises ProfileError if there are none.
     """
     chosen = backend or profile.backend.get(variant, "")
-    found = [m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, chosen)]
-    if not found:
+    rows = [m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, chosen)]
+    if not rows:
         raise ProfileError(
             f"family {profile.family!r}: {variant} with {chosen or 'any backend'} on {shape} was not measured: "
             f"--profile force measures again at the next start, as does `{program()} profile` with --force"
         )
-    return tuple(sorted(found, key=lambda m: m.batch))
+    return tuple(sorted(rows, key=lambda m: m.batch))
 
 
 def latency(profile: FamilyProfile, variant: str, shape: str, batch: int) -> LatencyMeasurement:
     """Return the measurement of the smallest measured batch that holds `batch` rows, or else of the largest."""
-    found = measurements(profile, variant, shape)
-    return next((m for m in found if m.batch >= batch), found[-1])
+    rows = measurements(profile, variant, shape)
+    return next((m for m in rows if m.batch >= batch), rows[-1])
 
 
 def accuracy(profile: FamilyProfile, variant: str) -> AccuracyMeasurement:
@@ -300,9 +300,9 @@ def pace_of(profile: FamilyProfile | None, variant: str, shape: str, backend: st
     rows = {m.batch: m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)}
     if not rows:
         return None
-    found = [rows[batch] for batch in sorted(rows)]
+    batches = [rows[batch] for batch in sorted(rows)]
     return Pace(
-        batches=tuple(m.batch for m in found),
-        ms=tuple(m.mean_ms for m in found),
-        watts=tuple(m.energy_j_per_row * m.batch / (m.mean_ms / 1e3) for m in found),
+        batches=tuple(m.batch for m in batches),
+        ms=tuple(m.mean_ms for m in batches),
+        watts=tuple(m.energy_j_per_row * m.batch / (m.mean_ms / 1e3) for m in batches),
     )

@@ -2,13 +2,12 @@
 
 A token is never kept: only its SHA-256 is, and a given one is compared with all of them in constant time.
 
-**The rate.**  A tenant's rows are limited by a token bucket: `rate` rows a second, `burst` at once.  Retry-After has to
-hold, though all that are refused at once would find the same row free.  So a refusal books a *place*: the rows are
-promised, in whole seconds from now, for when the bucket has them and earlier promises are kept.  Who comes back then is
-taken, and the bucket owes the rows if it has to: new requests wait until it has them again.  Half of the rate is
-promised at most, so that new requests always find some, and places that nobody comes back for cost nothing.  Who comes
-back is known as by the retry book of the router (`clover.runtime.router.retry_book`): by its request id, or else by its
-connection.
+**The rate.**  A tenant's rows are limited by a token bucket: `rate` rows a second, `burst` at once.  A Retry-After must
+hold, although requests that are refused together would all find the same tokens.  So a refusal books a *place*: a whole
+number of seconds from now, at which the bucket has the rows and earlier places are honoured.  A request that comes back
+then is taken even if the bucket has to owe the rows; new requests wait until the debt is paid.  At most half of the
+rate is promised, so new requests always find some, and a place that is not used costs nothing.  A request that comes
+back is known by its request id, or else by its connection (as in `clover.runtime.router.retry_book`).
 """
 
 from __future__ import annotations
@@ -186,8 +185,8 @@ class Tenants:
         """Return the tenant of that name; raises BadRequest."""
         tenant = self._by_name.get(name)
         if tenant is None:
-            known = ", ".join(self._by_name) or "there are none"
-            raise BadRequest(f"no tenant is called {name!r}; configured: {known}")
+            names = ", ".join(self._by_name) or "there are none"
+            raise BadRequest(f"no tenant is called {name!r}; configured: {names}")
         return tenant
 
 

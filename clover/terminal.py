@@ -55,7 +55,7 @@ def line_width() -> int:
 def wrapped(text: str, columns: int, indent: str = "") -> str:
     """Return `text` in lines of `columns` characters at most, `indent` before all but the first.  No word, path or
     option is cut, and a command in backticks stays on one line, from which it can be copied, however long that is."""
-    kept = re.sub("`[^`]*`", lambda found: found[0].replace(" ", "\0"), text)
+    kept = re.sub("`[^`]*`", lambda joined: joined[0].replace(" ", "\0"), text)
     lines = textwrap.fill(kept, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return lines.replace("\0", " ")
 

@@ -68,7 +68,7 @@ class PublishedWeights(PublishedFile, frozen=True, kw_only=True):
     """Weights that somebody publishes: where, and their SHA-256 digest, of which `sha256` is as much as is known.
 
     If nothing of it is known, the file is pinned when it is fetched; then "{revision}" in `url` stands for the commit
-    that whoever fetches it chooses.  `beside` are further files that the weights need, as a vocabulary: once they are
+    that is chosen when it is fetched.  `beside` are further files that the weights need, as a vocabulary: once they are
     there, the variant's parameter of that name is the name of the file.
     """
 
@@ -106,12 +106,12 @@ StepTable = dict[str, str | int | float | bool | list[str | int | float | bool]]
 
 
 class StepsSpec(Record, frozen=True, kw_only=True):
-    """What is done to rows before and after the model: `before` makes `inputs` what the model takes, `after` makes what
-    the model gives `outputs` (see `clover.steps`).
+    """What is done to rows before and after the model (see `clover.steps`): `before` turns `inputs` into the model's
+    tensors, `after` turns the model's answers into `outputs`.
 
-    `run` "worker": all of it in the worker, with the batch.  "client": all of it in the client.  "split": what makes a
-    tensor of bytes in the client; arithmetic, and all that comes after the model, in the worker.
-    `inputs` and `outputs` are the tensors of the application; without them they are the model's.
+    `run` says where: "worker": all steps run in the worker, with the batch.  "client": all steps run in the client.
+    "split": steps that make tensors of bytes run in the client; arithmetic and everything after the model run in the
+    worker.  `inputs` and `outputs` are the application's tensors; without them they are the model's.
     """
 
     run: Literal["worker", "client", "split"] = "worker"
@@ -575,11 +575,11 @@ class CpuTimes(Record, frozen=True, kw_only=True):
 
 
 class MeteredWindow(Record, frozen=True, kw_only=True):
-    """Active joules that a meter attributes to some workers of a family, together, in a window; and what the profile,
-    uncorrected, expects of what they computed, by (variant, profile of the slice).
+    """Active joules that a meter attributes to some workers of a family in a window, and the joules that the
+    uncorrected profile expects for their work, by (variant, profile of the slice).
 
-    `shared`: the meter is of all that runs on the device, of which others than those in `expected_j` may have ended no
-    batch in this window; else it is of the one in `expected_j`."""
+    `shared`: the meter counts everything on the device, also workers that ended no batch in this window and so are not
+    in `expected_j`.  Otherwise it counts only the one in `expected_j`."""
 
     device: str
     joules: float

@@ -188,8 +188,8 @@ VERBS: dict[str, type[Command]] = {
 
 @dataclass(frozen=True)
 class Argument:
-    """What a command says of one of its arguments, `name` on the wire and `attribute` here: its type, the values or the
-    bounds of a number that are taken, whether null is, and what it is."""
+    """An argument of a command, called `name` on the wire and `attribute` here: its type, its allowed values or bounds,
+    whether it may be null, and what it is for."""
 
     name: str
     attribute: str
@@ -247,17 +247,17 @@ def read(verb: str, asked: Mapping[str, Any]) -> Command:
     sense."""
     if verb not in VERBS:
         raise BadRequest(f"unknown command {verb!r}{did_you_mean(verb, VERBS)}")
-    known = arguments(VERBS[verb])
+    fields = arguments(VERBS[verb])
     for key in asked:
-        if key not in known:
-            raise BadRequest(f"{verb} has no argument {key!r}, known: {', '.join(known)}{did_you_mean(key, known)}")
+        if key not in fields:
+            raise BadRequest(f"{verb} has no argument {key!r}, known: {', '.join(fields)}{did_you_mean(key, fields)}")
     for key, value in asked.items():
-        known[key].check(value)
-    return VERBS[verb](**{known[key].attribute: value for key, value in asked.items()})
+        fields[key].check(value)
+    return VERBS[verb](**{fields[key].attribute: value for key, value in asked.items()})
 
 
 def given(command: Command, names: Iterable[str]) -> dict[str, Any]:
     """Return those of the arguments `names` that are given, null included."""
-    known = arguments(type(command))
-    found = {name: getattr(command, known[name].attribute) for name in names if name in known}
+    fields = arguments(type(command))
+    found = {name: getattr(command, fields[name].attribute) for name in names if name in fields}
     return {name: value for name, value in found.items() if value is not UNSET}

@@ -688,7 +688,7 @@ cdef class Batcher:
         """Return how many rows a batch of `worker` holds: what it takes and its lane allows."""
         return self._workers[self._worker(worker)].most
 
-    cpdef int64_t ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1:
+    cpdef int64_t rows_ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1:
         """Return how many rows leave `lane` until the last of `rows` further ones of `client` has left, that one
         included: its own, and of each other flow no more than that, times how many times as heavy it is.
 

@@ -105,7 +105,7 @@ cdef class Batcher:
     cpdef int32_t depth(self, Py_ssize_t lane=*) except? -1
     cpdef bint saturated(self, Py_ssize_t lane) except -1
     cpdef int32_t most(self, Py_ssize_t worker) except -1
-    cpdef int64_t ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1
+    cpdef int64_t rows_ahead(self, Py_ssize_t lane, int64_t client, int64_t rows) except -1
     cpdef int64_t waiting_of(self, int64_t client) except -1
 
     cdef int32_t _bucket_of(self, int32_t lane, int64_t key) noexcept nogil

@@ -33,10 +33,10 @@ Request = Callable[[float], tuple[Mapping[str, str], bytes]]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as its metadata describes it; `said` is all of that.
+    """A model as its metadata (`said`) describes it.
 
-    `inputs` and `outputs` are what the caller gives and gets.  If some of the model's steps are the client's (`steps`),
-    these are not what travels (`sent`).
+    `inputs` and `outputs` are what the caller gives and gets.  If the client runs some of the model's steps (`steps`),
+    other tensors travel (`sent`).
     """
 
     name: str
@@ -80,10 +80,10 @@ class Result:
     @property
     def label(self) -> str:
         """The label of the only row; raises ValueError for several rows."""
-        found = self.labels()
-        if len(found) != 1:
+        labels = self.labels()
+        if len(labels) != 1:
             raise ValueError("several rows were asked for: use labels()")
-        return found[0]
+        return labels[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,10 @@ class Asking:
 class Calls:
     """The calls of one client.  `monotonic_s` is the clock of deadlines; `models` what is known of models.
 
-    `idle_ids` are request ids that no call uses now.  All tries of a call have one id, since a refused one has its
-    place in the server's queue by it; calls at the same time have different ones, and later ones use them again,
-    because the server need not parse heads that it has seen before.  `folders` has, by model, the folder of its family,
-    for steps of the client that need files of it.
+    `idle_ids` are request ids that no call uses now.  All tries of a call have one id, by which a refused try keeps its
+    place in the server's queue.  Calls at the same time have different ids.  Later calls use the ids again, because the
+    server need not parse heads that it has seen before.  `folders` has, by model, the folder of its family, for steps
+    of the client that need files of it.
     """
 
     retries: Retries
@@ -118,12 +118,12 @@ class Calls:
     def infer(self, model: str, inputs: object, asking: Asking) -> Call[Result]:
         """Ask a model; raises CloverError.
 
-        An answer of a version that the model's description does not name has it described anew.  If steps of the
-        client's made the request by the old one, the model is asked again.
+        If an answer is of a version that the model's description does not name, the description is read again.  If the
+        client's steps made the request by the old description, the model is asked again.
         """
         end_s = self.monotonic_s() + asking.timeout_s
-        known = self.models.get(model)
-        info = known
+        model_info = self.models.get(model)
+        info = model_info
         if info is None:
             info = yield from self.describe(model, asking.timeout_s)
         columns = arrays_of(info.inputs, inputs)
@@ -131,7 +131,7 @@ class Calls:
         if info.steps is not None:
             prepared = info.steps.before(columns)
             columns = prepared.inputs
-        tensors = [WireTensor.of(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
+        tensors = [WireTensor.from_rows(tensor, columns[tensor.name]) for tensor in info.sent or info.inputs]
         body = b"".join(tensor.data for tensor in tensors)
         inputs_said = [tensor.header() for tensor in tensors]
 
@@ -158,9 +158,9 @@ class Calls:
         receipt = receipt_of(reply.headers)
         tallies.count(model, receipt)
         said, binary = _document(reply)
-        if known is not None and known.is_outdated(said):
+        if model_info is not None and model_info.is_outdated(said):
             self.models.pop(model, None)
-            if known.steps is not None:
+            if model_info.steps is not None:
                 left = replace(asking, timeout_s=end_s - self.monotonic_s())
                 return (yield from self.infer(model, inputs, left))
         try:
@@ -193,10 +193,10 @@ class Calls:
         reply = yield from self._ask("GET", f"/v2/models/{quote(model, safe='')}", _nothing, end_s)
         said, _ = _document(reply)
         try:
-            inputs = tuple(TensorInfo.of(one) for one in said["inputs"])
-            outputs = tuple(TensorInfo.of(one) for one in said["outputs"])
+            inputs = tuple(TensorInfo.from_json(tensor) for tensor in said["inputs"])
+            outputs = tuple(TensorInfo.from_json(tensor) for tensor in said["outputs"])
             steps = _steps(said, self.folders.get(model))
-            found = ModelInfo(
+            info = ModelInfo(
                 model,
                 str((said.get("versions") or [""])[-1]),
                 steps.inputs if steps is not None else inputs,
@@ -207,8 +207,8 @@ class Calls:
             )
         except (KeyError, TypeError) as error:
             raise ModelFailed("the server's metadata of this model cannot be read") from error
-        self.models[model] = found
-        return found
+        self.models[model] = info
+        return info
 
     def names(self, timeout_s: float) -> Call[list[str]]:
         """Return the names of the models that are ready; raises CloverError."""

@@ -147,12 +147,12 @@ class Client:
                     time.sleep(step.seconds)
                     reply = None
                 else:
-                    reply = self._sent(step)
+                    reply = self._exchange(step)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    def _sent(self, send: Send) -> Reply:
+    def _exchange(self, send: Send) -> Reply:
         try:
             answer = self._http.request(
                 send.method, send.path, content=send.body, headers=dict(send.headers), timeout=send.timeout_s
@@ -235,12 +235,12 @@ class AsyncClient:
                     await asyncio.sleep(step.seconds)
                     reply = None
                 else:
-                    reply = await self._sent(step)
+                    reply = await self._exchange(step)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    async def _sent(self, send: Send) -> Reply:
+    async def _exchange(self, send: Send) -> Reply:
         try:
             async with asyncio.timeout(send.timeout_s):
                 answer = await self._http.request(

@@ -1,4 +1,4 @@
-"""What a call asks of whoever drives it, what comes back, and what an answer means: an error, or another try.
+"""What a call asks of its driver, what comes back, and what an answer means: an error, or another try.
 
 A call is a generator that yields `Send` and `Wait` and is sent a `Reply` (None after a `Wait`); its return value is the
 result.  So each call is written once, without I/O, and `clover.client.clients` drives it with and without asyncio.
@@ -73,7 +73,7 @@ class ServerUnreachable(CloverError):
 
 
 def error_of(reply: Reply) -> CloverError:
-    """Return the error of an answer that is none of success: `status` and `retry_after_s` are the answer's."""
+    """Return the error of an answer that reports no success: `status` and `retry_after_s` are the answer's."""
     if not reply.status:
         return ServerUnreachable(f"the server gave no answer: {reply.error}")
     error = _CLASSES.get(reply.status, RequestError)(_text(reply), retry_after_s=retry_after_s(reply))
@@ -101,15 +101,14 @@ def _text(reply: Reply) -> str:
 class Retries:
     """When a call is tried again: how often at most, and how long the first pause is (s) if the server names none.
 
-    Inference changes nothing, so a call whose answer was lost may be sent again.  Tried again are: no answer (refused
-    or broken connections), 429, 502 of a proxy, and 503 if it says when to come back; any other status would come
-    again.
+    Inference changes nothing, so a call whose answer was lost may be sent again.  A call is tried again if no answer
+    came (refused or broken connections), after 429, after 502 of a proxy, and after 503 with a Retry-After.  Any other
+    status would come again.
 
-    Retry-After is never undercut: a refused request has a place in the server's queue at that time, which it finds by
-    the request's `x-request-id` (the same for all tries), up to 2 s later.  Without Retry-After pauses double from
-    `first_s`.  Jitter, which `uniform(low, high)` draws, makes pauses longer, by up to half, and by no more than
-    `_JITTER_S` after a Retry-After.  A pause that would end past the caller's deadline is not begun: the error is
-    raised at once.
+    A pause is never shorter than Retry-After: at that time, and up to 2 s later, a refused request has a place in the
+    server's queue, found by its `x-request-id` (the same for all tries).  Without Retry-After, pauses double from
+    `first_s`.  Jitter, drawn by `uniform(low, high)`, makes pauses longer: by up to half, or by at most `_JITTER_S`
+    after a Retry-After.  If a pause would end past the caller's deadline, the error is raised at once.
     """
 
     most: int = 3

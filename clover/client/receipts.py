@@ -33,18 +33,18 @@ class CallReceipt:
 
 def members_of(text: str) -> dict[str, Value]:
     """Return the members of an RFC 9651 dictionary: strings without their quotes, numbers, tokens as strings, and
-    booleans; a parameter as a member MEMBER-PARAMETER.  Raises ValueError if it is none."""
-    found: dict[str, Value] = {}
+    booleans; a parameter as a member MEMBER-PARAMETER.  Raises ValueError if it is malformed."""
+    members: dict[str, Value] = {}
     at = 0
     while at < len(text):
         match = _MEMBER.match(text, at)
         if match is None:
             raise ValueError("the receipt is no dictionary of RFC 9651")
-        found[match[1]] = _value(match[2])
+        members[match[1]] = _value(match[2])
         for name, value in _PARAMETER.findall(match[3]):
-            found[f"{match[1]}-{name}"] = _value(value or None)
+            members[f"{match[1]}-{name}"] = _value(value or None)
         at = match.end()
-    return found
+    return members
 
 
 def _value(text: str | None) -> Value:

@@ -1,7 +1,7 @@
 """The steps of a model that its client runs (`clover.steps.ClientSteps`), between the caller's tensors and the wire's.
 
-What a step needs (pillow, tokenizers) has to be installed here; files that it needs lie in the family's folder, which
-the client has to be given.
+The packages that a step needs (pillow, tokenizers) have to be installed on the client's machine.  The files that it
+needs lie in the family's folder, which the caller names.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def steps_of(said: Mapping[str, Any], folder: Path | None) -> OwnSteps | None:
 
     Raises ConfigError if they cannot be run here.
     """
-    steps = ClientSteps.of(said, folder)
+    steps = ClientSteps.from_metadata(said, folder)
     return None if steps is None else OwnSteps(steps)
 
 

@@ -8,8 +8,8 @@ A tally counts every call of the process while it is open, whichever client, thr
 `own=True` only those of the task or thread that opened it and of what inherits its context (tasks begun in it,
 `asyncio.to_thread`).  Tallies nest: a call counts in each that is open.
 
-Figures are what receipts say, so they are of answers: what refused or repeated tries used is in the server's account
-and in no receipt.
+Figures are sums of receipts, and only answers have receipts.  What refused or repeated tries used is in the server's
+account alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tensors on the wire: what a caller gives becomes the binary tensors of a request, and those of an answer arrays.
 
-An array keeps its kind of number, as in `clover.Server.infer`: any floating-point array is taken for FP16, FP32 and
-FP64, any integer array for an integer type if its values fit; integer arrays are not cast to floating point, since
-pixels want the scaling of the training.  Lists of Python numbers have no type and are taken.  BF16 is given and
+An array keeps its kind of number, as in `clover.Server.infer`.  FP16, FP32 and FP64 take any floating-point array.
+Integer types take any integer array whose values fit.  Integer arrays are not cast to floating point, since pixels
+need the scaling of the training.  Lists of Python numbers have no type and are always taken.  BF16 is given and
 returned as its bits (uint16).  BYTES inputs take text (as UTF-8), bytes, or files (`pathlib.Path`).
 """
 
@@ -40,7 +40,7 @@ class TensorInfo:
     labels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> TensorInfo:
+    def from_json(cls, said: Mapping[str, Any]) -> TensorInfo:
         """Return the tensor of an object of `inputs` or `outputs` in the metadata."""
         labels = (said.get("parameters") or {}).get("labels") or ()
         return cls(said["name"], said["datatype"], tuple(said["shape"][1:]), tuple(labels))
@@ -60,10 +60,10 @@ class WireTensor:
     data: bytes
 
     @classmethod
-    def of(cls, tensor: TensorInfo, array: NDArray[Any]) -> WireTensor:
+    def from_rows(cls, tensor: TensorInfo, array: NDArray[Any]) -> WireTensor:
         """Return rows of the declared type as they travel."""
         if tensor.datatype == "BYTES":
-            data = b"".join(len(one).to_bytes(_LENGTH_BYTES, "little") + one for one in array.reshape(-1).tolist())
+            data = b"".join(len(row).to_bytes(_LENGTH_BYTES, "little") + row for row in array.reshape(-1).tolist())
         else:
             data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         return cls(tensor.name, tensor.datatype, array.shape, data)
@@ -77,7 +77,7 @@ class WireTensor:
 def pack(declared: Sequence[TensorInfo], given: object) -> list[WireTensor]:
     """Return the inputs of a request; see `arrays_of`."""
     columns = arrays_of(declared, given)
-    return [WireTensor.of(tensor, columns[tensor.name]) for tensor in declared]
+    return [WireTensor.from_rows(tensor, columns[tensor.name]) for tensor in declared]
 
 
 def arrays_of(declared: Sequence[TensorInfo], given: object) -> dict[str, NDArray[Any]]:
@@ -146,8 +146,8 @@ def _elements(tensor: TensorInfo, given: Any) -> NDArray[Any]:
     """Return an object array of bytes: one element is a row by itself if rows have one, so a flat list is rows then."""
     if isinstance(given, str | bytes | bytearray | memoryview | Path):
         given = [given]
-    source = np.asarray(given, dtype=object) if not isinstance(given, list | tuple) else _nested(given)
-    flat = [_element(tensor, one) for one in source.reshape(-1)]
+    source = np.asarray(given, dtype=object) if not isinstance(given, list | tuple) else _from_lists(given)
+    flat = [_element(tensor, element) for element in source.reshape(-1)]
     array = np.empty(len(flat), object)
     array[:] = flat
     if source.ndim == 1 and -1 not in tensor.shape and math.prod(tensor.shape) == 1:
@@ -155,10 +155,10 @@ def _elements(tensor: TensorInfo, given: Any) -> NDArray[Any]:
     return array.reshape(source.shape)
 
 
-def _nested(given: Sequence[Any]) -> NDArray[Any]:
+def _from_lists(given: Sequence[Any]) -> NDArray[Any]:
     """Return a nested list as an object array; numpy itself would look into texts and paths."""
-    if given and all(isinstance(one, list | tuple) for one in given):
-        parts = [_nested(one) for one in given]
+    if given and all(isinstance(item, list | tuple) for item in given):
+        parts = [_from_lists(item) for item in given]
         if len({part.shape for part in parts}) != 1:
             raise BadRequest("rows of text or files differ in shape; send them apart")
         return np.stack(parts)
@@ -182,22 +182,22 @@ def unpack(outputs: Sequence[Mapping[str, Any]], binary: memoryview) -> dict[str
 
     Raises ModelFailed if the answer contradicts itself.
     """
-    found: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     at = 0
     for said in outputs:
         name, datatype, shape = said["name"], said["datatype"], tuple(said["shape"])
         size = (said.get("parameters") or {}).get("binary_data_size")
         try:
             if size is None:
-                found[name] = _from_json(datatype, shape, said["data"])
+                arrays[name] = _from_json(datatype, shape, said["data"])
             elif datatype == "BYTES":
-                found[name] = _split(binary[at : at + size], shape)
+                arrays[name] = _split(binary[at : at + size], shape)
             else:
-                found[name] = np.frombuffer(binary[at : at + size], DTYPES[datatype]).reshape(shape).copy()
+                arrays[name] = np.frombuffer(binary[at : at + size], DTYPES[datatype]).reshape(shape).copy()
         except (KeyError, ValueError, TypeError) as error:
             raise ModelFailed(f"the answer's output {name!r} cannot be read") from error
         at += size or 0
-    return found
+    return arrays
 
 
 def _from_json(datatype: str, shape: tuple[int, ...], data: Any) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """Reading `cluster.toml`: strictly, with errors that name the key and its line.
 
-`tomllib` keeps no positions, so that the line of a key is looked up in the text once there is an error to report: the
-n-th header of its table, then the key below it.
+`tomllib` keeps no positions.  So the line of a key is searched in the text once there is an error to report: the n-th
+header of its table, then the key below it.
 """
 
 from __future__ import annotations
@@ -63,25 +63,25 @@ def parse(text: str, path: str = "cluster.toml", folder: Path | None = None) -> 
         if not isinstance(data[name], list) or not all(isinstance(entry, dict) for entry in data[name]):
             source.fail((name,), f"must be tables, each under [[{name}]]")
     try:
-        found = msgspec.convert(data, ClusterFile)
+        file = msgspec.convert(data, ClusterFile)
     except msgspec.ValidationError as error:
         source.refuse(str(error), data)
-    found = _resolved(found, folder) if folder is not None else found
-    _check(found, source)
-    return found
+    file = _resolve_paths(file, folder) if folder is not None else file
+    _check(file, source)
+    return file
 
 
 def render_carbon(config: CarbonConfig) -> dict[str, str]:
     """Return the environment variables that give a server the carbon section of its region: those other than the
     defaults, so that they stand above what the node's own file says."""
-    found = {}
+    sections = {}
     default = CarbonConfig()
     for setting in SETTINGS:
         if setting.section == "carbon" and not setting.leaf.endswith("_file"):
             value = getattr(config, setting.leaf)
             if value != getattr(default, setting.leaf) or setting.leaf == "source":
-                found[setting.env] = ",".join(value) if isinstance(value, tuple) else str(value)
-    return found
+                sections[setting.env] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return sections
 
 
 def line_of(text: str, place: Place) -> int:
@@ -150,10 +150,10 @@ class _Source:
                 except (KeyError, IndexError, TypeError):
                     value = None
         shown = "" if "key" in str(place[-1:]) or "password" in str(place[-1:]) else f", not {value!r}"
-        self.fail(place, f"{_said(what)}{shown if isinstance(value, str | int | float | bool) else ''}")
+        self.fail(place, f"{_line_of_key(what)}{shown if isinstance(value, str | int | float | bool) else ''}")
 
 
-def _said(error: str) -> str:
+def _line_of_key(error: str) -> str:
     """Return an error of msgspec as words that follow the key."""
     error = re.sub(r", got `[^`]*`$", "", error)
     error = error.replace("`", "")
@@ -180,8 +180,8 @@ def _keys(place: Place) -> tuple[str, ...]:
         for kind in _structs(field.type):
             kinds[(field.name,)] = kind
     kinds[("region", "carbon")] = CarbonConfig
-    found = kinds.get(tuple(step for step in place if isinstance(step, str)))
-    return found.__struct_fields__ if found is not None else ()
+    struct_keys = kinds.get(tuple(step for step in place if isinstance(step, str)))
+    return struct_keys.__struct_fields__ if struct_keys is not None else ()
 
 
 def _structs(kind: Any) -> Iterable[type[msgspec.Struct]]:
@@ -254,8 +254,8 @@ _NAME_RULE = "must be 1 to 63 of A-Z a-z 0-9 . _ - and begin with a letter or di
 def _check_region(region: RegionSection, at: int, regions: Sequence[str], file: ClusterFile, source: _Source) -> None:
     for key in ("listen", "listen_grpc"):
         address = getattr(region, key)
-        found = _ADDRESS.fullmatch(address)
-        port = int(found[2]) if found is not None else 0
+        match = _ADDRESS.fullmatch(address)
+        port = int(match[2]) if match is not None else 0
         if address and not 0 < port < 65536:
             source.fail(("region", at, key), f"must read HOST:PORT, not {address!r}")
         others = [getattr(other, name) for other in file.region for name in ("listen", "listen_grpc")]
@@ -290,7 +290,7 @@ def _check_node(node: NodeSection, at: int, ends: dict[str, int], source: _Sourc
             source.fail(("node", at, "arguments"), f"may not give {flag}: the cluster sets it by the node's other keys")
 
 
-def _resolved(file: ClusterFile, folder: Path) -> ClusterFile:
+def _resolve_paths(file: ClusterFile, folder: Path) -> ClusterFile:
     """Return the file with its relative paths made absolute, and with secrets read from the files that have them."""
     regions = tuple(
         msgspec.structs.replace(region, carbon=_with_secrets(_with_paths(region.carbon, folder)))
@@ -332,7 +332,7 @@ def _with_paths(config: CarbonConfig, folder: Path) -> CarbonConfig:
 
 
 def _with_secrets(config: CarbonConfig) -> CarbonConfig:
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for leaf in ("electricity_maps_key", "watttime_password"):
         path = getattr(config, f"{leaf}_file")
         if path and not getattr(config, leaf):
@@ -342,5 +342,5 @@ def _with_secrets(config: CarbonConfig) -> CarbonConfig:
                 raise ConfigError(f"region.carbon.{leaf}_file: cannot read {path}") from error
             if not lines or not lines[0].strip():
                 raise ConfigError(f"region.carbon.{leaf}_file: {path} is empty")
-            found[leaf] = lines[0].strip()
-    return msgspec.structs.replace(config, **found)
+            values[leaf] = lines[0].strip()
+    return msgspec.structs.replace(config, **values)

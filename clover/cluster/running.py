@@ -122,7 +122,9 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     ClusterError if Ray or HAProxy is missing, or something does not start."""
     folder = folder_of(file)
     for node in file.node:
-        NodeAgent(NodeSetup.of(file, node.name, folder))  # the paths of its sockets, before anything is started
+        NodeAgent(
+            NodeSetup.from_cluster(file, node.name, folder)
+        )  # the paths of its sockets, before anything is started
     if not address:
         use_token(folder, make=not LocalRay(folder).address)
     require_ray()
@@ -136,7 +138,7 @@ def bring_up(file: ClusterFile, address: str, *, say: Say) -> ClusterHandle:
     ray = connect(address, namespace_of(file.cluster.name))
     _check_places(file, ray, say)
     began_s = before.began_s if before is not None else time.time()
-    remember(RunningCluster(file=file, began_s=began_s, address=_reached(ray, address), local=local))
+    remember(RunningCluster(file=file, began_s=began_s, address=_reach(ray, address), local=local))
     with contextlib.suppress(ValueError):
         old = ray.get_actor(CONTROLLER, namespace=namespace_of(file.cluster.name))
         ray.kill(old, no_restart=True)
@@ -184,7 +186,7 @@ def take_down(file: ClusterFile, *, keep: bool, say: Say) -> None:
 
 async def _end_here(file: ClusterFile, folder: Path) -> None:
     """End the servers and the ingress that run on this machine, by their records."""
-    agents = [NodeAgent(NodeSetup.of(file, node.name, folder)) for node in file.node]
+    agents = [NodeAgent(NodeSetup.from_cluster(file, node.name, folder)) for node in file.node]
     await asyncio.gather(*(agent.release() for agent in agents))
     ingress = ingress_of(file, folder)
     if ingress is not None and (folder / "ingress" / "haproxy.sock").exists():
@@ -244,6 +246,6 @@ def _check_places(file: ClusterFile, ray: Any, say: Say) -> None:
         say(f"Ray has no place yet for {', '.join(missing)}: they start once their machines have joined")
 
 
-def _reached(ray: Any, address: str) -> str:
+def _reach(ray: Any, address: str) -> str:
     """Return HOST:PORT of the Ray cluster that `address` led to."""
     return str(ray.get_runtime_context().gcs_address) if address == "auto" else address

@@ -269,7 +269,7 @@ class Controller:
         self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
-        family.demand.look(now_s, family.fleet.demanded())
+        family.demand.look(now_s, family.fleet.accuracy_demand())
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)

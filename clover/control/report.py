@@ -218,7 +218,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
         "observed": dict(family.observed),
         "slo": slo_report(context, family),
         "guard": family.fleet.guard_report(),
-        "demand": family.demand.report(now_s, family.fleet.demanded(), context.declined(family)),
+        "demand": family.demand.report(now_s, family.fleet.accuracy_demand(), context.declined(family)),
         "verifying": family.watch is not None,
         "transition": family.applier.progress,
         "last_transition": None if family.transition is None else _transition(family.transition),

@@ -50,7 +50,7 @@ Today = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class FeedSources:
-    """What the page is told: `state` gives the body of GET /v2/clover/state, `decisions` the newest ones, `latency` the
+    """What the page shows: `state` gives the body of GET /v2/clover/state, `decisions` the newest ones, `latency` the
     histograms of the models (nanoseconds), `ready` whether requests are taken.  `today` reads the ledger in a thread;
     None: there is none."""
 
@@ -111,11 +111,11 @@ class Feed:
 
     def tick(self) -> None:
         """Look, keep a sample if one is due, and send what there is to the open pages."""
-        latencies = self._latency.look(self._monotonic_s(), self._sources.latency())
+        latencies = self._latency.observe(self._monotonic_s(), self._sources.latency())
         due = self.history.due(self._wall_s())
         if not due and not self.streams.open:
             return
-        shown = self._look(latencies)
+        shown = self._observe(latencies)
         sample = snapshot.sample(self._wall_s(), shown)
         if due:
             self.history.add(sample)
@@ -126,13 +126,13 @@ class Feed:
             if (mark := self._forecast_mark()) != self._forecast_sent:
                 self._forecast_sent = mark
                 document["forecast"] = self._forecast()
-            self.streams.publish(event("tick", self._encoded(document), f"{self.epoch}.{self._number}"))
+            self.streams.publish(event("tick", self._encode(document), f"{self.epoch}.{self._number}"))
 
     def greeting(self) -> bytes:
         """Return what a page begins with: the present, the history, the forecast and the newest decisions.  It is made
         once for the pages that open between two looks; what came since is in the next message."""
         if self._shown is None or self._monotonic_s() - self._shown_s > TICK_S:
-            self._look(self._latency.look(self._monotonic_s(), self._sources.latency()))
+            self._observe(self._latency.observe(self._monotonic_s(), self._sources.latency()))
         self._read_today()
         if self._greeting:
             return self._greeting
@@ -142,11 +142,11 @@ class Feed:
             "forecast": self._forecast(),
             "decisions": [snapshot.decision(one) for one in self._sources.decisions(_DECISIONS)],
         }
-        message = event("hello", self._encoded(document), f"{self.epoch}.{self._number}")
+        message = event("hello", self._encode(document), f"{self.epoch}.{self._number}")
         self._greeting = b"retry: %d\n\n" % RETRY_MS + message
         return self._greeting
 
-    def _look(self, latencies: snapshot.Latencies) -> dict[str, Any]:
+    def _observe(self, latencies: snapshot.Latencies) -> dict[str, Any]:
         """Look at the server; return, and remember, what a page shows of it."""
         sources, now_s = self._sources, self._monotonic_s()
         self._end_yesterday()
@@ -247,5 +247,5 @@ class Feed:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     @staticmethod
-    def _encoded(document: dict[str, Any]) -> bytes:
+    def _encode(document: dict[str, Any]) -> bytes:
         return orjson.dumps(document, option=_ENCODED)

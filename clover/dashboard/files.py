@@ -63,7 +63,7 @@ class PageFile:
     fields: bytes
 
     @classmethod
-    def of(cls, suffix: str, data: bytes, *, kept: bool) -> PageFile:
+    def from_bytes(cls, suffix: str, data: bytes, *, kept: bool) -> PageFile:
         """Return the file of these contents; `kept`: a browser may keep it for good."""
         return cls(_KINDS[suffix], data, gzip.compress(data, 9, mtime=0), headers(POLICY, kept))
 
@@ -88,8 +88,8 @@ class PlotlyFile:
         if self._path is not None:
             data = self._path.read_bytes()
             self.address = f"{ADDRESS}/{hashlib.sha256(data).hexdigest()[:_DIGITS]}/{PLOTLY}"
-            found = _STYLE_ID.search(data)
-            self.style = found[1].decode() if found is not None else ""
+            style_id = _STYLE_ID.search(data)
+            self.style = style_id[1].decode() if style_id is not None else ""
 
     async def get(self) -> PageFile:
         """Return the file; waits for its compression, which is done once."""
@@ -116,6 +116,6 @@ def page_files(plotly: PlotlyFile, version: str) -> tuple[PageFile, Mapping[str,
     for name, text in {"assets": base, "plotly": plotly.address, "style": plotly.style, "version": version}.items():
         page = page.replace("{{" + name + "}}", text)
     files = {
-        f"{base}/{name}": PageFile.of(Path(name).suffix, data, kept=True) for name, data in sources.items()
+        f"{base}/{name}": PageFile.from_bytes(Path(name).suffix, data, kept=True) for name, data in sources.items()
     }  # fmt: skip
-    return PageFile.of(".html", page.encode(), kept=False), files
+    return PageFile.from_bytes(".html", page.encode(), kept=False), files

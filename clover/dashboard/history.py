@@ -56,10 +56,10 @@ class LatencyWindow:
     def __init__(self) -> None:
         self._kept: dict[str, deque[tuple[float, Histogram]]] = {}
 
-    def look(self, now_s: float, histograms: Mapping[str, Histogram]) -> dict[str, Sequence[float | None]]:
+    def observe(self, now_s: float, histograms: Mapping[str, Histogram]) -> dict[str, Sequence[float | None]]:
         """Return p50, p95 and p99 (milliseconds) of each model since the look of `LATENCY_S` ago; None without an
         answer since then.  `now_s` is monotonic."""
-        found: dict[str, Sequence[float | None]] = {}
+        quantiles: dict[str, Sequence[float | None]] = {}
         for name, histogram in histograms.items():
             kept = self._kept.setdefault(name, deque())
             if kept and histogram.count < kept[-1][1].count:
@@ -70,10 +70,10 @@ class LatencyWindow:
             if kept:
                 recent.subtract(kept[0][1])
             kept.append((now_s, histogram.copy()))
-            found[name] = [recent.quantile(q) / 1e6 if recent.count else None for q in QUANTILES]
+            quantiles[name] = [recent.quantile(q) / 1e6 if recent.count else None for q in QUANTILES]
         for name in self._kept.keys() - histograms.keys():
             del self._kept[name]
-        return found
+        return quantiles
 
 
 def tidy(value: Any) -> Any:

@@ -52,7 +52,7 @@ def overview(state: State, latencies: Latencies, grams_per_hour: float | None) -
 def sample(at_s: float, shown: Mapping[str, Any]) -> Sample:
     """Return the figures of an overview that charts show over time."""
     emission = shown["emission"]
-    found: Sample = {
+    sampled: Sample = {
         "at": round(at_s, 1),
         "grid_s": round(shown["grid_s"], 1),
         "g_per_kwh": tidy((shown["carbon"] or {}).get("g_per_kwh")),
@@ -74,8 +74,8 @@ def sample(at_s: float, shown: Mapping[str, Any]) -> Sample:
             "floor": model["accuracy_floor"],
             "target": (model["budget"] or {}).get("target"),
         }
-        found |= {f"{name}.{key}": tidy(value) for key, value in figures.items()}
-    return found
+        sampled |= {f"{name}.{key}": tidy(value) for key, value in figures.items()}
+    return sampled
 
 
 def decision(record: Decision) -> dict[str, Any]:
@@ -102,9 +102,9 @@ def forecast(readings: Sequence[Reading], hours: Sequence[tuple[float, float]], 
     """Return the intensity's hours of the past day as (grid time, gCO2e/kWh), and what its source foresees of the next
     two."""
     ahead = [
-        (round(one.at_s), tidy(one.g_per_kwh))
-        for one in readings
-        if one.at_s + one.step_s > now_s and one.at_s < now_s + _FORECAST_S
+        (round(reading.at_s), tidy(reading.g_per_kwh))
+        for reading in readings
+        if reading.at_s + reading.step_s > now_s and reading.at_s < now_s + _FORECAST_S
     ]
     ahead = ahead[:: math.ceil(len(ahead) / _FORECAST_POINTS) or 1]
     return {"past": [(round(at_s), tidy(value)) for at_s, value in hours if math.isfinite(value)], "ahead": ahead}
@@ -130,7 +130,7 @@ def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
     def since_the_start(unit: str) -> float | None:
         return tidy(sum(line[f"{name}_{unit}"] for line in devices for name in WITHIN[DEFAULT])) if devices else None
 
-    known = sorted({line["method"] for line in devices})
+    methods = sorted({line["method"] for line in devices})
     grids = sorted({line["intensity"] for line in devices if line.get("intensity")})
     return {
         # While a meter gives no new reading its watts are not there, and so is no sum.
@@ -142,7 +142,7 @@ def _emission(totals: State, grams_per_hour: float | None) -> dict[str, Any]:
         "grams": since_the_start("g"),
         "embodied_g": tidy(sci.get("embodied_g")),
         "joules": since_the_start("j"),
-        "energy": " + ".join(known),
+        "energy": " + ".join(methods),
         "intensity": " + ".join(grids),
         "grams_method": (sci.get("methods") or {}).get("grams", ""),
         "pue": totals.get("pue"),
@@ -239,7 +239,7 @@ def _model(model: State, totals: State, latency_ms: Sequence[float | None] | Non
         "transition": model.get("transition"),
         "verifying": model.get("verifying", False),
         "advice": (model.get("profile_correction") or {}).get("advice", ""),
-        "workers": [_worker(one) for one in totals.get("workers", ())],
+        "workers": [_worker(worker) for worker in totals.get("workers", ())],
         "events": list(totals.get("events", ()))[-_EVENTS:],
     }
 

@@ -1,4 +1,5 @@
-"""What the ledger has of today (UTC): emitted, and saved against what.  Over restarts, unlike what the state counts."""
+"""Today's figures (UTC) from the ledger: emitted, and saved against what.  Unlike the state's, they survive a
+restart."""
 
 from __future__ import annotations
 
@@ -30,23 +31,23 @@ def read_today(path: Path, now_s: float) -> dict[str, Any]:
     LedgerError.  For a thread."""
     since_s = midnight(now_s)
     with LedgerReader(path) as ledger:
-        found = today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
-        return {**found, "at": now_s, "models": ledger.models(since_s)}
+        figures = today(ledger.lines(since_s), ledger.saved(since_s), ledger.grid(since_s), since_s)
+        return {**figures, "at": now_s, "models": ledger.models(since_s)}
 
 
 def today(lines: Iterable[LineRow], saved: Iterable[SavedRow], grid: Iterable[GridRow], since_s: int) -> dict[str, Any]:
     """Return grams and joules within the boundary `server`, and each comparison with its interval; `energy` and
     `intensity` are how these are known."""
-    own = [line for line in lines if line.line in WITHIN[DEFAULT]]
+    within = [line for line in lines if line.line in WITHIN[DEFAULT]]
     here = [row for row in saved if row.boundary == DEFAULT]
     labels = " + ".join(sorted({row.label for row in here}))
     intensity = " + ".join(sorted({row.known for row in grid if row.joules > 0.0}))
     grids = f"intensity {intensity or 'unknown'}"
     return {
         "since_s": since_s,
-        "grams": tidy(sum(line.grams for line in own)),
-        "joules": tidy(sum(line.joules for line in own)),
-        "energy": " + ".join(sorted({line.label for line in own})),
+        "grams": tidy(sum(line.grams for line in within)),
+        "joules": tidy(sum(line.joules for line in within)),
+        "energy": " + ".join(sorted({line.label for line in within})),
         "intensity": intensity,
         "saved": [_comparison(kind, rows) for kind in _ORDER if (rows := [row for row in here if row.against == kind])],
         "known": f"energy {labels}, {grids}; within the {DEFAULT}; since midnight UTC, from the ledger"

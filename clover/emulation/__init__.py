@@ -1,4 +1,4 @@
-"""GPUs that are not there: a kind of device, and a wrapper of the `run` of a worker's lanes.
+"""Emulated GPUs: a kind of device, and a wrapper of the `run` of a worker's lanes.
 
 emulated    the state file that the emulated NVML serves; made, used, disturbed and restored from Python
 boxes       such GPUs as devices (`workers.device` "emulated:...")

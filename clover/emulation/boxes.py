@@ -4,8 +4,8 @@
     emulated:NAME:COUNT:NUMBERS    of a box of so many GPUs those with these numbers, as 0-3: servers share the box
     emulated:pod-PROFILE[:COUNT]   so many instances (1) of a profile, for a user who may not: as in a Kubernetes pod
 
-From opening on they are GPUs like any other, behind an NVML library of our own (`clover.emulation.emulated`).  A pod's
-instances are made as an administrator would; then the box takes all privileges away.  The GPU is the first of the
+Once opened they are GPUs like any other, behind Clover's own NVML library (`clover.emulation.emulated`).  A pod's
+instances are made with an administrator's privileges, which the box then takes away.  The GPU is the first one in the
 tables that has the profile as a plain one: an A100 with 80 GB for 1g.10gb.
 """
 
@@ -45,9 +45,9 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
             f"device {text!r} must read as emulated:NAME:COUNT, as in emulated:a100-40gb:2 (without COUNT it is one), "
             "or as emulated:pod-PROFILE, as in emulated:pod-1g.10gb"
         )
-    known = (*tables.names(), *tables.plain_names())
-    if name not in known:
-        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(known)}")
+    names = (*tables.names(), *tables.plain_names())
+    if name not in names:
+        raise ConfigError(f"there is no table of a GPU {name!r}; known: {', '.join(names)}")
     if not 1 <= int(count) <= emulated.GPUS_MAX:
         raise ConfigError(f"an emulated box has 1 to {emulated.GPUS_MAX} GPUs, not {int(count)}")
     indices = numbers(text, chosen, f"emulated:{name}:{count}:0-3") if of else ()
@@ -58,11 +58,11 @@ def parse(text: str, rest: str | None) -> DeviceChoice:
 
 def _pod(text: str, profile: str, count: str) -> DeviceChoice:
     """Return the box of a pod with `count` instances of `profile`; ConfigError if no GPU has so many."""
-    found = [(gpu, row) for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.name == profile]
-    if not found:
-        known = sorted({row.name for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.base})
-        raise ConfigError(f"device {text!r}: no GPU has a profile {profile!r}; known: {', '.join(known)}")
-    gpu, row = next(((gpu, row) for gpu, row in found if row.base), found[0])
+    matches = [(gpu, row) for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.name == profile]
+    if not matches:
+        profiles = sorted({row.name for gpu in map(tables.table, tables.names()) for row in gpu.profiles if row.base})
+        raise ConfigError(f"device {text!r}: no GPU has a profile {profile!r}; known: {', '.join(profiles)}")
+    gpu, row = next(((gpu, row) for gpu, row in matches if row.base), matches[0])
     if not _NUMBER.fullmatch(count or "1") or not 1 <= int(count or "1") <= row.most:
         raise ConfigError(f"device {text!r}: a pod has 1 to {row.most} instances of {profile} of {gpu.name}")
     return DeviceChoice(kind="emulated", name=gpu.name, count=int(count or "1"), pod=profile)
@@ -128,12 +128,12 @@ def check(session: Nvml, choice: DeviceChoice, path: Path) -> None:
         return [nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(i)) for i in range(nvml.nvmlDeviceGetCount())]
 
     try:
-        found = session.call_sync(products)
+        names = session.call_sync(products)
     except DeviceLost:
         return  # opening it reports which one is lost
     except DeviceError as error:
         raise DeviceError(f"{path} cannot be used as an emulated box; remove it: {error}") from error
-    if found != [tables.board(choice.name).product] * _gpus(choice):
+    if names != [tables.board(choice.name).product] * _gpus(choice):
         raise DeviceError(f"{path} holds another emulated box than {_gpus(choice)} x {choice.name}: remove it")
 
 
@@ -153,12 +153,12 @@ def _gpus(choice: DeviceChoice) -> int:
 
 
 def _hand_over(session: Nvml, choice: DeviceChoice, path: Path) -> None:
-    """Make the instances of a pod that are missing (a reboot takes them), as an administrator, and then take privileges
-    away."""
+    """Make a pod's missing instances with an administrator's privileges, which are taken away then.  A reboot removes
+    instances."""
 
     def make() -> None:
         gpu = MigGpu(session.library, 0)
-        standing = {found.start for found in gpu.walk() if found.profile == choice.pod}
+        standing = {placed.start for placed in gpu.walk() if placed.profile == choice.pod}
         free = [start for start in gpu.profiles[choice.pod].starts if start not in standing]
         for start in free[: choice.count - len(standing)]:
             gpu.complete(gpu.make(choice.pod, start))

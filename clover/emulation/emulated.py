@@ -126,7 +126,7 @@ def _functions(path: str) -> ctypes.CDLL:
 
 
 @contextlib.contextmanager
-def _borrowed() -> Iterator[ctypes.CDLL]:
+def _borrow_library() -> Iterator[ctypes.CDLL]:
     """Load the library for one call, so that a process that only acts on a box does not keep an emulated NVML."""
     handle = _functions(str(library()))
     try:
@@ -282,11 +282,11 @@ def create_box(
             with contextlib.suppress(FileExistsError):
                 os.link(file.name, path)  # whole or not at all, and never over another
         with path.open("rb") as existing:
-            found = existing.read(_CONFIG_BYTES)
+            header = existing.read(_CONFIG_BYTES)
     except OSError as error:
         raise DeviceError(f"the emulated machine cannot be kept at {path}: {error.strerror}") from error
     check_box(path)
-    if found != content:
+    if header != content:
         raise DeviceError(
             f"{path} holds another emulated machine than the {count} x {gpu.name} asked for; remove it or name another"
         )
@@ -294,7 +294,7 @@ def create_box(
 
 def _check_layout() -> None:
     profile = ctypes.c_uint()
-    with _borrowed() as handle:
+    with _borrow_library() as handle:
         config = handle.clover_nvml_layout(ctypes.byref(profile))
     if (config, profile.value) != (ctypes.sizeof(_Config), ctypes.sizeof(_Profile)):
         raise DeviceError(
@@ -351,7 +351,7 @@ def _choose(name: str) -> None:
 
 
 def _act(path: Path, what: str, function: str, *arguments: object) -> None:
-    with _borrowed() as handle:
+    with _borrow_library() as handle:
         _check(getattr(handle, f"clover_nvml_{function}")(os.fsencode(path), *arguments), f"{path}: {what}")
 
 

@@ -1,18 +1,18 @@
 """Time, power and memory of an emulated slice, kept by the worker that plays it.
 
-The answers of an emulated slice are real, computed on the CPU; its latency is the pace's, not this machine's.  Each
-lane's `run` is wrapped (`PacedRun`): of b rows that it is called with at t it gives the answers at t + pace(b), an
-absolute deadline, so that neither computing nor scheduling delays add up.  Meanwhile it sets the power that the
-emulated board draws, and resets it when the batch is done.  The board may lose its GPU as a real one would; the worker
-then ends without completing its batch.
+The answers of an emulated slice are real and computed on the CPU.  Its latency is that of the pace, not of this
+machine.  Each lane's `run` is wrapped (`PacedRun`): called with b rows at time t, it returns their answers at t +
+pace(b).  That is an absolute deadline, so neither computing nor scheduling delays add up.  Meanwhile it sets the power
+that the emulated board draws, and resets it when the batch is done.  The board may lose its GPU as a real one would;
+the worker then ends without completing its batch.
 
-A CPU may be slower than the slice that it emulates, and a crowded one may wake a worker late.  Such a batch is answered
-late and is an *overrun*: counted, logged and reported to the server, because figures taken meanwhile are those of this
-machine and not of the slice.
+If the CPU is slower than the slice that it emulates, or wakes a worker late, a batch is answered late.  That is an
+*overrun*: it is counted, logged and reported to the server, because figures taken meanwhile are those of this machine
+and not of the slice.
 
-**Memory.**  A slice has its own memory and this process stands for it, so its address space may grow by that much and
-no further.  The limit is set once everything the process only shares is mapped; stacks and allocator reserves count
-too, which makes it a little tighter than the slice.
+**Memory.**  This process stands for the slice, so its address space may grow by the slice's memory and no further.  The
+limit is set once everything that the process only shares is mapped.  Stacks and allocator reserves count too, which
+makes the limit a little tighter than the slice.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class HeldSlice:
         the order does not pace every batch size of every variant."""
         ordered = order.emulated
         assert ordered is not None
-        lanes = [(ordered.pace_ms, ordered.watts), *((one.pace_ms, one.watts) for one in order.also)]
+        lanes = [(ordered.pace_ms, ordered.watts), *((resident.pace_ms, resident.watts) for resident in order.also)]
         for pace_ms, watts in lanes:
             if not len(pace_ms) == len(watts) == order.max_batch:
                 raise WorkerError(f"the pace has {len(pace_ms)} batch sizes, the worker takes {order.max_batch}")

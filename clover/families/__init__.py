@@ -1,5 +1,8 @@
 """Families: finding them, reading `family.toml`, checking it, and calling the Python beside it.
 
+    family = clover.load_family("fashion")             # or a folder with `family.toml`, or "module:attribute"
+    print([variant.name for variant in family.variants])
+
 `family.toml` maps key by key onto `types.FamilySpec`; every error names the file and the key.
 
     declaration   the file's name, the words and datatypes that it may use

@@ -1,7 +1,7 @@
 """Arrays between the server and a process that runs a family's code: bytes in, checked arrays out, nothing pickled.
 
 An array is a record of its dtype, its shape and its bytes.  Arrays of objects hold text or bytes, one after the other.
-Whoever decodes does not trust who encoded: a record that is none raises ValueError.
+The decoder does not trust the encoder: a malformed record raises ValueError.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def unpack(packed: PackedArray) -> NDArray[Any]:
     if packed.dtype == "O":
         if len(packed.items) != count:
             raise ValueError("an array has not as many items as its shape says")
-        found: NDArray[Any] = np.empty(count, dtype=object)
-        found[:] = [item.decode("utf-8", "surrogatepass") for item in packed.items] if packed.text else packed.items
-        return found.reshape(shape)
+        array: NDArray[Any] = np.empty(count, dtype=object)
+        array[:] = [item.decode("utf-8", "surrogatepass") for item in packed.items] if packed.text else packed.items
+        return array.reshape(shape)
     if not _PLAIN.fullmatch(packed.dtype):
         raise ValueError("an array has an impossible dtype")
     dtype = np.dtype(packed.dtype)

@@ -86,7 +86,7 @@ def digest_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
 
 
 def structure_of_variant(spec: FamilySpec, variant: str | VariantSpec) -> str:
-    """Return `digest_of_variant` without weights and version: variants with one such digest differ in numbers only."""
+    """Return `digest_of_variant` without weights and version: variants with equal ones differ in numbers only."""
     chosen = spec.variant(variant) if isinstance(variant, str) else variant
     return _digest_alone(spec, msgspec.structs.replace(chosen, accuracy=None, weights="", version=""))
 
@@ -108,14 +108,14 @@ def files_of(spec: FamilySpec, folder: Path, variants: tuple[VariantSpec, ...]) 
     """Return the files of a family's folder that its steps read, also those that a step has by default or a parameter
     of these variants names."""
     tables = () if spec.steps is None else (*spec.steps.before, *spec.steps.after)
-    found: set[str] = set()
+    paths: set[str] = set()
     for table in tables:
         fields = msgspec.structs.fields(STEPS[str(table["step"])])
         usual = {field.name: field.default for field in fields}
         named = str(table.get("file", usual.get("file", "")))
-        of_variants = [str(one.parameters.get(named[1:], "")) for one in variants]
-        found.update(of_variants if named.startswith("$") else [named])
-    names = sorted(found - {""})
+        of_variants = [str(variant.parameters.get(named[1:], "")) for variant in variants]
+        paths.update(of_variants if named.startswith("$") else [named])
+    names = sorted(paths - {""})
     return [path for name in names if (path := folder / name).is_file()]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.families.declaration import DATATYPES, FILE, SPLITS
-from clover.families.loaders import ended, resolve
+from clover.families.loaders import describe_failure, resolve
 from clover.steps import application_inputs
 from clover.types import FamilySpec, TensorSpec
 
@@ -24,10 +24,10 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
     Raises ConfigError if the family has no such rows, if what its loader returns does not match the declaration, or if
     the loader imports torch.
     """
-    return checked(spec, *loaded(spec, split), _where(spec))
+    return check_rows(spec, *load_rows(spec, split), _where(spec))
 
 
-def loaded(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+def load_rows(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
     """Return what the loader of `spec` gives for `split`, as arrays; raises ConfigError as `load_evaluation` does if it
     cannot be asked."""
     if spec.evaluation is None:
@@ -40,7 +40,7 @@ def loaded(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[An
         load = resolve(spec.evaluation.loader, spec.folder)
         inputs, labels = load(Path(spec.folder), split)
     except (ImportError, SystemExit) as error:  # a package that is missing, with what the loader says of it
-        raise ConfigError(f"{where}: {ended(error)}") from error
+        raise ConfigError(f"{where}: {describe_failure(error)}") from error
     if not had_torch and "torch" in sys.modules:
         raise ConfigError(
             f"{where}: imports torch, which the server must not: keep it in a module that only needs NumPy"
@@ -52,7 +52,7 @@ def _where(spec: FamilySpec) -> str:
     return f"family {spec.name!r}: evaluation loader {spec.evaluation.loader if spec.evaluation else ''!r}"
 
 
-def checked(
+def check_rows(
     spec: FamilySpec, arrays: list[NDArray[Any]], truth: NDArray[Any], where: str
 ) -> tuple[list[NDArray[Any]], NDArray[Any]]:
     """Return labelled rows as they are if they match the declaration of `spec`; raises ConfigError, which begins with

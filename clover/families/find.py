@@ -24,7 +24,7 @@ from clover.digests import open_at_once
 from clover.errors import ConfigError
 from clover.families.declaration import COMPUTED, COMPUTED_OF_VARIANTS, FILE, LOADER, NAME
 from clover.families.digest import digest
-from clover.families.loaders import ended
+from clover.families.loaders import describe_failure
 from clover.families.manifest import check as check_files
 from clover.families.manifest import check_source
 from clover.families.published import with_untrained
@@ -80,7 +80,7 @@ def load_family(ref: str | FamilySpec) -> FamilySpec:
     if path.is_dir():
         return _read(path)
     if LOADER.fullmatch(ref):
-        return _imported(ref)
+        return _import_family(ref)
     raise ConfigError(_not_found(ref))
 
 
@@ -117,9 +117,9 @@ def _models_folder() -> Path:
     Raises ConfigError if neither is there.
     """
     candidates: list[Path] = []
-    found = importlib.util.find_spec("clover.models")
-    if found is not None and found.submodule_search_locations is not None:
-        candidates.extend(Path(place) for place in found.submodule_search_locations)
+    spec = importlib.util.find_spec("clover.models")
+    if spec is not None and spec.submodule_search_locations is not None:
+        candidates.extend(Path(place) for place in spec.submodule_search_locations)
     candidates.append(Path(__file__).resolve().parents[2] / "models")
     for folder in candidates:
         if any(folder.glob(f"*/{FILE}")):
@@ -138,8 +138,8 @@ def _shipped_or_empty() -> dict[str, Path]:
 def _not_found(ref: str) -> str:
     """Return the error text for a family that does not exist, with the names that do."""
     names = sorted(_shipped_or_empty())
-    known = f"shipped families: {', '.join(names)}" if names else "no shipped families are installed"
-    return f"no family {ref!r}{did_you_mean(ref, names)}: give a shipped name, a folder, or module:attribute ({known})"
+    listed = f"shipped families: {', '.join(names)}" if names else "no shipped families are installed"
+    return f"no family {ref!r}{did_you_mean(ref, names)}: give a shipped name, a folder, or module:attribute ({listed})"
 
 
 def _read(folder: Path) -> FamilySpec:
@@ -172,14 +172,14 @@ def _read(folder: Path) -> FamilySpec:
     return completed
 
 
-def _imported(ref: str) -> FamilySpec:
+def _import_family(ref: str) -> FamilySpec:
     """Return the checked family of "module:attribute"; its folder is that of the module, if it names none."""
     name, _, attribute = ref.partition(":")
     search_here(name)
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {ended(error)}") from error
+        raise ConfigError(f"family {ref!r}: module {name} cannot be imported: {describe_failure(error)}") from error
     value = getattr(module, attribute, None)
     if value is None:
         raise ConfigError(f"family {ref!r}: module {name} has no {attribute}{did_you_mean(attribute, dir(module))}")
@@ -187,7 +187,9 @@ def _imported(ref: str) -> FamilySpec:
         try:
             value = value()
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"family {ref!r}: {attribute} of module {name} failed: {ended(error)}") from error
+            raise ConfigError(
+                f"family {ref!r}: {attribute} of module {name} failed: {describe_failure(error)}"
+            ) from error
     if not isinstance(value, FamilySpec):
         raise ConfigError(f"family {ref!r}: is a {type(value).__name__}, not a FamilySpec or a function returning one")
     if value.folder:
@@ -227,10 +229,10 @@ def _refuse_unknown(table: dict[str, Any], record: type[msgspec.Struct], path: s
 
     `path` leads to `table` ("variants[0]."), `where` is the file.
     """
-    known = [field.encode_name for field in msgspec.structs.fields(record)]
+    fields = [field.encode_name for field in msgspec.structs.fields(record)]
     for key, value in table.items():
-        if key not in known:
-            offered = [name for name in known if name not in (*COMPUTED, *COMPUTED_OF_VARIANTS)]
+        if key not in fields:
+            offered = [name for name in fields if name not in (*COMPUTED, *COMPUTED_OF_VARIANTS)]
             raise ConfigError(f"{where}: {path}{key}: unknown key{did_you_mean(key, offered)}")
         below = _TABLES.get(record, {}).get(key)
         if below is None:

@@ -46,7 +46,7 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
             raise
         raise ConfigError(f"loader {loader!r}: no module {name} in the family's folder, nor to import") from error
     except SystemExit as error:
-        raise ConfigError(f"loader {loader!r}: module {name} cannot be imported: {ended(error)}") from error
+        raise ConfigError(f"loader {loader!r}: module {name} cannot be imported: {describe_failure(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         hint = did_you_mean(attribute, [key for key in vars(module) if not key.startswith("_")])
@@ -55,7 +55,7 @@ def resolve(loader: str, folder: str | Path) -> Callable[..., Any]:
     return found
 
 
-def ended(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """Return what went wrong in the Python of a family, for a message; `sys.exit` is an error as any other."""
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
@@ -95,10 +95,10 @@ def _findable(name: str) -> bool:
     for depth in range(1, len(parts) + 1):
         full_name = ".".join(parts[:depth])
         finders = (finder.find_spec(full_name, place) for finder in sys.meta_path)
-        found = next((spec for spec in finders if spec is not None), None)
-        if found is None:
+        spec_found = next((spec for spec in finders if spec is not None), None)
+        if spec_found is None:
             return False
-        place = found.submodule_search_locations
+        place = spec_found.submodule_search_locations
         if place is None:
             return depth == len(parts)
     return True
@@ -130,10 +130,10 @@ class _FamilyFinder:
     ) -> importlib.machinery.ModuleSpec | None:
         if path is None or not fullname.startswith(_PACKAGE):
             return None
-        found = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if found is not None and isinstance(found.loader, importlib.machinery.SourceFileLoader):
-            found.loader = _FreshLoader(found.loader.name, found.loader.path)
-        return found
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _FreshLoader(spec.loader.name, spec.loader.path)
+        return spec
 
 
 def _package_of(folder: Path) -> str:

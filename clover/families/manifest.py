@@ -76,14 +76,14 @@ def check(folder: Path, *, expected: str = "") -> CheckedFiles | None:
         raise ConfigError(f"{folder / MANIFEST} is another one than the server read")
     listed = parse(data, str(folder / MANIFEST))
     there = set(_files(folder))
-    faults = [*_named("missing", listed.keys() - there), *_named("not listed", there - listed.keys())]
+    faults = [*_list_names("missing", listed.keys() - there), *_list_names("not listed", there - listed.keys())]
     signatures: dict[str, tuple[int, ...]] = {}
     different = []
     for name in sorted(there & listed.keys()):
         signatures[name] = _signature(folder / name)
         if sha256_of(folder / name) != listed[name]:
             different.append(name)
-    faults += _named("different", different)
+    faults += _list_names("different", different)
     if faults:
         raise ConfigError(
             f"{folder}: its files are not those of {MANIFEST}: {'; '.join(faults)} (if that is meant, write it anew: "
@@ -102,8 +102,8 @@ def check_manifest(spec: FamilySpec, *, required: bool) -> None:
 
 def check_source(path: str, data: bytes) -> None:
     """Raise ConfigError if `data`, read from a file of a checked family, is not what its manifest lists."""
-    known = _known.get(os.path.abspath(path))
-    if known is not None and hashlib.sha256(data).hexdigest() != known:
+    digest = _known.get(os.path.abspath(path))
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
         raise ConfigError(f"{path} was changed after it was checked: it is not run")
 
 
@@ -117,13 +117,13 @@ def parse(data: bytes, where: str) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line and number == len(lines):
             break
-        found = _LINE.fullmatch(line)
-        if found is None:
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise ConfigError(f"{where}: line {number} is not of the form that sha256sum writes")
-        name = found[2]
+        name = match[2]
         if name in listed:
             raise ConfigError(f"{where}: line {number} lists {name} again")
-        listed[name] = found[1]
+        listed[name] = match[1]
     if not listed:
         raise ConfigError(f"{where}: lists no file")
     return listed
@@ -149,7 +149,7 @@ def _files(folder: Path) -> Iterator[str]:
             yield relative
 
 
-def _named(what: str, names: Collection[str]) -> list[str]:
+def _list_names(what: str, names: Collection[str]) -> list[str]:
     """Return in words which files are `what`; nothing for none."""
     if not names:
         return []
@@ -160,8 +160,8 @@ def _named(what: str, names: Collection[str]) -> list[str]:
 
 def _signature(path: Path) -> tuple[int, ...]:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return ()
-    kind = stat.S_IFMT(found.st_mode)
-    return found.st_dev, found.st_ino, kind, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    kind = stat.S_IFMT(status.st_mode)
+    return status.st_dev, status.st_ino, kind, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -48,19 +48,19 @@ def external_tensors(file: Path) -> list[ExternalTensor]:
 
     Raises OSError, and ValueError if it is no ONNX file.
     """
-    found = []
+    tensors = []
     with open_at_once(file) as opened:
         waiting = [("model", 0, os.fstat(opened.fileno()).st_size)]
         while waiting:
             kind, start, end = waiting.pop()
             if kind == "tensor":
-                found += _tensor(opened, start, end)
+                tensors += _tensor(opened, start, end)
                 continue
             inside = _INSIDE[kind]
             for number, wire, value, size in _fields(opened, start, end):
                 if number in inside and wire == _SIZED:
                     waiting.append((inside[number], value, value + size))
-    return found
+    return tensors
 
 
 def external_files(file: Path) -> list[str]:
@@ -74,8 +74,8 @@ def external_files(file: Path) -> list[str]:
 def external_bytes(file: Path) -> int:
     """Return the bytes of the external tensors of an ONNX file.  Raises OSError, and ValueError if it is none."""
     total = 0
-    for one in external_tensors(file):
-        total += one.length if one.length >= 0 else (file.parent / one.location).stat().st_size - one.offset
+    for tensor in external_tensors(file):
+        total += tensor.length if tensor.length >= 0 else (file.parent / tensor.location).stat().st_size - tensor.offset
     return total
 
 

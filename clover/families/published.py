@@ -40,8 +40,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def place_of(published: PublishedFile) -> Path:
     """Return where a published file lies, or would."""
-    found = _ON_A_HUB.fullmatch(published.url)
-    name = "--".join(found.groups()).replace("/", "--") if found else PurePosixPath(published.url).name
+    match = _ON_A_HUB.fullmatch(published.url)
+    name = "--".join(match.groups()).replace("/", "--") if match else PurePosixPath(published.url).name
     return fetched_files() / name
 
 
@@ -106,8 +106,8 @@ def fetch_of(spec: FamilySpec, arguments: Sequence[str]) -> int:
             print(f"{name}: {'is not published' if declared is None else fetch(declared, wanted.get(name, ''))}")
         except KeyError:
             failed = True
-            known = ", ".join(variant.name for variant in spec.variants)
-            print(f"no variant {name!r} in {spec.name}: {known}", file=sys.stderr)
+            names = ", ".join(variant.name for variant in spec.variants)
+            print(f"no variant {name!r} in {spec.name}: {names}", file=sys.stderr)
         except (ConfigError, OSError) as error:
             failed = True
             print(f"{name}: {error}", file=sys.stderr)
@@ -116,11 +116,11 @@ def fetch_of(spec: FamilySpec, arguments: Sequence[str]) -> int:
 
 def with_untrained(spec: FamilySpec) -> FamilySpec:
     """Return a family with the variants marked whose published weights are not here."""
-    return replace(spec, variants=tuple(_marked(variant) for variant in spec.variants))
+    return replace(spec, variants=tuple(_mark_untrained(variant) for variant in spec.variants))
 
 
 def caution(spec: FamilySpec) -> str:
-    """Return what whoever serves or measures a family has to know of its untrained variants; "" if it has none."""
+    """Return a warning about the untrained variants of a family, for those who serve or measure it; "" without any."""
     random = [variant for variant in spec.variants if variant.untrained]
     if not random:
         return ""
@@ -132,12 +132,12 @@ def caution(spec: FamilySpec) -> str:
     return f"{text}; put trained weights into their files, then remove `untrained` from family.toml"
 
 
-def _marked(variant: VariantSpec) -> VariantSpec:
+def _mark_untrained(variant: VariantSpec) -> VariantSpec:
     if variant.published is None or variant.untrained:
         return variant
-    if (known := _there(variant.published)) is not None:
-        names = {key: place_of(file).name for key, file in known.beside.items()}
-        return replace(variant, published=known, parameters={**variant.parameters, **names})
+    if (present := _there(variant.published)) is not None:
+        names = {key: place_of(file).name for key, file in present.beside.items()}
+        return replace(variant, published=present, parameters={**variant.parameters, **names})
     trained = f" (trained: {variant.accuracy.value:g} %)" if variant.accuracy is not None else ""
     metric = variant.accuracy.metric if variant.accuracy is not None else "top1"
     accuracy = PublishedAccuracy(value=0.0, metric=metric, source=f"UNTRAINED: random weights{trained}")
@@ -146,16 +146,16 @@ def _marked(variant: VariantSpec) -> VariantSpec:
 
 def _there(published: PublishedWeights) -> PublishedWeights | None:
     """Return published weights as they are pinned; None if they, or a file that they need, are not here."""
-    known = pinned(published)
-    if known is None or not place_of(known).is_file():
+    pin = pinned(published)
+    if pin is None or not place_of(pin).is_file():
         return None
     beside = {}
-    for key, file in known.beside.items():
-        found = pinned(file)
-        if found is None or not place_of(found).is_file():
+    for key, file in pin.beside.items():
+        digest = pinned(file)
+        if digest is None or not place_of(digest).is_file():
             return None
-        beside[key] = found
-    return replace(known, beside=beside)
+        beside[key] = digest
+    return replace(pin, beside=beside)
 
 
 def _pin_of(path: Path) -> Path:

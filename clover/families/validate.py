@@ -73,8 +73,8 @@ def check(spec: FamilySpec, folder: Path | None, where: str) -> None:
             _check_loader(spec.evaluation.metric, "evaluation.metric", where)
         elif spec.evaluation.metric not in METRICS:
             hint = did_you_mean(spec.evaluation.metric, METRICS)
-            known = f"it is {' or '.join(map(repr, METRICS))}, or module:function of the family's folder"
-            raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown{hint}: {known}")
+            allowed = f"it is {' or '.join(map(repr, METRICS))}, or module:function of the family's folder"
+            raise refuse("evaluation.metric", f"{spec.evaluation.metric!r} is unknown{hint}: {allowed}")
     if spec.confidence is not None:
         _check_confidence(spec, spec.confidence, where)
 
@@ -122,8 +122,8 @@ def _check_confidence(spec: FamilySpec, confidence: ConfidenceSpec, where: str) 
         return _check_loader(confidence.kind, "confidence.kind", where)
     if confidence.kind not in CONFIDENCES:
         hint = did_you_mean(confidence.kind, CONFIDENCES)
-        known = f"{', '.join(CONFIDENCES)}, or module:function"
-        raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {known}")
+        allowed = f"{', '.join(CONFIDENCES)}, or module:function"
+        raise ConfigError(f"{where}: confidence.kind: {confidence.kind!r} is unknown{hint}: it is {allowed}")
     tensor = outputs[confidence.output] if confidence.output else given[0]
     if DATATYPES.get(tensor.datatype, np.dtype(np.uint8)).kind != "f" or int(np.prod(tensor.bound)) < 2:
         text = f"{confidence.kind!r} needs several floating-point numbers a row, which {tensor.name!r} does not hold"

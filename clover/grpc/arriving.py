@@ -1,9 +1,9 @@
 """Calls whose message has not come whole, and what they may make the server hold.
 
-grpcio keeps what has come of a message, up to `limits.body_bytes`, and does not say how much that is.  The memory of
-the process says what it comes to.  While so few calls wait for a message that all of these together could not be more
-than `limits.held_bytes`, `Arriving` notes the memory in use.  Once it has grown by more than that bound with more calls
-waiting, calls end, as over HTTP connections do: those of the connection that has the most.
+grpcio keeps the received part of a message, up to `limits.body_bytes`, and does not say how large it is.  So the memory
+of the process is watched instead.  While so few calls wait that their messages cannot exceed `limits.held_bytes`
+together, `Arriving` records the memory in use.  Once more calls wait and the memory has grown by more than
+`limits.held_bytes`, the calls of the connection with most of them are ended, as HTTP connections are.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ class Arriving:
                 timeout.reschedule(now_s)
             self._rest = memory  # what these calls did not hold ends no others
             log.warning(
-                "%d calls over gRPC were ended: messages that have not come whole came to more than "
-                "limits.held_bytes = %d",
+                "%d gRPC calls were ended: their incomplete messages took more than limits.held_bytes = %d",
                 len(ended),
                 limits.held_bytes,
             )

@@ -1,7 +1,7 @@
 """One inference over gRPC, from its decoded request to its encoded answer.
 
-The answer is encoded and the slots are given back when the data plane calls, and not when the Task that waits for it
-has its turn: statistics that are read in between would count it in part.
+The answer is encoded and the slots are given back in the data plane's callback, not later in the waiting Task:
+statistics that are read in between would count the request in part.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class GrpcInference:
         if self._done.done():
             return  # cancelled: `run` gives them back when it has its turn
         try:
-            answer = self._encoded(ticket)
+            answer = self._encode_answer(ticket)
         except Exception as error:
             self._done.set_exception(error)
         else:
@@ -96,7 +96,7 @@ class GrpcInference:
         finally:
             self._endpoint.model.close(ticket)
 
-    def _encoded(self, ticket: Ticket) -> tuple[bytes, Metadata]:
+    def _encode_answer(self, ticket: Ticket) -> tuple[bytes, Metadata]:
         if ticket.status != 200:
             raise _ERRORS.get(ticket.status, RequestError)(ticket.error, retry_after_s=ticket.retry_after_s)
         model, request = self._endpoint.model, self._request

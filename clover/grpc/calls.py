@@ -1,6 +1,6 @@
 """Who makes a call, and how errors look: as over HTTP, in gRPC's form.
 
-Nothing is compared with a Host as over HTTP: that is against web pages, and no browser sends gRPC calls.
+There is no Host check as over HTTP.  That check protects against web pages, and no browser sends gRPC calls.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Callers:
         self._known.clear()
         self.changes += 1
 
-    def of(self, context: Any) -> GrpcCaller:
+    def caller(self, context: Any) -> GrpcCaller:
         """Return who makes the call of `context`, which `refusal` let pass."""
         metadata = context.invocation_metadata() or ()
         grant, tenant = self._recognise(_bearer(metadata))
@@ -180,18 +180,18 @@ class Callers:
         it would change the server it is noted, as `method`."""
         bearer = _bearer(metadata)
         grant, tenant = self._recognise(bearer)
-        found = self.access.refusal(bearer, grant, tenant, path)
-        if found is not None and changes(path):
-            self.audit.note(who(grant, tenant), "grpc", _call_of(method), status=found[0], error=found[1])
-        return found
+        answer = self.access.refusal(bearer, grant, tenant, path)
+        if answer is not None and changes(path):
+            self.audit.record(who(grant, tenant), "grpc", _call_of(method), status=answer[0], error=answer[1])
+        return answer
 
     def _recognise(self, bearer: bytes) -> tuple[Grant | None, Tenant | None]:
-        found = self._known.get(bearer)
-        if found is None:
-            found = self._known[bearer] = self.access.recognise(bearer)
+        bearer_known = self._known.get(bearer)
+        if bearer_known is None:
+            bearer_known = self._known[bearer] = self.access.recognise(bearer)
             if len(self._known) > _KNOWN_TOKENS:
                 self._known.popitem(last=False)
-        return found
+        return bearer_known
 
 
 def who(grant: Grant | None, tenant: Tenant | None) -> str:
@@ -206,10 +206,10 @@ def _call_of(method: str) -> str:
 
 def _bearer(metadata: Metadata) -> bytes:
     """Return the bearer token of a call; empty without `authorization`, `NOBODY` with several."""
-    found = [str(value).encode() for key, value in metadata if key == "authorization"]
-    if len(found) > 1:
+    fields = [str(value).encode() for key, value in metadata if key == "authorization"]
+    if len(fields) > 1:
         return NOBODY
-    return bearer_of(found[0]) if found else b""
+    return bearer_of(fields[0]) if fields else b""
 
 
 def _request_id(metadata: Metadata) -> str:
@@ -220,7 +220,7 @@ def _request_id(metadata: Metadata) -> str:
     return ""
 
 
-def shown(error: RequestError) -> str:
+def client_text(error: RequestError) -> str:
     """Return the text of an error as clients see it; the texts of the server's own faults stay in the log."""
     return "the model failed on this request" if error.status == 500 and error.message != FAILED else error.message
 
@@ -232,7 +232,7 @@ def retry_metadata(error: RequestError) -> Metadata:
     return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
 
 
-def parsed(kind: Any, message: bytes) -> Any:
+def parse_message(kind: Any, message: bytes) -> Any:
     """Return the message of a call that is no inference; raises BadRequest or TooLarge."""
     name = kind.DESCRIPTOR.name
     if len(message) > DOCUMENT_BYTES:
@@ -306,7 +306,7 @@ class CallHandlers:
         try:
             answer = await work
         except (asyncio.CancelledError, grpc.aio.InternalError):  # grpcio's error if the client has gone
-            stats.answered("CANCELLED")
+            stats.record_answer("CANCELLED")
             raise
         except RequestError as error:
             failed = error
@@ -314,7 +314,7 @@ class CallHandlers:
             log.exception("a call failed")
             failed = shortage(error) or RequestError(FAILED)
         else:
-            stats.answered("OK")
+            stats.record_answer("OK")
             return answer
         finally:
             stats.open_calls -= 1
@@ -323,6 +323,6 @@ class CallHandlers:
     async def end(self, context: Any, error: RequestError) -> NoReturn:
         """End a call with an error, and count it.  Metadata that was set for its end stays."""
         code = code_of(error)
-        self.stats.answered(code.name)
-        await context.abort(code, shown(error), (*(context.trailing_metadata() or ()), *retry_metadata(error)))
+        self.stats.record_answer(code.name)
+        await context.abort(code, client_text(error), (*(context.trailing_metadata() or ()), *retry_metadata(error)))
         raise AssertionError("abort raises")

@@ -94,7 +94,7 @@ class GrpcFrontend:
         self._config = config
         self.stats = GrpcStats()
         self.target = ""
-        known = operators or Operators.of(config)
+        known = operators or Operators.from_config(config)
         self._callers = Callers(Access(config.listen, tenants=tenants, grants=known.grants), known.audit)
         self._calls = CallHandlers(self._callers, self.stats, config.limits)
         self._service = OipService(view, self._calls, ids)
@@ -144,7 +144,7 @@ class GrpcFrontend:
             bound = 0
         if not bound:
             await self.close()
-            raise _taken(shown, port)
+            raise _address_taken(shown, port)
         self.target = f"{shown}:{bound}"
         await server.start()
         logging.getLogger("grpc._cython.cygrpc").addFilter(_says_more_than_that_a_client_has_gone)
@@ -217,12 +217,11 @@ class GrpcFrontend:
 
 
 def _says_more_than_that_a_client_has_gone(record: logging.LogRecord) -> bool:
-    """Return whether a record of grpcio is none of the tracebacks that it writes if a client has gone before its
-    answer."""
+    """Return False for the tracebacks that grpcio logs if a client has gone before its answer."""
     return not (record.exc_info and isinstance(record.exc_info[1], aio.InternalError))
 
 
-def _taken(shown: str, port: int) -> StartError:
+def _address_taken(shown: str, port: int) -> StartError:
     return StartError(f"cannot listen on {shown}:{port} for gRPC; --grpc-port chooses another")
 
 
@@ -231,10 +230,10 @@ def _check_free(host: str, port: int, shown: str) -> None:
     if not port:
         return
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError:
         return  # binding says what is wrong with the address
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         try:
             probe = socket.socket(family, kind, protocol)
         except OSError:
@@ -247,7 +246,7 @@ def _check_free(host: str, port: int, shown: str) -> None:
                 probe.bind(address)
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise _taken(shown, port) from error
+                    raise _address_taken(shown, port) from error
 
 
 def _milliseconds(seconds: float) -> int:

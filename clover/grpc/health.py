@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from clover.errors import NotFound, Overloaded, Unavailable
-from clover.grpc.calls import CallHandlers, parsed
+from clover.grpc.calls import CallHandlers, parse_message
 from clover.grpc.messages import SERVICE
 from clover.interfaces import ServerView
 
@@ -68,12 +68,12 @@ class HealthService:
             raise Overloaded(f"{_MOST_WATCHES} clients watch the health of this server already: call Check instead")
         self._watches += 1
         try:
-            known = None
+            last = None
             while True:
                 ended = self._ended.is_set()
                 status = self.status(service)
-                if status != known:
-                    known = status
+                if status != last:
+                    last = status
                     await context.write(_Status(status=status).SerializeToString())
                 if ended:
                     raise Unavailable("the server is shutting down")
@@ -86,4 +86,4 @@ class HealthService:
 
 def _service(message: bytes) -> str:
     """Return the name that is asked for."""
-    return str(parsed(health_pb2.HealthCheckRequest, message).service)
+    return str(parse_message(health_pb2.HealthCheckRequest, message).service)

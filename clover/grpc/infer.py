@@ -20,7 +20,7 @@ from clover.errors import BadRequest, RequestError, TooLarge
 from clover.grpc import wire
 from clover.grpc.messages import InferParameter, ModelInferRequest, ModelInferResponse
 from clover.http.oip import tensors
-from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, shown
+from clover.http.oip.inputs import RANK, DeclaredInput, names_of, of_input, quote_input
 from clover.http.oip.request import (
     OUTPUT_PARAMETERS,
     REQUEST_PARAMETERS,
@@ -93,7 +93,10 @@ def decode(signature: Signature, call: Call) -> InferRequest:
     if not given.outputs:
         request.outputs = signature.defaults[raw_out]
     else:
-        wanted = [{"name": one.name, "parameters": _plain(one.parameters, OUTPUT_PARAMETERS)} for one in given.outputs]
+        wanted = [
+            {"name": output.name, "parameters": _plain(output.parameters, OUTPUT_PARAMETERS)}
+            for output in given.outputs
+        ]
         request.outputs = read_outputs(signature, wanted, raw_out, request.rows)
     return request
 
@@ -121,13 +124,13 @@ def _read_inputs(
         name = item.name
         entry = declared.get(name)
         if entry is None:
-            raise BadRequest(f"an input is named {shown(name)}; the model takes {names_of(declared)}")
+            raise BadRequest(f"an input is named {quote_input(name)}; the model takes {names_of(declared)}")
         if name in seen:
             raise BadRequest(f"input {name!r} is given twice")
         seen.add(name)
         try:
             if item.datatype != entry.datatype.name:
-                raise BadRequest(f"its datatype is {shown(item.datatype)}; the model takes {entry.datatype.name}")
+                raise BadRequest(f"its datatype is {quote_input(item.datatype)}; the model takes {entry.datatype.name}")
             if len(item.shape) > RANK:
                 raise BadRequest(f"its shape has {len(item.shape)} axes; a tensor has at most {RANK}")
             shape = entry.check_shape(list(item.shape), signature.most_rows, body_bytes)

@@ -16,8 +16,8 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 def _load() -> None:
-    found = descriptor_pb2.FileDescriptorSet.FromString(Path(__file__).with_name("open_inference.binpb").read_bytes())
-    for file in found.file:
+    files = descriptor_pb2.FileDescriptorSet.FromString(Path(__file__).with_name("open_inference.binpb").read_bytes())
+    for file in files.file:
         POOL.AddSerializedFile(file.SerializeToString())
 
 

@@ -33,9 +33,9 @@ from clover.grpc.calls import (
     GrpcCaller,
     Unimplemented,
     Work,
+    client_text,
     code_of,
-    parsed,
-    shown,
+    parse_message,
     who,
 )
 from clover.grpc.messages import SERVICE, ModelInferResponse, message_class
@@ -129,20 +129,20 @@ class OipService:
     # --- inference ----------------------------------------------------------------------------------------------------
 
     async def _infer(self, message: bytes, context: Any) -> bytes:
-        caller = self._callers.of(context)
+        caller = self._callers.caller(context)
         if caller.request_id:
             context.set_trailing_metadata((("x-request-id", caller.request_id),))  # an error has it as well
-        inference = self._decoded(infer.parse(message, self._limits.json_bytes), caller)
+        inference = self._decode_request(infer.parse(message, self._limits.json_bytes), caller)
         del message  # its tensors are copied, and it may be large
         answer, about = await inference.run(context.time_remaining())
         context.set_trailing_metadata(about)
         return answer
 
-    def _decoded(self, call: infer.Call, caller: GrpcCaller, streamed: bool = False) -> GrpcInference:
+    def _decode_request(self, call: infer.Call, caller: GrpcCaller, streamed: bool = False) -> GrpcInference:
         """Return the inference that a request asks for; raises RequestError."""
         given = call[0]
         endpoint = self._endpoint(given.model_name, given.model_version)
-        wait_s = endpoint.model.crowded(caller.flow, caller.request, caller.tenant)
+        wait_s = endpoint.model.retry_in_s(caller.flow, caller.request, caller.tenant)
         if wait_s > 0.0:
             raise Overloaded("too many rows wait for this model", retry_after_s=wait_s)
         request = infer.decode(endpoint.signature, call)
@@ -150,20 +150,20 @@ class OipService:
 
     def _endpoint(self, name: str, version: str) -> InferEndpoint:
         """Return the endpoint of the family that has the name now; raises NotFound."""
-        key, model = named.found(self._view.models(), name, version or None)
+        key, model = named.find_model(self._view.models(), name, version or None)
         endpoint = self._endpoints.get(key)
         if endpoint is None or endpoint.model is not model:
             endpoint = self._endpoints[key] = named.endpoint_of(key, model, self._limits)
         return endpoint
 
     def _model(self, name: str, version: str) -> Model:
-        return named.found(self._view.models(), name, version or None)[1]
+        return named.find_model(self._view.models(), name, version or None)[1]
 
     # --- streams ------------------------------------------------------------------------------------------------------
 
     async def _stream(self, context: Any) -> None:
         """Answer the requests of a stream in their order; as many at once as a connection may pipeline."""
-        caller, changes = self._callers.of(context), self._callers.changes
+        caller, changes = self._callers.caller(context), self._callers.changes
         refused: RequestError | None = None
         room = asyncio.Semaphore(self._limits.pipelined)
         due: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
@@ -181,11 +181,11 @@ class OipService:
                 if message is grpc.aio.EOF:
                     return
                 if changes != self._callers.changes:
-                    if (found := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
-                        refused = CallRefused(*found[:2])
+                    if (refusal := self._callers.refusal(context.invocation_metadata() or (), INFER_PATH)) is not None:
+                        refused = CallRefused(*refusal[:2])
                         return
-                    caller, changes = self._callers.of(context), self._callers.changes
-                task = asyncio.create_task(self._streamed(message, caller, context.time_remaining()))
+                    caller, changes = self._callers.caller(context), self._callers.changes
+                task = asyncio.create_task(self._encode_streamed(message, caller, context.time_remaining()))
                 del message  # which the task lets go of as soon as it can
                 tasks.add(task)
                 due.put_nowait(task)
@@ -211,14 +211,14 @@ class OipService:
         if self._closing:
             raise Unavailable("the server is shutting down")
 
-    async def _streamed(self, message: bytes, caller: GrpcCaller, remaining_s: float | None) -> bytes:
+    async def _encode_streamed(self, message: bytes, caller: GrpcCaller, remaining_s: float | None) -> bytes:
         """Return one answer of a stream, in which an error is an answer too."""
         given = ""
         await self._calls.turns.take(len(message))
         try:
             call = infer.parse(message, self._limits.json_bytes)
             given = call[0].id
-            inference = self._decoded(call, caller, streamed=True)
+            inference = self._decode_request(call, caller, streamed=True)
             del message, call  # as in `_infer`
             answer, _ = await inference.run(remaining_s)
         except RequestError as error:
@@ -227,23 +227,25 @@ class OipService:
             log.exception("a request of a stream failed")
             failed = shortage(error) or RequestError(FAILED)
         else:
-            self._stats.answered("OK")
+            self._stats.record_answer("OK")
             return wire.with_fields(b"", _STREAMED, (answer,))
-        self._stats.answered(code_of(failed).name)
+        self._stats.record_answer(code_of(failed).name)
         return bytes(
-            _StreamAnswer(error_message=shown(failed), infer_response=ModelInferResponse(id=given)).SerializeToString()
+            _StreamAnswer(
+                error_message=client_text(failed), infer_response=ModelInferResponse(id=given)
+            ).SerializeToString()
         )
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
     async def _describe(self, kind: Any, work: Callable[[Any, GrpcCaller], Any], message: bytes, context: Any) -> bytes:
-        return bytes(work(parsed(kind, message), self._callers.of(context)).SerializeToString())
+        return bytes(work(parse_message(kind, message), self._callers.caller(context)).SerializeToString())
 
     async def _describe_model(
         self, call: str, describe: Callable[[str, Model], dict[str, Any]], message: bytes, context: Any
     ) -> bytes:
         """Return the answer to a call that asks what a model is; it is made once a model."""
-        request = parsed(message_class(f"{call}Request"), message)
+        request = parse_message(message_class(f"{call}Request"), message)
         model = self._model(request.name, request.version)
         key = call, request.name, request.version
         kept = self._descriptions.get(key)
@@ -275,9 +277,9 @@ class OipService:
         if request.name:
             models = [(request.name, self._model(request.name, request.version))]
         else:
-            models = named.each(self._view.models())
-        found = {"model_stats": [{**model.stats(), "name": name} for name, model in models]}
-        return json_format.ParseDict(found, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
+            models = named.list_versions(self._view.models())
+        statistics = {"model_stats": [{**model.stats(), "name": name} for name, model in models]}
+        return json_format.ParseDict(statistics, message_class("ModelStatisticsResponse")(), ignore_unknown_fields=True)
 
     def _index(self, request: Any, caller: GrpcCaller) -> Any:
         answer = message_class("RepositoryIndexResponse")()
@@ -286,19 +288,19 @@ class OipService:
                 continue  # its versions are listed each for itself
             state, reason = self._view.state_of(key)
             if state == "READY" or not request.ready:
-                answer.models.add(name=named.shown(key), version=model.spec.version, state=state, reason=reason)
+                answer.models.add(name=named.client_name(key), version=model.spec.version, state=state, reason=reason)
         return answer
 
     # --- repository ---------------------------------------------------------------------------------------------------
 
     async def _load(self, given: bytes, context: Any) -> bytes:
-        request = parsed(message_class("RepositoryModelLoadRequest"), given)
+        request = parse_message(message_class("RepositoryModelLoadRequest"), given)
         name = request.model_name
         await self._change(context, "load", name, lambda: self._view.load(name, _config_of(request)))
         return b""
 
     async def _unload(self, given: bytes, context: Any) -> bytes:
-        request = parsed(message_class("RepositoryModelUnloadRequest"), given)
+        request = parse_message(message_class("RepositoryModelUnloadRequest"), given)
         name = request.model_name
         await self._change(context, "unload", name, lambda: self._view.unload(name))
         return b""
@@ -306,7 +308,7 @@ class OipService:
     async def _change(self, context: Any, call: str, name: str, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Make a change if the caller of `context` may, and note it in the audit log in any case; raises
         RequestError."""
-        caller, audit = self._callers.of(context), self._callers.audit
+        caller, audit = self._callers.caller(context), self._callers.audit
         bearer, shown_name = who(caller.grant, caller.tenant), name[:_NAME_CHARACTERS]
         status, text = 500, "it was cut off"
         try:
@@ -314,10 +316,10 @@ class OipService:
             await self._await(begin(), f"failed to {call}: ")
             status, text = 200, ""
         except RequestError as error:
-            status, text = error.status, shown(error)
+            status, text = error.status, client_text(error)
             raise
         finally:
-            audit.note(bearer, "grpc", call, model=shown_name, status=status, error=text)
+            audit.record(bearer, "grpc", call, model=shown_name, status=status, error=text)
 
     async def _await(self, change: Coroutine[Any, Any, None], failed: str) -> None:
         """Wait for a change, which a client that goes does not end; raises RequestError, without what is not for
@@ -330,7 +332,7 @@ class OipService:
         except NotFound:
             raise NotFound(f"Request for unknown model: {failed}no model of that name is known") from None
         except RequestError as error:
-            raise type(error)(failed + shown(error), retry_after_s=error.retry_after_s) from None
+            raise type(error)(failed + client_text(error), retry_after_s=error.retry_after_s) from None
         except PlanError as error:
             log.warning("a change was refused: %s", error)
             raise Conflict(f"{failed}no plan satisfies this, or it was rolled back; see the decisions") from None

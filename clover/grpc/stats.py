@@ -14,6 +14,6 @@ class GrpcStats:
         self.open_calls = 0
         """Calls that are being handled now."""
 
-    def answered(self, code: str) -> None:
+    def record_answer(self, code: str) -> None:
         """Count the end of a call."""
         self.calls[code] += 1

@@ -1,7 +1,7 @@
 """Messages in their wire form, put together so that the bytes of tensors are copied once.
 
-A message is its fields one after the other: a key (field number and wire type), then the value.  A tensor's bytes lie
-in such a value as they are, so a message is its other fields, encoded by protobuf, followed by fields of bytes.
+A message is its fields one after the other: a key (field number and wire type), then the value.  A tensor's bytes are
+such a value unchanged.  So protobuf encodes the other fields, and the tensors are appended as fields of bytes.
 `clover._native.protobuf` has the other direction.
 """
 

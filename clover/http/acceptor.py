@@ -1,9 +1,9 @@
 """Accepting TCP connections: counted from the accept on, and refused before descriptors run out.
 
-An event loop's own server makes a transport of whatever it accepts, as many in one turn as have come, and counts no TLS
-connection before its handshake is over.  Here a connection is admitted first, or closed at once.  A new socket gets the
-lowest descriptor that is free; so one near the limit says that nearly all are in use, by whomever, and the last ones
-are kept for workers to be started with.
+The event loop's own server makes a transport of every connection that it accepts, without a limit per turn, and does
+not count a TLS connection before its handshake is over.  Here a connection is admitted first, or closed at once.  A new
+socket gets the lowest free descriptor, so a number near the limit shows that nearly all descriptors are in use.  The
+last ones are kept for starting workers.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def reserve_descriptors(connections: int) -> int:
 async def bind(loop: asyncio.AbstractEventLoop, host: str | None, port: int) -> list[socket.socket]:
     """Return one socket for each address of `host` (all addresses if None), bound and not yet listening; raises
     OSError."""
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError:

@@ -5,14 +5,14 @@ Three defences against three attackers.  The Host allow list stops a web page th
 and without one changes are taken from loopback peers only.  If a control socket is configured, only that takes changes.
 
 A tenant's token lets it ask models.  It changes nothing, and sees neither state nor decisions, metrics or statistics,
-which are others' too, unless the tenant `may_control`.  Where there are tenants, a token that is nobody's is refused
-wherever it comes from: its owner would otherwise be served as no tenant, without a limit.
+which are others' too, unless the tenant `may_control`.  If there are tenants, an unknown token is refused, even from
+loopback peers: its bearer would otherwise be served as no tenant, without a limit.
 
-Tokens beside `listen.token` have scopes (`clover.grants`), and what is asked needs one of them: by its path, and, for a
-change, once more as it is made.
+Tokens beside `listen.token` have scopes (`clover.grants`).  The path of a call says which scope it needs.  A call that
+changes something is checked once more as the change is made.
 
-The dashboard's page and its scripts are read without the token, since a browser that opens an address sends none: they
-are files of the package and hold nothing of this server.  What they show they ask for with the token.
+The dashboard's page and its scripts need no token, since a browser that opens an address sends none.  They are files of
+the package and hold nothing of this server.  They send the token with each request for data.
 """
 
 from __future__ import annotations
@@ -144,11 +144,11 @@ class Access:
             )
 
     def judge(self, head: Head) -> None:
-        """Set `authorised` and `tenant`, and refuse a foreign host, a token that is nobody's, on an open bind a call
-        without a token, and what a tenant or a token's scopes do not permit."""
+        """Set `authorised` and `tenant`.  Refuse a foreign host, an unknown token, a call without a token on an open
+        bind, and what a tenant or a token's scopes do not permit."""
         grant, head.tenant = self.recognise(head.bearer)
         head.authorised = grant is not None
-        found = self._misplaced(head) or self.refusal(head.bearer, grant, head.tenant, head.path)
+        found = self._host_refusal(head) or self.refusal(head.bearer, grant, head.tenant, head.path)
         if found is not None:
             head.refusal = found
 
@@ -179,7 +179,7 @@ class Access:
             return True  # also once a reload has taken the last tenant away
         return not self._control and bool(self._tenants or self._grants.named) and bool(bearer)
 
-    def _misplaced(self, head: Head) -> tuple[int, str, bytes] | None:
+    def _host_refusal(self, head: Head) -> tuple[int, str, bytes] | None:
         """Return the refusal of a request that is, or may be, meant for another host; None if it is meant for us."""
         if not head.host:
             # HTTP/1.0 without a Host.  No browser sends that, so no page can have chosen the name it came under.  But

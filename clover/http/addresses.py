@@ -10,14 +10,14 @@ import ipaddress
 def client_of(address: str) -> str:
     """Return by what a peer is counted: its IPv4 address, or the /64 of its IPv6 one, which is one subscriber's."""
     try:
-        found = ipaddress.ip_address(address)
+        peer = ipaddress.ip_address(address)
     except ValueError:
         return address  # the control socket's peers have none
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.IPv6Address(int(found) >> 64 << 64))
+    if isinstance(peer, ipaddress.IPv4Address):
+        return str(peer)
+    if peer.ipv4_mapped is not None:
+        return str(peer.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(peer) >> 64 << 64))
 
 
 def is_loopback(address: str) -> bool:

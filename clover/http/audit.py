@@ -4,8 +4,8 @@ Its newest records are kept for `GET /v2/clover/audit`, and each is written to t
 remembers them over restarts.  A record names the bearer of a token by the token's name, never by the token, and no
 address.
 
-What is refused for want of rights comes from anybody, so no more than `_REFUSED` such records are made in a minute;
-what is beyond is counted, and the next record says how many there were.
+Anybody can send a call that is refused for want of rights, so at most `_REFUSED` such records are made in a minute.
+Further ones are counted, and the next record says how many there were.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AuditLog:
         self._in_minute = 0
         self._unrecorded = 0
 
-    def note(
+    def record(
         self,
         who: str,
         door: str,
@@ -94,7 +94,7 @@ class AuditLog:
             door,
             call,
             model,
-            _shown(arguments),
+            _shorten(arguments),
             status,
             error,
             self._unrecorded,
@@ -113,8 +113,8 @@ class AuditLog:
 
     def newest(self, limit: int) -> list[dict[str, Any]]:
         """Return the newest records first, ready for JSON."""
-        found = list(self.records)[-limit:]
-        return [msgspec.to_builtins(record) for record in reversed(found)]
+        records = list(self.records)[-limit:]
+        return [msgspec.to_builtins(record) for record in reversed(records)]
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class Operators:
     audit: AuditLog = field(default_factory=AuditLog)
 
     @classmethod
-    def of(cls, config: ServerConfig) -> Operators:
+    def from_config(cls, config: ServerConfig) -> Operators:
         """Return those of a configuration."""
         return cls(Grants(config.listen.token, config.tokens))
 
 
-def _shown(arguments: Mapping[str, Any] | None) -> str:
+def _shorten(arguments: Mapping[str, Any] | None) -> str:
     """Return arguments as JSON of a bounded length."""
     if not arguments:
         return ""

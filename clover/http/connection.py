@@ -8,8 +8,8 @@ States of the reading side:
 The writing half is `outgoing`.  What a client can make us hold is bounded: reading pauses while `pipelined` answers
 are due, while the client does not read and while its next request is held (`clover.http.held`), and a declared body is
 read straight into one buffer of its size, or into the slots of its rows (`DirectReceive`) as long as it comes quickly.
-What it can make us do in one turn of the loop is bounded too: what is more than `TURN_BYTES` of bodies, from all
-connections, waits for one of the next turns, and its connection with it.
+What it can make us do in one turn of the loop is bounded too: once `TURN_BYTES` of bodies were taken in a turn, over
+all connections, further bodies and their connections wait for a later turn.
 
 Deadlines cost no timer per request: the front end calls `sweep` each `SWEEP_S`, which adds the time since the last call
 to whatever the connection is waiting for.
@@ -399,7 +399,7 @@ class Incoming(Outgoing):
         """Say that a body is not coming any more, where that is counted."""
         coming, self._coming = self._coming, None
         if coming is not None:
-            coming.came()
+            coming.record_body()
 
     def let_go(self, waited_ns: int, late: bool) -> bool:
         """See `HeldConnection.let_go`."""
@@ -545,8 +545,8 @@ class Connection(Incoming, asyncio.BufferedProtocol):
 
 
 def unread(transport: asyncio.BaseTransport) -> bool:
-    """Return whether the client sent what the event loop has not read yet: a request that would get no answer if the
-    connection were closed now."""
+    """Return whether the client sent bytes that the event loop has not read yet.  If the connection were closed now,
+    that request would get no answer."""
     fd = descriptor(transport)
     try:
         return fd >= 0 and fcntl.ioctl(fd, termios.FIONREAD, bytes(4)) != bytes(4)

@@ -1,7 +1,7 @@
 """Content codings: decompress request bodies in pieces up to a bound, compress answers for clients that ask for it.
 
-A few kilobytes may decompress to a thousand times as much, and may take long without coming to anything.  So a piece is
-bounded both ways, and the event loop takes other work between two pieces.
+A few kilobytes may decompress to a thousand times as much, or compute for long and yield nothing.  So each piece is
+bounded in bytes and in time, and the event loop does other work between two pieces.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class Inflation:
         try:
             made = decoder.decompress(given, most)
         except zlib.error:
-            raise self._damaged() from None
+            raise self._report_damage() from None
         self._rest = decoder.unconsumed_tail
         self.plain += made
         if len(self.plain) > self._limit:
             raise TooLarge(f"{self._too_large}; this one has more once decompressed")
         if decoder.eof:
             if decoder.unused_data or self._at < len(self._body):
-                raise self._damaged()
+                raise self._report_damage()
             return True
         if not given and not made:
-            raise self._damaged()
+            raise self._report_damage()
         return False
 
-    def _damaged(self) -> BadRequest:
+    def _report_damage(self) -> BadRequest:
         return BadRequest(f"the body is not valid {self._coding} data")
 
 

@@ -138,7 +138,7 @@ class Exchange:
         if not request_id:
             request_id = self.issue()
         if state.tracer is not None:
-            fields += state.tracer.answered(self, status)
+            fields += state.tracer.record_answer(self, status)
         head = [start, length, fields, b"x-request-id: ", request_id, ending]
         if self.head.method == "HEAD":
             parts = []
@@ -146,10 +146,10 @@ class Exchange:
             self.reply = joined(head, parts)
         else:
             self.reply, self.rest = joined(head, []), parts
-        state.stats.answered(status)
+        state.stats.record_answer(status)
         if state.access_log:
             _log_access(self, status, size)
-        connection.answered()
+        connection.on_reply()
 
     def finish_json(self, value: Any, status: int = 200) -> None:
         """Answer with a JSON document."""

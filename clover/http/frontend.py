@@ -57,15 +57,15 @@ class _ControlPath:
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> _ControlPath:
+    def from_path(cls, path: Path) -> _ControlPath:
         """Return the path with the file that it names now."""
-        found = path.lstat()
-        return cls(path, found.st_dev, found.st_ino)
+        status = path.lstat()
+        return cls(path, status.st_dev, status.st_ino)
 
     def remove(self) -> None:
         """Remove the file, unless another one is in its place."""
         with contextlib.suppress(FileNotFoundError):
-            if self == self.of(self.path):
+            if self == self.from_path(self.path):
                 self.path.unlink()
 
 
@@ -110,7 +110,7 @@ class Frontend:
         self._mounted = mounted or Mounted({})
         self._config = config
         self._tenants = tenants
-        self._operators = operators or Operators.of(config)
+        self._operators = operators or Operators.from_config(config)
         self._loop = loop
         self._monotonic_s = monotonic_s
         self.stats = HttpStats()
@@ -212,7 +212,7 @@ class Frontend:
         hint = "; --port chooses another" if error.errno == errno.EADDRINUSE else ""
         return StartError(f"cannot listen on {listen.host}:{listen.port}: {os.strerror(error.errno or 0)}{hint}")
 
-    def own(self) -> None:
+    def take_over(self) -> None:
         """Hold the control socket's path from now on: the server that it was inherited from has given it up."""
         if self._control_of_other is not None:
             self._control, self._control_of_other = self._control_of_other, None
@@ -255,7 +255,7 @@ class Frontend:
             self._control_socket, self._control = self._bind_control(where)
         else:
             with contextlib.suppress(OSError):  # it is gone, as it was for the other server
-                self._control_of_other = _ControlPath.of(Path(where.partition(":")[2]))
+                self._control_of_other = _ControlPath.from_path(Path(where.partition(":")[2]))
         listener, sock = self._listeners[1], self._control_socket.dup()  # the loop's own, which it may close
         server = await self._loop.create_unix_server(lambda: listener.accept(control=True), sock=sock)
         self._servers.append(server)
@@ -285,7 +285,7 @@ class Frontend:
             raise StartError(f"cannot listen on listen.control: {os.strerror(error.errno or 0)}") from error
         finally:
             os.umask(before)
-        return listener, _ControlPath.of(target)
+        return listener, _ControlPath.from_path(target)
 
     def _sweep(self) -> None:
         now_s = self._monotonic_s()
@@ -306,10 +306,10 @@ class Frontend:
             if ended == ENDED_AT_ONCE:
                 self._sweeper = self._loop.call_soon(self._sweep_some, left, elapsed_s)
                 return
-        self._bound_held()
+        self._limit_held()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def _bound_held(self) -> None:
+    def _limit_held(self) -> None:
         """Drop the connections that make us hold the most, if all together make us hold more than is allowed.
 
         A connection alone is bounded, but there may be thousands.
@@ -329,7 +329,7 @@ class Frontend:
                 break
         self.stats.dropped_connections += dropped
         log.warning(
-            "%d connections were dropped: bodies that are not complete and answers that are not read came to more than "
+            "%d connections were dropped: their incomplete bodies and unread answers took more than "
             "limits.held_bytes = %d",
             dropped,
             most,

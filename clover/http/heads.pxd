@@ -37,7 +37,7 @@ cdef class Head:
 cdef tuple _NO_VALUES
 
 @cython.locals(head=Head)
-cdef Head filled(Head known, tuple values)
+cdef Head fill_head(Head known, tuple values)
 cdef bint _has_no_other(Head head, tuple values) except -1
 
 cdef class Heads:
@@ -48,4 +48,4 @@ cdef class Heads:
     @cython.locals(values=tuple, known=Head, head=Head)
     cpdef Head parse(self, bytes raw)
     cdef _keep(self, object key, Head head)
-    cdef Head _parsed(self, bytes raw)
+    cdef Head _lookup(self, bytes raw)

@@ -6,9 +6,9 @@ stream first (it ends at CRLF CRLF and nowhere else), its size and line endings 
 line is parsed here, and only the fields go through llhttp.
 
 A client on a kept-alive connection sends the same head again and again.  Because parsing is pure, `Heads` caches the
-results for small heads, by all their bytes.  Mostly it is the same but for the length of the body, of the JSON in it,
-an id, or the trace context that a mesh adds: so heads are cached by their bytes without these values too, and one that
-differs in nothing else is filled in from the one before.
+results for small heads by all their bytes.  Often a head differs only in the length of the body or of its JSON, in an
+id, or in the trace context that a mesh adds.  So heads are cached by their bytes without these values too, and a head
+that differs in nothing else is filled in from the one before.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
         text = "the content codings accepted are gzip and deflate"
         head.refusal = head.refusal or (415, text, b"Accept-Encoding: gzip, deflate\r\n")
     if b"accept-encoding" in seen:
-        head.accept = _wanted_coding(seen[b"accept-encoding"])
+        head.accept = _choose_coding(seen[b"accept-encoding"])
     size = seen.get(b"inference-header-content-length")
     if size is not None:
         if not size or len(size) > _MOST_DIGITS or size.translate(None, _DIGITS):
@@ -287,7 +287,7 @@ def _interpret_inference(head: Head, seen: dict[bytes, bytes]) -> None:
         head.bearer = bearer_of(seen[b"authorization"])
 
 
-def _wanted_coding(field: bytes) -> str:
+def _choose_coding(field: bytes) -> str:
     """Return "gzip" or "deflate" if Accept-Encoding names it with a weight above zero, gzip first; else ""."""
     wanted = set()
     for part in field.lower().split(b","):
@@ -317,7 +317,7 @@ Values = tuple[bytes, int, int, bytes, bytes, bytes, bytes]
 _NO_VALUES: Values = b"", 0, -1, b"", b"", b"", b""
 
 
-def filled(known: Head, values: Values) -> Head:
+def fill_head(known: Head, values: Values) -> Head:
     """Return a head that differs from `known` in these values alone."""
     head = Head.__new__(Head)  # every attribute is set below
     head.method = known.method
@@ -371,13 +371,13 @@ class Heads:
     def parse(self, raw: bytes) -> Head:
         """Return the head of `raw`, parsed and judged; raises MalformedError."""
         if len(raw) > _MEMO_BYTES:
-            return self._parsed(raw)
+            return self._lookup(raw)
         values = varying(raw) or _NO_VALUES
         known: Head | None = self.memo.get((values[0],))
         if known is not None and values[1] <= known.most_bytes and len(raw) <= self._limits.head_bytes:
-            head = filled(known, values)
+            head = fill_head(known, values)
         else:
-            head = self._parsed(raw)
+            head = self._lookup(raw)
             if head.refusal is not None:
                 return head
             # What a head expects depends on whether there is a body.
@@ -393,7 +393,7 @@ class Heads:
             self.memo.clear()
         self.memo[key] = head
 
-    def _parsed(self, raw: bytes) -> Head:
+    def _lookup(self, raw: bytes) -> Head:
         head = parse_head(raw, self._limits)
         self._judge(head)
         return head

@@ -25,9 +25,9 @@ cdef class HeldRequests:
     cdef Py_ssize_t _coming
     cdef bint _scheduled
 
-    cpdef bint settled(self) except -1
+    cpdef bint is_settled(self) except -1
     cpdef bint hold(self, object connection, int64_t flow, int64_t request, object tenant) except -1
-    cpdef came(self)
+    cpdef record_body(self)
     cpdef wake(self)
     @cython.locals(now_ns=int64_t)
     cpdef _let_go(self)

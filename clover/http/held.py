@@ -1,17 +1,17 @@
 """Requests that wait unread, because refusing them would take the time that answers need.
 
-Most of the work of an answer is reading its request and writing to its client, and a refusal needs both: of a small
-model, a refusal costs half an answer or more.  Above capacity, a server that refuses whatever comes too late then has
-two states.  In one of them it answers nearly all.  In the other one it refuses half of all requests, so that answers
-have less of the core, so that more are predicted to be too late.
+Most of the work of an answer is reading its request and writing to its client, and a refusal needs both.  With a small
+model a refusal costs half an answer or more.  Above capacity, a server that refuses every late request then has two
+states.  In one state it answers nearly all.  In the other it refuses half of all requests; the refusals leave less of
+the core for answers, so more requests are predicted to be late and refused.
 
 So refusals may take only a part of the event loop's time (`RefusalBudget`).  Beyond that part, the model that refused
 refuses no request for its longest wait (`Model.take_late`).  Where its queue is full as well, requests for it are held:
 once the head of a request has come, the connection is not read, and its client waits.  Held requests are read again in
 the order in which they came, as answers make room (`HeldRequests`).  The time that a request was held counts: for its
 deadline and for its latency.  A request that was held for most of the family's `timeout_ms` is answered 504 unread.
-All of that ends once nothing waits and the next request would be answered in time (`InferEndpoint.settle`).  All other
-requests, such as health, metrics and the operator's, are read as ever.
+All of that ends once nothing waits and the next request would be answered in time (`InferEndpoint.settle`).  Other
+requests (health, metrics, an operator's) are never held.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ class HeldRequests:
         waiting.append((connection, flow, request, self._clock()))
         return True
 
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Return whether no request waits, and the next one would be answered in time."""
         return not self._waiting and self._model.room(0, 0, None) == ROOM
 
-    def came(self) -> None:
+    def record_body(self) -> None:
         """Count a body as complete, or given up, that was still coming when its request was let go."""
         self._coming -= 1
         self.wake()
@@ -170,7 +170,7 @@ class HeldRequests:
         if not waiting:
             del self._waiting[tenant]
         if late:
-            model.expired(tenant)
+            model.count_expired(tenant)
         if connection.let_go(waited_ns, late):
             self._coming += 1
         return tenant in self._waiting

@@ -62,7 +62,7 @@ class ReceiptLine:
             end += f", state={receipt.intensity_state}"
         if everything:
             end += f", pue={round(receipt.pue, 3):g}{_source(receipt.intensity)}"
-            end += f', path="{counted(receipt.path)}"' if receipt.path else ""
+            end += f', path="{format_paths(receipt.path)}"' if receipt.path else ""
         if receipt.limited:
             end += f", limited={receipt.limited}"
         if receipt.cached:
@@ -116,14 +116,14 @@ class InferEndpoint:
 
     def settle(self) -> None:
         """Hold no more requests, and refuse for the SLO again, once nothing waits and there is room in time."""
-        if self.held is not None and self.held.settled():
+        if self.held is not None and self.held.is_settled():
             self.held = None
             self.model.take_late(False)
 
     def take(self, exchange: Exchange, body: Body) -> None:
         """Start a request, or answer why not; never raises."""
         try:
-            wait_s = self.model.crowded(exchange.flow, _named(exchange), exchange.head.tenant)
+            wait_s = self.model.retry_in_s(exchange.flow, _named(exchange), exchange.head.tenant)
             if wait_s > 0.0:
                 self._refused(exchange, len(body))
                 exchange.finish(429, _FULL, b"Retry-After: %d\r\n" % math.ceil(wait_s))
@@ -175,7 +175,7 @@ class InferEndpoint:
             request = decode_ahead(self.signature, text, size)
             found = None
             if request is not None:
-                found = self.model.ahead(request.rows, 0, exchange.flow, _named(exchange), exchange.head.tenant)
+                found = self.model.lend(request.rows, 0, exchange.flow, _named(exchange), exchange.head.tenant)
         except Exception:
             log.exception("a request could not be read ahead")  # it is received as a whole then
             return None
@@ -258,7 +258,7 @@ class DirectReceive:
         ticket = exchange.ticket
         assert ticket is not None
         try:
-            endpoint.model.arrived(ticket)
+            endpoint.model.admit_lent(ticket)
             endpoint._submit(exchange, self._request, ticket)
         except RequestError as error:
             if error.status == 429:
@@ -401,7 +401,7 @@ def _string(text: str) -> str:
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def counted(paths: Sequence[str]) -> str:
+def format_paths(paths: Sequence[str]) -> str:
     """Return the path of one row, or each path with the number of rows that took it: "small*3 small>xlarge*2"."""
     if len(paths) == 1:
         return paths[0]

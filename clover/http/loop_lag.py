@@ -1,18 +1,18 @@
-"""How long what clients send waits for the front end's event loop, seen by probes.
+"""How long requests wait for the front end's event loop, measured by probes.
 
-The loop has one thread.  What comes while a turn of it lasts is read in the next one, and answers leave at the end of
-their turn; if other programs have the core, both take as much longer.  No request shows it: its arrival is stamped once
-it is read.  So an alarm of the kernel (timerfd) stands in for the first packet of a request.  It goes off at a random
-moment that is known to the nanosecond, the loop sees it in the turn in which it would have read a packet of that
-moment, and once answers of that turn are written, the probe is over.  It took from the moment that was *set* until
-then, so that a loop that stands still counts as long as it does for clients: moments that pass meanwhile are probes as
-well.
+The loop has one thread.  A packet that comes during a turn is read in the next one, and answers leave at the end of
+their turn.  If other programs have the core, both take longer.  Requests do not show this delay: their arrival is
+stamped when they are read.  So an alarm of the kernel (timerfd) stands in for the first packet of a request.  It goes
+off at a random moment that is known to the nanosecond.  The loop sees it in the turn in which it would have read a
+packet of that moment, and the probe ends when the answers of that turn are written.  A probe lasts from the moment that
+was *set*, so a loop that stands still counts for as long as clients notice it: the moments that pass meanwhile count
+as probes too.
 
-Why not a request to ourselves: its client would be served by the same loop, so that it waited for turns that no
-client waits for, and it would have to be kept out of all that counts requests.  What a request costs besides (its head,
-its body, its answer) does not show here: it is `front_ms` of a profile.  What every probe takes, even if nothing
-is in its way, is subtracted, as that work has it, too: what the quickest ones took in the quietest window since the
-start (`LagWindows`).  Those of the same window would not do, as on a loop that is always busy even they wait.
+Why no request to ourselves: the same loop would serve its client, which would wait for turns that no real client waits
+for, and every counter of requests would have to leave it out.  The other costs of a request (head, body, answer) are
+not part of a probe: they are `front_ms` of a profile.  What a probe takes with nothing in its way is subtracted, since
+`front_ms` contains that work: the time of the quickest probes in the quietest window since the start (`LagWindows`).
+The quickest probes of the same window would not do: on a loop that is always busy, they wait too.
 
 Timers of an event loop would not do: they are late by up to a millisecond.
 """
@@ -112,7 +112,7 @@ class LoopLag:
         alarm: Callable[[], Alarm] = KernelAlarm,
     ) -> None:
         self._loop = loop
-        self._note = note
+        self._record = note
         self._stretch_ns = int(_SECOND_NS / per_s)
         self._clock = clock
         self._make = alarm
@@ -149,9 +149,9 @@ class LoopLag:
 
     def _rang(self) -> None:
         if self._alarm is not None and self._alarm.rang():
-            self._loop.call_soon(self._answered, self._clock())  # as answers are written (`ServerState.mark`)
+            self._loop.call_soon(self._end_probes, self._clock())  # as answers are written (`ServerState.mark`)
 
-    def _answered(self, read_ns: int) -> None:
+    def _end_probes(self, read_ns: int) -> None:
         """End the probes that were due when the turn's packets were read, at `read_ns`."""
         if self._alarm is None:
             return
@@ -159,7 +159,7 @@ class LoopLag:
         # Stopped for minutes (by a debugger, or with its machine), it was late once, and not for windows on end.
         self._begun_ns = max(self._begun_ns, read_ns - WINDOW * self._stretch_ns)
         while True:
-            self._note(now_ns - self._due_ns)
+            self._record(now_ns - self._due_ns)
             self._set_next()
             if self._due_ns > read_ns:
                 return
@@ -175,7 +175,7 @@ class LagWindows:
         self._late_ns: deque[int] = deque(maxlen=WINDOWS)
         self._least_ns = math.inf
 
-    def note(self, took_ns: int) -> None:
+    def record(self, took_ns: int) -> None:
         """Count a probe."""
         self._probes_ns.append(took_ns)
         if len(self._probes_ns) == WINDOW:

@@ -30,7 +30,7 @@ cdef class Outgoing(ConnectionBase):
     cdef public int64_t _sent
 
     @cython.locals(exchange=Exchange, reply=bytes, rest=list, part=bytes)
-    cpdef answered(self)
+    cpdef on_reply(self)
     cdef bint _full(self) except -1
     cdef _emit(self)
     cdef _mark(self)

@@ -3,9 +3,9 @@
 Answers leave in the order of their requests, so the error of request n+1 waits behind the answer of n.  They gather in
 `_out`, and `ServerState` flushes every connection that has some, once, at the end of the turn.
 
-What a client leaves unread is bounded, because no further request of it is taken (`_full`) while more than 64
-KiB are in `_out`, while the transport holds more than it likes to, while a request waits its turn
-(`_awaited`): for a large document, a command, a long body; or while it is held (`held`).
+What a client leaves unread is bounded: no further request of it is taken (`_full`) while more than 64 KiB are in
+`_out`, while the transport's buffer is above its limit, while a request waits its turn (`_awaited`: a large document, a
+command, a long body), or while a request is held (`held`).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Outgoing(ConnectionBase):
         self._choked = False
         self._mark()
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Move the replies that are next in order to the output."""
         exchanges = self.exchanges
         while exchanges:

@@ -28,7 +28,7 @@ cdef class HttpStats:
     cdef int64_t _fine
     cdef dict _others
 
-    cpdef answered(self, int status)
+    cpdef record_answer(self, int status)
 
 cdef class ConnectionBase:
     cdef public ServerState state
@@ -38,7 +38,7 @@ cdef class ConnectionBase:
     cdef public str client
     cdef public int64_t number
 
-    cpdef answered(self)
+    cpdef on_reply(self)
     cpdef bint is_last(self, object exchange) except -1
     cpdef flush(self)
 

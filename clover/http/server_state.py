@@ -3,9 +3,9 @@
 Answers that finish in one turn of the event loop are written together: a connection with something to write enters
 `_dirty`, and one `call_soon` flushes them all.
 
-One turn of the loop takes a bounded amount of work, so that nobody's bytes delay all others: bodies of `TURN_BYTES`
-altogether are taken as they come, and the rest waits in `_postponed`, of which each turn does as much again, but one
-piece of work at least.
+One turn of the loop takes a bounded amount of work, so that no client's bytes delay all others.  The first `TURN_BYTES`
+of bodies in a turn are taken at once.  The rest waits in `_postponed`, of which each turn does as much again, and at
+least one piece of work.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NUMBERS = itertools.count(1)
 class RequestTracer(Protocol):
     """What makes a span of each inference, if tracing is switched on."""
 
-    def answered(self, exchange: Any, status: int) -> bytes:
+    def record_answer(self, exchange: Any, status: int) -> bytes:
         """Take note of the answer that `exchange` gets, and return the header line of its trace context; empty if it
         is no inference.  Called once for each answer, on the loop, before it is written; never raises."""
 
@@ -59,7 +59,7 @@ class ConnectionBase:
         self.peer = ""
         self.client = ""
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Take notice that an exchange has its reply."""
         raise NotImplementedError
 
@@ -190,7 +190,7 @@ class RequestIds:
     no one else can make.
 
     An id is a random prefix, a number and the number's SipHash-2-4 (a keyed pseudo-random function) under a random key
-    of 128 bits that never leaves this process.  Whoever knows some ids guesses the tag of another one with a chance of
+    of 128 bits that never leaves this process.  A client that knows some ids guesses another's tag with a chance of
     2**-64, so naming an id is proof of having read it.  Checking one takes no memory.
     """
 
@@ -250,7 +250,7 @@ class HttpStats:
         self._fine = 0
         self._others: dict[int, int] = {}
 
-    def answered(self, status: int) -> None:
+    def record_answer(self, status: int) -> None:
         """Count an answer."""
         if status == 200:
             self._fine += 1

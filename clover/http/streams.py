@@ -1,10 +1,10 @@
 """Answers that stay open: server-sent events (WHATWG HTML, "text/event-stream"), one message to all of them.
 
 A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has left
-`UNREAD_BYTES` unread, besides the greeting, when a message comes is dropped and comes back by itself.  The greeting is
-by far the largest, and on a slow link the next messages come before it has left.  There are `most` streams at most,
-`MOST_OF_CLIENT` of one client, and a further one is refused (503), because each of them holds a connection for as long
-as a page is open.
+`UNREAD_BYTES` unread when a message comes is dropped, and connects again by itself.  The greeting is not counted: it is
+by far the largest message, and on a slow link the next messages come before it has left.  There are at most `most`
+streams, and `MOST_OF_CLIENT` of one client, because each holds a connection for as long as a page is open.  A further
+stream is refused (503).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class EventStreams:
         connection = exchange.connection
         if not isinstance(connection, Outgoing):
             return  # the client is gone
-        self._open = [one for one in self._open if one.exchange.connection is not None]
+        self._open = [stream for stream in self._open if stream.exchange.connection is not None]
         if self._closed or connection.state.draining:
             exchange.fail(503, "the server is shutting down", retry_after_s=5.0)
         elif len(self._open) >= self._most:
@@ -95,7 +95,7 @@ class EventStreams:
                 return
             # Two pushes, so that pages that open together share the bytes of the greeting.
             if connection.push(_HEAD, 0) and connection.push(greeting, len(_HEAD)):
-                connection.state.stats.answered(200)
+                connection.state.stats.record_answer(200)
                 self._open.append(_Stream(exchange, len(greeting) + UNREAD_BYTES))
             else:
                 connection.hang_up()

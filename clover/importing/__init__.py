@@ -1,6 +1,7 @@
-"""Writing families for models that people have: from torch, ONNX and Triton.
+"""Writes families for existing models: from torch, ONNX and Triton.
 
-Every source becomes a `FamilyDraft`, which is written as a folder like any that a person writes, and theirs to change.
+Every source becomes a `FamilyDraft`.  It is written as a folder like one that a person writes, and may be edited
+freely.
 
     draft               what will be written: tensors, variants, steps, files; as family.toml
     folder              writes a draft into a new folder, checked as a server would, or nothing

@@ -1,4 +1,4 @@
-"""A family that is about to be written, and the text of its `family.toml`."""
+"""The draft of a family that will be written, and the text of its `family.toml`."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def toml_value(value: Any) -> str:
         return toml_value(_tensor(value))
     if isinstance(value, Mapping):
         items = (
-            f"{key if _BARE.fullmatch(key) else toml_value(key)} = {toml_value(one)}" for key, one in value.items()
+            f"{key if _BARE.fullmatch(key) else toml_value(key)} = {toml_value(item)}" for key, item in value.items()
         )
         return "{ " + ", ".join(items) + " }"
     return "[" + ", ".join(map(toml_value, value)) + "]"
@@ -163,18 +163,18 @@ def _steps(steps: Mapping[str, Any]) -> str:
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
     for key in ("max_shape", "labels"):
         if value := getattr(tensor, key):
-            found[key] = list(value)
-    return found | ({"max_bytes": tensor.max_bytes} if tensor.max_bytes else {})
+            entry[key] = list(value)
+    return entry | ({"max_bytes": tensor.max_bytes} if tensor.max_bytes else {})
 
 
 def _variant(variant: DraftVariant) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": variant.name, "loader": variant.loader}
+    entry: dict[str, Any] = {"name": variant.name, "loader": variant.loader}
     for key, usual in (("kind", "torch"), ("weights", ""), ("untrained", False), ("precision", "fp32")):
         if (value := getattr(variant, key)) != usual:
-            found[key] = value
+            entry[key] = value
     if variant.parameters:
-        found["parameters"] = variant.parameters
-    return found
+        entry["parameters"] = variant.parameters
+    return entry

@@ -56,7 +56,7 @@ def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
             f"--evaluate: some rows of {source} have a label and others none: give all of them one, or none"
         )
     if labelled:
-        draft, rows = _numbered(draft, rows, source)
+        draft, rows = _with_number_rows(draft, rows, source)
     else:
         draft = draft.noting('no labels: "accuracy" is agreement with the most expensive variant, a proxy')
     links: dict[str, Path] = {}
@@ -69,7 +69,7 @@ def with_rows(draft: FamilyDraft, source: Path | None) -> FamilyDraft:
         evaluation={"loader": "data:load", **({} if labelled else {"metric": "agreement"})},
         files={
             **draft.files,
-            "rows.csv": _written(rows),
+            "rows.csv": _write_rows(rows),
             "data.py": template(f"rows_{kind}", labelled=labelled, tensor=draft.sent[0].datatype),
         },
     )
@@ -95,14 +95,14 @@ def _folder(source: Path) -> list[Row]:
 
 def _within(folder: Path, file: Path) -> str:
     """Return where a file of rows lies, without symbolic links.  Raises DraftError if that is not below `folder`: what
-    is put into the family can be read by whoever gets that, and a list of rows may come from others."""
-    found = file.resolve()
-    if not found.is_relative_to(folder.resolve()):
+    is put into the family can be read by everybody who gets it, and a list of rows may come from others."""
+    path_in_folder = file.resolve()
+    if not path_in_folder.is_relative_to(folder.resolve()):
         raise DraftError(
-            f"--evaluate: {file} is {found}, outside of {folder}: copy it there, or leave it out (files of rows lie in "
-            "the folder that is given, or in that of the CSV)"
+            f"--evaluate: {file} is {path_in_folder}, outside of {folder}: copy it there, or leave it out "
+            "(files of rows lie in the folder that is given, or in that of the CSV)"
         )
-    return str(found)
+    return str(path_in_folder)
 
 
 def _table(source: Path) -> tuple[str, list[Row]]:
@@ -110,14 +110,14 @@ def _table(source: Path) -> tuple[str, list[Row]]:
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
-            head, found = list(lines.fieldnames or []), list(lines)
+            head, table = list(lines.fieldnames or []), list(lines)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DraftError(f"--evaluate: {source} is no CSV in UTF-8: {error}") from error
     columns = [one for one in head if one != "label"]
     if not columns or len(set(head)) < len(head):
         raise DraftError(f"--evaluate: {source}: the first line names the columns, each once: features and label")
     rows = []
-    for number, line in enumerate(found, 2):
+    for number, line in enumerate(table, 2):
         if None in line or None in line.values():
             raise DraftError(f"--evaluate: {source}, line {number}: it has not {len(head)} cells")
         rows.append(([line[one] for one in columns], line.get("label", "").strip()))
@@ -185,7 +185,7 @@ def _image_steps(side: int, mean: Sequence[float], std: Sequence[float]) -> dict
     }
 
 
-def _numbered(draft: FamilyDraft, rows: Sequence[Row], source: Path) -> tuple[FamilyDraft, list[Row]]:
+def _with_number_rows(draft: FamilyDraft, rows: Sequence[Row], source: Path) -> tuple[FamilyDraft, list[Row]]:
     """Return the draft and its rows with the classes as the numbers that the model answers.
 
     A class is the label of an output, a number, or else the place of its name among the sorted ones.
@@ -225,7 +225,7 @@ def replace_labels(tensor: TensorSpec, labels: Sequence[str]) -> TensorSpec:
     return with_fields(tensor, labels=tuple(labels))
 
 
-def _written(rows: Sequence[Row]) -> str:
+def _write_rows(rows: Sequence[Row]) -> str:
     """Return the CSV of the family: cells, label, and split, every second row of a shuffled order."""
     order = list(rows)
     random.Random(0).shuffle(order)

@@ -26,20 +26,20 @@ MOST_TEXT_BYTES = 4 << 20
 def inside(path: Path, *homes: Path) -> Path:
     """Return the regular file that `path` leads to, without links, in one of the folders `homes`.
 
-    Raises DraftError for anything else: a family may be read by the model, and by whoever gets the folder, and links
+    Raises DraftError for anything else: a family is read by the model and by everybody who gets the folder, and links
     in the folder of a model may come from others.
     """
     name = path.relative_to(homes[0]).as_posix() if path.is_relative_to(homes[0]) else str(path)
     try:
-        found = path.resolve(strict=True)
-        mode = found.stat().st_mode
+        resolved = path.resolve(strict=True)
+        mode = resolved.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:  # a circle of links, until Python 3.13; a null byte
         raise DraftError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not any(found.is_relative_to(home.resolve()) for home in homes):
-        raise DraftError(f"{name} is {found}, outside of {homes[0]}: put a copy of it there, or leave it out")
+    if not any(resolved.is_relative_to(home.resolve()) for home in homes):
+        raise DraftError(f"{name} is {resolved}, outside of {homes[0]}: put a copy of it there, or leave it out")
     if not stat.S_ISREG(mode):
         raise DraftError(f"{name} is no regular file")
-    return found
+    return resolved
 
 
 def below(folder: Path, home: Path) -> dict[str, Path]:
@@ -47,17 +47,17 @@ def below(folder: Path, home: Path) -> dict[str, Path]:
     DraftError, also for links to folders."""
     if not folder.resolve().is_relative_to(home.resolve()):
         raise DraftError(f"{folder} is {folder.resolve()}, outside of {home}: put a copy of it there")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for at, folders, names in os.walk(folder):
         for name in folders:
             if Path(at, name).is_symlink():
                 raise DraftError(f"{Path(at, name).relative_to(home)} is a link to a folder: put a copy of it there")
         for name in names:
             path = Path(at, name)
-            found[path.relative_to(folder).as_posix()] = inside(path, home)
-            if len(found) > MOST_FILES:
+            files[path.relative_to(folder).as_posix()] = inside(path, home)
+            if len(files) > MOST_FILES:
                 raise DraftError(f"{folder} holds more than {MOST_FILES} files")
-    return found
+    return files
 
 
 def text_in(path: Path, home: Path) -> str:
@@ -120,23 +120,26 @@ def write(draft: FamilyDraft, folder: Path, link: Callable[[Path, Path], None] =
 
 def _files_of(copies: Mapping[str, Path]) -> dict[str, Path]:
     """Return the regular files that `copies`, files and folders, consist of.  Raises DraftError if that is too much."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path, source in copies.items():
         if source.is_dir():
-            found |= {f"{path}/{name}": file for name, file in below(source, source).items()}
+            files |= {f"{path}/{name}": file for name, file in below(source, source).items()}
         else:
-            found[path] = inside(source, source.parent, source.resolve().parent)
-    if (total := sum(file.stat().st_size for file in found.values())) > MOST_BYTES:
+            files[path] = inside(source, source.parent, source.resolve().parent)
+    if (total := sum(file.stat().st_size for file in files.values())) > MOST_BYTES:
         raise DraftError(f"its files have {total / 1e6:.0f} MB, and {MOST_BYTES / 1e6:.0f} MB at most are copied")
-    return found
+    return files
 
 
 def readme_of(draft: FamilyDraft) -> str:
     """Return the README of a family."""
-    rows = [f"| `{one.name}` | {one.comment.splitlines()[0] if one.comment else ''} |" for one in draft.variants]
+    rows = [
+        f"| `{variant.name}` | {variant.comment.splitlines()[0] if variant.comment else ''} |"
+        for variant in draft.variants
+    ]
     notes = [f"- {note}" for note in draft.notes] or ["- nothing to note"]
     tensors = "; ".join(
-        f"{verb} {', '.join(f'`{one.name}` {one.datatype} {list(one.shape)}' for one in listed)}"
+        f"{verb} {', '.join(f'`{variant.name}` {variant.datatype} {list(variant.shape)}' for variant in listed)}"
         for verb, listed in (("takes", draft.sent), ("gives", draft.outputs))
     )
     return template(

@@ -57,24 +57,24 @@ def draft_of(name: str, files: Sequence[str], given: Sequence[TensorSpec] = ()) 
     require()
     models = [look_at(Path(file), given) for file in files]
     best = models[-1]
-    for one in models:
-        if (one.inputs, one.outputs, one.rows) != (best.inputs, best.outputs, best.rows):
-            raise DraftError(f"{one.file} and {best.file} take or give something else: make families of them")
-    names = [re.sub(r"[^A-Za-z0-9._-]", "-", one.file.stem) for one in models]
+    for model in models:
+        if (model.inputs, model.outputs, model.rows) != (best.inputs, best.outputs, best.rows):
+            raise DraftError(f"{model.file} and {best.file} take or give something else: make families of them")
+    names = [re.sub(r"[^A-Za-z0-9._-]", "-", model.file.stem) for model in models]
     if len(set(names)) < len(names):
         raise DraftError("two of the ONNX files have one name, and would be one variant: rename one")
     ordered = sorted(zip(names, models, strict=True), key=lambda pair: _bytes(pair[1].file))
     copies: dict[str, Path] = {}
-    for stem, one in ordered:
-        copies |= copies_of(one.file, stem)
+    for stem, model in ordered:
+        copies |= copies_of(model.file, stem)
     return FamilyDraft(
         name=name,
         source=", ".join(Path(file).name for file in files),
         inputs=best.inputs,
         outputs=best.outputs,
         variants=tuple(
-            _variant(stem, f"{_bytes(one.file) / 1e6:.1f} MB", next(iter(copies_of(one.file, stem))))
-            for stem, one in ordered
+            _variant(stem, f"{_bytes(model.file) / 1e6:.1f} MB", next(iter(copies_of(model.file, stem))))
+            for stem, model in ordered
         ),
         max_batch=best.rows or 32,
         confidence=scores_of(best.outputs, logits=not best.probabilities),
@@ -86,11 +86,11 @@ def draft_of(name: str, files: Sequence[str], given: Sequence[TensorSpec] = ()) 
 
 def model_py(model: OnnxModel, reshaped: Mapping[str, Sequence[int]] | None = None) -> str:
     """Return the loader of a family whose variants are ONNX files that take and give what `model` does."""
-    texts = tuple(one.name for one in model.outputs if one.datatype == "BYTES")
+    texts = tuple(output.name for output in model.outputs if output.datatype == "BYTES")
     return template(
         "onnx_model",
-        inputs=tuple(one.name for one in model.inputs),
-        outputs=tuple(one.name for one in model.outputs),
+        inputs=tuple(tensor.name for tensor in model.inputs),
+        outputs=tuple(output.name for output in model.outputs),
         texts=texts,
         rows=model.rows,
         reshaped=dict(reshaped or {}),
@@ -118,7 +118,7 @@ def with_int8(draft: FamilyDraft, scratch: Path) -> FamilyDraft:
     What cannot be quantised is left out, and a note says why.
     """
     last = draft.variants[-1]
-    if not any(one.datatype == "FP32" for one in draft.inputs):
+    if not any(tensor.datatype == "FP32" for tensor in draft.inputs):
         return draft.noting("no variant in eight bits: the model takes no floats")
     made = scratch / f"{last.name}-int8.onnx"
     try:
@@ -226,7 +226,7 @@ def _outputs(file: Path, inputs: Sequence[TensorSpec], rows: int) -> tuple[tuple
     except Exception as error:  # ONNX Runtime's own kinds
         text = " ".join(str(error).split())[:300]
         raise DraftError(f"{file} does not run: {text}: say what it takes with --input NAME:DATATYPE:SHAPE") from error
-    found = []
+    outputs = []
     for item, one, other in zip(loaded.get_outputs(), large, small, strict=True):
         if not isinstance(one, np.ndarray) or one.ndim == 0 or len(one) != rows:
             raise DraftError(f"{file}: output {item.name} does not begin with the batch axis: {rows} rows went in")
@@ -234,7 +234,7 @@ def _outputs(file: Path, inputs: Sequence[TensorSpec], rows: int) -> tuple[tuple
         shape = tuple(a if a == b else -1 for a, b in zip(bound, other.shape[1:], strict=True))
         kind = next((key for key, dtype in DATATYPES.items() if dtype == one.dtype and key != "BF16"), "BYTES")
         room = 4 * int(np.prod(bound)) + TEXT_BYTES if kind == "BYTES" else 0
-        found.append(
+        outputs.append(
             TensorSpec(
                 name=item.name, datatype=kind, shape=shape, max_shape=bound if -1 in shape else (), max_bytes=room
             )
@@ -246,20 +246,20 @@ def _outputs(file: Path, inputs: Sequence[TensorSpec], rows: int) -> tuple[tuple
         and (first >= 0).all()
         and np.allclose(first.sum(1), 1, atol=1e-3)
     )
-    return tuple(found), bool(sums)
+    return tuple(outputs), bool(sums)
 
 
 def _feeds(inputs: Sequence[TensorSpec], rows: int, *, full: bool) -> dict[str, NDArray[Any]]:
     """Return made-up rows; variable axes at their bound, or at a half of it."""
     generator, made = np.random.default_rng(0), {}
-    for one in inputs:
-        sizes = zip(one.shape, one.bound, strict=True)
+    for tensor in inputs:
+        sizes = zip(tensor.shape, tensor.bound, strict=True)
         shape = (rows, *(most if full or size > 0 else max(1, most // 2) for size, most in sizes))
-        dtype = DATATYPES[one.datatype]
-        if one.datatype == "BYTES":
-            made[one.name] = np.full(shape, "0", dtype=object)
+        dtype = DATATYPES[tensor.datatype]
+        if tensor.datatype == "BYTES":
+            made[tensor.name] = np.full(shape, "0", dtype=object)
         else:
-            made[one.name] = generator.random(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
+            made[tensor.name] = generator.random(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
     return made
 
 
@@ -289,4 +289,4 @@ def names_of(file: Path) -> tuple[list[str], list[str]]:
         loaded = session(file, 1)
     except Exception as error:  # ONNX Runtime's own kinds
         raise DraftError(f"{file.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return [one.name for one in loaded.get_inputs()], [one.name for one in loaded.get_outputs()]
+    return [entry.name for entry in loaded.get_inputs()], [entry.name for entry in loaded.get_outputs()]

@@ -28,7 +28,7 @@ def run(order: ProbeOrder) -> ProbeAnswer:
 
     sys.path.insert(0, os.getcwd())
     notes: list[str] = []
-    found, inputs = list[ProbedModule](), order.inputs
+    modules, inputs = list[ProbedModule](), order.inputs
     # From behind: what the dearest takes, the others probably take too, and more is known of a convolution's input.
     for index in reversed(range(len(order.targets))):
         file = order.weights[index] if index < len(order.weights) else ""
@@ -36,23 +36,23 @@ def run(order: ProbeOrder) -> ProbeAnswer:
             torch.manual_seed(0)
             target = order.targets[index]
             try:
-                one = _probed(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
+                module = _probe_module(target, file, msgspec.structs.replace(order, inputs=inputs), notes)
             except Exception as error:
                 known = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{target}: {known}") from error
-        found.insert(0, one)
-        inputs = one.inputs
-    names = [one.name for one in found]
+        modules.insert(0, module)
+        inputs = module.inputs
+    names = [module.name for module in modules]
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise ValueError(f"two variants would be called {twice!r}: give their classes or functions different names")
-    found.sort(key=lambda one: one.parameters)  # stable: those of one size stay as they were given
-    return ProbeAnswer(modules=tuple(found), cuda=torch.cuda.is_available(), notes=tuple(notes))
+    modules.sort(key=lambda module: module.parameters)  # stable: those of one size stay as they were given
+    return ProbeAnswer(modules=tuple(modules), cuda=torch.cuda.is_available(), notes=tuple(notes))
 
 
-def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> ProbedModule:
+def _probe_module(target: str, file: str, order: ProbeOrder, notes: list[str]) -> ProbedModule:
     import torch
 
-    module = _made(target)
+    module = _make_module(target)
     untrained = False
     if file:
         module.load_state_dict(_state(file))
@@ -65,7 +65,7 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
     name = target.rpartition(":")[2].lower()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        inputs, given, keys = _tried(module, order.inputs)
+        inputs, given, keys = _try_inputs(module, order.inputs)
     tensors = tuple(
         TensorSpec(name=key, datatype=_datatype(one), shape=tuple(one.shape[1:]))
         for key, one in zip(_output_names(given, keys), given, strict=True)
@@ -76,7 +76,7 @@ def _probed(target: str, file: str, order: ProbeOrder, notes: list[str]) -> Prob
         inputs=inputs,
         outputs=tensors,
         parameters=sum(one.numel() for one in module.parameters()),
-        weights=_saved(module, name, Path(order.folder)),
+        weights=_save_rows(module, name, Path(order.folder)),
         untrained=untrained,
         keys=keys,
         probabilities=_adds_up(given[0]),
@@ -90,7 +90,7 @@ def _adds_up(output: torch.Tensor) -> bool:
     return output.is_floating_point() and flat.shape[1] > 1 and whole
 
 
-def _made(target: str) -> torch.nn.Module:
+def _make_module(target: str) -> torch.nn.Module:
     """Return what module:Class or module:function of the user's makes, or the nn.Module of that name."""
     import importlib
 
@@ -112,7 +112,7 @@ def _is_random(target: str, module: torch.nn.Module) -> bool:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        other = _made(target).state_dict()
+        other = _make_module(target).state_dict()
     return any(key not in other or not torch.equal(value, other[key]) for key, value in module.state_dict().items())
 
 
@@ -123,11 +123,11 @@ def _state(file: str) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return dict(load_file(file))
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    return dict(found.get("state_dict", found))
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    return dict(state.get("state_dict", state))
 
 
-def _saved(module: torch.nn.Module, name: str, folder: Path) -> str:
+def _save_rows(module: torch.nn.Module, name: str, folder: Path) -> str:
     """Write the state of a module and return the file's path in the folder; "" if it has none."""
     if not module.state_dict():
         return ""
@@ -139,7 +139,7 @@ def _saved(module: torch.nn.Module, name: str, folder: Path) -> str:
     return path
 
 
-def _tried(
+def _try_inputs(
     module: torch.nn.Module, given: tuple[TensorSpec, ...]
 ) -> tuple[tuple[TensorSpec, ...], list[torch.Tensor], tuple[str, ...]]:
     """Return the inputs that a module takes, what it gives for three rows of them, and the keys of a mapping.
@@ -151,15 +151,15 @@ def _tried(
     import torch
 
     faults = []
-    for inputs in [given] if given else list(_proposed(module)):
+    for inputs in [given] if given else list(_propose_inputs(module)):
         try:
-            answer = module(*[_example(one) for one in inputs])
+            answer = module(*[_example(part) for part in inputs])
         except Exception as error:
-            faults.append(f"{', '.join(f'{one.datatype} {list(one.shape)}' for one in inputs)}: {error}")
+            faults.append(f"{', '.join(f'{part.datatype} {list(part.shape)}' for part in inputs)}: {error}")
             continue
         keys = tuple(map(str, answer)) if isinstance(answer, Mapping) else ()
         parts = list(answer.values()) if keys else list(answer) if isinstance(answer, (tuple, list)) else [answer]
-        odd = [one for one in parts if not isinstance(one, torch.Tensor) or one.ndim == 0 or len(one) != 3]
+        odd = [part for part in parts if not isinstance(part, torch.Tensor) or part.ndim == 0 or len(part) != 3]
         if odd:
             what = list(odd[0].shape) if isinstance(odd[0], torch.Tensor) else type(odd[0]).__name__
             faults.append(
@@ -171,7 +171,7 @@ def _tried(
     raise ValueError(f"{text}: say what it takes with --input NAME:DATATYPE:SHAPE, as in --input image:FP32:3,224,224")
 
 
-def _proposed(module: torch.nn.Module) -> Iterator[tuple[TensorSpec, ...]]:
+def _propose_inputs(module: torch.nn.Module) -> Iterator[tuple[TensorSpec, ...]]:
     """Yield inputs that a module may take, by its first layer."""
     import torch.nn as nn
 
@@ -250,8 +250,8 @@ def main() -> int:
         answer = run(order)
     except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:800]
-        known = isinstance(error, ValueError)
-        answer = ProbeAnswer(error=text if known and text else f"{type(error).__name__}: {text}")
+        expected = isinstance(error, ValueError)
+        answer = ProbeAnswer(error=text if expected and text else f"{type(error).__name__}: {text}")
     os.write(answers, msgspec.json.encode(answer))
     return 0
 

@@ -52,8 +52,8 @@ def draft_of(request: TorchRequest, scratch: Path) -> FamilyDraft:
         )
     )
     first = answer.modules[-1]
-    for one in answer.modules:
-        _check_alike(one, first)
+    for module in answer.modules:
+        _check_alike(module, first)
     return _own(request, answer, scratch)
 
 
@@ -79,14 +79,14 @@ def _ask(order: ProbeOrder) -> ProbeAnswer:
     return answer
 
 
-def _check_alike(one: ProbedModule, other: ProbedModule) -> None:
+def _check_alike(module: ProbedModule, other: ProbedModule) -> None:
     """Raise DraftError if two variants take or give something else."""
-    for verb, mine, theirs in (("takes", one.inputs, other.inputs), ("gives", one.outputs, other.outputs)):
+    for verb, mine, theirs in (("takes", module.inputs, other.inputs), ("gives", module.outputs, other.outputs)):
         if mine != theirs:
             shown = [", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in each) for each in (mine, theirs)]
             raise DraftError(
-                f"{one.target} {verb} {shown[0]} and {other.target} {shown[1]}: variants of a family answer the same "
-                "question on the same tensors; make families of them, or say what they take with --input"
+                f"{module.target} {verb} {shown[0]} and {other.target} {shown[1]}: variants of a family answer "
+                "the same question on the same tensors; make families of them, or say what they take with --input"
             )
 
 
@@ -137,8 +137,8 @@ def _own(request: TorchRequest, answer: ProbeAnswer, scratch: Path) -> FamilyDra
     )
 
 
-def _warning(one: ProbedModule) -> str:
-    return "; UNTRAINED: random weights" if one.untrained else ""
+def _warning(module: ProbedModule) -> str:
+    return "; UNTRAINED: random weights" if module.untrained else ""
 
 
 def _half(variant: DraftVariant) -> DraftVariant:
@@ -154,7 +154,7 @@ def _half(variant: DraftVariant) -> DraftVariant:
 
 
 def _weights(answer: ProbeAnswer, scratch: Path) -> dict[str, Path]:
-    return {one.weights: scratch / one.weights for one in answer.modules if one.weights}
+    return {module.weights: scratch / module.weights for module in answer.modules if module.weights}
 
 
 def _local_file(module: str) -> Path | None:
@@ -166,7 +166,7 @@ def _local_file(module: str) -> Path | None:
     here = Path.cwd()
     if (here / f"{top}.py").is_file() and top == module:
         return here / f"{top}.py"
-    if (here / top).is_dir() and not _installed(top):
+    if (here / top).is_dir() and not _is_installed(top):
         raise DraftError(
             f"{module} is a package of this folder, which workers do not see: install it (`pip install -e .`), or give "
             "a module of one file, which is copied"
@@ -174,8 +174,8 @@ def _local_file(module: str) -> Path | None:
     return None
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     """Return whether a module is found from anywhere, and not from the current folder only."""
-    found = importlib.util.find_spec(name)
-    places = list(found.submodule_search_locations or []) if found is not None else []
-    return found is not None and not any(Path(place).resolve().parent == Path.cwd() for place in places)
+    spec = importlib.util.find_spec(name)
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    return spec is not None and not any(Path(place).resolve().parent == Path.cwd() for place in places)

@@ -1,7 +1,7 @@
-"""Triton's `config.pbtxt`: protobuf's text format, read into plain values, and what Clover looks at of it.
+"""Triton's `config.pbtxt`: protobuf's text format, read into plain values, and the fields that Clover uses.
 
-Triton's own field names are read; what is not known is kept, so that a model is refused for it rather than served
-without it.  Messages are written `name { ... }`, `name: { ... }` or `name < ... >`, lists `[a, b]` or by repetition;
+Unknown fields are kept, so that a model is refused for them rather than served without them.  Messages are written
+`name { ... }`, `name: { ... }` or `name < ... >`, lists `[a, b]` or by repetition;
 strings are quoted either way, with C's escapes, and adjacent ones are joined; `#` begins a comment.
 """
 
@@ -74,16 +74,16 @@ class _Reader:
         """Return the fields up to the mark `end` ("": the end of the text)."""
         if depth > MOST_DEPTH:
             raise DraftError(f"line {self._next.line}: messages lie deeper than {MOST_DEPTH} in each other")
-        found: Message = {}
+        fields: Message = {}
         while True:
             token = self._take()
             if token.kind == "end" or token.text == end:
                 if token.text != (end or "the end"):
                     raise DraftError(f"line {token.line}: {end!r} is missing before the end")
-                return found
+                return fields
             if token.kind != "name":
                 raise DraftError(f"line {token.line}: a field's name is expected, not {token.text}")
-            values = found.setdefault(token.text, [])
+            values = fields.setdefault(token.text, [])
             colon = self._skip(":")
             if self._next.text == "[" and self._next.kind == "mark":
                 values += self._list(depth)
@@ -95,21 +95,21 @@ class _Reader:
 
     def _list(self, depth: int) -> list[Value]:
         self._take()
-        found: list[Value] = []
+        values: list[Value] = []
         while not self._skip("]"):
-            if found and not self._skip(","):
+            if values and not self._skip(","):
                 raise DraftError(f"line {self._next.line}: ',' or ']' is expected, not {self._next.text}")
-            found.append(self._value(depth))
-        return found
+            values.append(self._value(depth))
+        return values
 
     def _value(self, depth: int) -> Value:
         token = self._take()
         if token.kind == "mark" and token.text in "{<":
             return self.message("}" if token.text == "{" else ">", depth + 1)
         if token.kind == "string":
-            joined = _unescaped(token)
+            joined = _unescape(token)
             while self._next.kind == "string":
-                joined += _unescaped(self._take())
+                joined += _unescape(self._take())
             try:
                 return joined.decode()
             except UnicodeDecodeError as error:
@@ -152,7 +152,7 @@ def _number(token: _Token) -> int | float:
     return int(plain, 8) if len(digits) > 1 and digits[0] == "0" and not set(digits) & {"8", "9"} else int(plain)
 
 
-def _unescaped(token: _Token) -> bytes:
+def _unescape(token: _Token) -> bytes:
     def one(match: re.Match[bytes]) -> bytes:
         hexadecimal, octal, short, long, plain = match.groups()
         if hexadecimal:
@@ -203,13 +203,13 @@ def numbers_of(message: Mapping[str, list[Value]], name: str) -> tuple[int, ...]
 
 def message_of(message: Mapping[str, list[Value]], name: str) -> Message | None:
     """Return a message that stands once; None if it is not there.  Raises DraftError for anything else."""
-    found = messages_of(message, name)
-    return found[-1] if found else None
+    messages = messages_of(message, name)
+    return messages[-1] if messages else None
 
 
 def messages_of(message: Mapping[str, list[Value]], name: str) -> list[Message]:
     """Return messages.  Raises DraftError for anything else."""
-    found = message.get(name, [])
-    if any(not isinstance(value, dict) for value in found):
+    values = message.get(name, [])
+    if any(not isinstance(value, dict) for value in values):
         raise DraftError(f"{name} is not a message in braces")
-    return [value for value in found if isinstance(value, dict)]
+    return [value for value in values if isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""The models of a Triton repository as drafts, each or a DraftError with the reason why not."""
+"""The models of a Triton repository: for each a draft, or a DraftError with the reason why there is none."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ def read(folder: Path, bounds: OpenBounds) -> TritonModel:
     if policy is not None and last(policy, "decoupled", False) is True:
         raise DraftError("decoupled: an answer of none or many parts a request is not served: one answer a request")
     version, others = _versions(folder, config)
-    found = TritonModel(folder, config, backend, version, others, bounds)
-    if not NAME.fullmatch(found.name) or found.name.startswith("."):
-        raise DraftError(f"{found.name!r} is no name of a family (A-Z a-z 0-9 . _ -): rename the model")
-    return found
+    model = TritonModel(folder, config, backend, version, others, bounds)
+    if not NAME.fullmatch(model.name) or model.name.startswith("."):
+        raise DraftError(f"{model.name!r} is no name of a family (A-Z a-z 0-9 . _ -): rename the model")
+    return model
 
 
 def _backend(folder: Path, config: Message) -> str:
@@ -254,9 +254,9 @@ def _tensor(model: TritonModel, message: Message, *, batched: bool) -> tuple[Ten
         max_bytes=room,
         labels=labels,
     )
-    own = list(numbers_of(reshape, "shape")) if reshape is not None else None
+    inside = list(numbers_of(reshape, "shape")) if reshape is not None else None
     # Outputs come in the model's shape and leave as dims say; inputs the other way round.
-    return tensor, head, own
+    return tensor, head, inside
 
 
 def _labels(model: TritonModel, message: Message, bound: Sequence[int]) -> tuple[str, ...]:
@@ -333,11 +333,11 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     for beside in onnx_source.external(source):
         folders.inside(beside, model.folder)
     if not model.config.get("input") and not model.config.get("output"):
-        found = onnx_source.look_at(source)
-        signature = TritonSignature(found.inputs, found.outputs, {}, found.rows, 32, found.notes)
+        draft = onnx_source.look_at(source)
+        signature = TritonSignature(draft.inputs, draft.outputs, {}, draft.rows, 32, draft.notes)
     else:
         signature = signature_of(model)
-        found = OnnxModel(source, signature.inputs, signature.outputs, signature.rows)
+        draft = OnnxModel(source, signature.inputs, signature.outputs, signature.rows)
         takes, gives = onnx_source.names_of(source)
         for listed, there, what in ((signature.inputs, takes, "input"), (signature.outputs, gives, "output")):
             if lost := [one.name for one in listed if one.name not in there]:
@@ -347,26 +347,28 @@ def _onnx(model: TritonModel, file: Path) -> FamilyDraft:
     copies = onnx_source.copies_of(source, "model")
     weights = next(iter(copies))
     variant = DraftVariant(name="onnx", kind="python", weights=weights, comment="as Triton has it")
-    code = onnx_source.model_py(found, _reshaped(signature))
+    code = onnx_source.model_py(draft, _reshapes(signature))
     return replace(
         _draft(signature, variant, code, copies),
-        confidence=scores_of(signature.outputs, logits=not found.probabilities),
+        confidence=scores_of(signature.outputs, logits=not draft.probabilities),
     )
 
 
-def _reshaped(signature: TritonSignature) -> dict[str, list[int]]:
+def _reshapes(signature: TritonSignature) -> dict[str, list[int]]:
     """Return what rows are reshaped to: inputs to the model's shape, outputs to the one that clients get."""
-    found = {one.name: signature.inside[one.name] for one in signature.inputs if one.name in signature.inside}
-    return found | {one.name: list(one.shape) for one in signature.outputs if one.name in signature.inside}
+    found = {
+        tensor.name: signature.inside[tensor.name] for tensor in signature.inputs if tensor.name in signature.inside
+    }
+    return found | {tensor.name: list(tensor.shape) for tensor in signature.outputs if tensor.name in signature.inside}
 
 
 def _by_number(tensors: tuple[TensorSpec, ...]) -> tuple[tuple[TensorSpec, ...], bool]:
     """Return tensors by the number that ends their names (`INPUT__0`), and whether all have one; if not, as given."""
-    found = [_NUMBERED.search(one.name) for one in tensors]
-    places = [int(match[1]) for match in found if match is not None]
+    matches = [_NUMBERED.search(tensor.name) for tensor in tensors]
+    places = [int(match[1]) for match in matches if match is not None]
     if len(places) < len(tensors):
         return tensors, False
-    return tuple(one for _, one in sorted(zip(places, tensors, strict=True), key=lambda pair: pair[0])), True
+    return tuple(tensor for _, tensor in sorted(zip(places, tensors, strict=True), key=lambda pair: pair[0])), True
 
 
 def _torch(model: TritonModel, file: Path) -> FamilyDraft:
@@ -376,14 +378,14 @@ def _torch(model: TritonModel, file: Path) -> FamilyDraft:
     keywords: tuple[str, ...] = ()
     inputs, are_numbered = _by_number(signature.inputs)
     if not are_numbered and len(inputs) > 1:
-        keywords = tuple(one.name for one in inputs)
+        keywords = tuple(tensor.name for tensor in inputs)
     ordered = replace(signature, inputs=inputs, outputs=_by_number(signature.outputs)[0])
     code = template(
         "torchscript_model",
-        inputs=tuple(one.name for one in ordered.inputs),
-        outputs=tuple(one.name for one in ordered.outputs),
+        inputs=tuple(tensor.name for tensor in ordered.inputs),
+        outputs=tuple(tensor.name for tensor in ordered.outputs),
         keywords=keywords,
-        reshaped=_reshaped(ordered),
+        reshaped=_reshapes(ordered),
         row_by_row=ordered.rows == 1,
     )
     variant = DraftVariant(name="torchscript", weights="weights/model.pt", comment="as Triton has it, TorchScript")
@@ -416,16 +418,16 @@ def _python(model: TritonModel, file: Path) -> FamilyDraft:
     config = {
         "name": model.name,
         "max_batch_size": number_of(model.config, "max_batch_size"),
-        "input": [_described(one) for one in messages_of(model.config, "input")],
-        "output": [_described(one) for one in messages_of(model.config, "output")],
+        "input": [_describe(message) for message in messages_of(model.config, "input")],
+        "output": [_describe(message) for message in messages_of(model.config, "output")],
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
     }
     code = template(
         "python_backend_model",
         config=repr(json.dumps(config)),
         version=repr(str(model.version)),
-        inputs=tuple(one.name for one in signature.inputs),
-        outputs=tuple(one.name for one in signature.outputs),
+        inputs=tuple(tensor.name for tensor in signature.inputs),
+        outputs=tuple(tensor.name for tensor in signature.outputs),
     )
     variant = DraftVariant(name="python", kind="python", comment="Triton's Python backend")
     files = {f"backend/{name}": path for name, path in folders.below(model.files, model.folder).items()}
@@ -436,7 +438,7 @@ def _python(model: TritonModel, file: Path) -> FamilyDraft:
     return draft.noting(*notes)
 
 
-def _described(message: Message) -> dict[str, Any]:
+def _describe(message: Message) -> dict[str, Any]:
     return {
         "name": text_of(message, "name"),
         "data_type": text_of(message, "data_type"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clover.backends import child_environment
 from clover.errors import ConfigError, ProfileError
 from clover.families.array_codec import pack, unpack
-from clover.families.evaluation import checked
+from clover.families.evaluation import check_rows
 from clover.malformed import MALFORMED
 from clover.types import FamilySpec, SandboxOrder
 from clover.worker import evaluator
@@ -80,7 +80,7 @@ class EvaluationProcess:
         except ValueError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from error
-        return checked(self._spec, inputs, labels, where)
+        return check_rows(self._spec, inputs, labels, where)
 
     def judge(self, outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> NDArray[Any]:
         """Return what the family's metric gives for `outputs` of rows with `labels`; raises ValueError with what it

@@ -210,8 +210,8 @@ class Echo(Model):
         """See `Model.open`."""
         return EchoTicket(rows)
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """See `Model.crowded`."""
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """See `Model.retry_in_s`."""
         return 0.0
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
@@ -221,18 +221,18 @@ class Echo(Model):
     def take_late(self, on: bool) -> None:
         """See `Model.take_late`."""
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[Ticket, memoryview] | None:
-        """See `Model.ahead`."""
+        """See `Model.lend`."""
         tensor = self.spec.inputs[index]
         if tensor.datatype == "BYTES" or tensor.variable:
             return None
         array = np.empty(rows * math.prod(tensor.shape), DATATYPES[tensor.datatype])
         return EchoTicket(rows), array.view(np.uint8).data
 
-    def arrived(self, ticket: Ticket) -> None:
-        """See `Model.arrived`."""
+    def admit_lent(self, ticket: Ticket) -> None:
+        """See `Model.admit_lent`."""
 
     def write(self, ticket: Ticket, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """See `Model.write`."""

@@ -128,7 +128,7 @@ def drawn(spec: FamilySpec, config: ServerConfig) -> Paces:
     """
     if not config.workers.pace:
         return {}
-    paces: Paces = emulation("profiles.pace").load(config.workers.pace).drawn(spec.name)
+    paces: Paces = emulation("profiles.pace").load(config.workers.pace).paces_of(spec.name)
     return paces
 
 

@@ -1,10 +1,10 @@
 """The grams of a period split by time, model, variant, device or tenant, so that the parts sum to the whole.
 
-Times and devices have lines of the account of their own.  A model has its own energy (computing, the idle power of what
-its workers hold, its part of front end and control) as the ledger keeps it.  What is left of an entry within the
-boundary, as the idle power of cores and slices that no worker holds, is split
+The ledger keeps the energy of each time and device.  It also keeps each model's own energy: computing, the idle power
+of what its workers hold, its part of front end and control.  The rest of an entry within the boundary, such as the idle
+power of cores and slices that no worker holds, is split
 
-1. over the models by their own energy in that entry; if there was none, it is nobody's: "(no rows served)";
+1. over the models by their own energy in that entry; if there was none, it is booked on "(no rows served)";
 2. of a model, over its variants by the energy of their workers;
 3. and over its tenants by the energy of computing their rows; where the ledger has that of no tenant, by the energy on
    their receipts, or else by their rows.
@@ -68,9 +68,9 @@ _Sums = dict[str, _Sum]
 
 @dataclass(frozen=True)
 class BreakdownRules:
-    """By what energy is split: which `lines` lie within the boundary, the PUE of a time (None: not known), the
-    market-based factor in g/kWh (None: not given), the zone whose days and months are meant, and by the start of each
-    entry how many seconds of it are recorded."""
+    """How energy is split: which `lines` lie within the boundary, the PUE of a time (None: unknown), the market-based
+    factor in g/kWh (None: not given), the time zone of days and months, and how many seconds of each entry (by its
+    start) are recorded."""
 
     lines: Collection[str]
     pue_at: Callable[[float], float | None]
@@ -81,7 +81,7 @@ class BreakdownRules:
 
 def own_of(row: UsageRow, lines: Collection[str]) -> EnergyAmount:
     """Return what is a model's own in a row, of the account's `lines`."""
-    found = EnergyAmount()
+    total = EnergyAmount()
     for line, joules, grams in (
         ("active", row.active_j, row.active_g),
         ("idle", row.idle_j, row.idle_g),
@@ -89,8 +89,8 @@ def own_of(row: UsageRow, lines: Collection[str]) -> EnergyAmount:
         ("control", row.control_j, row.control_g),
     ):
         if line in lines:
-            found = found.plus(EnergyAmount(joules, grams))
-    return found
+            total = total.plus(EnergyAmount(joules, grams))
+    return total
 
 
 def breakdowns_of(usage: Sequence[UsageRow], lines: Sequence[LineRow], rules: BreakdownRules) -> tuple[Breakdown, ...]:
@@ -152,11 +152,13 @@ def _by_use(usage: Iterable[UsageRow], within: Iterable[LineRow], rules: Breakdo
     for start in sorted({*used, *drawn}):
         pue = rules.pue_at(start) or 0.0
         models = used.get(start, {})
-        own = {model: _total(own_of(row, rules.lines) for row in rows) for model, rows in models.items()}
-        left = drawn.get(start, EnergyAmount()).plus(_total(own.values()), -1.0)
-        parts = _parts({model: amount.joules for model, amount in own.items()}) or ({NOBODY: 1.0} if any(left) else {})
-        for model in dict.fromkeys([*own, *parts]):  # in an order that is always the same, as sums of floats need
-            mine, share = own.get(model, EnergyAmount()), EnergyAmount().plus(left, parts.get(model, 0.0))
+        by_model = {model: _total(own_of(row, rules.lines) for row in rows) for model, rows in models.items()}
+        left = drawn.get(start, EnergyAmount()).plus(_total(by_model.values()), -1.0)
+        parts = _parts({model: amount.joules for model, amount in by_model.items()}) or (
+            {NOBODY: 1.0} if any(left) else {}
+        )
+        for model in dict.fromkeys([*by_model, *parts]):  # in an order that is always the same, as sums of floats need
+            mine, share = by_model.get(model, EnergyAmount()), EnergyAmount().plus(left, parts.get(model, 0.0))
             _add(sums["model"], model, mine, share, pue)
             whole = mine.plus(share)
             _split_variants(sums["variant"], model, models.get(model, []), whole, rules, pue)
@@ -179,15 +181,19 @@ def _count(sums: Mapping[By, _Sums], model: str, row: UsageRow) -> None:
 def _split_variants(
     sums: _Sums, model: str, rows: Iterable[UsageRow], whole: EnergyAmount, rules: BreakdownRules, pue: float
 ) -> None:
-    own: dict[str, EnergyAmount] = defaultdict(EnergyAmount)
+    by_variant: dict[str, EnergyAmount] = defaultdict(EnergyAmount)
     for row in rows:
         if row.variant:
-            own[row.variant] = own[row.variant].plus(own_of(row, rules.lines))
-    left = whole.plus(_total(own.values()), -1.0)
-    parts = _parts({variant: amount.joules for variant, amount in own.items()}) or ({"": 1.0} if any(left) else {})
-    for variant in dict.fromkeys([*own, *parts]):
+            by_variant[row.variant] = by_variant[row.variant].plus(own_of(row, rules.lines))
+    left = whole.plus(_total(by_variant.values()), -1.0)
+    parts = _parts({variant: amount.joules for variant, amount in by_variant.items()}) or (
+        {"": 1.0} if any(left) else {}
+    )
+    for variant in dict.fromkeys([*by_variant, *parts]):
         name = model if model == NOBODY else f"{model}/{variant or NO_VARIANT}"
-        _add(sums, name, own.get(variant, EnergyAmount()), EnergyAmount().plus(left, parts.get(variant, 0.0)), pue)
+        _add(
+            sums, name, by_variant.get(variant, EnergyAmount()), EnergyAmount().plus(left, parts.get(variant, 0.0)), pue
+        )
 
 
 def _split_tenants(sums: _Sums, rows: Sequence[UsageRow], whole: EnergyAmount, pue: float) -> None:
@@ -199,7 +205,7 @@ def _split_tenants(sums: _Sums, rows: Sequence[UsageRow], whole: EnergyAmount, p
 
 
 def _tenant_parts(rows: Sequence[UsageRow]) -> dict[str, float]:
-    """Return the part of each tenant in a model's energy; nothing if nothing tells."""
+    """Return the part of each tenant in a model's energy; empty if it is unknown."""
     computed: dict[str, float] = defaultdict(float)
     receipts: dict[str, float] = defaultdict(float)
     counts: dict[str, float] = defaultdict(float)
@@ -216,23 +222,23 @@ def _tenant_parts(rows: Sequence[UsageRow]) -> dict[str, float]:
 
 
 def _total(amounts: Iterable[EnergyAmount]) -> EnergyAmount:
-    found = EnergyAmount()
+    total = EnergyAmount()
     for amount in amounts:
-        found = found.plus(amount)
-    return found
+        total = total.plus(amount)
+    return total
 
 
 def _parts(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return the part that each weight is of all, of those above zero; nothing if there is none."""
+    """Return each positive weight as a part of their sum; empty if there is none."""
     known = {name: weight for name, weight in weights.items() if weight > 0.0}
     whole = sum(known.values())
     return {name: weight / whole for name, weight in known.items()}
 
 
 def _add(sums: _Sums, name: str, own: EnergyAmount, shared: EnergyAmount, pue: float) -> None:
-    found = sums[name]
-    found.own, found.shared = found.own.plus(own), found.shared.plus(shared)
-    found.facility_j += (own.joules + shared.joules) * pue
+    total = sums[name]
+    total.own, total.shared = total.own.plus(own), total.shared.plus(shared)
+    total.facility_j += (own.joules + shared.joules) * pue
 
 
 def _buckets(by: By, sums: _Sums, rules: BreakdownRules) -> Iterator[ReportBucket]:

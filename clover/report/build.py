@@ -125,7 +125,7 @@ def report_of(rows: LedgerRows, options: ReportOptions) -> Report:
     energy: dict[str, float] = defaultdict(float)
     for row in within:
         energy[row.label] += row.joules
-    rules = BreakdownRules(counted, pue_at, market, options.zone, _recorded(rows))
+    rules = BreakdownRules(counted, pue_at, market, options.zone, _recorded_seconds(rows))
     return Report(
         clover=__version__,
         made=options.made,
@@ -167,7 +167,7 @@ def _spans(rows: LedgerRows) -> dict[int, int]:
     return {row.start: row.length for row in rows.grid_minutes or rows.lines}
 
 
-def _recorded(rows: LedgerRows) -> Mapping[int, float]:
+def _recorded_seconds(rows: LedgerRows) -> Mapping[int, float]:
     """Return how many seconds are recorded of each entry, by its start: those of which the intensity is known; of a
     ledger that has no intensities, all."""
     return recorded_s(rows.grid) if rows.grid else {start: float(length) for start, length in _spans(rows).items()}
@@ -178,7 +178,7 @@ def _period(rows: LedgerRows, options: ReportOptions) -> ReportPeriod:
     return ReportPeriod(
         start=options.start,
         end=options.end,
-        recorded_s=sum(_recorded(rows).values()),
+        recorded_s=sum(_recorded_seconds(rows).values()),
         finest_s=min(spans.values(), default=0),
         coarsest_s=max(spans.values(), default=0),
         zone=options.zone_name,
@@ -193,8 +193,8 @@ def pue_by_time(grid: Iterable[GridRow], runs: Sequence[RunRow]) -> Callable[[fl
     for row in grid:
         net[row.start] += row.net_g
         grams[row.start] += row.grams
-    known = [pue for run in runs if (pue := _pue_of(run)) is not None]
-    stated = known[-1] if known and len(set(known)) == 1 else None
+    pues = [pue for run in runs if (pue := _pue_of(run)) is not None]
+    stated = pues[-1] if pues and len(set(pues)) == 1 else None
 
     def at(start: float) -> float | None:
         whole = net.get(int(start), 0.0)
@@ -209,8 +209,8 @@ def _pue_of(run: RunRow) -> float | None:
     if noted is not None:
         return noted
     carbon = configuration_of(run).get("carbon")
-    found = carbon.get("pue") if isinstance(carbon, dict) else None
-    return float(found) if isinstance(found, int | float) else None
+    pue = carbon.get("pue") if isinstance(carbon, dict) else None
+    return float(pue) if isinstance(pue, int | float) else None
 
 
 def _sci(operation: GramsRange, embodied: GramsRange | None, rows: int) -> GramsRange | None:
@@ -259,7 +259,7 @@ def _boundary(name: Boundary, lines: Sequence[LineRow]) -> BoundaryFigure:
 
 def _intervals(hardware: Sequence[EmbodiedFigures] | None) -> tuple[str, ...]:
     """Return how the intervals of the report are formed, in sentences."""
-    found = [
+    sentences = [
         (
             "Electricity: each device's energy may be off by what its meter says of itself, else by 5 % if a counter "
             "measured it and by 50 % if it is modelled; errors of devices and minutes are added, as if all were "
@@ -272,15 +272,15 @@ def _intervals(hardware: Sequence[EmbodiedFigures] | None) -> tuple[str, ...]:
         "Not in any interval: errors of the carbon intensity itself, for which providers state none.",
     ]
     if hardware and any(item.range is not None for item in hardware):
-        found.insert(1, "Hardware: from the lowest to the highest published figure for such hardware.")
-    return tuple(found)
+        sentences.insert(1, "Hardware: from the lowest to the highest published figure for such hardware.")
+    return tuple(sentences)
 
 
 def _quality(rows: Iterable[QualityRow]) -> tuple[QualityFigure, ...]:
-    found: dict[str, list[QualityRow]] = defaultdict(list)
+    rows_by_model: dict[str, list[QualityRow]] = defaultdict(list)
     for row in rows:
-        found[row.model].append(row)
-    return tuple(_model_quality(model, own) for model, own in sorted(found.items()))
+        rows_by_model[row.model].append(row)
+    return tuple(_model_quality(model, own) for model, own in sorted(rows_by_model.items()))
 
 
 def _model_quality(model: str, rows: Sequence[QualityRow]) -> QualityFigure:

@@ -29,16 +29,16 @@ def zone_of(name: str) -> tzinfo:
 
 
 def moment(text: str, zone: tzinfo, now: float) -> float:
-    """Return the Unix seconds of a time as "2026-11", "2026-11-20", "2026-11-20T06:00" or "2026-11-20T06:00+01:00", in
-    `zone` if it names none, or of so long ago as "7d", "12h".  Raises ConfigError."""
+    """Return the Unix seconds of a time such as "2026-11", "2026-11-20", "2026-11-20T06:00" or "2026-11-20T06:00+01:00"
+    (in `zone` unless it names an offset), or of a time ago such as "7d" or "12h".  Raises ConfigError."""
     if ago := re.fullmatch(r"(\d+)([hdw])", text):
         return now - int(ago[1]) * {"h": 3600, "d": 86_400, "w": 604_800}[ago[2]]
     if text == "now":
         return now
     whole = f"{text}-01" if _DATE.fullmatch(text) and len(text) == len("2026-11") else text
     try:
-        found = datetime.fromisoformat(whole)
-        return (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
+        time = datetime.fromisoformat(whole)
+        return (time if time.tzinfo else time.replace(tzinfo=zone)).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
             f"{text!r} is no time: give 2026-11, 2026-11-20, 2026-11-20T06:00 (with +01:00 behind it, or in --tz), or "
@@ -60,8 +60,8 @@ def offsets_of(start: float, end: float, zone: tzinfo) -> set[float]:
     """Return by how many seconds `zone` is ahead of UTC from `start` to `end`."""
     # In between as well: Lord Howe Island sets its clocks by half an hour.
     times = [start, *range(int(start), int(end), 30 * 86_400), end]
-    found = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
-    return {offset.total_seconds() for offset in found if offset is not None}
+    offsets = [datetime.fromtimestamp(at, zone).utcoffset() for at in times]
+    return {offset.total_seconds() for offset in offsets if offset is not None}
 
 
 def whole_hours(start: float, end: float, zone: tzinfo) -> bool:
@@ -70,8 +70,8 @@ def whole_hours(start: float, end: float, zone: tzinfo) -> bool:
 
 
 def name_of(start: float, by: TimeBy, zone: tzinfo) -> str:
-    """Return what the hour, day or month that began at `start` is called, as "2026-11-20 06:00"; hours of other zones
-    than UTC with their offset."""
+    """Return the name of the hour, day or month that began at `start`, as "2026-11-20 06:00".  Hours of zones other
+    than UTC have their offset."""
     local = datetime.fromtimestamp(start, zone)
     if by == "month":
         return f"{local:%Y-%m}"

@@ -1,6 +1,6 @@
-"""Whether a report says what its ledger says: its figures, calculated again, and the text of its page.
+"""Checks a report against its ledger: its figures, calculated again, and the text of its page.
 
-Every sum of a report of several servers has to follow from the reports of its nodes, which it carries.
+A report of several servers carries the reports of its nodes, and each of its sums has to follow from these.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def report_in(text: str) -> Report:
     data = data_of(text) if is_page(text) else text
     if data is None:
         raise UnreadableReport("the page carries no data of a report")
-    return _decoded(data.encode())
+    return _decode(data.encode())
 
 
 def is_page(text: str) -> bool:
@@ -58,8 +58,8 @@ def is_page(text: str) -> bool:
 
 
 def verify(report: Report, text: str, ledger: LedgerReader) -> Verdict:
-    """Calculate a report again from its ledger, and, if its `text` is a page, hold that against its data.  Raises
-    LedgerError or ConfigError."""
+    """Calculate a report again from its ledger.  If its `text` is a page, also compare the page with the report's data.
+    Raises LedgerError or ConfigError."""
     wrong: list[str] = []
     checked: list[str] = []
     if is_page(text):
@@ -77,7 +77,7 @@ def verify(report: Report, text: str, ledger: LedgerReader) -> Verdict:
     return Verdict(tuple(wrong), tuple(checked))
 
 
-def _decoded(data: bytes) -> Report:
+def _decode(data: bytes) -> Report:
     try:
         if msgspec.json.decode(data, type=_Kind).schema != SCHEMA:
             raise UnreadableReport(f"it is no report of Clover that this version knows ({SCHEMA})")
@@ -113,8 +113,8 @@ def _compare(report: Report, ledger: LedgerReader, wrong: list[str], checked: li
     if again.inputs == report.inputs and report.clover == __version__:
         _compare_exactly(report, again, wrong, checked)
         return
-    if found := deviations(report, again):
-        wrong += found
+    if differences := deviations(report, again):
+        wrong += differences
         return
     other = "" if report.clover == __version__ else f"; it was made by Clover {report.clover}"
     checked.append(
@@ -129,8 +129,8 @@ def _compare_exactly(report: Report, again: Report, wrong: list[str], checked: l
         wrong.append(
             f"the ledger has the entries that the report names, and they give other figures: {', '.join(parts)}"
         )
-    elif found := gap_deviations(report, again):
-        wrong += found
+    elif differences := gap_deviations(report, again):
+        wrong += differences
     else:
         checked.append(
             "that the ledger gives exactly the same figures; of gaps it gives how long they are, as its minutes were "

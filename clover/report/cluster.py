@@ -1,4 +1,4 @@
-"""The reports of several servers put together: a pure function of them, so that whoever has them can check the sums."""
+"""The reports of several servers put together.  This is a pure function, so anyone can check the sums."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ABOUT_REGIONS = "the nodes of a region together"
 
 @dataclass(frozen=True)
 class NodeLedger:
-    """What one ledger gave: the node's name, its region (empty: that of its grid), and its report; without one, why."""
+    """A node's name, its region (empty: that of its grid), and the report of its ledger, or why there is none."""
 
     name: str
     region: str
@@ -71,13 +71,13 @@ def cluster_report_of(nodes: Sequence[NodeLedger], options: ClusterOptions) -> C
     """Return the report of all nodes.  Raises LedgerError if two have the same run, or if none has anything."""
     # In one order, whatever was named first: sums of floats depend on it.
     nodes = sorted(nodes, key=lambda node: (_entry(node).region, node.name))
-    known = [(node, node.report) for node in nodes if node.report is not None]
-    if not known:
+    reported = [(node, node.report) for node in nodes if node.report is not None]
+    if not reported:
         raise LedgerError(f"no ledger has anything of the period: {'; '.join(node.why for node in nodes)}")
-    refuse_duplicates([(node.name, report) for node, report in known], options.zone)
+    refuse_duplicates([(node.name, report) for node, report in reported], options.zone)
     entries = [_entry(node) for node in nodes]
     total = added("total", [item.line for item in entries])
-    reports = tuple(report for _, report in known)
+    reports = tuple(report for _, report in reported)
     return ClusterReport(
         clover=__version__,
         made=options.made,
@@ -91,12 +91,12 @@ def cluster_report_of(nodes: Sequence[NodeLedger], options: ClusterOptions) -> C
         total=total,
         nodes=tuple(entries),
         regions=tuple(_regions(entries)),
-        breakdowns=tuple(_breakdowns(entries, known)),
+        breakdowns=tuple(_breakdowns(entries, reported)),
         saved=_saved(reports, total.grams_ng / NG),
         quality=_quality(reports),
         energy_known=_parts(item for report in reports for item in report.energy_known),
         intensity_known=_parts(item for report in reports for item in report.intensity_known),
-        cautions=tuple(_cautions(known)),
+        cautions=tuple(_cautions(reported)),
         reports=reports,
     )
 
@@ -206,10 +206,10 @@ def _mean_intensity(lines: Iterable[ClusterLine]) -> float | None:
 
 
 def _regions(entries: Iterable[ReportedNode]) -> Iterator[ReportedRegion]:
-    found: dict[str, list[ClusterLine]] = defaultdict(list)
+    lines_by_region: dict[str, list[ClusterLine]] = defaultdict(list)
     for entry in entries:
-        found[entry.region].append(entry.line)
-    for region, lines in sorted(found.items()):
+        lines_by_region[entry.region].append(entry.line)
+    for region, lines in sorted(lines_by_region.items()):
         yield ReportedRegion(line=added(region, lines), nodes=len(lines))
 
 
@@ -220,11 +220,11 @@ def _breakdowns(
     regions = tuple(item.line for item in _regions(entries))
     yield ClusterBreakdown(by="region", about=_ABOUT_REGIONS, lines=regions)
     for by in BY:
-        found: dict[str, list[ClusterLine]] = defaultdict(list)
+        lines_by_kind: dict[str, list[ClusterLine]] = defaultdict(list)
         for node, report in known:
             for line in _lines(node.name, report, by):
-                found[line.name].append(line)
-        lines = [added(name, parts) for name, parts in found.items()]
+                lines_by_kind[line.name].append(line)
+        lines = [added(name, parts) for name, parts in lines_by_kind.items()]
         if by in TIMES:
             lines.sort(key=lambda line: (line.start or 0.0, line.name))
         else:
@@ -270,11 +270,11 @@ def whole_parts(values: Sequence[float], scale: float, whole: int) -> list[int]:
 
 
 def _saved(reports: Sequence[Report], emitted_g: float) -> tuple[SavedFigure, ...]:
-    found: dict[str, list[SavedFigure]] = defaultdict(list)
+    figures: dict[str, list[SavedFigure]] = defaultdict(list)
     for report in reports:
         for item in report.saved:
-            found[item.against].append(item)
-    return tuple(_saving(found[kind], emitted_g) for kind in KINDS if kind in found)
+            figures[item.against].append(item)
+    return tuple(_saving(figures[kind], emitted_g) for kind in KINDS if kind in figures)
 
 
 def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:
@@ -314,11 +314,11 @@ def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:
 
 def _quality(reports: Sequence[Report]) -> tuple[QualityFigure, ...]:
     """Return how well each model answered on all nodes: means over rows, and over labelled rows."""
-    found: dict[str, list[QualityFigure]] = defaultdict(list)
+    figures: dict[str, list[QualityFigure]] = defaultdict(list)
     for report in reports:
         for item in report.quality:
-            found[item.model].append(item)
-    return tuple(_model(model, items) for model, items in sorted(found.items()))
+            figures[item.model].append(item)
+    return tuple(_model(model, items) for model, items in sorted(figures.items()))
 
 
 def _model(model: str, items: Sequence[QualityFigure]) -> QualityFigure:
@@ -354,10 +354,10 @@ def _parts(items: Iterable[KnownPart]) -> tuple[KnownPart, ...]:
 
 
 def _cautions(known: Sequence[tuple[NodeLedger, Report]]) -> Iterator[str]:
-    """Yield what forbids to quote the figures, each with the nodes that it holds for."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Yield the reasons not to quote the figures, each with the nodes that it holds for."""
+    nodes_by_caution: dict[str, list[str]] = defaultdict(list)
     for node, report in known:
         for text in cautions(report):
-            found[text].append(node.name)
-    for text, names in found.items():
+            nodes_by_caution[text].append(node.name)
+    for text, names in nodes_by_caution.items():
         yield f"{', '.join(names)}: {text}" if len(names) < len(known) else text

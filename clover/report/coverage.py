@@ -39,7 +39,7 @@ def energy_parts(joules: Mapping[str, float]) -> tuple[KnownPart, ...]:
 
 
 def intensity_parts(grid: Iterable[GridRow]) -> tuple[KnownPart, ...]:
-    """Return how much energy was priced at intensities known in which way, the most first."""
+    """Return how much energy was priced by each kind of intensity (by how it is known), the most first."""
     joules: dict[str, float] = defaultdict(float)
     for row in grid:
         joules[row.known] += row.joules
@@ -57,11 +57,11 @@ def _parts(joules: Mapping[str, float], about: Mapping[str, str]) -> tuple[Known
 
 def grids_of(grid: Iterable[GridRow]) -> tuple[GridFigure, ...]:
     """Return the intensity of each provider's zone, by how it is known, the longest in force first."""
-    found: dict[tuple[str, ...], list[GridRow]] = defaultdict(list)
+    rows_by_grid: dict[tuple[str, ...], list[GridRow]] = defaultdict(list)
     for row in grid:
-        found[row.provider, row.zone, row.signal, row.scope, row.known].append(row)
+        rows_by_grid[row.provider, row.zone, row.signal, row.scope, row.known].append(row)
     figures = []
-    for (provider, zone, signal, scope, known), rows in found.items():
+    for (provider, zone, signal, scope, known), rows in rows_by_grid.items():
         seconds, joules = sum(row.seconds for row in rows), sum(row.joules for row in rows)
         by_time = sum(row.seconds * row.g_per_kwh_time for row in rows)
         figures.append(
@@ -83,10 +83,10 @@ def grids_of(grid: Iterable[GridRow]) -> tuple[GridFigure, ...]:
 
 def recorded_s(grid: Iterable[GridRow]) -> dict[int, float]:
     """Return how many seconds are recorded of each entry, by its start: those of which the intensity is known."""
-    found: dict[int, float] = defaultdict(float)
+    seconds: dict[int, float] = defaultdict(float)
     for row in grid:
-        found[row.start] += row.seconds
-    return dict(found)
+        seconds[row.start] += row.seconds
+    return dict(seconds)
 
 
 def record_gaps(

@@ -1,4 +1,4 @@
-"""What a run noted of the machine it ran on: PUE, hardware and its embodied carbon, how far meters may be off."""
+"""What a run recorded of its machine: PUE, hardware and its embodied carbon, how far meters may be off."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _UNSAID = DeviceFact()
 
 
 class RunFacts(msgspec.Struct, frozen=True):
-    """What a run noted; all of it may be missing in a ledger of another version."""
+    """What a run recorded of its machine.  Any part may be missing in a ledger of another version."""
 
     pue: float | None = None
     life_years: float | None = None
@@ -62,10 +62,10 @@ def facts_of(run: RunRow) -> RunFacts:
 def configuration_of(run: RunRow) -> Mapping[str, Any]:
     """Return the configuration of a run as sections; empty if it cannot be read."""
     try:
-        found = msgspec.json.decode(run.configuration)
+        configuration = msgspec.json.decode(run.configuration)
     except MALFORMED:
         return {}
-    return found if isinstance(found, dict) else {}
+    return configuration if isinstance(configuration, dict) else {}
 
 
 class RunTimes:
@@ -117,10 +117,10 @@ def embodied_of(grid: Iterable[GridRow], times: RunTimes) -> tuple[EmbodiedFigur
     for name, facts in known.items():
         for item in facts.hardware or ():
             held[item, facts.life_years or 0.0] += seconds[name]
-    return tuple(_charged(item, years, duration_s) for (item, years), duration_s in held.items())
+    return tuple(_charge(item, years, duration_s) for (item, years), duration_s in held.items())
 
 
-def _charged(item: HardwareFact, life_years: float, seconds: float) -> EmbodiedFigures:
+def _charge(item: HardwareFact, life_years: float, seconds: float) -> EmbodiedFigures:
     factor = 1e3 * seconds / (life_years * YEAR_S) * item.reserved / item.total
     found = None
     if item.kg is not None:

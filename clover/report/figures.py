@@ -21,10 +21,10 @@ def time_of(report: Report) -> By:
 def emissions(report: Report, zone: tzinfo) -> Figure:
     """Return the grams of each hour (or day) of operation."""
     by = time_of(report)
-    found = report.breakdown(by)
+    breakdown = report.breakdown(by)
     return lines(
         f"Grams of CO2e from electricity, each {by}",
-        {"CO2e": _steps(found, "grams", zone)},
+        {"CO2e": _steps(breakdown, "grams", zone)},
         across=report.period.zone,
         colours={"CO2e": "#2f6f4f"},
         legend=False,
@@ -85,13 +85,13 @@ def comparisons(report: Report) -> Figure:
 
 def shares(report: Report, by: By) -> Figure:
     """Return the grams of each model, variant, device or tenant."""
-    found = report.breakdown(by)
+    breakdown = report.breakdown(by)
     # plotly reads tags in its texts.
     return bars(
         f"Grams of CO2e from electricity, by {by}",
         {
-            "its own": [(escape(bucket.name), bucket.own_g) for bucket in found.buckets],
-            "its share of the rest": [(escape(bucket.name), bucket.shared_g) for bucket in found.buckets],
+            "its own": [(escape(bucket.name), bucket.own_g) for bucket in breakdown.buckets],
+            "its share of the rest": [(escape(bucket.name), bucket.shared_g) for bucket in breakdown.buckets],
         },
         colours={"its own": "#2f6f4f", "its share of the rest": "#a3c4b1"},
     )

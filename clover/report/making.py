@@ -1,4 +1,4 @@
-"""Makes reports of a ledger: which period it has whole, and what to say if it has nothing."""
+"""Makes reports of a ledger: which period the ledger covers, and what to say if it covers none."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def application_of(stated: ReportConfig) -> ReportedApplication:
 
 
 def written_until(ledger: LedgerReader, bounds: tuple[float, float], now: float) -> float:
-    """Return until when a ledger that begins and ends at `bounds` surely has all that happened: the last minute that
-    is over if the server that wrote it has stopped, else the last minute that a running server has written."""
+    """Return the time until which a ledger that begins and ends at `bounds` is complete: its last finished minute if
+    the server has stopped, else the last minute that the running server has written."""
     runs = ledger.runs()
     if runs and runs[-1].ended is not None:
         return max(float(bounds[1]), now - now % 60.0)
@@ -44,7 +44,7 @@ def settled_end(bounds: tuple[float, float], until: float) -> float:
 
 
 def newer_words(bounds: tuple[float, float], end: float) -> str:
-    """Return in words that a ledger with such `bounds` has more than a report until `end`; nothing if it has not."""
+    """Return a sentence if a ledger with these `bounds` has more than a report until `end`; else empty."""
     written = "what is newer is left out, since a server writes a minute up to half a minute after its end"
     return written if end < bounds[1] else ""
 

@@ -28,8 +28,8 @@ Figure = tuple[str, float | None]
 
 
 def differing(report: Report, again: Report) -> list[str]:
-    """Return which parts of a report are not exactly those of `again`; of what minutes alone show only if `again` has
-    them."""
+    """Return which parts of a report differ from those of `again`.  Parts that only minutes show are compared only if
+    `again` has minutes."""
     if again.period.coarsest_s > MINUTE_S:
         report, again = _without_minutes(report), _without_minutes(again)
     return [name for name in Report.__struct_fields__ if getattr(report, name) != getattr(again, name)]
@@ -45,24 +45,24 @@ def deviations(report: Report, again: Report) -> list[str]:
     said, due = dict(_figures(report)), dict(_figures(again))
     # A figure that is not listed is nothing; one that is not known is another matter.
     pairs = {name: (said.get(name, 0.0), due.get(name, 0.0)) for name in [*due, *said]}
-    found = [
+    differences = [
         f"the ledger gives {_value(theirs)} {name}, the report says {_value(ours)}"
         for name, (ours, theirs) in pairs.items()
         if not _close(ours, theirs)
     ]
-    return found + gap_deviations(report, again)
+    return differences + gap_deviations(report, again)
 
 
 def gap_deviations(report: Report, again: Report) -> list[str]:
-    """Return in words if a report has less time without a record than the ledger, whose longer entries hide gaps but
+    """Return a sentence if a report has less time without a record than the ledger, whose longer entries hide gaps but
     make none, or another time without a live intensity."""
-    found = []
+    differences = []
     for what, words in (("record", "without any record"), ("intensity", "without a live intensity")):
         said, due = _gap_s(report, what), _gap_s(again, what)
         longest_s = report.period.end - report.period.start - report.period.recorded_s if what == "record" else due
         if not due - _slack_s(due) <= said <= max(longest_s, due) + _slack_s(due):
-            found.append(f"the ledger has {due:.0f} s {words}, the report says {said:.0f} s")
-    return found
+            differences.append(f"the ledger has {due:.0f} s {words}, the report says {said:.0f} s")
+    return differences
 
 
 def _gap_s(report: Report, what: str) -> float:
@@ -156,5 +156,5 @@ def _buckets(report: Report) -> Iterator[Figure]:
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) if numbers else None

@@ -46,5 +46,5 @@ def whole_spans(ledger: LedgerReader, start: float, end: float) -> tuple[float, 
 def _runs(ledger: LedgerReader, start: float, end: float) -> list[RunRow]:
     """Return the runs of a period, and the one before it, which may have ended into a gap at its begin."""
     before = ledger.runs(until_s=start)
-    known = {run.id for run in before[-1:]}
-    return [run for run in ledger.runs(until_s=end) if run.seen >= start or run.id in known]
+    ids = {run.id for run in before[-1:]}
+    return [run for run in ledger.runs(until_s=end) if run.seen >= start or run.id in ids]

@@ -72,9 +72,12 @@ def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
     light = light_words(report)
     return (
         *((("Load", f"{light}."),) if light else ()),
-        ("Emitted", _emitted(report)),
+        ("Emitted", _emitted_words(report)),
         *((("Where", f"{where}."),) if (where := where_of(report)) else ()),
-        ("Saved", f"Not said of such a load: `{program()} report --comparisons`." if light else _saved(report)),
+        (
+            "Saved",
+            f"Not said of such a load: `{program()} report --comparisons`." if light else _saved_sentence(report),
+        ),
         ("How sure", _sure(report)),
         ("Gaps", _gaps(report, zone)),
     )
@@ -87,7 +90,7 @@ def period_words(report: Report, zone: tzinfo) -> str:
     return f"{start} to {end} ({duration(period.end - period.start)}), {percent(period.recorded)} of it recorded"
 
 
-def _emitted(report: Report) -> str:
+def _emitted_words(report: Report) -> str:
     if not report.joules and not report.rows:
         return "Nothing is recorded of this period."
     operation, facility = report.operation.grams, report.facility_joules
@@ -102,12 +105,12 @@ def _emitted(report: Report) -> str:
             f"{mass(total.grams)} CO2e: {electricity}, and {mass(report.embodied.grams)} as the share of making the "
             "hardware"
         )
-    return f"{text}. {_served(report)}"
+    return f"{text}. {_served_words(report)}"
 
 
 def light_words(report: Report) -> str:
-    """Return that there was too little load to save on, in words; empty if there was enough.  How few cores would do is
-    not in the ledger, and `ctl state` says it."""
+    """Return a sentence if there was too little load to save on; else empty.  The ledger does not say how few cores
+    would do; `ctl state` does."""
     joules = {item.line: item.joules for item in report.lines if item.counted}
     idle_j = sum(joules.get(line, 0.0) for line in _IDLE)
     if not report.joules or idle_j < LIGHT_PART * report.joules:
@@ -122,7 +125,7 @@ def where_of(report: Report) -> str:
     return f"{found}; other programs are not known" if unseen else found
 
 
-def _served(report: Report) -> str:
+def _served_words(report: Report) -> str:
     if not report.rows:
         return "No rows were answered."
     each = "" if report.sci is None else f": {mass(1e3 * report.sci.grams)} for 1,000 rows"
@@ -130,7 +133,7 @@ def _served(report: Report) -> str:
     return f"{rows} were answered with it{each}."
 
 
-def _saved(report: Report) -> str:
+def _saved_sentence(report: Report) -> str:
     if not report.saved:
         return "Nothing can be compared: the ledger has no counterfactual of this period."
     text = "; ".join(saved_words(item) for item in report.saved) + "."
@@ -187,18 +190,18 @@ def parts_words(parts: tuple[KnownPart, ...]) -> str:
 
 
 def cautions(report: Report) -> list[str]:
-    """Return what forbids to quote the figures as emissions of a real machine on a real grid."""
-    found = []
+    """Return the reasons not to quote the figures as emissions of a real machine on a real grid."""
+    texts = []
     emulated = any(item.name == "emulated" and item.part > 0.0 for item in report.energy_known)
     if emulated or any(item.known == "emulated" for item in report.hardware):
-        found.append("EMULATED hardware drew no power: figures with it are no emissions.")
+        texts.append("EMULATED hardware drew no power: figures with it are no emissions.")
     if any(item.name == "synthetic" and item.part > 0.0 for item in report.intensity_known):
-        found.append("The grid is INVENTED (synthetic) for part of the energy: its grams are of no real grid.")
+        texts.append("The grid is INVENTED (synthetic) for part of the energy: its grams are of no real grid.")
     if any(item.name == "replayed" and item.part > 0.0 for item in report.intensity_known):
-        found.append("Intensities are REPLAYED from another time: grams are not of the days that are named.")
+        texts.append("Intensities are REPLAYED from another time: grams are not of the days that are named.")
     if any(item.signal == "marginal" and item.seconds > 0.0 for item in report.grids):
-        found.append("Intensities are MARGINAL for part of the time: such grams are no location-based inventory.")
-    return found
+        texts.append("Intensities are MARGINAL for part of the time: such grams are no location-based inventory.")
+    return texts
 
 
 def _gaps(report: Report, zone: tzinfo) -> str:
@@ -210,7 +213,7 @@ def _gaps(report: Report, zone: tzinfo) -> str:
 
 
 def missing_words(report: Report) -> str:
-    """Return what is missing within entries, in words; nothing if that is nothing."""
+    """Return in words what is missing within entries; empty if nothing is."""
     if report.missing_s < _LEAST_MISSING_S:
         return ""
     return f"{duration(report.missing_s)} is missing within entries, in which the server started or ended."

@@ -1,5 +1,5 @@
-"""What is not needed to serve: kept to check the planner, and to compare policies.
+"""Tools to check the planner and to compare policies; serving does not need them.
 
-    simulate    families, traces, policies and loads on a virtual clock
-    problem     one optimisation problem in a file, solved
+simulate    families, traces, policies and loads on a virtual clock
+problem     one optimisation problem in a file, solved
 """

@@ -88,7 +88,7 @@ def tighten(chain: RoutedChain, cascade: CascadeProfile, variants: Sequence[str]
     levels = tuple(map(_tighter, scores, chain.thresholds))
     part, below = 0.0, _below(scores[0], levels[0])
     if len(chain.lanes) == 2 and variants[chain.lanes[1]] == cascade.best:
-        part = _overruled(cascade, variants[chain.lanes[0]], below)
+        part = _overruled_share(cascade, variants[chain.lanes[0]], below)
     return replace(
         chain,
         thresholds=levels,
@@ -111,7 +111,7 @@ def _below(scores: Sequence[float], threshold: float) -> float:
     return min(bisect_left(scores, threshold) / (len(scores) - 1), 1.0) if scores else 0.0
 
 
-def _overruled(cascade: CascadeProfile, variant: str, below: float) -> float:
+def _overruled_share(cascade: CascadeProfile, variant: str, below: float) -> float:
     """Return the share of rows that are among the `below` (a share) least sure and that `variant` answers differently
     from the best one, or a little more, as tenths count whole; 0 if that is unknown."""
     own = cascade.sureness.get(variant)

@@ -38,21 +38,21 @@ def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
     if not isinstance(inputs, Mapping):
         example = f"{{{spec.inputs[0].name!r}: ...}}"
         raise BadRequest(
-            f"inputs is a mapping of names to arrays, as {example}, not {_described(inputs)}; "
+            f"inputs is a mapping of names to arrays, as {example}, not {_describe_given(inputs)}; "
             f"this model takes {_all_wanted(spec)}"
         )
-    known = [tensor.name for tensor in spec.inputs]
+    names = [tensor.name for tensor in spec.inputs]
     for name in inputs:
-        if name not in known:
-            hint = did_you_mean(name, known) if isinstance(name, str) else ""
+        if name not in names:
+            hint = did_you_mean(name, names) if isinstance(name, str) else ""
             raise BadRequest(f"unknown input {name!r}{hint}; this model takes {_all_wanted(spec)}")
     out: list[Prepared] = []
     counts: dict[str, int] = {}
     for tensor in spec.inputs:
         if tensor.name not in inputs:
-            raise BadRequest(f"input {tensor.name!r} is missing: it must be {_wanted(tensor)}")
+            raise BadRequest(f"input {tensor.name!r} is missing: it must be {_describe_input(tensor)}")
         given = inputs[tensor.name]
-        array = _typed(tensor, given)
+        array = _to_array(tensor, given)
         if array.ndim == len(tensor.shape):
             array = array[np.newaxis]
         shape = array.shape[1:]
@@ -60,10 +60,10 @@ def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
             axis != declared if declared >= 0 else axis > most
             for axis, declared, most in zip(shape, tensor.shape, tensor.bound, strict=True)
         ):
-            raise _refused(tensor, given)
+            raise _refusal(tensor, given)
         counts[tensor.name] = len(array)
         if tensor.datatype == "BYTES":
-            out.append(([_packed(tensor, row) for row in array.reshape(len(array), -1)], shape))
+            out.append(([_pack(tensor, row) for row in array.reshape(len(array), -1)], shape))
         else:
             out.append((array, shape))
     if len(set(counts.values())) != 1:
@@ -72,7 +72,7 @@ def prepare(spec: FamilySpec, inputs: object) -> tuple[int, list[Prepared]]:
     return next(iter(counts.values())), out
 
 
-def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
+def _to_array(tensor: TensorSpec, given: Any) -> NDArray[Any]:
     """Return `given` as an array of the declared datatype; raises BadRequest if it is none."""
     if tensor.datatype == "BYTES":
         return np.asarray(given, dtype=object)
@@ -80,7 +80,7 @@ def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
     try:
         array = np.asarray(given)
     except (TypeError, ValueError) as error:  # ragged lists, mostly
-        raise _refused(tensor, given) from error
+        raise _refusal(tensor, given) from error
     if array.dtype == dtype:
         return array
     python_integers = not hasattr(given, "dtype") and array.dtype == np.int64
@@ -89,7 +89,7 @@ def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
         why = ""
         if dtype.kind == "f" and array.dtype.kind in "iu":
             why = f"; integers are not cast: scale them as in training, then give .astype('{dtype}')"
-        raise _refused(tensor, given, why)
+        raise _refusal(tensor, given, why)
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
     if not np.can_cast(array.dtype, dtype, "safe"):
@@ -98,15 +98,15 @@ def _typed(tensor: TensorSpec, given: Any) -> NDArray[Any]:
         else:  # there and back, and with its sign: uint64 turns negative in int64, and back again
             lost = (cast.astype(array.dtype) != array) | ((cast < 0) != (array < 0))
         if lost.any():
-            raise _refused(tensor, given, f"; {array[lost].flat[0]} does not fit into {tensor.datatype}")
+            raise _refusal(tensor, given, f"; {array[lost].flat[0]} does not fit into {tensor.datatype}")
     return cast
 
 
-def _refused(tensor: TensorSpec, given: Any, why: str = "") -> BadRequest:
-    return BadRequest(f"input {tensor.name!r} must be {_wanted(tensor)}, not {_described(given)}{why}")
+def _refusal(tensor: TensorSpec, given: Any, why: str = "") -> BadRequest:
+    return BadRequest(f"input {tensor.name!r} must be {_describe_input(tensor)}, not {_describe_given(given)}{why}")
 
 
-def _wanted(tensor: TensorSpec) -> str:
+def _describe_input(tensor: TensorSpec) -> str:
     """Return the declared input in words, as "FP32 of shape [1, 28, 28], or [rows, 1, 28, 28]"."""
     row = ", ".join(
         str(axis) if axis >= 0 else f"1..{most}" for axis, most in zip(tensor.shape, tensor.bound, strict=True)
@@ -116,7 +116,7 @@ def _wanted(tensor: TensorSpec) -> str:
     return f"{tensor.datatype}{bits} of shape [{row}], or {several} for several rows"
 
 
-def _described(given: Any) -> str:
+def _describe_given(given: Any) -> str:
     """Return what was given in words, as "uint8 of shape [28, 28]"; never a value."""
     dtype, shape = getattr(given, "dtype", None), getattr(given, "shape", None)
     if dtype is not None and shape is not None:
@@ -133,10 +133,10 @@ def _described(given: Any) -> str:
 
 def _all_wanted(spec: FamilySpec) -> str:
     """Return every declared input in words."""
-    return "; ".join(f"{tensor.name!r}: {_wanted(tensor)}" for tensor in spec.inputs)
+    return "; ".join(f"{tensor.name!r}: {_describe_input(tensor)}" for tensor in spec.inputs)
 
 
-def _packed(tensor: TensorSpec, row: Iterable[Any]) -> bytes:
+def _pack(tensor: TensorSpec, row: Iterable[Any]) -> bytes:
     """Return a row of BYTES elements in OIP form."""
     try:
         return pack_row(row)

@@ -1,8 +1,8 @@
 """One family being served: its slab, router and fleet, put together.
 
-The order of a worker holds all that it needs.  On a GPU that is the instance it may see; on an emulated one also how
-long its batches take and the power that they draw: what the profile expects, unless the pace file has other figures
-for the board (`drawn`), which a profile cannot know before it is measured.
+The order of a worker holds all that it needs.  On a GPU it names the instance that the worker may see.  On an emulated
+GPU it also has the time and the power of batches: those of the profile, unless the pace file gives the board other
+figures (`drawn`), which a profile cannot know before it is measured.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from clover.runtime.workers import sandboxes
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
 from clover.runtime.workers.pool import Pool, WorkerProcess
-from clover.runtime.workers.resident_orders import beside, part_of_machine, recording, resident_bytes
+from clover.runtime.workers.resident_orders import choose_residents, part_of_machine, recording, resident_bytes
 from clover.runtime.workers.standby import StandbyPolicy
 from clover.types import Assignment, FamilyProfile, FamilySpec, LatencyMeasurement, Method, Placement
 from clover.worker.frames import Resident, WorkerOrder
@@ -62,10 +62,10 @@ def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, ba
     """Return the number of threads that the profiler found best for this worker; None if it was not measured."""
     if profile is None:
         return None
-    found: list[LatencyMeasurement] = [
+    best: list[LatencyMeasurement] = [
         m for m in profile.latency if (m.variant, m.profile, m.backend) == (variant, shape, backend)
     ]
-    return max(found, key=lambda m: m.batch).threads if found else None
+    return max(best, key=lambda m: m.batch).threads if best else None
 
 
 class Served:
@@ -130,7 +130,7 @@ class Served:
         self.fleet = FamilyFleet(
             self.router,
             start=self._start,
-            profiled=self._profiled,
+            profiled=self._energy_by_profile,
             silent_s=workers.silent_s,
             pace=self._pace,
             one_process=self._one_process,
@@ -179,7 +179,7 @@ class Served:
         placement = assignment.placement
         device = self._device(placement)
         emulated = device.shape().emulated
-        first = self._loaded(assignment.variant, assignment.backend, placement, device)
+        first = self._make_resident(assignment.variant, assignment.backend, placement, device)
         order = WorkerOrder(
             family=self.spec,
             variant=first.variant,
@@ -196,13 +196,13 @@ class Served:
             emulated=emulation("boxes").slice_of(first, device, placement) if emulated else None,
             sandbox=sandboxes.order_of(self._workers, gpu=not emulated and bool(device.visible(placement))),
         )
-        return self._with_others(order, assignment, device)
+        return self._with_residents(order, assignment, device)
 
-    def _with_others(self, order: WorkerOrder, assignment: Assignment, device: Device) -> WorkerOrder:
+    def _with_residents(self, order: WorkerOrder, assignment: Assignment, device: Device) -> WorkerOrder:
         """Return `order` with the variants that its worker is to hold beside the one of `assignment`."""
         placement = assignment.placement
         most = self.config.most_resident(len(self.spec.variants))
-        if self.config.variant or most == 1 or self._why_alone(assignment.variant, placement.profile, first=True):
+        if self.config.variant or most == 1 or self._why_single(assignment.variant, placement.profile, first=True):
             return order
         limit_bytes = resident_bytes(
             self.config, device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes
@@ -211,7 +211,7 @@ class Served:
         if left_bytes is not None:  # it loads beside a worker, whose rows need their memory
             limit_bytes = max(1, min(limit_bytes, left_bytes))
         also = []
-        for variant, backend in beside(
+        for variant, backend in choose_residents(
             self.profile,
             (assignment.variant, assignment.backend),
             placement.profile,
@@ -220,10 +220,10 @@ class Served:
             here={item.variant for item in self.fleet.planned if item.placement == placement},
             planned={item.variant for item in self.fleet.planned},
         ):
-            if self._why_alone(variant, placement.profile):
+            if self._why_single(variant, placement.profile):
                 continue
             with contextlib.suppress(DeviceError):  # nothing says how long it takes there: no plan asks it there either
-                also.append(self._loaded(variant, backend, placement, device))
+                also.append(self._make_resident(variant, backend, placement, device))
         if not also:
             return order
         also_s = ALSO_PART * self._workers.start_s
@@ -239,7 +239,7 @@ class Served:
             )
         return fitting
 
-    def _loaded(self, variant: str, backend: str, placement: Placement, device: Device) -> Resident:
+    def _make_resident(self, variant: str, backend: str, placement: Placement, device: Device) -> Resident:
         """Return how a worker at `placement` loads a variant; raises DeviceError if it is emulated and no pace is
         known."""
         shape = placement.profile
@@ -268,7 +268,7 @@ class Served:
             watts=watts,
         )
 
-    def _why_alone(self, variant: str, profile: str, *, first: bool = False) -> str:
+    def _why_single(self, variant: str, profile: str, *, first: bool = False) -> str:
         """Return why no worker on slices of `profile` holds `variant` beside others now, or (`first`) others beside it;
         empty if one may."""
         now_ns = time.monotonic_ns()
@@ -287,7 +287,7 @@ class Served:
             overlapped=self.fleet.overlapped,
             resident=self.fleet.resident,
             failed=self.fleet.found_no_room,
-            alone=self._why_alone,
+            alone=self._why_single,
             limit_bytes=self._workers.memory_bytes,
         )
 
@@ -295,11 +295,11 @@ class Served:
         """Return what workers at `placement` may hold together: the slice's memory; on cores what the operator lets a
         worker have, else what is free on the machine."""
         try:
-            own = self._device(placement).memory_bytes(placement)
+            slice_bytes = self._device(placement).memory_bytes(placement)
         except DeviceError:  # it is gone, is lost, or does not say
             return Room()
-        if own or self._workers.memory_bytes:
-            return Room(own or self._workers.memory_bytes)
+        if slice_bytes or self._workers.memory_bytes:
+            return Room(slice_bytes or self._workers.memory_bytes)
         return Room(free_bytes(), free=True)
 
     def default_deployment(self) -> tuple[Assignment, ...]:
@@ -326,7 +326,7 @@ class Served:
                 "%s: a worker on %s to hold %s beside %s did not start (%s): it starts with that variant alone%s",
                 self.name,
                 shape,
-                ", ".join(one.variant for one in order.also),
+                ", ".join(resident.variant for resident in order.also),
                 order.variant,
                 error,
                 "" if error.hung else f", as are all on such slices for {LEFT_OUT_NS // 60_000_000_000} minutes",
@@ -338,12 +338,12 @@ class Served:
         alone = msgspec.structs.replace(order, also=(), resident_bytes=0)
         return await self._pool.spawn(alone, self.slab, left_out=self.left_out)
 
-    def _profiled(self, assignment: Assignment) -> ProfiledEnergy:
+    def _energy_by_profile(self, assignment: Assignment) -> ProfiledEnergy:
         shape = assignment.placement.profile
         return profiled_energy(self.profile, assignment.variant, shape, assignment.backend, self.spec.max_batch)
 
     def _pace(self, assignment: Assignment) -> ProfiledPace:
-        """Return how fast the profile lets expect a worker to serve."""
+        """Return how fast a worker serves by the profile."""
         return pace_by(self._services.get((assignment.variant, assignment.placement.profile)))
 
     def _device(self, placement: Placement) -> Device:
@@ -381,7 +381,7 @@ class Served:
         }
 
     def tenants_json(self) -> dict[str, Any]:
-        """Return `tenants` for the state of the server; the empty name is whoever is no tenant."""
+        """Return `tenants` for the state of the server; the empty name stands for requests without a tenant."""
         return {
             name: {
                 **{field.name: getattr(totals, field.name) for field in dataclasses.fields(totals)},

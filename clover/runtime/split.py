@@ -1,14 +1,14 @@
 """Two versions of a model behind one name: each request goes to one of them, and some are answered by both.
 
-Which version a request goes to follows from a sequence that fills the interval evenly (additive, by the golden ratio):
-after any number of requests the new version has had its share of them, give or take a few, and no client that asks in
-turn with others meets the same version always.  A second one chooses the requests of the stable version that the new
-one answers too, in the background and once the client has its answer (`paired`): what they say is compared, and so are
-their labels if these come.
+A sequence that fills the interval evenly (additive, by the golden ratio) says which version a request goes to.  After
+any number of requests the new version has had its share of them, give or take a few, and a client that takes turns with
+others does not always meet the same version.  A second sequence chooses requests of the stable version that the new one
+answers too (`paired`), in the background and once the client has its answer.  Both answers are compared, and their
+labels if these come.
 
-Clients do not pay for the new version's faults: what it refuses, or fails to answer, is asked of the stable one, and
-counts as failed by the new one; not if the stable one finds it wrong, too.  Nor is a request asked again that was with
-two workers that died: it may be the cause.
+Clients do not pay for the new version's faults.  If the new version refuses a request or fails to answer it, the stable
+one is asked, and the request counts as a failure of the new one, unless the stable one refuses it too.  A request is
+not retried if two workers died while computing it, since it may have killed them.
 """
 
 from __future__ import annotations
@@ -153,19 +153,19 @@ class VersionSplit(SplitModel):
         refused = False
         if self._takes():
             try:
-                return self._note(self.new.router.open(rows, flow, request, tenant), self.new, tenant).ticket
+                return self._record(self.new.router.open(rows, flow, request, tenant), self.new, tenant).ticket
             except RequestError:
                 if self.alone:
                     raise
                 refused = True
-        asked = self._note(self.stable.router.open(rows, flow, request, tenant), self.stable, tenant)
+        asked = self._record(self.stable.router.open(rows, flow, request, tenant), self.stable, tenant)
         if refused:
             self._refused(rows)
         else:
             asked.paired = rows <= PAIRED_ROWS and self._pairs_next()
         return asked.ticket
 
-    def _note(self, ticket: RouterTicket, version: ServedVersion, tenant: Tenant | None) -> _Asked:
+    def _record(self, ticket: RouterTicket, version: ServedVersion, tenant: Tenant | None) -> _Asked:
         asked = self._asked[ticket] = _Asked(ticket, version, tenant)
         version.requests += 1
         return asked
@@ -174,11 +174,11 @@ class VersionSplit(SplitModel):
         """Count a request that the new version refused and the stable one took."""
         self.new.requests += 1
         self.new.failed += 1
-        self.tests.answered(True, True, 0.0, rows, self._clock())
+        self.tests.record_request(True, True, 0.0, rows, self._clock())
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """See `Model.crowded`."""
-        return (self.new if self.alone else self.stable).router.crowded(flow, request, tenant)
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """See `Model.retry_in_s`."""
+        return (self.new if self.alone else self.stable).router.retry_in_s(flow, request, tenant)
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
         """See `Model.room`."""
@@ -189,26 +189,26 @@ class VersionSplit(SplitModel):
         for version in (self.stable, self.new):
             version.router.take_late(on)
 
-    def expired(self, tenant: Tenant | None = None) -> None:
-        """See `Model.expired`."""
-        (self.new if self.alone else self.stable).router.expired(tenant)
+    def count_expired(self, tenant: Tenant | None = None) -> None:
+        """See `Model.count_expired`."""
+        (self.new if self.alone else self.stable).router.count_expired(tenant)
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[RouterTicket, memoryview] | None:
-        """See `Model.ahead`."""
+        """See `Model.lend`."""
         version = self.new if self._takes() else self.stable
-        found = version.router.ahead(rows, index, flow, request, tenant)
+        found = version.router.lend(rows, index, flow, request, tenant)
         if found is not None:
-            asked = self._note(found[0], version, tenant)
+            asked = self._record(found[0], version, tenant)
             asked.paired = version is self.stable and rows <= PAIRED_ROWS and self._pairs_next()
         return found
 
-    def arrived(self, given: Any) -> None:
-        """See `Model.arrived`."""
+    def admit_lent(self, given: Any) -> None:
+        """See `Model.admit_lent`."""
         asked = self._asked[given]
         try:
-            asked.version.router.arrived(given)
+            asked.version.router.admit_lent(given)
         except RequestError as error:
             self._move(asked, error)
 
@@ -236,7 +236,7 @@ class VersionSplit(SplitModel):
         given.context = context
         if asked.version is self.new:
             try:
-                self.new.router.submit(given, self._finished, timeout_ns, min_accuracy, cascade, context)
+                self.new.router.submit(given, self._on_new_done, timeout_ns, min_accuracy, cascade, context)
                 return
             except RequestError as error:
                 self._move(asked, error)
@@ -257,7 +257,7 @@ class VersionSplit(SplitModel):
             ticket.client, ticket.uncached = asked.ticket.client, asked.ticket.uncached
             ticket.waited_ns = asked.ticket.waited_ns
             ticket.arrival_ns -= ticket.waited_ns
-            self.stable.router.submit(ticket, partial(self._answered_instead, asked), *asked.how)
+            self.stable.router.submit(ticket, partial(self._on_stable_done, asked), *asked.how)
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
         """See `Model.read`."""
@@ -281,10 +281,10 @@ class VersionSplit(SplitModel):
         asked.number = number
         asked.version.router.remember(number, asked.answering)
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """See `Model.labelled`.  Labels of what both versions answered are held against both."""
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """See `Model.count_labels`.  Labels of what both versions answered are held against both."""
         version = self.new if self.new.router.feedback.knows(number) else self.stable
-        found = version.router.labelled(number, labels, client)
+        found = version.router.count_labels(number, labels, client)
         if number in self._early:
             self._early[number] = labels
         else:
@@ -296,7 +296,7 @@ class VersionSplit(SplitModel):
         right = self.stable.router.feedback.is_right
         for (stable, new), label in zip(both, labels, strict=False):
             if label is not None and stable is not None and new is not None:
-                self.tests.labelled(right(new, label), right(stable, label))
+                self.tests.count_label(right(new, label), right(stable, label))
 
     def close(self, given: Any) -> None:
         """See `Model.close`."""
@@ -308,10 +308,10 @@ class VersionSplit(SplitModel):
             new = asked.version is self.new or asked.failed
             failed = asked.failed or ticket.status in _FAILED
             recalled = getattr(answering, "recalled", None) is not None  # from a cache, which is the new one's to fill
-            known = ticket.status == 200 and not failed and not recalled
-            latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if known else 0.0
+            keep = ticket.status == 200 and not failed and not recalled
+            latency_ms = (ticket.done_ns - ticket.arrival_ns) / 1e6 if keep else 0.0
             (self.new if new else self.stable).failed += failed
-            self.tests.answered(new, failed, latency_ms, len(ticket.slots), self._clock())
+            self.tests.record_request(new, failed, latency_ms, len(ticket.slots), self._clock())
         if asked.paired and answering.status == 200 and not self.alone and not self.closed_reason:
             self._pair(asked)
         if answering is not ticket:
@@ -342,7 +342,7 @@ class VersionSplit(SplitModel):
         asked.status = ticket.status
         asked.answering, asked.version = moved, self.stable
 
-    def _finished(self, given: Any) -> None:
+    def _on_new_done(self, given: Any) -> None:
         """Hand on the answer of the new version, or ask the stable one if it has none."""
         asked = self._asked[given]
         assert asked.on_done is not None
@@ -357,7 +357,7 @@ class VersionSplit(SplitModel):
                 asked.failed = given.status != 400
         asked.on_done(given)
 
-    def _answered_instead(self, asked: _Asked, answering: RouterTicket) -> None:
+    def _on_stable_done(self, asked: _Asked, answering: RouterTicket) -> None:
         """Hand on the answer that the stable version has in place of the new one."""
         ticket = asked.ticket
         if ticket not in self._asked or asked.on_done is None:
@@ -400,17 +400,17 @@ class VersionSplit(SplitModel):
         try:
             if ticket.status == 400:  # some row that the stable version has answered
                 self.pairs += 1
-                self.tests.compared(False)
+                self.tests.record_comparison(False)
             if ticket.status != 200:
                 return
             self.pairs += 1
-            both = [(one, self.new.reader.read(slot)) for one, slot in zip(said, ticket.slots, strict=True)]
+            both = [(answer, self.new.reader.read(slot)) for answer, slot in zip(said, ticket.slots, strict=True)]
             for stable, new in both:
                 if stable is not None:
-                    self.tests.compared(new is not None and same_answer(stable, new))
+                    self.tests.record_comparison(new is not None and same_answer(stable, new))
             if early:
                 self._judge(both, early)
-            elif number and all(map(_kept, both)):
+            elif number and all(map(_fits, both)):
                 self._answers[number] = both
                 if len(self._answers) > REMEMBERED:
                     del self._answers[next(iter(self._answers))]
@@ -418,7 +418,7 @@ class VersionSplit(SplitModel):
             self.new.router.close(ticket)
 
 
-def _kept(both: tuple[RowAnswer | None, RowAnswer | None]) -> bool:
+def _fits(both: tuple[RowAnswer | None, RowAnswer | None]) -> bool:
     """Return whether the answers of both versions to a row are short enough to be kept for its label."""
     return all(one is None or isinstance(one, int) or answer_bytes(one) <= LONGEST_ANSWER for one in both)
 

@@ -1,7 +1,7 @@
 """Checking a configuration in a process of its own, as a reload must.
 
-A check parses whole traces and runs the modules of families.  Here, it would hold up the event loop for as long (a
-thread of this process shares the interpreter with it), and a module that ends its process would end the server.
+A check parses whole traces and runs the modules of families.  In the server's process, even in a thread, it would block
+the event loop, and a module that ends its process would end the server.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def main(
     words = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
     if {"-h", "--help"} & set(words):
-        print(settings.help_text(f"{_called()} {USAGE}", ABOUT, OPTIONS))
+        print(settings.help_text(f"{_command_line()} {USAGE}", ABOUT, OPTIONS))
         return 0
     try:
         given = settings.load(words, environment, options=OPTIONS)
@@ -144,7 +144,7 @@ def with_ledger(config: ServerConfig) -> ServerConfig:
     return msgspec.structs.replace(config, ledger=msgspec.structs.replace(config.ledger, keep=keep))
 
 
-def _called() -> str:
+def _command_line() -> str:
     """Return what the user typed to start the server: a command of `clover`, or its own module."""
     own = Path(sys.argv[0]).parts[-2:] == ("serve", "__main__.py")
     return "python -m clover.serve" if own else f"{program()} serve"

@@ -1,4 +1,4 @@
-"""Keeping the secrets of a server from other processes of its user, its workers above all.
+"""Hiding the secrets of a server from other processes of its user, above all from its workers.
 
 Such a process can read `/proc/PID/environ`, `/proc/PID/cmdline` and, if it may trace the server, its memory.  The
 kernel allows the first and the last only for processes that are dumpable, and shows the second to everybody.

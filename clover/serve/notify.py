@@ -24,7 +24,7 @@ def notify(*lines: str, environ: Mapping[str, str] | None = None) -> bool:
             sock.connect(address)
             sock.send("\n".join(lines).encode())
     except OSError as error:
-        log.warning("the service manager cannot be told %s: %s", lines[0], error.strerror)
+        log.warning("%s could not be sent to the service manager: %s", lines[0], error.strerror)
         return False
     return True
 

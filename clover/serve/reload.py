@@ -1,7 +1,7 @@
 """SIGHUP: read the configuration again, validate it as a whole, and change what may change while serving.
 
-The event loop serves meanwhile: reading and checking are done in a thread, and the check of a server is a process of
-its own (`clover.serve.checking`).
+The event loop serves meanwhile: a thread reads the configuration, and a process of its own checks it
+(`clover.serve.checking`).
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ _BEARERS = (TENANTS, TOKENS, OWN_TOKEN)
 
 def differences(old: Settings, new: Settings) -> list[tuple[str, int | None, Any]]:
     """Return the settings that changed: key ("families.slo_ms"), index of the family or None, new value."""
-    found: list[tuple[str, int | None, Any]] = []
+    changes: list[tuple[str, int | None, Any]] = []
     if len(old.config.families) != len(new.config.families):
-        found.append(("families", None, None))
+        changes.append(("families", None, None))
     for setting in SETTINGS:
         if setting.section == "families":
             pairs = zip(old.config.families, new.config.families, strict=False)
             for index, (before, after) in enumerate(pairs):
                 if getattr(before, setting.leaf) != getattr(after, setting.leaf):
-                    found.append((setting.key, index, getattr(after, setting.leaf)))
+                    changes.append((setting.key, index, getattr(after, setting.leaf)))
             continue
         was, now = (_value(given.config, setting) for given in (old, new))
         if was != now:
-            found.append((setting.key, None, now))
+            changes.append((setting.key, None, now))
     if old.config.tenants != new.config.tenants:
-        found.append((TENANTS, None, new.config.tenants))
+        changes.append((TENANTS, None, new.config.tenants))
     if old.config.tokens != new.config.tokens:
-        found.append((TOKENS, None, new.config.tokens))
-    return found
+        changes.append((TOKENS, None, new.config.tokens))
+    return changes
 
 
 def _value(config: ServerConfig, setting: Setting) -> Any:
@@ -165,7 +165,7 @@ class Reload:
         self._current = _with_live(self._current, new, in_force)
         log.info("SIGHUP: %d of %d changed settings are live", sum(applied), len(changes))
         changed = sorted({key for key, _, _ in changes})
-        self.server.engine.operators.audit.note(
+        self.server.engine.operators.audit.record(
             "SIGHUP",
             "signal",
             "reload",

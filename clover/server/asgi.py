@@ -5,13 +5,16 @@
     app = FastAPI(lifespan=clover_app.lifespan)
     app.mount("/models", clover_app)
 
-A request becomes the `Exchange` that a connection would have made of it: the head is parsed, judged and cached by
-`clover.http.heads`, the body decoded by the same endpoints, so paths, limits, errors, receipts and headers are those of
-the port.  What differs: the outer server reads bodies and keeps time for slow clients; a body is decoded once all of it
-has come; whoever mounts the application chooses its hosts; the dashboard is not there; changes need a token.
+A request becomes the `Exchange` that a connection would have made of it: `clover.http.heads` parses, judges and caches
+the head, and the same endpoints decode the body.  So paths, limits, errors, receipts and headers are those of the port.
+What differs:
 
-An application serves in the event loop of its server: started there by `lifespan` (or by the outer server, if it is
-the outermost application), or already running in that loop.
+- the outer server reads bodies and ends slow clients, and a body is decoded once all of it has come;
+- the outer program chooses the hosts that it answers to;
+- the dashboard is missing, and changes need a token.
+
+The application serves in the event loop of its server.  The server runs there already, or `lifespan` starts it there
+(or the outer server does, if this is the outermost application).
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class AsgiConnection(ConnectionBase):
         self.client = client_of(peer) if peer else ""
         self.answer = answer
 
-    def answered(self) -> None:
+    def on_reply(self) -> None:
         """Take notice that the exchange has its reply."""
         if not self.answer.done():
             self.answer.set_result(None)
@@ -77,8 +80,8 @@ class _Entry:
 
     def head(self, raw: bytes) -> Head:
         """Return the parsed and judged head of a request; raises MalformedError."""
-        found: Head | None = self.state.heads.memo.get(raw)
-        return found if found is not None else self.state.heads.parse(raw)
+        parsed: Head | None = self.state.heads.memo.get(raw)
+        return parsed if parsed is not None else self.state.heads.parse(raw)
 
     def connect(self, client: Any, answer: asyncio.Future[None]) -> AsgiConnection:
         """Return the client of a request.  All requests of an address and port are one flow, as on a connection."""
@@ -185,14 +188,14 @@ class AsgiApp:
             return
         exchange = Exchange(entry.connect(scope.get("client"), parts.loop.create_future()), head)
         try:
-            await _exchanged(entry, exchange, receive)
+            await _exchange(entry, exchange, receive)
         finally:
             exchange.abandon()  # gives back what it still holds, if the client is gone
         if exchange.reply is not None:
             await _send_reply(send, exchange, entry.state)
 
 
-async def _exchanged(entry: _Entry, exchange: Exchange, receive: Receive) -> None:
+async def _exchange(entry: _Entry, exchange: Exchange, receive: Receive) -> None:
     """Read the body of a request and have it answered; return once there is the reply, or the client is gone."""
     head, connection = exchange.head, exchange.connection
     assert isinstance(connection, AsgiConnection)

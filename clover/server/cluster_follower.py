@@ -1,15 +1,14 @@
-"""A server as a node of a cluster: it follows what the cluster's controller asks for as long as it hears of it.
+"""A server as a node of a cluster: it follows the orders of the cluster's controller as long as it hears of it.
 
-The controller's order comes as a command (`POST /v2/clover/cluster`) and is a lease: which mean accuracy each family
-is to keep and which rate it is to be ready for, for `lease_s` seconds; each time that the controller asks how the
-server does, it begins again.  While it holds, the family is planned by the
-policy `objective` in the form `floor` (the least carbon at that accuracy), whatever the server's own policy is: how
-much accuracy may be given up at which hour is the cluster's decision then.  A lease that ends without another one
-returns every family to the targets and the policy of its own configuration, and the server says so: in the state, as a
-metric, in the log.  Nothing stops: a node without its cluster is a server.
+An order comes as a command (`POST /v2/clover/cluster`).  It says which mean accuracy each family keeps and which rate
+it is ready for, and holds for `lease_s` seconds.  Each time that the controller asks for the server's report, the lease
+begins again.  While an order holds, the family is planned by the policy `objective` in the form `floor` (the least
+carbon at that accuracy), whatever the server's own policy is: the cluster decides how much accuracy is given up at
+which hour.  If the lease ends, every family returns to the targets and the policy of its own configuration.  The state,
+a metric and the log say so.  Nothing stops: a node without its cluster is a server.
 
-Orders carry an epoch, which only grows: one that is older than what was followed last is ignored, so that a controller
-that was replaced and does not know it changes nothing.  A pin by an operator stands above an order.
+Orders carry an epoch, which only grows.  An order with an older epoch is ignored, so a controller that was replaced
+without noticing changes nothing.  A pin by an operator stands above an order.
 """
 
 from __future__ import annotations
@@ -172,16 +171,16 @@ class ClusterFollower:
         entry = self._own.get(family.name)
         if entry is None or entry[0] is not family:
             return family.targets
-        _, own, ordered = entry
+        _, targets, ordered = entry
         now = {field.name: getattr(family.targets, field.name) for field in fields(ordered)}
-        return replace(own, **{name: value for name, value in now.items() if value != getattr(ordered, name)})
+        return replace(targets, **{name: value for name, value in now.items() if value != getattr(ordered, name)})
 
     def _free(self, name: str) -> None:
         """Return a family to its own targets and policy."""
-        own = self._own_targets(self._own[name][0])
+        targets = self._own_targets(self._own[name][0])
         family, *_ = self._own.pop(name)
         family.order = None
-        family.targets = own
+        family.targets = targets
         family.triggers.again(self._context.monotonic())
 
     def _return(self, why: str, level: int) -> None:
@@ -193,7 +192,7 @@ class ClusterFollower:
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Return to the server's own policy if the lease ended; once a second."""
         if self.following and self._context.monotonic() >= self._until_s:
             self.lost += 1
@@ -240,9 +239,9 @@ class ClusterFollower:
             before = (0.0, 0.0, 0.0, 0.0)
         new = number - before[1]
         mean = (total - before[2]) / new if new > 0.0 else seen.get("accuracy_served", 0.0)
-        found = before[3] + (rows - before[0]) * mean
-        self._sums[name] = rows, number, total, found
-        return found
+        sum_of_rows = before[3] + (rows - before[0]) * mean
+        self._sums[name] = rows, number, total, sum_of_rows
+        return sum_of_rows
 
     def _profiles(self) -> dict[str, Any]:
         """Return what the operating points of the devices are worked out from: profiles, devices and objectives."""

@@ -1,4 +1,4 @@
-"""What operators see of a server and may have it do: the controller, and what the server does beside it."""
+"""What operators see of a server and the commands that it takes: the controller's, and the server's own."""
 
 from __future__ import annotations
 

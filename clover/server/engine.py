@@ -1,9 +1,8 @@
 """A server on its event loop: starts, drains and stops its parts (`clover.server.parts`), and has its front end.
 
-Start: bind the port (one that is taken must fail before a minute of measuring), wait for the zygote, measure what is
-missing, let the controller deploy a first plan; ready.  Stop in the reverse order, also after a start that failed half
-way: readiness false, drain delay, answer what was received, stop the controller, let workers finish and exit, stop the
-pool.
+Start: bind the port (a port in use must fail before a minute of measuring), wait for the zygote, measure what is
+missing, let the controller deploy a first plan; ready.  Stop, also after a start that failed half way: readiness false,
+drain delay, answer what was received, stop the controller, let workers finish and exit, stop the pool.
 """
 
 from __future__ import annotations
@@ -101,8 +100,8 @@ class Engine:
         )
 
     def mount(self) -> FrontEnds:
-        """Return the front end, for an application that serves its paths: of a server that listens nowhere, one is made
-        that never will."""
+        """Return the front end, for an application that serves its paths.  A server without a port gets one that never
+        listens."""
         if self.frontend is None:
             self.frontend = FrontEnds(self, self.parts, None)
             self.frontend.watch()
@@ -193,7 +192,7 @@ class Engine:
             if self.frontend is not None:
                 self._answered = await self.frontend.drain(self.config.limits.drain_s)
             routers = [served.router for served in self.served.values()]  # also of requests of this process
-            self._answered = await loading.settled(routers) and self._answered
+            self._answered = await loading.wait_answered(routers) and self._answered
         return self._answered
 
     async def stop(self) -> None:
@@ -245,7 +244,7 @@ class Engine:
         if not paced:
             await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring
         profile = await profiling.ensure(spec, self.devices, self.parts.pool, self.config)
-        self.machine.profiled()
+        self.machine.use_context_power()
         return profile
 
     # --- settings that change while it serves ---------------------------------------------------------------------
@@ -278,7 +277,9 @@ class Engine:
         """Return whether every loaded family has capacity, and the server is not draining: one whose place another
         has taken answers for that one."""
         trials, life = self.parts.rollouts.trials(), self.life
-        loaded = [one for name, one in self.served.items() if one.state != "UNAVAILABLE" and name not in trials]
+        loaded = [
+            served for name, served in self.served.items() if served.state != "UNAVAILABLE" and name not in trials
+        ]
         return (not life.draining or life.handing is not None) and bool(loaded) and all(map(self._serves, loaded))
 
     def _serves(self, served: Served) -> bool:

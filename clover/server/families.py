@@ -95,7 +95,7 @@ class ServedFamilies:
 
     def _count_tenants(self, served: Served) -> None:
         for tenant in self._tenants.all():
-            served.traffic.of(tenant.name)  # so that metrics show a zero before its first request
+            served.traffic.for_tenant(tenant.name)  # so that metrics show a zero before its first request
 
     # --- names --------------------------------------------------------------------------------------------------------
 

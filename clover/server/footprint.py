@@ -68,16 +68,16 @@ def hardware_of(
 ) -> tuple[Hardware, ...]:
     """Return the hardware that a server with these devices reserves; `cores` counts the CPUs of the machine."""
     total = cores or os.cpu_count() or 1
-    found: list[Hardware] = []
+    items: list[Hardware] = []
     for name, device in devices.items():
         if isinstance(device, CpuDevice):
             reserved = len({*device.front_cores, *device.worker_cores})
-            found.append(_machine(name, config, reserved, len(device.worker_cores), total))
+            items.append(_machine(name, config, reserved, len(device.worker_cores), total))
         elif isinstance(device, MigDevice):
-            found.append(_gpu(name, config, device))
+            items.append(_gpu(name, config, device))
     if any(isinstance(device, MigDevice) for device in devices.values()):
-        found.append(_machine(HOST, config, len(available_cores()), 0, total))
-    return tuple(found)
+        items.append(_machine(HOST, config, len(available_cores()), 0, total))
+    return tuple(items)
 
 
 def _machine(name: str, config: EmbodiedConfig, reserved: int, workers: int, total: int) -> Hardware:

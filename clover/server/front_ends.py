@@ -38,7 +38,7 @@ class FrontEnds:
             view, config, parts.loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer
         )
         self.lag = parts.lag
-        self._probes = LoopLag(parts.loop, self.lag.note)
+        self._probes = LoopLag(parts.loop, self.lag.record)
         self.grpc: GrpcFrontend | None = None
         if config.listen.grpc_port is not None:
             check_grpc()
@@ -72,13 +72,13 @@ class FrontEnds:
         await self.http.open()  # last, as it cannot fail for what another server holds
 
     def watch(self) -> None:
-        """Begin to probe how long requests wait for the loop: once the server is ready, as measuring and the first plan
-        would count else."""
+        """Begin to probe how long requests wait for the loop.  Call it once the server is ready: measuring and the
+        first plan would count otherwise."""
         self._probes.start()
 
-    def own(self) -> None:
+    def take_over(self) -> None:
         """Hold what was the other server's: it has ended, or is about to."""
-        self.http.own()
+        self.http.take_over()
 
     @property
     def grpc_port(self) -> int | None:
@@ -111,10 +111,10 @@ class FrontEnds:
     def reload_certificate(self) -> bool:
         """Read certificate and key again; return whether there is one.  Raises ConfigError, and changes nothing, if
         they cannot be used."""
-        found = self.http.reload_certificate()  # which checks that they fit each other
+        reloaded = self.http.reload_certificate()  # which checks that they fit each other
         if self.grpc is not None:
             self.grpc.reload_certificate()
-        return found
+        return reloaded
 
     def forget_heads(self) -> None:
         """Judge each caller anew from now on, because the tenants have changed."""
@@ -138,10 +138,10 @@ def check_grpc() -> None:
     """Raise ConfigError with what to do if a package that gRPC needs is not installed."""
     for package in _PACKAGES:
         try:
-            found = find_spec(package)
+            spec = find_spec(package)
         except ModuleNotFoundError:  # the package above it is not there
-            found = None
-        if found is None:
+            spec = None
+        if spec is None:
             raise ConfigError(
                 f"listen.grpc_port is set, but {package} is not installed: pip install 'clover-inference[grpc]', or "
                 "leave --grpc-port out"

@@ -197,7 +197,7 @@ class ServerLedger:
 
 def public(config: ServerConfig) -> str:
     """Return a configuration as JSON, in an order of its own and without secrets."""
-    return msgspec.json.encode(_masked(msgspec.to_builtins(config)), order="sorted").decode()
+    return msgspec.json.encode(_mask(msgspec.to_builtins(config)), order="sorted").decode()
 
 
 def _is_secret(key: str) -> bool:
@@ -205,13 +205,13 @@ def _is_secret(key: str) -> bool:
     return not key.endswith("_file") and any(word in key for word in _SECRETS)
 
 
-def _masked(value: Any) -> Any:
+def _mask(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: "***" if found and isinstance(found, str) and _is_secret(key) else _masked(found)
-            for key, found in value.items()
+            key: "***" if masked and isinstance(masked, str) and _is_secret(key) else _mask(masked)
+            for key, masked in value.items()
         }
-    return [_masked(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_mask(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _brief(profile: FamilyProfile) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class LedgerSource:
                 for tenant, totals in model.traffic.by_tenant().items()
             },
             models={name: self._model(name, model) for name, model in self._served.items()},
-            compared=self._compared(),
+            compared=self._compare(),
             metered_s=metered_s,
         )
 
@@ -158,15 +158,15 @@ class LedgerSource:
             latency=traffic.latency.buckets(_BOUNDS_NS),
         )
 
-    def _compared(self) -> dict[tuple[str, str, str], ComparedCounts]:
-        found: dict[tuple[str, str, str], ComparedCounts] = {}
+    def _compare(self) -> dict[tuple[str, str, str], ComparedCounts]:
+        counts: dict[tuple[str, str, str], ComparedCounts] = {}
         devices: Devices = self._account.devices()
         for model, shadow in self._controller.shadows.of.items():
             methods = methods_of(devices.values()).union(shadow.methods)
             meter_off = meter_error(methods, devices)
             for kind in KINDS:
                 sums = sums_of(shadow, kind)
-                found[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
+                counts[model, DEFAULT, AGAINST[kind]] = ComparedCounts(
                     label="emulated" if "emulated" in methods else "modelled",
                     rows=sums.rows,
                     own=Amount(*sums.served.tolist()),
@@ -175,7 +175,7 @@ class LedgerSource:
                     shadow_right=float(sums.shadow_right),
                     error_g=self._counted_error((model, kind), sums.errors(shadow.off, meter_off).total),
                 )
-        return found
+        return counts
 
     def _counted_error(self, key: tuple[str, str], error_g: float) -> float:
         """Return `error_g`, of all since the start, as a sum that never falls: once BASE is verified less may be off of
@@ -188,10 +188,10 @@ class LedgerSource:
 
     def events(self, at_s: float, mono_s: float) -> Iterator[EventRow]:
         """Yield what happened since the last call: control calls, decisions, and what befell workers."""
-        yield from map(_called, self._audit.take())
+        yield from map(_call_event, self._audit.take())
         for decision in self._controller.context.decisions.after(self._decision):
             self._decision = decision.id
-            yield _decided(decision)
+            yield _decision_event(decision)
         for name, model in self._served.items():
             last_ns = self._fleet_ns.get(name, 0)
             for event in list(model.fleet.events):
@@ -203,8 +203,8 @@ class LedgerSource:
 
     def take_left_out(self) -> int:
         """Return how many control calls were left out since the last call, because too many waited."""
-        found, self._audit.left_out = self._audit.left_out, 0
-        return found
+        left_out, self._audit.left_out = self._audit.left_out, 0
+        return left_out
 
     def provider_event(self, reading: Reading, at_s: float) -> EventRow | None:
         """Return what to note if another source, or another state of it, is in force than at the last call."""
@@ -228,7 +228,7 @@ def _slice(device: str, placement: str) -> str:
     return placement.removeprefix(f"{device}:")
 
 
-def _called(record: AuditRecord) -> EventRow:
+def _call_event(record: AuditRecord) -> EventRow:
     """Return a control call as an event."""
     what = f"{record.call} {record.model}".strip()
     outcome = "done" if record.status == 200 else f"{record.status}: {record.error}"
@@ -237,7 +237,7 @@ def _called(record: AuditRecord) -> EventRow:
     return EventRow(record.at, "control", record.model, summary[:500], detail)
 
 
-def _decided(decision: Decision) -> EventRow:
+def _decision_event(decision: Decision) -> EventRow:
     """Return a decision as an event."""
     plan = decision.plan
     detail = {

@@ -1,4 +1,5 @@
-"""How far a server is: what its parts must know of its end, and of configurations that it has read since its start."""
+"""The stage of a server's life that its parts must know: whether it ends, and how often it has read its
+configuration."""
 
 from __future__ import annotations
 

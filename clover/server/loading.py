@@ -110,7 +110,7 @@ class Loading:
         served.state = "UNLOADING"
         served.router.closed_reason = reason
         served.router.decline_stranded(reason)
-        await self.settled([served.router])  # before its workers stop taking from its queue
+        await self.wait_answered([served.router])  # before its workers stop taking from its queue
         await self._controller.release(served.name)
         await self.retire(served, reason)
         if served.name in self._unplanned:
@@ -133,7 +133,7 @@ class Loading:
         """Let all that is waited for from now on have `drain_s` together: the server stops."""
         self._until_s = asyncio.get_running_loop().time() + self._drain_s
 
-    async def settled(self, routers: Iterable[Router]) -> bool:
+    async def wait_answered(self, routers: Iterable[Router]) -> bool:
         """Wait until these routers have answered what they took, at most `drain_s`; return whether they did."""
         waiting = list(routers)
         loop = asyncio.get_running_loop()

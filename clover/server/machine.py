@@ -105,14 +105,14 @@ class Machine:
     def _add_host(self, name: str, slices: int, cores: int = 0) -> None:
         """Add the machine as device `name`, with its meter; its idle power is split over `slices`, which are its cores
         unless there are so many `cores`."""
-        own = cores or slices
-        meter = energy.build(self._config.energy, cores=own, cpu_seconds=self._host.own_seconds, device=name)
+        pieces = cores or slices
+        meter = energy.build(self._config.energy, cores=pieces, cpu_seconds=self._host.own_seconds, device=name)
         if meter.method == "modelled" and self._config.energy.meter != "modelled":
             log.info("energy is modelled: %s", meter.why.partition(";")[0])  # with which watts, the banner says
         self.meters[name] = meter
         foreign = 0.0
         if meter.method == "measured":  # a counter is of all cores, ours or not
-            foreign = max((os.cpu_count() or 1) - own, 0) / own * slices
+            foreign = max((os.cpu_count() or 1) - pieces, 0) / pieces * slices
         self._account.add_device(name, slices, foreign)
         self._account.add_host(name, self._host)
 
@@ -140,7 +140,7 @@ class Machine:
             self.meters[gpu.name] = meter
             self._spare(gpu)
 
-    def profiled(self) -> None:
+    def use_context_power(self) -> None:
         """Have meters know what a context costs on each GPU, which profiling has measured."""
         for gpu in self.gpus:
             if (meter := self.meters.get(gpu.name)) is not None:
@@ -200,17 +200,17 @@ class Machine:
         return self.core_idle.report() if self.core_idle is not None else None
 
     def about(self, device: str) -> dict[str, float | str]:
-        """Return what `device` is metered by, and of a GPU what it draws at rest with a context (absent until that is
-        known), and how both idle powers are known; nothing for a device without a meter."""
+        """Return the meter of `device`.  For a GPU also return its power at rest with a context (absent until known),
+        and how both idle powers are known.  Empty for a device without a meter."""
         meter = self.meters.get(device)
         if meter is None:
             return {}
-        found: dict[str, float | str] = {"meter": meter.why}
+        facts: dict[str, float | str] = {"meter": meter.why}
         if isinstance(meter, energy.NvmlMeter):
-            found["idle_known"], found["resident_known"] = meter.idle.bare_by, meter.idle.resident_by
+            facts["idle_known"], facts["resident_known"] = meter.idle.bare_by, meter.idle.resident_by
             if meter.idle.resident_by != "unknown":
-                found["resident_w"] = meter.idle.resident_w
-        return found
+                facts["resident_w"] = meter.idle.resident_w
+        return facts
 
     def metered_ns(self) -> dict[str, int]:
         """Return until when (monotonic) the meter of each device has been read, by name; not of those never read."""
@@ -341,7 +341,7 @@ class Machine:
         try:
             await gpu.reconcile(keep=())
         except DeviceError as error:
-            log.warning("%s: instances of ours stay, for the next start to remove: %s", gpu.name, error)
+            log.warning("%s: this server's instances stay, and the next start removes them: %s", gpu.name, error)
 
 
 async def _retry(gpus: Iterable[MigDevice]) -> None:

@@ -12,7 +12,7 @@ from clover.dashboard import Feed, FeedSources, ReportMaker, dashboard_paths
 from clover.dashboard.paths import NO_REPORT, NOT_INSTALLED
 from clover.dashboard.today import read_today
 from clover.server.parts import Parts
-from clover.server.periodic import cancelled
+from clover.server.periodic import cancel_task
 from clover.telemetry.ledger.report_order import ReportOrder
 
 
@@ -55,6 +55,6 @@ class DashboardPage:
         self.mounted = dashboard_paths(self.feed.streams, report)
 
     def start(self, stack: AsyncExitStack) -> None:
-        """Begin to look at the server, in the running loop, until `stack` is closed."""
+        """Sample the server, in the running loop, until `stack` is closed."""
         stack.push_async_callback(self.feed.stop)
-        stack.push_async_callback(cancelled, self.feed.start())
+        stack.push_async_callback(cancel_task, self.feed.start())

@@ -93,7 +93,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
     loop = asyncio.get_running_loop()
     life = Life()
     tenants = Tenants(config.tenants)
-    operators = Operators.of(config)
+    operators = Operators.from_config(config)
     cache = cache_folder(config.cache_dir)
     beside = boxes is not None
     account = Account(pue=config.carbon.pue, core_w=energy.cpu_power(config.energy).core_w)
@@ -105,7 +105,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
         if beside:
             machine.stand_beside()
             footprint.begin(NEVER_NS)
-        files = RolloutFiles.of(config)
+        files = RolloutFiles.from_config(config)
         all_families = ServedFamilies(config, pool=pool, devices=devices, account=account, tenants=tenants, loop=loop)
         failed.callback(all_families.close)
         chain, grid_clock = carbon.build(config.carbon)
@@ -141,9 +141,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             ledger = ServerLedger(config, source, account, footprint.hardware)
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
-        totals = ServerTotals(
-            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster
-        )
+        totals = ServerTotals(account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster)
         parts = Parts(
             config=config,
             loop=loop,

@@ -1,4 +1,4 @@
-"""What a server does each second, in a task of its own for each thing, so that none waits for another."""
+"""What a server does each second: a task for each job, so that none waits for another."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Periodic:
         """Begin, in the running loop, until `stack` is closed."""
         for turn, what in self.turns():
             task = control_task(each_second(turn, what), name=f"clover: {what}")
-            stack.push_async_callback(cancelled, task)
+            stack.push_async_callback(cancel_task, task)
 
     def turns(self) -> tuple[tuple[Callable[[], Awaitable[None]], str], ...]:
         """Return what is done each second, with its name."""
@@ -118,8 +118,8 @@ class Periodic:
         for served in self._families.served.values():
             served.fleet.watch()
         self._families.follow(self._controller.context)
-        self._rollouts.look()
-        self._cluster.look()
+        self._rollouts.evaluate()
+        self._cluster.poll()
 
     async def _watch_devices(self) -> None:
         """Check the GPUs; a driver may take its time to answer."""
@@ -146,7 +146,7 @@ async def each_second(
             log.exception("%s failed", what)
 
 
-async def cancelled(task: asyncio.Task[Any]) -> None:
+async def cancel_task(task: asyncio.Task[Any]) -> None:
     """Cancel `task` and wait for its end."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What is asked before a new version of a model is tried: may it be, is there room, and which profile holds."""
+"""What is checked before a new version of a model is tried: is it allowed, is there room, and which profile holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clover.interfaces import Device
 from clover.runtime.memory.free import free_bytes
 from clover.runtime.served import Served
 from clover.runtime.workers.pool import Pool
-from clover.steps import described
+from clover.steps import describe_steps
 from clover.types import Assignment, FamilyProfile, FamilySpec
 
 _VERSION = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -34,16 +34,16 @@ def settings_of(configured: RolloutConfig, given: Mapping[str, Any]) -> RolloutC
             names = ("model", "folder", "version", "action", *known, "dry_run")
             raise BadRequest(f"roll-out has no argument {key!r}, known: {', '.join(names)}{did_you_mean(key, names)}")
     try:
-        found = msgspec.convert({**msgspec.to_builtins(configured), **given}, RolloutConfig)
+        settings = msgspec.convert({**msgspec.to_builtins(configured), **given}, RolloutConfig)
     except msgspec.ValidationError as error:
         raise BadRequest(f"roll-out: {error}") from error
-    others = 100.0 - found.percent
-    if found.paired > (most := 100.0 * (others - found.percent) / others):
+    others = 100.0 - settings.percent
+    if settings.paired > (most := 100.0 * (others - settings.percent) / others):
         raise BadRequest(
-            f"with percent {found.percent:g} and paired {found.paired:g} the new version would have more to do than "
-            f"the stable one, and so be slower: paired is at most {math.floor(most)} then"
+            f"with percent {settings.percent:g} and paired {settings.paired:g} the new version would have more to do "
+            f"than the stable one, and so be slower: paired is at most {math.floor(most)} then"
         )
-    return found
+    return settings
 
 
 def find_version(
@@ -95,7 +95,7 @@ def has_changed(spec: FamilySpec) -> bool:
 
 
 def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
-    """Yield what a new version must have in common with the stable one, and has not."""
+    """Yield in what a new version differs from the stable one although it must not."""
     pairs = {
         "another name": (stable.name, new.name),
         "other inputs": (stable.inputs, new.inputs),
@@ -112,7 +112,7 @@ def differences(stable: FamilySpec, new: FamilySpec) -> Iterable[str]:
 
 def _of_clients(spec: FamilySpec) -> dict[str, Any] | None:
     """Return the steps that clients run, who read once what these are; None if there are none."""
-    return described(spec) if spec.steps is not None and spec.steps.run != "worker" else None
+    return describe_steps(spec) if spec.steps is not None and spec.steps.run != "worker" else None
 
 
 def mirrored(deployment: Iterable[Assignment], name: str) -> tuple[Assignment, ...]:
@@ -147,7 +147,7 @@ async def profile_for(
         return None, "none, as the stable version has none"
     stored = msgspec.structs.replace(config, profile="require")
     try:
-        found = await profiling.ensure(spec, devices, pool, stored)
+        profile = await profiling.ensure(spec, devices, pool, stored)
     except ProfileError:
         return served.profile, f"carried over from version {served.spec.version}"
-    return found, "measured"
+    return profile, "measured"

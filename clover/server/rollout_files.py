@@ -1,7 +1,7 @@
 """What a server remembers of roll-outs over a restart: one small file a model in the state folder.
 
-A trial that was under way is over after a restart, and the stable version serves; a version that was promoted is served
-again, as long as its files are those that were promoted and the configuration names the family that it replaced.
+A restart ends a trial, and the stable version serves.  A promoted version is served again as long as its files have not
+changed since and the configuration names the family that it replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
     @classmethod
-    def of(cls, spec: FamilySpec) -> VersionRecord:
+    def from_family(cls, spec: FamilySpec) -> VersionRecord:
         """Return the record of a family."""
         return cls(folder=spec.folder, version=spec.version, digest=spec.digest)
 
@@ -54,27 +54,27 @@ class RolloutFiles:
         self._folder = folder
 
     @classmethod
-    def of(cls, config: ServerConfig) -> RolloutFiles:
+    def from_config(cls, config: ServerConfig) -> RolloutFiles:
         """Return the files of a server that keeps a ledger, or was given a state folder."""
         if config.ledger.keep != "on" and not config.state_dir:
             return cls(None)
         name = server_name(config.ledger.name, config.listen.host, config.listen.port)
         return cls(state_folder(config.state_dir) / FOLDER / name)
 
-    def tried(self, model: str, configured: str, spec: FamilySpec) -> None:
+    def record_trial(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version is being tried."""
-        known = self._read(model) or RolloutRecord(configured=configured)
-        self._write(model, msgspec.structs.replace(known, trial=VersionRecord.of(spec)))
+        record = self._read(model) or RolloutRecord(configured=configured)
+        self._write(model, msgspec.structs.replace(record, trial=VersionRecord.from_family(spec)))
 
-    def promoted(self, model: str, configured: str, spec: FamilySpec) -> None:
+    def record_promotion(self, model: str, configured: str, spec: FamilySpec) -> None:
         """Note that a version was promoted."""
-        self._write(model, RolloutRecord(configured=configured, promoted=VersionRecord.of(spec)))
+        self._write(model, RolloutRecord(configured=configured, promoted=VersionRecord.from_family(spec)))
 
-    def ended(self, model: str) -> None:
+    def record_end(self, model: str) -> None:
         """Note that the version that was tried is no more; the one that was promoted before it still is."""
-        known = self._read(model)
-        if known is not None:
-            self._write(model, msgspec.structs.replace(known, trial=None))
+        record = self._read(model)
+        if record is not None:
+            self._write(model, msgspec.structs.replace(record, trial=None))
 
     def _write(self, model: str, record: RolloutRecord) -> None:
         """Keep a record, or remove the file if it says nothing; a disk that cannot be written is logged."""
@@ -94,40 +94,40 @@ class RolloutFiles:
         Raises ConfigError if the configured one cannot be read."""
         configured = families.chosen(families.load_family(item.family), item.only)
         model = item.name or configured.name
-        found = self._read(model)
-        if found is None:
+        record = self._read(model)
+        if record is None:
             return configured
-        if found.configured != item.family:
+        if record.configured != item.family:
             self._write(model, RolloutRecord(configured=item.family))
-            self._note(model, "the configuration names another family than before, which serves")
+            self._record(model, "the configuration names another family than before, which serves")
             return configured
-        spec = self._promoted(model, found.promoted, item.only) or configured
-        if found.trial is not None:
-            self.ended(model)
-            text = f"the server ended while version {found.trial.version} was tried: version {spec.version} serves"
-            self._note(model, text)
+        spec = self._promoted(model, record.promoted, item.only) or configured
+        if record.trial is not None:
+            self.record_end(model)
+            text = f"the server ended while version {record.trial.version} was tried: version {spec.version} serves"
+            self._record(model, text)
         return spec
 
-    def _promoted(self, model: str, found: VersionRecord | None, only: Sequence[str]) -> FamilySpec | None:
+    def _promoted(self, model: str, record: VersionRecord | None, only: Sequence[str]) -> FamilySpec | None:
         """Return the version that was promoted, with the variants `only`; None if there is none, or it cannot be served
         any more."""
-        if found is None:
+        if record is None:
             return None
         try:
-            check_files(Path(found.folder))
-            there = families.chosen(families.load_family(found.folder), only)
-            spec = msgspec.structs.replace(there, version=found.version)
+            check_files(Path(record.folder))
+            there = families.chosen(families.load_family(record.folder), only)
+            spec = msgspec.structs.replace(there, version=record.version)
         except ConfigError as error:
-            self._note(model, f"version {found.version}, which was promoted, cannot be served: {error}")
+            self._record(model, f"version {record.version}, which was promoted, cannot be served: {error}")
             return None
-        if spec.digest != found.digest:
-            changed = f"the files of version {found.version}, or the setting only, have changed since it was promoted"
-            self._note(model, f"{changed}: not served")
+        if spec.digest != record.digest:
+            changed = f"the files of version {record.version}, or the setting only, have changed since it was promoted"
+            self._record(model, f"{changed}: not served")
             return None
-        self._note(model, f"version {found.version} serves, which was promoted")
+        self._record(model, f"version {record.version} serves, which was promoted")
         return spec
 
-    def _note(self, model: str, text: str) -> None:
+    def _record(self, model: str, text: str) -> None:
         self.notes[model] = "; ".join(filter(None, (self.notes.get(model, ""), text)))
         log.warning("%s: %s", model, text)
 

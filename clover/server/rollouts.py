@@ -1,12 +1,13 @@
 """Rolling out new versions of models: tried beside the stable one, then promoted or rolled back.
 
-A version that is tried is a family of its own inside, `NAME@VERSION`: its workers (in the same places and with the same
-routing as those of the stable one, which is frozen meanwhile, so that nothing but the version differs), its slab, its
-profile and its account.  To clients it has the name of the stable one: the front end finds a split under that
-(`clover.runtime.split`).  Once a second the tests of the release are looked at (`clover.runtime.guard.release`).
+Inside the server, a version that is tried is a family of its own, `NAME@VERSION`, with its own workers, slab, profile
+and account.  Its workers have the same places and the same routing as those of the stable version, whose plan is frozen
+meanwhile, so that only the version differs.  To clients it has the name of the stable version: under that name the
+front end finds a split (`clover.runtime.split`).  Once a second the tests of the release are evaluated
+(`clover.runtime.guard.release`).
 
-To promote it, all requests go to it, the workers of the stable one are replaced by workers of the new version, and the
-requests go to those: the family stays what it was to the controller, the ledger and the metrics.
+A promotion sends all requests to the trial's workers, replaces the stable version's workers by workers of the new
+version, and then sends the requests to these.  The controller, the ledger and the metrics keep the same family.
 """
 
 from __future__ import annotations
@@ -129,17 +130,17 @@ class RollOuts:
 
     def check_free(self, name: str) -> None:
         """Raise Conflict while a new version of a model is being rolled out."""
-        one = self._active.get(name.partition("@")[0])
-        if one is None:
+        release = self._active.get(name.partition("@")[0])
+        if release is None:
             return
-        if one.phase == "failed":
+        if release.phase == "failed":
             raise Conflict(
-                f"the roll-out of version {one.spec.version} of {one.name} has failed and cannot be ended "
-                f"({one.why}): restart the server, which serves version {one.stable.version} then"
+                f"the roll-out of version {release.spec.version} of {release.name} has failed and cannot be ended "
+                f"({release.why}): restart the server, which serves version {release.stable.version} then"
             )
         raise Conflict(
-            f"version {one.spec.version} of {one.name} is being rolled out ({one.phase}): promote it or roll it back "
-            "first"
+            f"version {release.spec.version} of {release.name} is being rolled out ({release.phase}): "
+            "promote it or roll it back first"
         )
 
     def pick(self, name: str | None) -> Served:
@@ -147,26 +148,26 @@ class RollOuts:
         name, too.  Raises NotFound or BadRequest."""
         families, trials = self._families.served, self.trials()
         if name is None:
-            own = [served for key, served in families.items() if key not in trials]
-            if len(own) != 1:
-                raise BadRequest(f"say which model: {', '.join(served.name for served in own)}")
-            return own[0]
+            stable = [served for key, served in families.items() if key not in trials]
+            if len(stable) != 1:
+                raise BadRequest(f"say which model: {', '.join(served.name for served in stable)}")
+            return stable[0]
         served = families.get(name)
         model, _, version = name.partition("@")
-        if served is None and version and (one := self._active.get(model)) is not None:
-            served = families.get(model if version == one.stable.version else name)
+        if served is None and version and (release := self._active.get(model)) is not None:
+            served = families.get(model if version == release.stable.version else name)
         if served is None:
             raise NotFound("Request for unknown model: no model of that name is served")
         return served
 
     def trials(self) -> set[str]:
         """Return the names inside of the versions that are tried: they are no models of their own."""
-        return {one.key for one in self._active.values()}
+        return {release.key for release in self._active.values()}
 
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the roll-out of each model that is under way, or was the last."""
         now_s = time.monotonic()
-        return {name: one.report(now_s) for name, one in {**self._last, **self._active}.items()}
+        return {name: release.report(now_s) for name, release in {**self._last, **self._active}.items()}
 
     async def command(self, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
         """Start a roll-out (`folder`), or do what `action` says: status, promote, roll-back.  Raises BadRequest,
@@ -189,8 +190,8 @@ class RollOuts:
                 raise Conflict(f"no version of {served.name} is being tried")
             verdict = ReleaseVerdict("promote" if action == "promote" else "roll back", f"by {operator or 'operator'}")
             await self._finish(one, verdict, operator or "operator")
-        found = self._active.get(served.name) or self._last.get(served.name)
-        report = found.report(time.monotonic()) if found is not None else {"model": served.name, "phase": "none"}
+        release = self._active.get(served.name) or self._last.get(served.name)
+        report = release.report(time.monotonic()) if release is not None else {"model": served.name, "phase": "none"}
         return {**report, "dry_run": True} if dry_run else report
 
     # --- begin --------------------------------------------------------------------------------------------------------
@@ -211,23 +212,23 @@ class RollOuts:
         self.check_free(served.name)
         if why := why_no_room(served, self._families.devices, self._deployment(served)[0]):
             raise Conflict(f"version {spec.version} cannot run beside version {served.spec.version}: {why}")
-        one = RollOut(served.name, spec, served.spec, settings, operator or "operator")
+        release = RollOut(served.name, spec, served.spec, settings, operator or "operator")
         if dry_run:
-            return {**one.report(time.monotonic()), "phase": "checked", "dry_run": True}
-        self._active[served.name] = one
+            return {**release.report(time.monotonic()), "phase": "checked", "dry_run": True}
+        self._active[served.name] = release
         try:
             async with self._loading.changing:
-                await self._start(one, served)
+                await self._start(release, served)
         except BaseException as error:
-            one.phase, one.why = "failed", str(error)
-            await asyncio.shield(self._clear(one))
-            self._over(one)
+            release.phase, release.why = "failed", str(error)
+            await asyncio.shield(self._clear(release))
+            self._over(release)
             if isinstance(error, CloverError) and not isinstance(error, Conflict):
-                self._record(one, "failed", f"its workers did not start: {error}")
-                text = f"version {spec.version} does not start; version {one.stable.version} serves"
+                self._record(release, "failed", f"its workers did not start: {error}")
+                text = f"version {spec.version} does not start; version {release.stable.version} serves"
                 raise Unavailable(text) from error
             raise
-        return one.report(time.monotonic())
+        return release.report(time.monotonic())
 
     def _deployment(self, served: Served) -> tuple[tuple[Assignment, ...], Routing]:
         """Return what the stable version runs and how rows go to it."""
@@ -276,7 +277,7 @@ class RollOuts:
         versions = {f"{one.name}@{one.stable.version}": families.own_model(one.name)}
         families.lead({**versions, one.key: families.own_model(one.key), one.name: split})
         one.phase = "trial"
-        self._files.tried(one.name, served.config.family, one.spec)
+        self._files.record_trial(one.name, served.config.family, one.spec)
         words = f"version {one.spec.version} takes {settings.percent:g} % of the requests; its profile is {one.profile}"
         self._record(one, "applied", words)
 
@@ -297,16 +298,16 @@ class RollOuts:
 
     # --- each second --------------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         """Judge every version that is tried, and begin to do what follows."""
         now_s = time.monotonic()
-        for one in list(self._active.values()):
-            if one.phase != "trial" or one.split is None or self._life.draining:
+        for release in list(self._active.values()):
+            if release.phase != "trial" or release.split is None or self._life.draining:
                 continue
-            one.split.tests.look(now_s)
-            verdict = one.split.tests.verdict(now_s)
+            release.split.tests.evaluate(now_s)
+            verdict = release.split.tests.verdict(now_s)
             if verdict.action:
-                task = asyncio.get_running_loop().create_task(self._finish(one, verdict, ""), name="clover-rollout")
+                task = asyncio.get_running_loop().create_task(self._finish(release, verdict, ""), name="clover-rollout")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -332,7 +333,7 @@ class RollOuts:
                 outcome, more = await self._promote(one) if promote else ("rolled back", "")
             except Exception as error:
                 log.exception("%s: version %s could not be promoted", one.name, one.spec.version)
-                self._stuck(one, f"an error that was not expected: {error!r}")
+                self._report_stuck(one, f"an error that was not expected: {error!r}")
                 return
             if outcome == "stuck":
                 return
@@ -343,62 +344,64 @@ class RollOuts:
         one.why = "; ".join(filter(None, (verdict.why, more)))
         self._over(one)
         if outcome == "promoted":
-            self._files.promoted(one.name, self._families.served[one.name].config.family, one.spec)
+            self._files.record_promotion(one.name, self._families.served[one.name].config.family, one.spec)
         else:
-            self._files.ended(one.name)
+            self._files.record_end(one.name)
         action = {"promoted": "applied", "rolled back": "rolled back"}.get(outcome, "failed")
         self._record(one, action, f"version {one.spec.version} {outcome}: {one.why}", time.monotonic() - began_s)
 
-    async def _promote(self, one: RollOut) -> tuple[str, str]:
+    async def _promote(self, release: RollOut) -> tuple[str, str]:
         """Serve the new version in the place of the stable one; return the outcome, and what went wrong."""
-        split = one.split
-        served, new = self._families.served[one.name], one.served
+        split = release.split
+        served, new = self._families.served[release.name], release.served
         assert split is not None
         assert new is not None
-        if await asyncio.to_thread(has_changed, one.spec):
+        if await asyncio.to_thread(has_changed, release.spec):
             return "failed", "its files have changed since its trial began: begin again"
         old_spec, old_profile = served.spec, served.profile
         split.share, split.paired = 1.0, 0.0
-        await self._loading.settled([served.router])
+        await self._loading.wait_answered([served.router])
         split.alone = True
         try:
-            await self._loading.replace(served, one.spec, new.profile)
+            await self._loading.replace(served, release.spec, new.profile)
         except CloverError as error:
-            version = one.spec.version
-            log.warning("%s: version %s does not start in the place of the stable one: %s", one.name, version, error)
+            version = release.spec.version
+            log.warning(
+                "%s: version %s does not start in the place of the stable one: %s", release.name, version, error
+            )
             try:
                 await self._loading.replace(served, old_spec, old_profile)
             except CloverError as worse:
-                self._stuck(one, f"{error}; the stable version did not start again either: {worse}")
+                self._report_stuck(release, f"{error}; the stable version did not start again either: {worse}")
                 return "stuck", ""
             return "failed", f"its workers did not start in the place of the stable ones: {error}"
         return "promoted", ""
 
-    def _stuck(self, one: RollOut, why: str) -> None:
+    def _report_stuck(self, one: RollOut, why: str) -> None:
         """Record that a promotion failed and could not be undone."""
         one.phase, one.why = "failed", why
         self.counts["failed"] += 1
         self._record(one, "failed", f"{why}: the workers that tried the new version go on serving it")
 
-    def _restore(self, one: RollOut) -> None:
+    def _restore(self, release: RollOut) -> None:
         """Have all requests go to the family's own workers again."""
-        if one.split is not None:
-            one.split.share = one.split.paired = 0.0
-            one.split.closed_reason = _OVER
-        versions = [f"{one.name}@{version}" for version in (one.stable.version, one.spec.version)]
-        self._families.lead({one.name: self._families.own_model(one.name)}, nowhere=versions)
-        self._thaw(one)
+        if release.split is not None:
+            release.split.share = release.split.paired = 0.0
+            release.split.closed_reason = _OVER
+        versions = [f"{release.name}@{version}" for version in (release.stable.version, release.spec.version)]
+        self._families.lead({release.name: self._families.own_model(release.name)}, nowhere=versions)
+        self._thaw(release)
 
-    def _thaw(self, one: RollOut) -> None:
+    def _thaw(self, release: RollOut) -> None:
         """Leave the plan of the family as free as it was."""
-        family = self._controller.context.families.get(one.name)
-        if family is not None and one.frozen is not None:
-            family.frozen, family.trial = one.frozen, ""
+        family = self._controller.context.families.get(release.name)
+        if family is not None and release.frozen is not None:
+            family.frozen, family.trial = release.frozen, ""
 
-    async def _settle(self, one: RollOut) -> None:
+    async def _settle(self, release: RollOut) -> None:
         """Wait until every request that came through the split has its answer, at most as long as a drain."""
         end_s = time.monotonic() + self._config.limits.drain_s
-        while one.split is not None and one.split.waiting and time.monotonic() < end_s:
+        while release.split is not None and release.split.waiting and time.monotonic() < end_s:
             await asyncio.sleep(_SETTLE_STEP_S)
 
     async def _clear(self, one: RollOut) -> None:
@@ -419,30 +422,33 @@ class RollOuts:
         self._families.drop(new)
         one.served = None
 
-    def _over(self, one: RollOut) -> None:
-        one.last, one.split = one.report(time.monotonic()), None  # which holds the rows of both versions in memory
-        self._active.pop(one.name, None)
-        self._last[one.name] = one
-        if one.phase in self.counts:
-            self.counts[one.phase] += 1
+    def _over(self, release: RollOut) -> None:
+        release.last, release.split = (
+            release.report(time.monotonic()),
+            None,
+        )  # which holds the rows of both versions in memory
+        self._active.pop(release.name, None)
+        self._last[release.name] = release
+        if release.phase in self.counts:
+            self.counts[release.phase] += 1
 
-    def _record(self, one: RollOut, action: str, detail: str, seconds: float = 0.0) -> None:
+    def _record(self, release: RollOut, action: str, detail: str, seconds: float = 0.0) -> None:
         """Record a decision about a roll-out; the ledger takes it from there."""
         context = self._controller.context
-        family = context.families.get(one.name)
+        family = context.families.get(release.name)
         context.decisions.record(
             DecisionEntry(
-                family=one.name,
-                trigger=f"roll-out of version {one.spec.version}",
+                family=release.name,
+                trigger=f"roll-out of version {release.spec.version}",
                 mode=context.mode_of(family) if family is not None else context.mode,
                 action=action,
                 grid_s=context.grid.now(),
                 detail=detail,
                 seconds=seconds,
-                operator=one.operator,
+                operator=release.operator,
             )
         )
-        log.log(logging.INFO if action != "failed" else logging.WARNING, "%s: %s", one.name, detail)
+        log.log(logging.INFO if action != "failed" else logging.WARNING, "%s: %s", release.name, detail)
 
 
 def limits_of(settings: RolloutConfig) -> ReleaseLimits:
@@ -464,7 +470,7 @@ def limits_of(settings: RolloutConfig) -> ReleaseLimits:
 
 def _text(given: dict[str, Any], key: str) -> str:
     """Take a text out of the arguments of a command; empty if it is not among them.  Raises BadRequest."""
-    found = given.pop(key, "")
-    if not isinstance(found, str):
+    value = given.pop(key, "")
+    if not isinstance(value, str):
         raise BadRequest(f"{key} is a string")
-    return found
+    return value

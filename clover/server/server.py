@@ -1,4 +1,4 @@
-"""What users hold: a server in this event loop, in a thread of its own, or as the process itself.
+"""The class for embedding: a server in this event loop, in a thread of its own, or as the process itself.
 
     async with clover.Server("fashion", port=0) as server:          # in your own event loop
         answer = await server.ainfer({"image": images})
@@ -8,8 +8,8 @@
 
     clover.Server("fashion").run()                                   # until SIGTERM or SIGINT
 
-If the loop is ours, the pool is launched before it, so that the zygote's import of torch overlaps with the rest of the
-start and the zygote is forked from a process without threads of ours.
+If the server makes the event loop itself, it launches the pool before.  The zygote's import of torch then overlaps with
+the rest of the start, and the zygote is forked while the server has no threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from clover.runtime.workers.pool import Pool
 from clover.server.asgi import AsgiApp
 from clover.server.engine import Engine
 from clover.server.parts import Parts, build
-from clover.server.periodic import cancelled
+from clover.server.periodic import cancel_task
 from clover.server.stop_limit import GPU_STOP_S, STOP_S, StopLimit
 from clover.server.takeover.handover import TakeOvers
 from clover.server.takeover.succession import Succession
@@ -90,7 +90,7 @@ class Server:
         try:
             return await self._start()
         except CloverError as error:
-            raise _advised(error) from None
+            raise _with_advice(error) from None
 
     def _use(self) -> None:
         if self._used:
@@ -169,7 +169,7 @@ class Server:
         self._use()
         self._pool = self._launch()
         failure: list[BaseException] = []
-        known = threading.Event()
+        started = threading.Event()
 
         async def main() -> None:
             self._end = asyncio.Event()
@@ -179,17 +179,17 @@ class Server:
                 failure.append(error)
                 return
             finally:
-                known.set()
+                started.set()
             await self._end.wait()
             await self.stop()
 
         self._thread = threading.Thread(target=_run_uvloop, args=(main,), name="clover", daemon=True)
         self._thread.start()
-        known.wait()
+        started.wait()
         if failure:
             self._thread.join()
             if isinstance(failure[0], CloverError):
-                raise _advised(failure[0]) from None
+                raise _with_advice(failure[0]) from None
             raise failure[0]
         return self
 
@@ -246,7 +246,7 @@ class Server:
             waiting = loop.create_task(ended.wait())
             await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
-                await cancelled(starting)
+                await cancel_task(starting)
                 return 0
             await starting
             if on_ready is not None:
@@ -268,9 +268,9 @@ class Server:
         except CloverError as error:
             if on_ready is not None:  # somebody else shows it
                 raise
-            raise _advised(error) from None
+            raise _with_advice(error) from None
         finally:
-            limit.done()
+            limit.disarm()
 
     def _longest_stop_s(self) -> float:
         """Return the seconds after which a stop that begins now is over, whatever hangs."""
@@ -382,9 +382,9 @@ class Server:
             timeout_ns = int(timeout_ms * 1e6) or -1  # a spent deadline is missed, not absent
         models = engine.models()  # has a version of its own while a new one is being rolled out: NAME@VERSION
         asked = models[model] if model in models else models[engine.pick(model).name]
-        found = engine.tenants.named(tenant) if tenant is not None else None
+        asking = engine.tenants.named(tenant) if tenant is not None else None
         return await embedded.infer(
-            asked, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=found
+            asked, inputs, min_accuracy=min_accuracy or 0.0, timeout_ns=timeout_ns, cascade=cascade, tenant=asking
         )
 
     def _running(self) -> asyncio.AbstractEventLoop:
@@ -400,7 +400,7 @@ class Server:
             return None
 
 
-def _advised(error: CloverError) -> CloverError:
+def _with_advice(error: CloverError) -> CloverError:
     """Return `error` for an embedded caller: with advice in the words of Python, and without the frames and causes that
     led to it, which the log has at level debug."""
     log.debug("the start failed", exc_info=error)

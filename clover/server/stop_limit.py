@@ -1,8 +1,8 @@
 """The longest that a stop of the process may take, whatever hangs: a driver, a worker that no signal ends, a disk.
 
-Every step of a stop has a time of its own, but a call that never returns holds up the event loop, or a thread that the
-loop waits for.  So a thread of its own counts the time, and ends the process.  Workers and zygote end with its pipes.
-What may hang after that is the end of the interpreter (`clover.bounded_exit`).
+Every step of a stop has its own limit, but a call that never returns blocks the event loop, or a thread that the loop
+waits for.  So a separate thread counts the time and ends the process.  Workers and zygote end as its pipes close.
+After that only the end of the interpreter may hang (`clover.bounded_exit`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXIT_CODE = 1
 
 
 class StopLimit:
-    """Ends this process with `EXIT_CODE`, by `end`, if `done` is not called in time."""
+    """Ends this process with `EXIT_CODE`, by `end`, if `disarm` is not called in time."""
 
     def __init__(self, end: Callable[[int], object] = os._exit) -> None:
         self._end = end
@@ -37,7 +37,7 @@ class StopLimit:
         self._thread = threading.Thread(target=self._wait, args=(within_s,), name="clover-stop", daemon=True)
         self._thread.start()
 
-    def done(self) -> None:
+    def disarm(self) -> None:
         """Count no more: what was to stop has."""
         self._done.set()
         if self._thread is not None:
@@ -47,7 +47,7 @@ class StopLimit:
         if self._done.wait(within_s):
             return
         try:
-            log.error("the stop took more than %g s, and the process ends as it is; what hangs:", within_s)
+            log.error("the stop took more than %g s, so the process exits now; the stacks of its threads:", within_s)
             for line in _stacks().splitlines():
                 log.error("    %s", line)
             logs.flush()

@@ -1,4 +1,4 @@
-"""A family without a profile cannot be planned: it runs its default deployment, as long as its devices are there."""
+"""A family without a profile, which cannot be planned: its default deployment runs while its devices are there."""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """Steps: what is done to rows before and after the model, declared in `family.toml` and reused.
 
+    family = clover.load_family("efficientnet_lite")
+    rows = steps.made_up(family, 2, numpy.random.default_rng(0))                        # two pictures
+    (pixels,) = steps.as_modelled(family, family.variants[0], steps.as_sent(family, rows))    # [2, 3, 224, 224]
+
     step        what a step is
     images  texts  sounds  boxes  arithmetic      the steps there are, by subject
     pictures    what a picture's file says of itself, bounded before it is decoded
@@ -20,7 +24,7 @@ from clover.steps.family import (
     application_inputs,
     as_modelled,
     as_sent,
-    described,
+    describe_steps,
     made_up,
     plan_for,
     row_weights,
@@ -29,7 +33,7 @@ from clover.steps.family import (
 )
 from clover.steps.pipeline import Applied, Pipeline
 from clover.steps.plan import STEPS, StepPlan, plan_of
-from clover.steps.step import BadRow, Column, stacked
+from clover.steps.step import BadRow, Column, stack_rows
 
 __all__ = [
     "STEPS",
@@ -43,12 +47,12 @@ __all__ = [
     "application_inputs",
     "as_modelled",
     "as_sent",
-    "described",
+    "describe_steps",
     "made_up",
     "plan_for",
     "plan_of",
     "row_weights",
-    "stacked",
+    "stack_rows",
     "thread_mapper",
     "with_steps",
 ]

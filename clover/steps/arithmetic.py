@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from clover.datatypes import DATATYPES
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
-from clover.steps.step import At, BadRow, Column, DataStep, file_in, fixed, read, stacked
+from clover.steps.step import At, BadRow, Column, DataStep, file_in, fix_shape, read_tensor, stack_rows
 from clover.types import TensorSpec
 
 _FLOATS = ("FP16", "FP32", "FP64")
 _NUMBERS = tuple(name for name in DATATYPES if name not in ("BYTES", "BF16"))
 
 
-def each(column: Column, function: Any) -> Column:
+def map_rows(column: Column, function: Any) -> Column:
     """Return `function` of a whole column, or of its rows if they differ in shape."""
     if isinstance(column, np.ndarray) or len({np.shape(row) for row in column}) == 1:
-        made: Column = function(stacked(column))
+        made: Column = function(stack_rows(column))
         return made
     return [function(np.asarray(row)[None])[0] for row in column]
 
@@ -39,13 +39,13 @@ class Cast(DataStep, frozen=True, kw_only=True):
         if self.datatype not in _NUMBERS:
             hint = did_you_mean(self.datatype, _NUMBERS)
             raise ConfigError(f"datatype {self.datatype!r} is none of {', '.join(_NUMBERS)}{hint}")
-        given = read(tensors, at.source, _NUMBERS)
-        tensors[at.target] = fixed(at.target, self.datatype, given.shape, given.bound)
+        given = read_tensor(tensors, at.source, _NUMBERS)
+        tensors[at.target] = fix_shape(at.target, self.datatype, given.shape, given.bound)
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
         dtype = DATATYPES[self.datatype]
-        columns[at.target] = each(columns[at.source], lambda values: values.astype(dtype))
+        columns[at.target] = map_rows(columns[at.source], lambda values: values.astype(dtype))
 
 
 class Scale(DataStep, frozen=True, kw_only=True):
@@ -57,15 +57,15 @@ class Scale(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        given = read(tensors, at.source, _NUMBERS)
+        given = read_tensor(tensors, at.source, _NUMBERS)
         if not (math.isfinite(self.by) and math.isfinite(self.add)):
             raise ConfigError("by and add are finite")
-        tensors[at.target] = fixed(at.target, "FP32", given.shape, given.bound)
+        tensors[at.target] = fix_shape(at.target, "FP32", given.shape, given.bound)
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
         by, add = np.float32(self.by), np.float32(self.add)
-        columns[at.target] = each(columns[at.source], lambda values: values.astype(np.float32) * by + add)
+        columns[at.target] = map_rows(columns[at.source], lambda values: values.astype(np.float32) * by + add)
 
 
 class Softmax(DataStep, frozen=True, kw_only=True):
@@ -75,14 +75,14 @@ class Softmax(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        given = read(tensors, at.source, _FLOATS)
+        given = read_tensor(tensors, at.source, _FLOATS)
         if not given.shape:
             raise ConfigError(f"{at.source!r} is one number, which has no probabilities")
-        tensors[at.target] = fixed(at.target, "FP32", given.shape, given.bound)
+        tensors[at.target] = fix_shape(at.target, "FP32", given.shape, given.bound)
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
-        columns[at.target] = each(columns[at.source], softmax)
+        columns[at.target] = map_rows(columns[at.source], softmax)
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float32]:
@@ -106,16 +106,16 @@ class TopK(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        given = read(tensors, at.source, _NUMBERS)
+        given = read_tensor(tensors, at.source, _NUMBERS)
         if len(given.shape) != 1 or not 1 <= self.k <= (given.shape[0] if given.shape[0] > 0 else self.k):
             raise ConfigError(f"k = {self.k} does not fit {at.source!r}, which is {list(given.shape)}")
-        tensors[at.target] = fixed(at.target, given.datatype, (self.k,))
-        tensors["indices"] = fixed("indices", "INT64", (self.k,))
-        tensors["index"] = fixed("index", "INT64", (1,))
+        tensors[at.target] = fix_shape(at.target, given.datatype, (self.k,))
+        tensors["indices"] = fix_shape("indices", "INT64", (self.k,))
+        tensors["index"] = fix_shape("index", "INT64", (1,))
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
-        given = stacked(columns[at.source])
+        given = stack_rows(columns[at.source])
         if given.shape[1] < self.k:
             raise BadRow(f"a row has {given.shape[1]} values, fewer than the {self.k} asked for")
         order = np.argsort(-given.astype(np.float64), axis=1, kind="stable")[:, : self.k]
@@ -138,7 +138,7 @@ class Labels(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        given = read(tensors, at.source, ("INT32", "INT64", "UINT8", "UINT16", "UINT32", "INT8", "INT16"))
+        given = read_tensor(tensors, at.source, ("INT32", "INT64", "UINT8", "UINT16", "UINT32", "INT8", "INT16"))
         names = self.names(at)
         if not names or bool(self.labels) == bool(self.file):
             raise ConfigError("labels, or file with one label a line, is needed")
@@ -163,7 +163,7 @@ class Labels(DataStep, frozen=True, kw_only=True):
             made.reshape(-1)[:] = [names[one] if 0 <= one < len(names) else b"" for one in indices.ravel().tolist()]
             return made
 
-        columns[at.target] = each(columns[at.source], named)
+        columns[at.target] = map_rows(columns[at.source], named)
 
 
 @lru_cache(maxsize=16)

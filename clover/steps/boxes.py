@@ -1,4 +1,4 @@
-"""The step from a detector's queries or anchors to boxes on the picture that was sent."""
+"""The step from a detector's queries or anchors to boxes on the client's picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps.arithmetic import softmax
-from clover.steps.step import At, DataStep, fixed, read
+from clover.steps.step import At, DataStep, fix_shape, read_tensor
 from clover.types import TensorSpec
 
 _FLOATS = ("FP16", "FP32", "FP64")
@@ -19,11 +19,11 @@ class Boxes(DataStep, frozen=True, kw_only=True):
     """Scores [n, classes] and places [n, 4] of a detector to the best `most` boxes: "boxes" FP32 [most, 4] (left, top,
     right, bottom in pixels), "scores" FP32 [most] and "classes" INT64 [most].
 
-    Those below `threshold` are left out, and what is left over of `most` has class -1 and score 0.  `form` says how
-    places are given, as parts of the picture's width and height (or, with `scaled`, in pixels of it), `activation` what
-    makes scores of logits, and `size` names the picture's height and width.  Without `nms` the best pairs of box and
-    class are taken as they are, as of D-FINE and DETR; with it, a box that covers a better one of its class by more
-    than that (intersection over union) is left out.
+    Boxes below `threshold` are left out, and unused places have class -1 and score 0.  `form` is the form of the
+    places, in parts of the picture's width and height (with `scaled`, in pixels).  `activation` turns logits into
+    scores.  `size` names the tensor with the picture's height and width.  Without `nms` the best pairs of box and class
+    are taken as they are (for D-FINE and DETR).  With it, a box is left out if it overlaps a better one of its class by
+    more than `nms` (intersection over union).
     """
 
     places: str = "pred_boxes"
@@ -46,7 +46,7 @@ class Boxes(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        scores, places = read(tensors, at.source, _FLOATS), read(tensors, self.places, _FLOATS)
+        scores, places = read_tensor(tensors, at.source, _FLOATS), read_tensor(tensors, self.places, _FLOATS)
         if (
             len(scores.shape) != 2
             or len(places.shape) != 2
@@ -56,13 +56,13 @@ class Boxes(DataStep, frozen=True, kw_only=True):
             raise ConfigError(
                 f"it takes scores [n, classes] and places [n, 4], not {list(scores.shape)} and {list(places.shape)}"
             )
-        if self.size and read(tensors, self.size, ("INT32",)).shape != (2,):
+        if self.size and read_tensor(tensors, self.size, ("INT32",)).shape != (2,):
             raise ConfigError(f"size: {self.size!r} is not a height and a width")
         if not 0 <= self.nms <= 1 or not 1 <= self.most <= 10_000:
             raise ConfigError("nms is 0 to 1, most is 1 to 10000")
-        tensors[at.target] = fixed(at.target, "FP32", (self.most, 4))
-        tensors["scores"] = fixed("scores", "FP32", (self.most,))
-        tensors["classes"] = fixed("classes", "INT64", (self.most,))
+        tensors[at.target] = fix_shape(at.target, "FP32", (self.most, 4))
+        tensors["scores"] = fix_shape("scores", "FP32", (self.most,))
+        tensors["classes"] = fix_shape("classes", "INT64", (self.most,))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -80,7 +80,7 @@ class Boxes(DataStep, frozen=True, kw_only=True):
         order = order[flat[order] >= self.threshold]
         classes, found = order % scores.shape[1], boxes[order // scores.shape[1]]
         if self.nms:
-            kept = suppressed(found, classes, self.nms, self.most)
+            kept = suppress(found, classes, self.nms, self.most)
             order, classes, found = order[kept], classes[kept], found[kept]
         made, best, kinds = (
             np.zeros((self.most, 4), np.float32),
@@ -108,7 +108,7 @@ def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return found
 
 
-def suppressed(boxes: NDArray[np.float32], classes: NDArray[Any], overlap: float, most: int) -> list[int]:
+def suppress(boxes: NDArray[np.float32], classes: NDArray[Any], overlap: float, most: int) -> list[int]:
     """Return the places of at most `most` boxes [n, 4], best first, that cover no better one of their class by more
     than `overlap`."""
     area = (boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0)

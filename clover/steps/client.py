@@ -1,6 +1,6 @@
-"""The steps of a family in a client: it knows of them what a model's metadata says, and nothing of the server.
+"""The steps of a family in a client, from the model's metadata alone.
 
-steps = ClientSteps.of(metadata)            # the answer to GET /v2/models/NAME
+steps = ClientSteps.from_metadata(metadata)            # the answer to GET /v2/models/NAME
 sent = steps.before({"image": [data]})      # `data`: what the application has
 ... send `sent.inputs`, receive `outputs` ...
 answer = steps.after(sent, outputs)
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from clover.errors import ConfigError
 from clover.steps.pipeline import Pipeline, TensorFlow
 from clover.steps.plan import made_in_client
-from clover.steps.step import UNBOUNDED, BadRow, Column, stacked
+from clover.steps.step import UNBOUNDED, BadRow, Column, stack_rows
 from clover.types import StepsSpec, TensorSpec
 
 
@@ -54,7 +54,7 @@ class ClientSteps:
         self.idle = not self._before and not self._after
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any], folder: Path | None = None) -> ClientSteps | None:
+    def from_metadata(cls, metadata: Mapping[str, Any], folder: Path | None = None) -> ClientSteps | None:
         """Return the client's steps of a model by its metadata; None if it has none.
 
         `folder` holds the files that steps of the client read, if there are any.  Raises ConfigError.
@@ -66,8 +66,8 @@ class ClientSteps:
             spec = msgspec.convert(described, StepsSpec)
         except msgspec.ValidationError as error:
             raise ConfigError(f"the model's steps are of another version of Clover: {error}") from error
-        found = cls(spec, _tensors(metadata["inputs"]), _tensors(metadata["outputs"]), folder)
-        return None if found.idle else found
+        steps = cls(spec, _tensors(metadata["inputs"]), _tensors(metadata["outputs"]), folder)
+        return None if steps.idle else steps
 
     def before(self, values: Mapping[str, Any]) -> PreparedRows:
         """Return rows as they are sent; `values` has by input an array [rows, ...], or for BYTES a list of `bytes`.
@@ -82,27 +82,27 @@ class ClientSteps:
         if len(counts) != 1:
             raise BadRow("the inputs have different numbers of rows")
         rows = counts.pop()
-        found = self._before.apply(columns, rows)
-        if found.refused:
-            place, reason = next(iter(found.refused.items()))
+        applied = self._before.apply(columns, rows)
+        if applied.refused:
+            place, reason = next(iter(applied.refused.items()))
             raise BadRow(f"row {place}: {reason}" if rows > 1 else reason)
         pairs = zip(self._wire, self._sent, strict=True)
-        inputs = {wire: np.ascontiguousarray(stacked(found.columns[name])) for wire, name in pairs}
-        return PreparedRows(inputs, found.columns, rows)
+        inputs = {wire: np.ascontiguousarray(stack_rows(applied.columns[name])) for wire, name in pairs}
+        return PreparedRows(inputs, applied.columns, rows)
 
     def after(self, sent: PreparedRows, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return what the application gets, from what the model gave for the rows `sent`: arrays [rows, ...], of
         objects if rows differ in shape.  Raises BadRow."""
-        found = self._after.apply({**sent.columns, **outputs}, sent.rows)
-        if found.refused:
-            raise BadRow(next(iter(found.refused.values())))
+        applied = self._after.apply({**sent.columns, **outputs}, sent.rows)
+        if applied.refused:
+            raise BadRow(next(iter(applied.refused.values())))
         names = zip([tensor.name for tensor in self.outputs], self._given, strict=True)
-        return {name: _array(found.columns[own]) for name, own in names}
+        return {name: _array(applied.columns[own]) for name, own in names}
 
 
 def _array(column: Column) -> NDArray[Any]:
     if isinstance(column, np.ndarray) or len({np.shape(row) for row in column}) == 1:
-        return stacked(column)
+        return stack_rows(column)
     array = np.empty(len(column), object)
     array[:] = column
     return array
@@ -110,14 +110,14 @@ def _array(column: Column) -> NDArray[Any]:
 
 def _tensors(listed: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     """Return the tensors of a model's metadata, whose shapes begin with the batch axis."""
-    found = []
-    for one in listed:
-        shape = tuple(one["shape"][1:])
+    specs = []
+    for entry in listed:
+        shape = tuple(entry["shape"][1:])
         bound = tuple(UNBOUNDED if axis < 0 else axis for axis in shape) if min(shape, default=0) < 0 else ()
-        room = UNBOUNDED << 10 if one["datatype"] == "BYTES" else 0
-        made = TensorSpec(name=one["name"], datatype=one["datatype"], shape=shape, max_shape=bound, max_bytes=room)
-        found.append(made)
-    return tuple(found)
+        room = UNBOUNDED << 10 if entry["datatype"] == "BYTES" else 0
+        made = TensorSpec(name=entry["name"], datatype=entry["datatype"], shape=shape, max_shape=bound, max_bytes=room)
+        specs.append(made)
+    return tuple(specs)
 
 
 def _column(tensor: TensorSpec, values: Any) -> NDArray[Any]:

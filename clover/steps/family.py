@@ -16,7 +16,7 @@ from clover.errors import ConfigError
 from clover.steps.arithmetic import Labels
 from clover.steps.pipeline import Mapper, Pipeline, PlacedStep
 from clover.steps.plan import StepPlan, plan_of
-from clover.steps.step import At, Column, DataStep, stacked
+from clover.steps.step import At, Column, DataStep, stack_rows
 from clover.types import FamilySpec, StepTable, TensorSpec, VariantSpec
 
 DISTINCT = 16
@@ -63,8 +63,8 @@ def numbers(tensor: TensorSpec, rows: int, generator: np.random.Generator) -> ND
 
 
 def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
-    """Return a family as it was declared with its tensors in the program's form: its own are what clients send and get,
-    each variant's what its model takes and gives.  Raises ConfigError for what is wrong with its steps."""
+    """Return a declared family with its tensors as the program uses them: the family has the tensors that clients send
+    and get, each variant those that its model takes and gives.  Raises ConfigError if its steps are wrong."""
     if spec.steps is None or any(variant.inputs for variant in spec.variants):
         return spec
     plans = [plan_of(spec.steps, spec.inputs, spec.outputs, variant, folder) for variant in spec.variants]
@@ -81,9 +81,9 @@ def with_steps(spec: FamilySpec, folder: Path | None) -> FamilySpec:
     return replace(spec, inputs=plans[0].inputs, outputs=plans[0].outputs, variants=variants)
 
 
-def described(spec: FamilySpec) -> dict[str, Any]:
-    """Return what a client has to know of the steps of a family, to run those that are its own: parameters of variants
-    filled in where all have the same, and, if it names them itself, labels in place of the file that has them."""
+def describe_steps(spec: FamilySpec) -> dict[str, Any]:
+    """Return what a client must know of a family's steps to run its part of them.  Parameters that are the same for all
+    variants are filled in.  If the client names the classes, the labels stand in place of their file."""
     assert spec.steps is not None
     first, in_client = spec.variants[0].parameters, spec.steps.run == "client"
     same = {
@@ -107,12 +107,12 @@ def described(spec: FamilySpec) -> dict[str, Any]:
         before=tuple(filled(table) for table in spec.steps.before),
         after=tuple(filled(table) for table in spec.steps.after),
     )
-    found: dict[str, Any] = msgspec.to_builtins(steps)
-    return found
+    description: dict[str, Any] = msgspec.to_builtins(steps)
+    return description
 
 
 def plan_for(spec: FamilySpec, variant: VariantSpec) -> StepPlan | None:
-    """Return what the steps of a completed family do for one of its variants; None if it has no steps."""
+    """Return the step plan of a variant of a family from `with_steps`; None if the family has no steps."""
     if spec.steps is None:
         return None
     folder = Path(spec.folder) if spec.folder else None
@@ -120,8 +120,8 @@ def plan_for(spec: FamilySpec, variant: VariantSpec) -> StepPlan | None:
 
 
 def row_weights(spec: FamilySpec) -> tuple[int, Callable[[memoryview], int]] | None:
-    """Return the input of BYTES (its index) that says how much work a worker's steps have with a row, and the function
-    of its one element that says it, as of so many ordinary rows; None if all rows are alike."""
+    """Return the index of the BYTES input that decides how much work a worker's steps have with a row, and a function
+    from its one element to that work, in ordinary rows.  None if all rows cost the same."""
     plan = plan_for(spec, spec.variants[0]) if spec.variants else None
     for step, at, _ in plan.worker_before.steps if plan is not None else ():
         names = [tensor.name for tensor in spec.inputs]
@@ -166,11 +166,11 @@ def _through(
     pipeline: Pipeline, tensors: Sequence[TensorSpec], rows: Sequence[NDArray[Any]], names: Sequence[str]
 ) -> list[NDArray[Any]]:
     columns: dict[str, Column] = {tensor.name: column for tensor, column in zip(tensors, rows, strict=True)}
-    found = pipeline.apply(columns, len(rows[0]))
-    if found.refused:
-        place, reason = next(iter(found.refused.items()))
+    applied = pipeline.apply(columns, len(rows[0]))
+    if applied.refused:
+        place, reason = next(iter(applied.refused.items()))
         raise ConfigError(f"row {place} is refused: {reason}")
-    return [np.ascontiguousarray(stacked(found.columns[name])) for name in names]
+    return [np.ascontiguousarray(stack_rows(applied.columns[name])) for name in names]
 
 
 def thread_mapper(threads: int) -> Mapper:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps import pictures
-from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fixed, read, read_text, text_of
+from clover.steps.step import UNBOUNDED, At, BadRow, Column, DataStep, fix_shape, read_tensor, read_text, text_of
 from clover.types import TensorSpec
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _pillow() -> Any:
 
 
 class _TimedFile(io.BytesIO):
-    """A file for a decoder, which cannot be read any more once this thread has computed for `seconds`: BadRow."""
+    """A file for a decoder: reading raises BadRow once this thread has computed for `seconds`."""
 
     def __init__(self, data: bytes, seconds: float) -> None:
         super().__init__(data)
@@ -60,7 +60,7 @@ class _TimedFile(io.BytesIO):
         return super().read(size)
 
 
-def _loaded(picture: pictures.Picture, least: tuple[int, int]) -> Image.Image:
+def _load(picture: pictures.Picture, least: tuple[int, int]) -> Image.Image:
     """Return a decoded picture; a JPEG may come at a part of its size, not below `least` (0, 0: at its size).  Raises
     what the decoder raises."""
     from PIL import Image
@@ -111,9 +111,9 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
         if self.max_pixels < 1:
             raise ConfigError("max_pixels is at least 1")
         channels = 3 if self.mode == "RGB" else 1
-        tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
+        tensors[at.target] = fix_shape(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
         size = f"{at.target}_size"
-        tensors[size] = fixed(size, "INT32", (2,))
+        tensors[size] = fix_shape(size, "INT32", (2,))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -139,7 +139,7 @@ class DecodeImage(DataStep, frozen=True, kw_only=True):
 
         across, down = (0, 0) if wanted is None else wanted if turn >= 5 else wanted[::-1]
         try:
-            image = _loaded(picture, (_DRAFT * across, _DRAFT * down))
+            image = _load(picture, (_DRAFT * across, _DRAFT * down))
             if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would clip
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode != self.mode:
@@ -184,14 +184,16 @@ class Resize(DataStep, frozen=True, kw_only=True):
         channels = given.shape[2]
         if self.height:
             most = self.max_width or UNBOUNDED
-            tensors[at.target] = fixed(at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels))
+            tensors[at.target] = fix_shape(
+                at.target, "UINT8", (self.height, -1, channels), (self.height, most, channels)
+            )
         elif isinstance(self.size, int) and given.shape[0] > 0 and given.shape[1] > 0:
-            tensors[at.target] = fixed(at.target, "UINT8", (*self._size(*given.shape[:2]), channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (*self._size(*given.shape[:2]), channels))
         elif isinstance(self.size, int):
-            tensors[at.target] = fixed(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (-1, -1, channels), (UNBOUNDED, UNBOUNDED, channels))
         else:
             assert self.size is not None
-            tensors[at.target] = fixed(at.target, "UINT8", (*self.size, channels))
+            tensors[at.target] = fix_shape(at.target, "UINT8", (*self.size, channels))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -248,7 +250,7 @@ class Crop(DataStep, frozen=True, kw_only=True):
         given = _image(tensors, at)
         if min(_sides(self.size)) < 1:
             raise ConfigError("sizes are at least 1")
-        tensors[at.target] = fixed(at.target, "UINT8", (*self._size(), given.shape[2]))
+        tensors[at.target] = fix_shape(at.target, "UINT8", (*self._size(), given.shape[2]))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -288,19 +290,19 @@ class Normalise(DataStep, frozen=True, kw_only=True):
         def ordered(axes: tuple[int, ...]) -> tuple[int, ...]:
             return (axes[2], *axes[:2]) if self.channels == "first" else axes
 
-        tensors[at.target] = fixed(at.target, "FP32", ordered(given.shape), ordered(given.bound))
+        tensors[at.target] = fix_shape(at.target, "FP32", ordered(given.shape), ordered(given.bound))
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
         given = columns[at.source]
         if isinstance(given, np.ndarray):
-            columns[at.target] = self._normalised(given)
+            columns[at.target] = self._normalise(given)
         elif len({row.shape for row in given}) == 1:
-            columns[at.target] = self._normalised(np.stack(given))
+            columns[at.target] = self._normalise(np.stack(given))
         else:
-            columns[at.target] = [self._normalised(row[None])[0] for row in given]
+            columns[at.target] = [self._normalise(row[None])[0] for row in given]
 
-    def _normalised(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def _normalise(self, images: NDArray[Any]) -> NDArray[np.float32]:
         ordered = images.transpose(0, 3, 1, 2) if self.channels == "first" else images
         made = ordered.astype(np.float32, order="C")
         shape = (-1, 1, 1) if self.channels == "first" else (-1,)
@@ -314,7 +316,7 @@ class Normalise(DataStep, frozen=True, kw_only=True):
 
 def _image(tensors: dict[str, TensorSpec], at: At) -> TensorSpec:
     """Return the image that a step reads.  Raises ConfigError if it is none."""
-    given = read(tensors, at.source, ("UINT8",))
+    given = read_tensor(tensors, at.source, ("UINT8",))
     if len(given.shape) != 3 or given.shape[2] not in (1, 3):
         raise ConfigError(f"it takes an image [height, width, 1 or 3], and {at.source!r} is {list(given.shape)}")
     return given

@@ -1,8 +1,8 @@
 """What a JPEG or PNG file says of itself, read and bounded before a decoder works on it.
 
-How much a decoder works is the file's choice: scans that hold nothing, segments by the million, profiles and texts that
+A file decides how much work its decoder has: it may have empty scans, millions of segments, or profiles and texts that
 unpack to a thousand times their size.  So the file is walked first, and refused if it breaks one of the bounds below.
-The decoder is given what it needs for the pixels and nothing else: no profile, text, comment, thumbnail or animation.
+The decoder gets only what it needs for the pixels: no profile, text, comment, thumbnail or animation.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ def _segments(
     """Yield the marker of each segment of a JPEG, up to its end, with where it begins and ends; that of a scan ends
     with its data.  It ends where no marker follows within `gap` bytes.  Raises BadRow if there are more than `most`,
     or one is not whole."""
-    count, found = 0, _MARKER.search(data, 2, min(2 + gap, len(data)))
-    while found is not None:
-        start, kind = found.start(), data[found.start() + 1]
+    count, marker = 0, _MARKER.search(data, 2, min(2 + gap, len(data)))
+    while marker is not None:
+        start, kind = marker.start(), data[marker.start() + 1]
         if kind == _EOI:
             yield kind, start, start + 2
             return
@@ -154,9 +154,9 @@ def _segments(
         end = start + 2 + size
         if size < 2 or end > len(data):
             raise BadRow(NOT_WHOLE)
-        found = _MARKER.search(data, end, min(end + gap, len(data)))
+        marker = _MARKER.search(data, end, min(end + gap, len(data)))
         if kind == _SOS:
-            end = len(data) if found is None else found.start()
+            end = len(data) if marker is None else marker.start()
         yield kind, start, end
 
 

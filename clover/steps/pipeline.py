@@ -26,8 +26,8 @@ class PlacedStep(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What came of a batch: its tensors, of the rows that are `kept` (their places in the batch), and by place why the
-    others were refused."""
+    """The result of a batch: the tensors of the rows that are `kept` (places in the batch), and why the others were
+    `refused`, by place."""
 
     columns: dict[str, Column]
     kept: list[int]
@@ -62,7 +62,7 @@ class TensorFlow:
         They go by their names; a single one may have another name, and is the one written last then.  Raises
         ConfigError if one is not there or does not fit.
         """
-        names, found = [], []
+        names, picked = [], []
         for tensor in wanted:
             name = tensor.name
             if name not in self.tensors and len(wanted) == 1:
@@ -70,8 +70,8 @@ class TensorFlow:
             if name not in self.tensors:
                 raise ConfigError(f"the steps make no {name!r}, only {', '.join(self.tensors)}")
             names.append(name)
-            found.append(narrowed(self.tensors[name], tensor))
-        return tuple(names), tuple(found)
+            picked.append(narrowed(self.tensors[name], tensor))
+        return tuple(names), tuple(picked)
 
 
 def narrowed(given: TensorSpec, declared: TensorSpec) -> TensorSpec:
@@ -149,17 +149,17 @@ class Pipeline:
         good = [at for at, reason in enumerate(reasons) if not reason]
         refused.update({kept[at]: reason for at, reason in enumerate(reasons) if reason})
         if len(good) < len(kept):
-            columns = {name: _taken(column, good) for name, column in columns.items()}
+            columns = {name: _take_column(column, good) for name, column in columns.items()}
         for name in dict.fromkeys(name for one in part for name in one.writes):
             columns[name] = [rows[at][name] for at in good]
         return columns, [kept[at] for at in good]
 
 
-def _aware(one: PlacedStep, then: PlacedStep | None) -> PlacedStep:
+def _aware(placed: PlacedStep, then: PlacedStep | None) -> PlacedStep:
     """Return a step that knows of `then`, the one after it, if that replaces what it writes."""
-    if then is None or {then.at.source, then.at.target} != {one.at.target}:
-        return one
-    return one._replace(at=one.at._replace(then=then.step))
+    if then is None or {then.at.source, then.at.target} != {placed.at.target}:
+        return placed
+    return placed._replace(at=placed.at._replace(then=then.step))
 
 
 def _turns(step: DataStep) -> tuple[bool, ...]:
@@ -167,5 +167,5 @@ def _turns(step: DataStep) -> tuple[bool, ...]:
     return (True, False) if step.by_row and step.then_batch else (step.by_row,)
 
 
-def _taken(column: Column, places: list[int]) -> Column:
+def _take_column(column: Column, places: list[int]) -> Column:
     return column[places] if isinstance(column, np.ndarray) else [column[at] for at in places]

@@ -48,10 +48,9 @@ STEPS: dict[str, type[DataStep]] = {
 class StepPlan:
     """What runs where for one variant.
 
-    The application's tensors go through `client_before`, and those of them that `sent` names are the wire's `inputs`.
-    They go through `worker_before`, and those that `taken` names are the model's `model_inputs`.  What it gives
-    (`model_outputs`) goes through `worker_after`, and those that `given` names are what is asked for.  `inputs` and
-    `outputs` are the wire's.
+    application -- client_before --> `inputs` (named by `sent`), over the wire
+                -- worker_before --> `model_inputs` (named by `taken`), into the model
+    `model_outputs` -- worker_after --> `outputs` (named by `given`), over the wire
     """
 
     client_before: Pipeline
@@ -80,13 +79,13 @@ def plan_of(
     for key, steps, tensors in (("inputs", spec.before, spec.inputs), ("outputs", spec.after, spec.outputs)):
         if bool(steps) != bool(tensors):
             raise ConfigError(f"steps.{key}: must be there if there are steps, and only then")
-    before = [_made(table, variant, f"steps.before[{index}]") for index, table in enumerate(spec.before)]
-    after = [_made(table, variant, f"steps.after[{index}]") for index, table in enumerate(spec.after)]
+    before = [_make_step(table, variant, f"steps.before[{index}]") for index, table in enumerate(spec.before)]
+    after = [_make_step(table, variant, f"steps.after[{index}]") for index, table in enumerate(spec.after)]
     flow = TensorFlow(spec.inputs or model_inputs)
-    placed = [_placed(flow, step, folder, f"steps.before[{index}]") for index, step in enumerate(before)]
+    placed = [_place(flow, step, folder, f"steps.before[{index}]") for index, step in enumerate(before)]
     there = dict(flow.tensors)
     taken, narrow = _within("steps.before", flow.pick, model_inputs)
-    cut = {"worker": 0, "client": len(placed), "split": _cut(before)}[spec.run]
+    cut = {"worker": 0, "client": len(placed), "split": _find_cut(before)}[spec.run]
     sent: tuple[str, ...] = ()
     inputs = tuple(spec.inputs or model_inputs)
     if spec.run == "client":
@@ -96,7 +95,7 @@ def plan_of(
         there = _after_the_wire(inputs, placed[cut:])
     flow.tensors = there
     flow.add(model_outputs)
-    ended = [_placed(flow, step, folder, f"steps.after[{index}]") for index, step in enumerate(after)]
+    ended = [_place(flow, step, folder, f"steps.after[{index}]") for index, step in enumerate(after)]
     given, _ = _within("steps.after", flow.pick, spec.outputs or model_outputs)
     _check_answer(ended, given[0])
     in_client = spec.run == "client"
@@ -115,9 +114,9 @@ def plan_of(
 
 
 def _check_answer(steps: Sequence[PlacedStep], first: str) -> None:
-    """Raise ConfigError if the first output, by which answers are compared, is sorted: its largest is always the first,
-    so that all answers would be alike."""
-    made = [one.step for one in steps if first in one.writes]
+    """Raise ConfigError if the first output is sorted.  Answers are compared by its largest element, which would always
+    be the first, so all answers would look alike."""
+    made = [placed.step for placed in steps if first in placed.writes]
     if made and isinstance(made[-1], TopK) and first not in ("indices", "index"):
         raise ConfigError(
             f"steps.outputs: the first is the answer, by which variants and labels are compared, and {first!r} holds "
@@ -126,7 +125,7 @@ def _check_answer(steps: Sequence[PlacedStep], first: str) -> None:
 
 
 def made_in_client(spec: StepsSpec) -> tuple[list[DataStep], list[DataStep]]:
-    """Return the steps of a client, before and after the model.  Raises ConfigError if one of them is unknown here, or
+    """Return the client's steps before and after the model.  Raises ConfigError for a step that is unknown here or
     depends on the variant."""
     if spec.run == "worker":
         return [], []
@@ -136,12 +135,12 @@ def made_in_client(spec: StepsSpec) -> tuple[list[DataStep], list[DataStep]]:
         kind = STEPS.get(str(table.get("step")))
         if spec.run == "split" and kind is not None and kind.arithmetic:
             break
-        before.append(_made(table, anyone, f"steps.before[{index}]"))
+        before.append(_make_step(table, anyone, f"steps.before[{index}]"))
     after = spec.after if spec.run == "client" else ()
-    return before, [_made(table, anyone, f"steps.after[{index}]") for index, table in enumerate(after)]
+    return before, [_make_step(table, anyone, f"steps.after[{index}]") for index, table in enumerate(after)]
 
 
-def _cut(steps: Sequence[DataStep]) -> int:
+def _find_cut(steps: Sequence[DataStep]) -> int:
     """Return how many steps of a split family run in the client: those before the first that only calculates."""
     return next((index for index, step in enumerate(steps) if step.arithmetic), len(steps))
 
@@ -153,8 +152,8 @@ def _crossing(
     flow = TensorFlow(spec.inputs)
     for step in client:
         flow.place(step, folder)
-    read = [name for one in rest for name in (one.at.source, *one.step.also_reads())]
-    made = {name for one in rest for name in one.writes}
+    read = [name for placed in rest for name in (placed.at.source, *placed.step.also_reads())]
+    made = {name for placed in rest for name in placed.writes}
     names = [name for name in flow.tensors if name in read or (name in taken and name not in made)]
     for name in names:
         tensor = flow.tensors[name]
@@ -168,12 +167,12 @@ def _crossing(
 def _after_the_wire(inputs: Sequence[TensorSpec], placed: Sequence[PlacedStep]) -> dict[str, TensorSpec]:
     """Return the tensors that a worker has after its steps of a split family."""
     flow = TensorFlow(inputs)
-    for one in placed:
-        one.step.flow(flow.tensors, one.at)
+    for step in placed:
+        step.step.flow(flow.tensors, step.at)
     return flow.tensors
 
 
-def _placed(flow: TensorFlow, step: DataStep, folder: Path | None, where: str) -> PlacedStep:
+def _place(flow: TensorFlow, step: DataStep, folder: Path | None, where: str) -> PlacedStep:
     name = next(name for name, kind in STEPS.items() if kind is type(step))
     placed: PlacedStep = _within(f"{where} ({name})", flow.place, step, folder)
     return placed
@@ -187,7 +186,7 @@ def _within(where: str, function: Callable[..., Any], *args: Any) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _made(table: StepTable, variant: VariantSpec, where: str) -> DataStep:
+def _make_step(table: StepTable, variant: VariantSpec, where: str) -> DataStep:
     """Return the step that a table declares, with the parameters of a variant."""
     given = dict(table)
     name = given.pop("step", None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clover.errors import ConfigError
-from clover.steps.step import At, BadRow, Column, DataStep, fixed, read, read_text, text_of
+from clover.steps.step import At, BadRow, Column, DataStep, fix_shape, read_tensor, read_text, text_of
 from clover.types import TensorSpec
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -52,7 +52,7 @@ class DecodeWav(DataStep, frozen=True, kw_only=True):
         if not 1 <= self.rate <= 768_000 or not 0 < self.max_seconds <= 3600:
             raise ConfigError("rate is 1 to 768000 hertz, and max_seconds up to 3600")
         most = math.ceil(self.max_seconds * self.rate)
-        tensors[at.target] = fixed(at.target, "FP32", (-1,), (most,))
+        tensors[at.target] = fix_shape(at.target, "FP32", (-1,), (most,))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -60,7 +60,7 @@ class DecodeWav(DataStep, frozen=True, kw_only=True):
         self._check(sound)
         samples = _samples(sound)
         if sound.rate != self.rate:
-            samples = resampled(samples, sound.rate, self.rate)[: math.ceil(self.max_seconds * self.rate)]
+            samples = resample(samples, sound.rate, self.rate)[: math.ceil(self.max_seconds * self.rate)]
         values[at.target] = samples
 
     def weight(self, data: memoryview) -> int:
@@ -128,12 +128,12 @@ def wav_of(data: bytes | memoryview) -> Wav:
         elif name == b"data":
             if 0 < len(body) < size < _STREAMED:
                 raise BadRow(f"the WAV file says that it has {size} bytes of samples, and {len(body)} are there")
-            return _held(form, body)
+            return _check_length(form, body)
         at += 8 + size + size % 2
     raise BadRow(f"the WAV file has more than the {_MOST_CHUNKS} chunks allowed before its samples")
 
 
-def _held(form: memoryview, body: memoryview) -> Wav:
+def _check_length(form: memoryview, body: memoryview) -> Wav:
     """Return how the chunk "fmt " of a WAV file says that the samples in `body` are held.  Raises BadRow."""
     if len(form) < 16:
         raise BadRow("the WAV file does not say how its samples are held")
@@ -188,7 +188,7 @@ def _products(count: int, rate: int, wanted: int) -> int:
     return max(1, round(count * wanted / rate)) * (2 * math.ceil(_reach(rate, wanted)) + 1)
 
 
-def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
     """Return samples at another rate, by a Hann-windowed sinc filter that cuts at the lower of both half rates."""
     count = max(1, round(len(samples) * wanted / rate))
     part = min(1.0, wanted / rate)
@@ -204,8 +204,8 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
         """Return the filters of samples by how far each is `behind` the given sample before it: 0 to 1."""
         distance = behind[:, None] - offsets
         window = np.where(np.abs(distance) < reach, 0.5 + 0.5 * np.cos(np.pi * distance / reach), 0.0)
-        found: NDArray[np.float64] = window * np.sinc(distance * part) * part
-        return found
+        samples_made: NDArray[np.float64] = window * np.sinc(distance * part) * part
+        return samples_made
 
     piece = max(1, (1 << 20) // len(offsets))  # each sample needs many taps
     made_by = min(phases, _PHASES)
@@ -220,10 +220,10 @@ def resampled(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[n
             made[first : first + len(numbers)] = np.einsum("kt,kt->k", taps, filters(place / phases))
             continue
         place, beyond = np.divmod(place * made_by, phases)
-        found = np.einsum("kt,kt->k", taps, bank[place])
+        samples_made = np.einsum("kt,kt->k", taps, bank[place])
         if phases > made_by:
-            found += (np.einsum("kt,kt->k", taps, bank[place + 1]) - found) * (beyond / phases)
-        made[first : first + len(numbers)] = found
+            samples_made += (np.einsum("kt,kt->k", taps, bank[place + 1]) - samples_made) * (beyond / phases)
+        made[first : first + len(numbers)] = samples_made
     return made
 
 
@@ -238,7 +238,7 @@ class Pad(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        given = read(tensors, at.source)
+        given = read_tensor(tensors, at.source)
         if given.datatype == "BYTES" or not 0 <= self.axis < len(given.shape) or self.size < 0 or self.multiple < 1:
             raise ConfigError(f"size, axis and multiple do not fit {at.source!r}, which is {list(given.shape)}")
         shape, bound = list(given.shape), list(given.bound)
@@ -246,7 +246,7 @@ class Pad(DataStep, frozen=True, kw_only=True):
             shape[self.axis] = bound[self.axis] = self.size
         elif given.shape[self.axis] < 0:
             bound[self.axis] = -(-bound[self.axis] // self.multiple) * self.multiple
-        tensors[at.target] = fixed(at.target, given.datatype, tuple(shape), tuple(bound))
+        tensors[at.target] = fix_shape(at.target, given.datatype, tuple(shape), tuple(bound))
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
@@ -270,21 +270,21 @@ class Frame(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        given = read(tensors, at.source)
+        given = read_tensor(tensors, at.source)
         if given.datatype == "BYTES" or len(given.shape) != 1 or self.size < 1 or self.hop < 1:
             raise ConfigError(f"it takes samples [n], with a size and hop of at least 1, not {list(given.shape)}")
         length = given.shape[0]
         shape = (self._frames(length) if length > 0 else -1, self.size)
-        tensors[at.target] = fixed(at.target, given.datatype, shape, (self._frames(given.bound[0]), self.size))
+        tensors[at.target] = fix_shape(at.target, given.datatype, shape, (self._frames(given.bound[0]), self.size))
 
     def batch(self, columns: dict[str, Column], at: At) -> None:
         """See `DataStep.batch`."""
-        columns[at.target] = [self._framed(np.asarray(row)) for row in columns[at.source]]
+        columns[at.target] = [self._frame(np.asarray(row)) for row in columns[at.source]]
 
     def _frames(self, length: int) -> int:
         return 1 + max(0, length - self.size) // self.hop
 
-    def _framed(self, samples: NDArray[Any]) -> NDArray[Any]:
+    def _frame(self, samples: NDArray[Any]) -> NDArray[Any]:
         if len(samples) < self.size:
             samples = np.pad(samples, (0, self.size - len(samples)))
         return np.lib.stride_tricks.sliding_window_view(samples, self.size)[:: self.hop].copy()

@@ -35,9 +35,8 @@ class BadRow(ValueError):
 
 
 class At(NamedTuple):
-    """Where a step works: the tensor it reads, the one it writes, and the family's folder, which holds its files (None
-    if they are not here).  `then` is the next step if that replaces what this one writes, so that nothing else sees
-    it."""
+    """Where a step works: the tensor it reads, the one it writes, and the family's folder with its files (None if they
+    are not here).  `then` is the next step if it replaces what this step writes, so that no other step sees it."""
 
     source: str
     target: str
@@ -67,7 +66,7 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return ()
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
-        """Put what it makes of `tensors` into them.  Raises ConfigError if it cannot work on them."""
+        """Add the tensors that the step makes to `tensors`.  Raises ConfigError if it cannot work on them."""
         raise NotImplementedError
 
     def row(self, values: dict[str, Any], at: At) -> None:
@@ -79,15 +78,15 @@ class DataStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         raise NotImplementedError
 
     def weight(self, data: memoryview) -> int:
-        """Return the work of a row, from the one element of BYTES that it reads: as of so many ordinary rows."""
+        """Return the work of a row in ordinary rows, from the one element of BYTES that the step reads."""
         return 1
 
     def sample(self, generator: np.random.Generator) -> Any:
-        """Return a made-up value for the tensor that it reads; None if it says nothing of what it takes."""
+        """Return a made-up value for the tensor that the step reads; None if any value will do."""
         return None
 
 
-def stacked(column: Column) -> NDArray[Any]:
+def stack_rows(column: Column) -> NDArray[Any]:
     """Return a column as one array [rows, ...]; raises BadRow if the rows differ in shape."""
     if isinstance(column, np.ndarray):
         return column
@@ -97,27 +96,27 @@ def stacked(column: Column) -> NDArray[Any]:
         raise BadRow("the rows of a batch differ in shape: a `pad` step makes them alike") from error
 
 
-def fixed(name: str, datatype: str, shape: tuple[int, ...], bound: tuple[int, ...] = ()) -> TensorSpec:
+def fix_shape(name: str, datatype: str, shape: tuple[int, ...], bound: tuple[int, ...] = ()) -> TensorSpec:
     """Return a tensor of the flow; `bound` is needed if an axis varies."""
     return TensorSpec(name=name, datatype=datatype, shape=shape, max_shape=bound if min(shape, default=0) < 0 else ())
 
 
-def read(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ()) -> TensorSpec:
+def read_tensor(tensors: dict[str, TensorSpec], name: str, kinds: tuple[str, ...] = ()) -> TensorSpec:
     """Return the tensor `name`, whose datatype is one of `kinds`.  Raises ConfigError if there is none."""
-    found = tensors.get(name)
-    if found is None:
+    spec = tensors.get(name)
+    if spec is None:
         raise ConfigError(f"there is no tensor {name!r} here{did_you_mean(name, tensors)}: {', '.join(tensors)}")
-    if kinds and found.datatype not in kinds:
-        raise ConfigError(f"it takes {' or '.join(kinds)}, and {name!r} is {found.datatype}")
-    return found
+    if kinds and spec.datatype not in kinds:
+        raise ConfigError(f"it takes {' or '.join(kinds)}, and {name!r} is {spec.datatype}")
+    return spec
 
 
 def read_text(tensors: dict[str, TensorSpec], name: str) -> TensorSpec:
     """Return the tensor `name`, of which a row is one element of BYTES.  Raises ConfigError if it is not."""
-    found = read(tensors, name, ("BYTES",))
-    if found.variable or math.prod(found.shape) != 1:
-        raise ConfigError(f"it takes one element a row, shape [1], and {name!r} is {list(found.shape)}")
-    return found
+    spec = read_tensor(tensors, name, ("BYTES",))
+    if spec.variable or math.prod(spec.shape) != 1:
+        raise ConfigError(f"it takes one element a row, shape [1], and {name!r} is {list(spec.shape)}")
+    return spec
 
 
 def text_of(value: Any) -> bytes:

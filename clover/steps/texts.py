@@ -1,4 +1,4 @@
-"""Steps on texts: tokens for the model, and the answer to a question as the part of a text that a model points at."""
+"""Steps on texts: tokens for the model, and answers to questions as the part of a text that the model points at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from clover.errors import ConfigError
 from clover.steps.arithmetic import softmax
-from clover.steps.step import At, BadRow, Column, DataStep, bytes_row, file_in, fixed, read, read_text, text_of
+from clover.steps.step import (
+    At,
+    BadRow,
+    Column,
+    DataStep,
+    bytes_row,
+    file_in,
+    fix_shape,
+    read_tensor,
+    read_text,
+    text_of,
+)
 from clover.types import TensorSpec
 
 _BYTES_A_ROW = 1 << 15
@@ -23,7 +34,7 @@ _WORDS = ("the", "river", "runs", "through", "a", "quiet", "town", "and", "nine"
 class Tokenise(DataStep, frozen=True, kw_only=True):
     """A text (UTF-8), or two of them, to tokens by a `tokenizer.json` of the family's folder, at most `length`.
 
-    `pair` names the second text; which of both is cut says `cut` ("second", "first", or "longest").  They are padded to
+    `pair` names the second text; `cut` says which text is cut ("second", "first", or "longest").  They are padded to
     `length`, or, if `pad` is "batch", to the longest of the batch.  It writes INT64 "input_ids", "attention_mask" and
     "token_type_ids", and for a `span` step INT32 "offsets" [tokens, 2] (characters) and "sequence" (0 or 1: of which
     text a token is, -1: of none).
@@ -60,7 +71,7 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
         for name in self._names(at):
             more = (2,) if name == "offsets" else ()
             datatype = "INT32" if name in ("offsets", "sequence") else "INT64"
-            tensors[name] = fixed(name, datatype, (*shape, *more), (self.length, *more))
+            tensors[name] = fix_shape(name, datatype, (*shape, *more), (self.length, *more))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""
@@ -72,18 +83,20 @@ class Tokenise(DataStep, frozen=True, kw_only=True):
             except UnicodeDecodeError:
                 raise BadRow(f"{name!r} is not UTF-8") from None
         try:
-            found = tokenizer.encode(*texts)
+            encoding = tokenizer.encode(*texts)
         except MemoryError:
             raise
         except Exception as error:  # as when the first text alone is too long, and may not be cut
             raise BadRow(f"the text cannot be made tokens: {error}") from None
-        sequence = np.array([-1 if one is None else one for one in found.sequence_ids], np.int32)
+        sequence = np.array(
+            [-1 if sequence_id is None else sequence_id for sequence_id in encoding.sequence_ids], np.int32
+        )
         made = (
-            np.array(found.ids, np.int64),
-            np.array(found.attention_mask, np.int64),
-            np.array(found.type_ids, np.int64),
+            np.array(encoding.ids, np.int64),
+            np.array(encoding.attention_mask, np.int64),
+            np.array(encoding.type_ids, np.int64),
             sequence,
-            np.array(found.offsets, np.int32).reshape(-1, 2),
+            np.array(encoding.offsets, np.int32).reshape(-1, 2),
         )
         values.update(zip(self._names(at), made, strict=True))
 
@@ -140,8 +153,8 @@ def _padding(path: str, changed_ns: int) -> tuple[int, int, int]:
     with open(path, encoding="utf-8") as file:
         declared = json.load(file)
     padding = declared.get("padding") or {}
-    known = {one["content"]: one["id"] for one in declared.get("added_tokens", ())}
-    token = padding.get("pad_id", known.get("[PAD]", known.get("<pad>", 0)))
+    ids = {one["content"]: one["id"] for one in declared.get("added_tokens", ())}
+    token = padding.get("pad_id", ids.get("[PAD]", ids.get("<pad>", 0)))
     return int(token), 0, int(padding.get("pad_type_id", 0))
 
 
@@ -170,16 +183,16 @@ class TextSpan(DataStep, frozen=True, kw_only=True):
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:
         """See `DataStep.flow`."""
-        read(tensors, at.source, ("INT32",))
-        read(tensors, "sequence", ("INT32",))
+        read_tensor(tensors, at.source, ("INT32",))
+        read_tensor(tensors, "sequence", ("INT32",))
         whole = read_text(tensors, self.text)
         for name in (self.start, self.end):
-            if len(read(tensors, name, ("FP32", "FP16", "FP64")).shape) != 1:
+            if len(read_tensor(tensors, name, ("FP32", "FP16", "FP64")).shape) != 1:
                 raise ConfigError(f"{name!r} has to be a score a token")
         if self.max_tokens < 1:
             raise ConfigError("max_tokens is at least 1")
         tensors[at.target] = TensorSpec(name=at.target, datatype="BYTES", shape=(1,), max_bytes=whole.max_bytes)
-        tensors["score"] = fixed("score", "FP32", (1,))
+        tensors["score"] = fix_shape("score", "FP32", (1,))
 
     def row(self, values: dict[str, Any], at: At) -> None:
         """See `DataStep.row`."""

@@ -33,15 +33,17 @@ class Batches:
         self._slots = slab.layout.slots
         spec = slab.layout.spec
         # `variable` is derived from the shape, so it is read once and not for every batch.
-        self._inputs = [(index, one, slab.input(index), one.variable) for index, one in enumerate(spec.inputs)]
-        self._outputs = [(index, one, slab.output(index), one.variable) for index, one in enumerate(spec.outputs)]
+        self._inputs = [(index, tensor, slab.input(index), tensor.variable) for index, tensor in enumerate(spec.inputs)]
+        self._outputs = [
+            (index, tensor, slab.output(index), tensor.variable) for index, tensor in enumerate(spec.outputs)
+        ]
         self._staged: dict[int, NDArray[Any]] = {}
         self._always = False
         self._spanned: tuple[NDArray[np.uint32] | None, slice | NDArray[np.uint32]] = (None, slice(0))
 
     def direct_inputs(self) -> list[NDArray[Any]]:
         """Return the regions of the slab that `gather` returns views of: inputs of numbers and fixed shape."""
-        return [region for _, _, region in self._fixed()]
+        return [region for _, _, region in self._fixed_inputs()]
 
     def stage(
         self,
@@ -53,11 +55,13 @@ class Batches:
         """Return arrays for inputs of fixed shape, made by `make`, into which scattered rows are gathered from now on,
         and consecutive ones too if `always`: each batch overwrites the arrays that `gather` returned for the one
         before."""
-        self._staged = {index: make((max_batch, *region.shape[1:]), region.dtype) for index, _, region in self._fixed()}
+        self._staged = {
+            index: make((max_batch, *region.shape[1:]), region.dtype) for index, _, region in self._fixed_inputs()
+        }
         self._always = always
         return list(self._staged.values())
 
-    def _fixed(self) -> list[tuple[int, TensorSpec, NDArray[Any]]]:
+    def _fixed_inputs(self) -> list[tuple[int, TensorSpec, NDArray[Any]]]:
         return [
             (index, tensor, region)
             for index, tensor, region, variable in self._inputs

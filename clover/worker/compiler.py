@@ -177,8 +177,8 @@ def main() -> int:
             threading.Event().wait()
         traceback.print_exc()
         reason = " ".join(str(error).split())[:_REASON_BYTES]
-        known = "" if isinstance(error, ProfileError) else f"{type(error).__name__}: "
-        os.write(answers, f"{known}{reason}".encode())
+        kind = "" if isinstance(error, ProfileError) else f"{type(error).__name__}: "
+        os.write(answers, f"{kind}{reason}".encode())
         return 1
     return 0
 

@@ -1,18 +1,19 @@
-"""The CUDA driver's own calls, for what must not go through CUDA's runtime, which torch shares: its start, and
-page-locked memory for workers on a GPU.
+"""Calls of the CUDA driver that must not go through CUDA's runtime, which torch uses too: starting CUDA, and
+page-locking memory for workers on a GPU.
 
-The runtime remembers the error of a call that was refused, and the next launch of torch reports it as its own; a call
-of the driver returns its code and leaves nothing behind.  And the driver can be started without torch, so before the
-model's code is loaded.
+If the runtime refuses a call, it remembers the error, and the next launch of torch reports it.  A call of the driver
+returns its code and leaves nothing behind.  The driver can also be started without torch, before the model's code is
+loaded.
 
-CUDA copies to a device straight out of pageable memory only by way of a buffer of its own; registered with the driver,
-the same memory is read by the device itself, and a copy may overlap with work.  So a worker whose model lives on a GPU
-registers the inputs of the slab, and gathers scattered rows into page-locked arrays of torch's: a backend that says
-`tensor.to(device, non_blocking=True)` for the arrays it is given then has its rows copied from where the server wrote
-them.  Answers come back through buffers of the backend, so outputs need no registration.
+CUDA copies pageable memory to a device through a buffer of its own.  Once the memory is registered with the driver, the
+device reads it directly, and a copy may overlap with work.  So a worker whose model lives on a GPU registers the inputs
+of the slab, and gathers scattered rows into page-locked arrays of torch.  If the backend calls
+`tensor.to(device, non_blocking=True)`, rows are copied from where the server wrote them.  Answers come back through
+buffers of the backend, so outputs need no registration.
 
 If the driver refuses to register memory (sandboxes, limits on locked memory), consecutive rows are gathered into
-torch's arrays too, and if torch gets none either, rows are copied out of pageable memory: slower, not wrong.
+torch's arrays too.  If torch gets no page-locked memory either, rows are copied from pageable memory: slower, not
+wrong.
 
 Registering makes the inputs of the slab resident in memory.  It ends with the process.
 """
@@ -69,9 +70,9 @@ class CudaDriver:
 
     def name(self, code: int) -> str:
         """See `DriverCalls.name`."""
-        found = ctypes.c_char_p()
-        if self._library.cuGetErrorName(code, ctypes.byref(found)) == SUCCESS and found.value:
-            return f"{found.value.decode()} ({code})"
+        text = ctypes.c_char_p()
+        if self._library.cuGetErrorName(code, ctypes.byref(text)) == SUCCESS and text.value:
+            return f"{text.value.decode()} ({code})"
         return f"CUDA error {code}"
 
 

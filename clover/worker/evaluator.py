@@ -21,8 +21,8 @@ import numpy as np
 from clover import families
 from clover.errors import CloverError
 from clover.families.array_codec import PackedArray, pack, unpack
-from clover.families.evaluation import loaded
-from clover.families.loaders import ended
+from clover.families.evaluation import load_rows
+from clover.families.loaders import describe_failure
 from clover.types import FamilySpec, Record, SandboxOrder
 from clover.worker import lifeline, orphans, sandbox
 from clover.worker.frames import WorkerOrder
@@ -76,13 +76,13 @@ def receive(source: socket.socket, most: int) -> bytes | None:
 
 def _exactly(source: socket.socket, count: int) -> bytes | None:
     """Return `count` bytes; None if the other end closed before."""
-    found = bytearray()
-    while len(found) < count:
-        piece = source.recv(min(count - len(found), 1 << 20))
+    data = bytearray()
+    while len(data) < count:
+        piece = source.recv(min(count - len(data), 1 << 20))
         if not piece:
             return None
-        found += piece
-    return bytes(found)
+        data += piece
+    return bytes(data)
 
 
 def confine(order: EvaluationOrder) -> None:
@@ -111,7 +111,7 @@ def worker_order(order: EvaluationOrder) -> WorkerOrder:
 def answer(spec: FamilySpec, question: EvaluationQuestion) -> EvaluationReply:
     """Return what the family's code gives for a question; raises what it raises."""
     if question.split:
-        inputs, labels = loaded(spec, question.split)
+        inputs, labels = load_rows(spec, question.split)
         return EvaluationReply(arrays=(*map(pack, inputs), pack(labels)))
     assert spec.evaluation is not None
     assert question.labels is not None
@@ -140,7 +140,7 @@ def main(asked: int, tied: int) -> int:
                 reply = answer(order.family, msgspec.msgpack.decode(line, type=EvaluationQuestion))
             except (Exception, SystemExit) as error:
                 traceback.print_exc()
-                said = str(error) if isinstance(error, CloverError) else ended(error)
+                said = str(error) if isinstance(error, CloverError) else describe_failure(error)
                 reply = EvaluationReply(error=(said + sandbox.hint(worker_order(order), error))[:_TEXT])
             send(server, reply)
     return 0

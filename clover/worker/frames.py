@@ -143,7 +143,7 @@ class WorkerOrder(Record, frozen=True, kw_only=True):
         def bare(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
             return tuple(msgspec.structs.replace(tensor, labels=()) for tensor in tensors)
 
-        names = (self.variant, *(one.variant for one in self.also))
+        names = (self.variant, *(resident.variant for resident in self.also))
         family = msgspec.structs.replace(
             self.family,
             inputs=bare(self.family.inputs),

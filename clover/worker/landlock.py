@@ -78,13 +78,11 @@ def restrict(version: int, rules: Iterable[Rule]) -> None:
     """
     given = attributes(version)
     (handled,) = struct.unpack_from("<Q", given)
-    ruleset = _checked(
-        "landlock_create_ruleset", _CREATE_RULESET, given, ctypes.c_size_t(len(given)), ctypes.c_uint32(0)
-    )
+    ruleset = _check("landlock_create_ruleset", _CREATE_RULESET, given, ctypes.c_size_t(len(given)), ctypes.c_uint32(0))
     try:
         for rule in rules:
             _add(ruleset, rule, handled)
-        _checked("landlock_restrict_self", _RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
+        _check("landlock_restrict_self", _RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     finally:
         os.close(ruleset)
 
@@ -98,7 +96,7 @@ def _add(ruleset: int, rule: Rule, handled: int) -> None:
                 rights &= _OF_FILES
             if rights:
                 beneath = struct.pack("<Qi", rights, at)  # packed, as in the kernel's header
-                _checked(
+                _check(
                     "landlock_add_rule",
                     _ADD_RULE,
                     ctypes.c_int(ruleset),
@@ -110,7 +108,7 @@ def _add(ruleset: int, rule: Rule, handled: int) -> None:
             os.close(at)
 
 
-def _checked(name: str, number: int, *arguments: object) -> int:
+def _check(name: str, number: int, *arguments: object) -> int:
     result = _syscall(number, *arguments)
     if result < 0:
         code = ctypes.get_errno()

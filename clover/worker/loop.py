@@ -80,7 +80,7 @@ class Scores:
         self._into = into
 
     @classmethod
-    def of(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
+    def from_order(cls, order: frames.WorkerOrder, slab: Slab) -> Scores | None:
         """Return the scores of the family that `order` names; None if it has no confidence function."""
         write = writer(order.family)
         return cls(write, slab.score) if write is not None else None

@@ -81,7 +81,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
             with contextlib.nullcontext() if pacing is None else pacing.within_its_memory(order):
                 load_ms = residents.load_first()
                 cuda_driver.pin((batches, *also), order.max_batch)
-                scores = Scores.of(order, slab)
+                scores = Scores.from_order(order, slab)
                 send_state(control, frames.WorkerState(state="warming", load_ms=load_ms))
                 residents.warm_first(batches, scores)
                 residents.add_others(batches, scores)
@@ -131,12 +131,12 @@ def _print_to(output: int) -> None:
 
 def _pass_on_sigterm(control: socket.socket) -> None:
     """Report the first SIGTERM to the server instead of ending."""
-    own = os.getpid()
+    pid = os.getpid()
     reported = False
 
     def asked(number: int, frame: FrameType | None) -> None:
         nonlocal reported
-        if os.getpid() != own:  # in a child that the model forked: it is no worker
+        if os.getpid() != pid:  # in a child that the model forked: it is no worker
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif not reported:

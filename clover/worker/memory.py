@@ -1,14 +1,14 @@
 """How much memory a worker's variants hold on its slice, measured as they are loaded and warmed.
 
-**Weights** are counted: the parameters and buffers of a torch module, or the largest file of an artifact; plain Python
-says nothing of itself, and counts as 0.  **Peak** is what a variant needed beyond them, at the most, from before it was
-loaded until its largest batch was warmed.  What the first variant brought with it that any other would use too
-(libraries that set themselves up in the first batch, CUDA's context) is the **context**.
+**Weights** are counted: the parameters and buffers of a torch module, or the largest file of an artifact.  A model in
+plain Python counts as 0.  The **peak** is the most that a variant needed beyond its weights, from before it was loaded
+until its largest batch was warmed.  The **context** is what the first variant brought that any other would use too:
+libraries that set themselves up in the first batch, CUDA's context.
 
 On CPU cores, and on an emulated slice, which the CPU plays, figures are this process's resident memory as the kernel
-counts it; pages that it still shares with the zygote are left out of the context.  On a GPU they are what is in use on
-the device: what another process takes there meanwhile is counted too, and its context cannot be told from ours, so
-figures to be kept come from workers that are alone on their slice.
+counts it; pages that it still shares with the zygote are left out of the context.  On a GPU, figures are the memory in
+use on the device.  They include what another process takes meanwhile, and its context cannot be distinguished from
+ours.  So only figures from workers that are alone on their slice are kept.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MemorySource(Protocol):
     def forget(self) -> None:
         """Begin a new peak."""
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         """Return how much of the `grown` bytes that came with the first variant is not that variant's own, and how much
         of this is the context."""
 
@@ -71,7 +71,7 @@ class ResidentPages:
         with contextlib.suppress(OSError):
             (self._folder / "clear_refs").write_text("5", encoding="ascii")
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         """Return all but the weights, twice: libraries have set themselves up."""
         found = max(0, grown - weights_bytes)
         return found, found
@@ -102,7 +102,7 @@ class DeviceMemory:
     def forget(self) -> None:
         """Do nothing: nothing is given back."""
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         """Return what torch has not taken for the variant, and of that what can be a context, but no more: the rest is
         another process's, as during a swap.  Weights that torch has not taken are those of a compiled artifact."""
         import torch
@@ -116,14 +116,14 @@ class DeviceMemory:
 
 def _fields(path: Path) -> dict[str, int]:
     """Return the lines "name: number kB" of a file of /proc, in bytes; none if it cannot be read."""
-    found = {}
+    sizes = {}
     with contextlib.suppress(OSError):
         for line in path.read_text(encoding="ascii", errors="replace").splitlines():
             name, _, rest = line.partition(":")
             parts = rest.split()
             if len(parts) == 2 and parts[1] == "kB":
-                found[name] = int(parts[0]) << 10
-    return found
+                sizes[name] = int(parts[0]) << 10
+    return sizes
 
 
 class MemoryMeter:
@@ -141,7 +141,7 @@ class MemoryMeter:
     @property
     def total_bytes(self) -> int:
         """What the process holds at most: the context and all variants with their peaks."""
-        return self.context_bytes + sum(one.weights_bytes + one.peak_bytes for one in self.held)
+        return self.context_bytes + sum(held.weights_bytes + held.peak_bytes for held in self.held)
 
     def begin(self) -> None:
         """Note what is held before a variant is loaded."""
@@ -158,7 +158,7 @@ class MemoryMeter:
         now = self._source.held()
         grown = now - self._before
         if not self.held:
-            beside, context = self._source.beside(grown, weights_bytes)
+            beside, context = self._source.split_shared(grown, weights_bytes)
             self.context_bytes = self._own + context
             grown -= beside
             self._source.forget()  # what loading took at most was libraries', as far as one can tell
@@ -168,9 +168,9 @@ class MemoryMeter:
         """Return what the variant holds, now that it is warmed."""
         self.settle(weights_bytes)
         most = max(self._source.peak(), self._source.held())
-        found = HeldMemory(variant=variant, weights_bytes=weights_bytes, peak_bytes=max(0, most + self._beyond))
-        self.held.append(found)
-        return found
+        held = HeldMemory(variant=variant, weights_bytes=weights_bytes, peak_bytes=max(0, most + self._beyond))
+        self.held.append(held)
+        return held
 
     def drop(self) -> None:
         """Forget the variant measured last: it is not kept."""

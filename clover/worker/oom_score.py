@@ -1,4 +1,5 @@
-"""Whom the kernel ends if memory runs out: workers and spares, which are forked again, before zygote and server.
+"""Which process the kernel ends if memory runs out: workers and spares, which are forked again, before zygote and
+server.
 
 The kernel chooses by what a process holds, in thousandths of all memory (of its control group), plus the score that
 it has in /proc/PID/oom_score_adj.  A forked worker seems to hold what it shares with the zygote.
@@ -16,7 +17,7 @@ MOST = 1000
 
 def volunteer(proc: str = "/proc") -> None:
     """Have the kernel end this child of the zygote before the zygote and the server.  It may be called again; where
-    the kernel does not let itself be told, all stays as it is."""
+    the kernel refuses, nothing changes."""
     with contextlib.suppress(OSError, ValueError):
         with open(f"{proc}/{os.getppid()}/oom_score_adj") as file:
             score = min(int(file.read()) + ADDED, MOST)

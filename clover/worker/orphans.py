@@ -17,12 +17,12 @@ def adopt() -> None:
 
 def children() -> list[int]:
     """Return the pids of the children of this process, which has one thread."""
-    own = os.getpid()
+    parent = os.getpid()
     try:
-        with open(f"/proc/self/task/{own}/children") as file:
+        with open(f"/proc/self/task/{parent}/children") as file:
             return [int(pid) for pid in file.read().split()]
     except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _parent(pid) == own]
+        return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _parent(pid) == parent]
 
 
 def _parent(pid: int) -> int:

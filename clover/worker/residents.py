@@ -1,7 +1,7 @@
 """The variants that a worker holds: loaded and warmed one after another, as many of its order as fit.
 
-The first has to work, or the worker does not start.  A further one that fails to load, does not answer, or would make
-the worker hold more than its order allows (`resident_bytes`) is left out, with the reason; the others are unharmed.
+If the first variant does not work, the worker does not start.  If a further one fails to load, does not answer, or
+would make the worker hold more than its order allows (`resident_bytes`), it is left out, with the reason.
 """
 
 from __future__ import annotations
@@ -155,26 +155,26 @@ class ResidentSet:
         """Return what has to be set before batches of `lane` run: the threads of torch, if variants differ in them."""
         import torch
 
-        differ = len({one.threads for one in self._wanted}) > 1
+        differ = len({wanted.threads for wanted in self._wanted}) > 1
         return partial(torch.set_num_threads, self._wanted[lane].threads) if differ else None
 
     def _load(self, lane: int) -> None:
         import torch
 
-        one, order = self._wanted[lane], self._order
-        torch.set_num_threads(one.threads)
+        wanted, order = self._wanted[lane], self._order
+        torch.set_num_threads(wanted.threads)
         start_ns = time.monotonic_ns()
         self._meter.begin()
-        variant, backend = order.family.variant(one.variant), backends.get(one.backend)
+        variant, backend = order.family.variant(wanted.variant), backends.get(wanted.backend)
         device = backends.device_for(order.visible_devices)
-        if one.artifact_dir:
-            check_files(Path(one.artifact_dir))  # it is code, and will run
-        run = backend.load(order.family, variant, Path(one.artifact_dir), one.threads, device)
+        if wanted.artifact_dir:
+            check_files(Path(wanted.artifact_dir))  # it is code, and will run
+        run = backend.load(order.family, variant, Path(wanted.artifact_dir), wanted.threads, device)
         record = getattr(run, "record_launches", None)
-        if record is not None and one.recording != "skip":
-            record(check=one.recording == "check")
+        if record is not None and wanted.recording != "skip":
+            record(check=wanted.recording == "check")
         self._runs[lane] = run
-        self._weights[lane] = weights_of(run, one.artifact_dir if backend.compiles else "")
+        self._weights[lane] = weights_of(run, wanted.artifact_dir if backend.compiles else "")
         self._load_ms += ms_since(start_ns)
 
     def _warm(self, lane: int, batches: Batches, scores: Scores | None) -> None:
@@ -186,10 +186,10 @@ class ResidentSet:
         here is only logged.  On an emulated slice the pace hides what a size costs first, and dozens of workers start
         at once: powers of two suffice.
         """
-        one, order, run = self._wanted[lane], self._order, self._runs[lane]
+        wanted, order, run = self._wanted[lane], self._order, self._runs[lane]
         assert run is not None
         start_ns = time.monotonic_ns()
-        variant = order.family.variant(one.variant)
+        variant = order.family.variant(wanted.variant)
         inputs = example_inputs(order.family, variant, order.max_batch)
         row_ms = 0.0
         for size, until_ms in sizes(order):
@@ -206,26 +206,26 @@ class ResidentSet:
             except Exception as error:
                 if variant.kind == "torch":
                     raise
-                _log.info("%s does not take zeros: %s", one.variant, reason_of(error))
+                _log.info("%s does not take zeros: %s", wanted.variant, reason_of(error))
                 break
             self._meter.settle(self._weights[lane])
         if order.family.stepped:
             self._warm_steps(lane, run, batches, scores)
-        self._meter.end(one.variant, self._weights[lane])
+        self._meter.end(wanted.variant, self._weights[lane])
         self._warm_ms += ms_since(start_ns)
 
     def _warm_steps(self, lane: int, run: Run, batches: Batches, scores: Scores | None) -> None:
         """Make the steps of a variant, and take a made-up row through them."""
-        one, family = self._wanted[lane], self._order.family
+        wanted, family = self._wanted[lane], self._order.family
         write = scores.write if scores is not None else None
-        made = LaneSteps(family, family.variant(one.variant), self._slab, batches, write, one.threads)
+        made = LaneSteps(family, family.variant(wanted.variant), self._slab, batches, write, wanted.threads)
         self._steps[lane] = made
         try:
             made.try_out(run)
         except Exception as error:
-            if family.variant(one.variant).kind == "torch":
+            if family.variant(wanted.variant).kind == "torch":
                 raise
-            _log.info("%s does not take a made-up row: %s", one.variant, reason_of(error))
+            _log.info("%s does not take a made-up row: %s", wanted.variant, reason_of(error))
 
 
 def checked_files(order: frames.WorkerOrder) -> CheckedFiles | None:

@@ -135,34 +135,34 @@ def _settle_temporary_files(wanted: SandboxOrder) -> None:
 def rules(order: WorkerOrder, wanted: SandboxOrder) -> list[Rule]:
     """Return what the worker of `order` may do beneath which paths."""
     run = landlock.READ | (landlock.EXECUTE if wanted.processes else 0)
-    own = f"/proc/{os.getpid()}"
+    proc = f"/proc/{os.getpid()}"
     programs = ("/bin", "/sbin") if wanted.processes else ()
-    found = [Rule(path, run) for path in (*_SYSTEM, *programs, *installed())]
-    found += everywhere()
-    found += [Rule(own, landlock.READ)]
-    found += [Rule(f"{own}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
-    artifacts = (order.artifact_dir, *(one.artifact_dir for one in order.also))
+    allowed = [Rule(path, run) for path in (*_SYSTEM, *programs, *installed())]
+    allowed += everywhere()
+    allowed += [Rule(proc, landlock.READ)]
+    allowed += [Rule(f"{proc}/{name}", landlock.READ | landlock.WRITE_FILE) for name in ("clear_refs", "comm")]
+    artifacts = (order.artifact_dir, *(resident.artifact_dir for resident in order.also))
     readable = (order.family.folder, *artifacts, str(fetched_files()), *wanted.read)
-    found += [Rule(path, run) for path in dict.fromkeys(readable) if path]
-    found += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
+    allowed += [Rule(path, run) for path in dict.fromkeys(readable) if path]
+    allowed += [Rule(path, landlock.CHANGE | run) for path in wanted.write]
     if _on_a_real_gpu(order):
-        found += [Rule(path, landlock.READ) for path in _GPU_FACTS]
+        allowed += [Rule(path, landlock.READ) for path in _GPU_FACTS]
         devices = landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV
-        found += [Rule(str(path), devices) for path in Path("/dev").glob("nvidia*")]
-        found += [Rule("/dev/shm", landlock.READ)]
-    return found
+        allowed += [Rule(str(path), devices) for path in Path("/dev").glob("nvidia*")]
+        allowed += [Rule("/dev/shm", landlock.READ)]
+    return allowed
 
 
 @cache
 def everywhere() -> tuple[Rule, ...]:
     """Return the rules that every worker has, beside what is installed.  The zygote calls this once before it forks
     workers, which then start some milliseconds earlier."""
-    found = [Rule(f"/etc/{name}", landlock.READ) for name in _ETC]
-    found += [Rule(path, landlock.READ) for path in (*_MACHINE, *_RANDOM)]
-    found += [Rule(path, landlock.READ | landlock.WRITE_FILE) for path in _NULL]
-    found += [Rule(str(bus), landlock.READ) for bus in Path("/sys/devices").glob("pci*")]
-    found += import_roots(sys.path)
-    return tuple(rule for rule in found if os.path.exists(rule.path))
+    allowed = [Rule(f"/etc/{name}", landlock.READ) for name in _ETC]
+    allowed += [Rule(path, landlock.READ) for path in (*_MACHINE, *_RANDOM)]
+    allowed += [Rule(path, landlock.READ | landlock.WRITE_FILE) for path in _NULL]
+    allowed += [Rule(str(bus), landlock.READ) for bus in Path("/sys/devices").glob("pci*")]
+    allowed += import_roots(sys.path)
+    return tuple(rule for rule in allowed if os.path.exists(rule.path))
 
 
 @cache
@@ -178,8 +178,8 @@ def installed() -> tuple[str, ...]:
     roots.update(filter(os.path.isabs, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     roots.update(entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages"))
     roots.update(tuple(linked(roots)))
-    found = {str(Path(root)) for root in roots if os.path.exists(root)} - {"/"}
-    return tuple(root for root in sorted(found) if found.isdisjoint(map(str, Path(root).parents)))
+    folders = {str(Path(root)) for root in roots if os.path.exists(root)} - {"/"}
+    return tuple(root for root in sorted(folders) if folders.isdisjoint(map(str, Path(root).parents)))
 
 
 def linked(roots: Iterable[str]) -> Iterator[str]:
@@ -196,13 +196,13 @@ def linked(roots: Iterable[str]) -> Iterator[str]:
 def import_roots(path: Iterable[str]) -> Iterator[Rule]:
     """Yield what makes the modules on Python's `path` readable, and nothing else that lies beside them.
 
-    An entry may be the folder that the server was started in, with a token or a ledger in it, so of it only names,
-    modules and packages can be read.  What is installed is readable as a whole (`installed`).
+    An entry may be the folder that the server was started in, which may hold a token or a ledger.  So only its names,
+    modules and packages can be read.  Folders of installed packages are readable as a whole (`installed`).
     """
-    known = tuple(Path(root).resolve() for root in installed())
+    roots = tuple(Path(root).resolve() for root in installed())
     for entry in dict.fromkeys(path):
         root = Path(entry or ".").resolve()
-        if any(root.is_relative_to(one) for one in known):
+        if any(root.is_relative_to(one) for one in roots):
             continue
         if root.is_file():  # a zip file of modules
             yield Rule(str(root), landlock.READ_FILE)

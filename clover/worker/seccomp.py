@@ -1,4 +1,4 @@
-"""A filter of system calls: what code of a model needs no more once it runs, the kernel refuses.
+"""A filter of system calls: the kernel refuses the calls that a model's code does not need once it runs.
 
 The filter is a program of classic BPF that the kernel runs at each call: it sees the architecture, the number and the
 six arguments of the call, not what these point to.  A call that is not named is allowed, because libraries of models
@@ -222,8 +222,8 @@ def program(
 ) -> list[Instruction]:
     """Return the filter for the process `own` on `machine` (by default this one's).
 
-    `processes`: it may start processes and programs; `signals`: it may signal others as far as Landlock lets it, and as
-    it has to where it has children; `memory_files`: it may make files in memory.
+    `processes`: it may start processes and programs.  `signals`: it may signal other processes as far as Landlock
+    allows, which a process with children must.  `memory_files`: it may make files in memory.
     """
     machine = machine or platform.machine()
     column = list(_AUDIT_ARCH).index(machine)
@@ -231,34 +231,36 @@ def program(
     def number(pair: tuple[int | None, int | None]) -> int | None:
         return pair[column]
 
-    found = [
+    filter_program = [
         Instruction(LOAD, 0, 0, _ARCH_AT),
         Instruction(EQUAL, 1, 0, _AUDIT_ARCH[machine]),
         _REFUSE,  # a call of another architecture, whose numbers mean something else
         Instruction(LOAD, 0, 0, _NUMBER_AT),
     ]
     if machine == "x86_64":
-        found += [Instruction(AT_LEAST, 0, 1, _X32), _REFUSE]
+        filter_program += [Instruction(AT_LEAST, 0, 1, _X32), _REFUSE]
     denied = dict(_ALWAYS)
     if not processes:
         denied |= _STARTING
     if not memory_files:
         denied["memfd_create"] = _MEMFD_CREATE
     for pair in denied.values():
-        found += _case(number(pair), [_REFUSE])
-    found += _case(number(_CLONE3), [Instruction(RETURN, 0, 0, ERRNO | errno.ENOSYS)])  # its flags lie in memory
-    found += _case(number(_CLONE), _clone(processes))
-    found += _case(number(_SOCKET), [_REFUSE])
-    found += _case(number(_SOCKETPAIR), _pairs())
+        filter_program += _case(number(pair), [_REFUSE])
+    filter_program += _case(
+        number(_CLONE3), [Instruction(RETURN, 0, 0, ERRNO | errno.ENOSYS)]
+    )  # its flags lie in memory
+    filter_program += _case(number(_CLONE), _clone(processes))
+    filter_program += _case(number(_SOCKET), [_REFUSE])
+    filter_program += _case(number(_SOCKETPAIR), _pairs())
     if not signals:
-        found += _case(number(_KILL), _among(0, (own,)))
-        found += _case(number(_TGKILL), _among(0, (own,)))
-    found += _case(number(_FCNTL), _not_among(1, _COMMANDS))
-    found += _case(number(_IOCTL), _not_among(1, _TERMINAL_INPUT))
-    found += _case(number(_PRLIMIT), _among(0, (0, own)))
+        filter_program += _case(number(_KILL), _among(0, (own,)))
+        filter_program += _case(number(_TGKILL), _among(0, (own,)))
+    filter_program += _case(number(_FCNTL), _not_among(1, _COMMANDS))
+    filter_program += _case(number(_IOCTL), _not_among(1, _TERMINAL_INPUT))
+    filter_program += _case(number(_PRLIMIT), _among(0, (0, own)))
     for pair, of_one_process in ((_SETPRIORITY, 0), (_IOPRIO_SET, 1)):
-        found += _case(number(pair), [*_only(0, of_one_process), *_among(1, (0, own))])
-    return [*found, _PASS]
+        filter_program += _case(number(pair), [*_only(0, of_one_process), *_among(1, (0, own))])
+    return [*filter_program, _PASS]
 
 
 def install(instructions: Sequence[Instruction]) -> None:
@@ -266,7 +268,7 @@ def install(instructions: Sequence[Instruction]) -> None:
 
     The process must have given up new privileges.  Raises OSError.
     """
-    code = b"".join(struct.pack("<HBBI", *one) for one in instructions)
+    code = b"".join(struct.pack("<HBBI", *instruction) for instruction in instructions)
     memory = ctypes.create_string_buffer(code, len(code))
     filters = struct.pack("@HP", len(instructions), ctypes.addressof(memory))
     libc = ctypes.CDLL(None, use_errno=True)

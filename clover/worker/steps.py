@@ -1,4 +1,4 @@
-"""Steps in a worker: what clients sent becomes what the model takes, and what it gives becomes what clients get.
+"""Steps in a worker: rows of clients become inputs of the model, and its outputs become answers to clients.
 
 A row that a step cannot take is refused: the reason is written beside it in the slab, and the other rows of the batch
 are answered.  If the rows come out of the steps in several shapes, the model is run once for each.
@@ -52,7 +52,7 @@ class LaneSteps:
             if not places:
                 continue
             mine = slots[places]
-            outputs = [steps.stacked(after.columns[name]) for name in plan.given]
+            outputs = [steps.stack_rows(after.columns[name]) for name in plan.given]
             kept = answers if len(places) == len(part) else [array[after.kept] for array in answers]
             first = None if self._score is None else partial(self._score, mine, kept)
             self._batches.scatter(mine, outputs, first)
@@ -68,7 +68,7 @@ class LaneSteps:
         the model's answers, and what came of them."""
         plan, whole = self._plan, len(part) == len(before.kept)
         columns = before.columns if whole else {name: [col[at] for at in part] for name, col in before.columns.items()}
-        answers = run([np.ascontiguousarray(steps.stacked(columns[name])) for name in plan.taken])
+        answers = run([np.ascontiguousarray(steps.stack_rows(columns[name])) for name in plan.taken])
         check_answers(plan.model_outputs, len(part), answers)
         if not whole:
             answers = [np.array(array) for array in answers]  # the next run may overwrite them
@@ -84,7 +84,7 @@ class LaneSteps:
         if before.refused:
             raise steps.BadRow(f"a made-up row is refused: {before.refused[0]}")
         _, _, after = self._part(before, [0], run)
-        self._batches.check(1, [steps.stacked(after.columns[name]) for name in plan.given])
+        self._batches.check(1, [steps.stack_rows(after.columns[name]) for name in plan.given])
 
 
 def _alike(columns: dict[str, steps.Column], names: Sequence[str], rows: int) -> list[list[int]]:
@@ -92,7 +92,7 @@ def _alike(columns: dict[str, steps.Column], names: Sequence[str], rows: int) ->
     ragged = [columns[name] for name in names if rows and not isinstance(columns[name], np.ndarray)]
     if not ragged:
         return [list(range(rows))] if rows else []
-    found: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for at in range(rows):
-        found.setdefault(tuple(np.shape(column[at]) for column in ragged), []).append(at)
-    return list(found.values())
+        groups.setdefault(tuple(np.shape(column[at]) for column in ragged), []).append(at)
+    return list(groups.values())

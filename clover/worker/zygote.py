@@ -148,7 +148,7 @@ class Zygote:
     def _spawn(self, spawn: frames.Spawn, fds: tuple[int, ...]) -> None:
         self._wants_spare = True
         if thread_count() == 1:
-            for backend in dict.fromkeys((spawn.order.backend, *(one.backend for one in spawn.order.also))):
+            for backend in dict.fromkeys((spawn.order.backend, *(resident.backend for resident in spawn.order.also))):
                 self._prepare(backend)
         spawn = msgspec.structs.replace(spawn, begun_ns=time.monotonic_ns())
         child = self._order_spare(spawn, fds)
@@ -267,9 +267,9 @@ class Zygote:
 
     def _end_strays(self) -> None:
         """Kill the children that dead workers left to this process; once they are reaped, their own children come."""
-        known = set(self._children.values())
+        ours = set(self._children.values())
         for pid in orphans.children():
-            if pid in known:
+            if pid in ours:
                 continue
             # It is not reaped yet, so the number is still its.  Without a descriptor left, the next look finds it.
             with contextlib.suppress(OSError):

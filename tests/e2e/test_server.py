@@ -200,7 +200,7 @@ def test_a_profile_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> 
             assert answered()["p95_ms"] < 30.0
             assert model()["plan"]["prediction"]["p95_ms"] < 30.0
             for number in range(LEAST_WINDOWS * WINDOW):  # what probes see in a minute
-                lag.note(100_000 + (39_000_000 if number % 10 == 0 else 0))
+                lag.record(100_000 + (39_000_000 if number % 10 == 0 else 0))
             for minutes in (1, 2, 3):  # in the first its workers were started just now
                 context.monotonic = lambda ahead_s=60.0 * minutes: time.monotonic() + ahead_s
                 await control.look()

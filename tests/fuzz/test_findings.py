@@ -31,7 +31,7 @@ from clover.carbon.layouts import parse_table
 from clover.control.solver.protocol import unpacked
 from clover.errors import BadRequest, ConfigError, LedgerError, ProfileError, WorkerError
 from clover.profiles import ProfileStore
-from clover.report.checking import UnreadableReport, _decoded
+from clover.report.checking import UnreadableReport, _decode
 from clover.research.problem.file import parse
 from clover.research.simulate.families import _of_file
 from clover.server.loading import Loading
@@ -71,7 +71,7 @@ READERS: dict[str, tuple[Callable[[Path, bytes], Any], type[Exception]]] = {
     "a trace": (lambda folder, data: parse_table(data), ConfigError),
     "a profile": (profile, ProfileError),
     "a profile to simulate": (file_of_simulation, ConfigError),
-    "a report": (lambda folder, data: _decoded(data), UnreadableReport),
+    "a report": (lambda folder, data: _decode(data), UnreadableReport),
     "an answer of the planner": (lambda folder, data: unpacked(data, FamilyProfile), ValueError),
 }
 

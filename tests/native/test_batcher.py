@@ -75,7 +75,7 @@ def test_the_background_is_behind_all_clients_and_is_none(kernels: SimpleNamespa
     b.push(0, 0, 100, 1, client=-1)
     b.push(0, 1, 100, 1, client=-1)
     b.push_many(0, [2, 3, 4], 100, 1, client=5)
-    assert (b.ahead(0, 5, 1), b.ahead(0, 6, 1)) == (4, 2)
+    assert (b.rows_ahead(0, 5, 1), b.rows_ahead(0, 6, 1)) == (4, 2)
     assert [dispatched(b) for _ in range(3)] == [(0, [2, 3]), (0, [4, 0]), None]
     b.credit(0)
     assert dispatched(b) is None
@@ -104,12 +104,12 @@ def test_the_rows_ahead_are_ones_own_and_as_many_of_each_other_client(kernels: S
     b.push_many(0, list(range(20)), 100, 1, client=1)
     b.push_many(0, list(range(20, 24)), 100, 1, client=2)
     b.push_many(1, list(range(24, 30)), 100, 1, client=2)
-    assert b.ahead(0, 3, 1) == 1 + 1 + 1
-    assert b.ahead(0, 3, 10) == 10 + 20
-    assert b.ahead(0, 3, 100) == 100 + 2 * 24 + 100  # they may send as many again meanwhile
-    assert b.ahead(0, 2, 1) == 5 + 5
-    assert b.ahead(0, 1, 1) == 21 + 21
-    assert b.ahead(1, 1, 3) == 3 + 3
+    assert b.rows_ahead(0, 3, 1) == 1 + 1 + 1
+    assert b.rows_ahead(0, 3, 10) == 10 + 20
+    assert b.rows_ahead(0, 3, 100) == 100 + 2 * 24 + 100  # they may send as many again meanwhile
+    assert b.rows_ahead(0, 2, 1) == 5 + 5
+    assert b.rows_ahead(0, 1, 1) == 21 + 21
+    assert b.rows_ahead(1, 1, 3) == 3 + 3
     assert [b.waiting_of(client) for client in (1, 2, 3, -1)] == [20, 10, 0, 0]
 
 
@@ -268,7 +268,7 @@ def test_arguments_out_of_range_are_refused(kernels: SimpleNamespace) -> None:
         with pytest.raises(IndexError):
             b.expect(lane, 5)
         with pytest.raises(IndexError):
-            b.ahead(lane, 0, 1)
+            b.rows_ahead(lane, 0, 1)
 
 
 def test_cancel_takes_a_row_out_wherever_it_stands(kernels: SimpleNamespace) -> None:
@@ -529,10 +529,10 @@ def test_clients_that_always_have_rows_waiting_get_shares_by_their_weights(
 def test_the_rows_ahead_count_other_clients_by_weight(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(1, 1, 64)
     b.push_many(0, list(range(30)), 100, 1, client=4 << 40)
-    assert b.ahead(0, 1 << 40 | 1, 1) == 1 + 4
-    assert b.ahead(0, 8 << 40 | 1, 1) == 1 + 1
-    assert b.ahead(0, 8 << 40 | 1, 16) == 16 + 8
-    assert b.ahead(0, 4 << 40, 1) == 31
+    assert b.rows_ahead(0, 1 << 40 | 1, 1) == 1 + 4
+    assert b.rows_ahead(0, 8 << 40 | 1, 1) == 1 + 1
+    assert b.rows_ahead(0, 8 << 40 | 1, 16) == 16 + 8
+    assert b.rows_ahead(0, 4 << 40, 1) == 31
 
 
 def test_however_heavy_clients_are_their_weights_add_up(kernels: SimpleNamespace) -> None:
@@ -540,7 +540,7 @@ def test_however_heavy_clients_are_their_weights_add_up(kernels: SimpleNamespace
     b.attach(0, 0, 64, credits=9)
     for slot in range(512):
         b.push(0, slot, 100, 1, client=1 << 62 | slot)  # 2^22 each, together 2^31
-    assert b.ahead(0, 5, 1) == 1 + 512
+    assert b.rows_ahead(0, 5, 1) == 1 + 512
     b.push(0, 512, 100, 1, client=5)
     assert [dispatched(b) for _ in range(9)] == [(0, list(range(at, min(at + 64, 513)))) for at in range(0, 513, 64)]
 
@@ -823,8 +823,8 @@ class Life(RuleBasedStateMachine):
         self.most_expected_ns[lane] = max(self.most_expected_ns[lane], expected_ns)
 
     @rule(lane=st.integers(0, LANES - 1), client=CLIENTS, rows=st.integers(1, 6))
-    def ahead(self, lane: int, client: int, rows: int) -> None:
-        self.both("ahead", lane, client, rows)
+    def rows_ahead(self, lane: int, client: int, rows: int) -> None:
+        self.both("rows_ahead", lane, client, rows)
 
     @rule(slot=st.integers(0, SLOTS - 1))
     def cancel(self, slot: int) -> None:

@@ -307,7 +307,7 @@ class Batcher:
         assert found.lane is not None
         return self._most(found, found.lane)
 
-    def ahead(self, lane: int, client: int, rows: int) -> int:
+    def rows_ahead(self, lane: int, client: int, rows: int) -> int:
         self._check(lane, len(self._lanes))
         own = rows + sum(row.lane == lane and row.client == client >= 0 for row in self._rows.values())
         others = self.depth(lane) + rows - own

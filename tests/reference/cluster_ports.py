@@ -326,16 +326,16 @@ def intensity_of(aim: str) -> float:
 class SteadyDemand(ClusterDemand):
     """The same rows/s at any time."""
 
-    def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
+    def record(self, now_s: float, counted: Mapping[Key, float]) -> None:
         pass
 
     def rates(self) -> dict[Key, float]:
         return {KEY: DEMAND}
 
-    def expected(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
+    def forecast(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
         return (RegionDemand(family=FAMILY, origin=REGION, rate=DEMAND),)
 
-    def saved(self) -> tuple[SavedDemand, ...]:
+    def snapshot(self) -> tuple[SavedDemand, ...]:
         return ()
 
 

@@ -151,7 +151,7 @@ class Rig:
     def reset_guard(self) -> None:
         pass
 
-    def demanded(self) -> dict[str, Asked]:
+    def accuracy_demand(self) -> dict[str, Asked]:
         return {}
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:

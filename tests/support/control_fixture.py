@@ -115,7 +115,7 @@ class FakeFleet:
         self.calls.append("reset guard")
         self.figures["guard"] = 0.0
 
-    def demanded(self) -> dict[str, Asked]:
+    def accuracy_demand(self) -> dict[str, Asked]:
         return dict(self.asked)
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:

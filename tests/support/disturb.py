@@ -17,7 +17,7 @@ import struct
 import sys
 from pathlib import Path
 
-from clover.emulation.emulated import ERRORS, GPUS_MAX, _act, _borrowed, nodes_of
+from clover.emulation.emulated import ERRORS, GPUS_MAX, _act, _borrow_library, nodes_of
 from clover.errors import DeviceError
 from clover.types import Record
 
@@ -63,7 +63,7 @@ def inject(path: Path, *faults: Fault) -> None:
             raise DeviceError(f"a fault cannot answer {fault.error!r}; known: {', '.join(filter(None, ERRORS))}")
         if fault.nth < 1 or min(fault.count, fault.seconds, fault.delay_s) < 0 or not 0 <= fault.probability <= 1:
             raise DeviceError(f"a number of this fault is out of range: {fault}")
-        with _borrowed() as handle:
+        with _borrow_library() as handle:
             known = fault.symbol.endswith("*") or any(
                 hasattr(handle, fault.symbol + version) for version in ("", "V", "_v2", "_v3")
             )

@@ -107,7 +107,7 @@ class Guarded:
 
     def wait(self, ns: int) -> None:
         self.now_ns += ns
-        self.guard.look()
+        self.guard.evaluate()
 
     def scores(self, rows: int, power: float = 1.0, lane: int = SMALL) -> None:
         for _ in range(rows):
@@ -119,9 +119,9 @@ class Guarded:
         for _ in range(rows):
             self.guard.fresh_audit(self.draw.getrandbits(64))
             agrees = self.draw.random() < served
-            self.guard.compared(OWN, SMALL, self.draw.random() < own, 0.9, 10_000)
-            self.guard.as_planned(SMALL, agrees, 0.98, 2500)
-            self.guard.compared(SERVED, SMALL, agrees, 0.98, 2500)
+            self.guard.record_comparison(OWN, SMALL, self.draw.random() < own, 0.9, 10_000)
+            self.guard.record_planned(SMALL, agrees, 0.98, 2500)
+            self.guard.record_comparison(SERVED, SMALL, agrees, 0.98, 2500)
 
     def witnesses(self, rows: int, agree: float) -> None:
         for _ in range(rows):

@@ -111,7 +111,7 @@ class FakeModel(Model):
         self.open_tickets += 1
         return ticket
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Any = None) -> float:
         return 0.0 if self.slow and self.takes_late else self.wait_s
 
     def room(self, flow: int = 0, request: int = 0, tenant: Any = None) -> int:
@@ -122,10 +122,10 @@ class FakeModel(Model):
     def take_late(self, on: bool) -> None:
         self.takes_late = on
 
-    def expired(self, tenant: Any = None) -> None:
+    def count_expired(self, tenant: Any = None) -> None:
         self.late += 1
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Any = None
     ) -> tuple[FakeTicket, memoryview] | None:
         if not self.roomy:
@@ -136,7 +136,7 @@ class FakeModel(Model):
         ticket.inputs[index] = np.full((rows, *spec.shape), 77, DATATYPES[spec.datatype].dtype)
         return ticket, memoryview(ticket.inputs[index].reshape(-1).view(np.uint8))
 
-    def arrived(self, ticket: Any) -> None:
+    def admit_lent(self, ticket: Any) -> None:
         assert ticket.ahead
         ticket.ahead = False
 
@@ -200,7 +200,7 @@ class FakeModel(Model):
         assert number not in self.remembered, "a number is one request's"
         self.remembered[number] = ticket.rows
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
         self.labellers.append(client)
         rows = self.remembered.get(number)
         if rows is None:
@@ -270,7 +270,7 @@ class TwoVersions(SplitModel):
     def version_of(self, ticket: Any) -> FamilySpec:
         return self.of[ticket].spec
 
-    def crowded(self, *how: Any) -> float:
+    def retry_in_s(self, *how: Any) -> float:
         return 0.0
 
     def take_late(self, on: bool) -> None:
@@ -488,7 +488,7 @@ class Driver:
         self.view = view
         self.loop = FakeLoop()
         self.stats = HttpStats()
-        self.operators = operators or Operators.of(self.config)
+        self.operators = operators or Operators.from_config(self.config)
         rules = Access(self.config.listen, control=control, tenants=tenants, grants=self.operators.grants)
         self.routes = Routes(view, self.config, self.loop, rules, mounted, self.operators.audit)  # type: ignore[arg-type]
         self.state = ServerState(self.routes.judge, self.config.limits, self.loop, self.stats, access_log=access)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ class OneCore:
         loop.now_ns += REFUSE_NS
         ticket = None
         try:
-            if router.crowded(client) > 0.0:
+            if router.retry_in_s(client) > 0.0:
                 return False
             loop.now_ns += TAKE_NS - REFUSE_NS
             ticket = router.open(1, client)

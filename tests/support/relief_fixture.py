@@ -19,7 +19,7 @@ class StandbyChooser:
     def __init__(self) -> None:
         self.ms = 20.0
 
-    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+    def choose(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         return tuple(msgspec.structs.replace(item, variant="small") for item in routed if item.variant == "large")
 
     def rows_per_s(self, assignment: Assignment) -> float:

@@ -90,7 +90,7 @@ def test_one_that_could_not_be_raised_is_not_lowered(
     low = LowPriority(Autogroup(tmp_path))
     assert not low.lower()
     assert low.slowdown == 1.0
-    low.beside(77)
+    low.run_beside(77)
     low.restore()
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     assert "at full priority" in caplog.text
@@ -115,10 +115,10 @@ def test_its_session_is_lowered_even_so(monkeypatch: pytest.MonkeyPatch, caplog:
     assert low.slowdown == 1.0
     assert low.lower()
     assert low.slowdown == SLOWDOWN
-    low.beside(77)
+    low.run_beside(77)
     assert done == [NICE]
     assert caplog.text == ""
-    low.beside(78)  # the running server is in that session
+    low.run_beside(78)  # the running server is in that session
     assert done == [NICE, "restored"]
     assert low.slowdown == 1.0
     assert "at full priority" in caplog.text

@@ -50,9 +50,9 @@ def show_status(status: ClusterStatus, file: ClusterFile, width: int) -> str:
     parts += _table(_REGIONS, [_region(region) for region in status.regions], width)
     parts += _table(_NODES, [_node(node) for node in status.nodes], width)
     parts += _table(_FAMILIES, [
-        (own.family, _short(own.rate), _number(own.accuracy), f"{own.accuracy_floor:g}", f"{own.p95_ms:.1f}",
-         f"{own.slo_p95_ms:g}", f"{own.rows:.0f}", _short(own.reported_g, 3))
-        for own in status.families
+        (family.family, _short(family.rate), _number(family.accuracy), f"{family.accuracy_floor:g}",
+         f"{family.p95_ms:.1f}", f"{family.slo_p95_ms:g}", f"{family.rows:.0f}", _short(family.reported_g, 3))
+        for family in status.families
     ], width)  # fmt: skip
     parts += _flows(status.flows)
     parts += [f"! {trouble}" for trouble in status.troubles]
@@ -95,21 +95,21 @@ def _head(status: ClusterStatus, file: ClusterFile) -> str:
 
 
 def _emissions(status: ClusterStatus) -> str:
-    now = _saved(status.grams_h, status.alone_g_h, status.awake_g_h, "g/h by the plan (modelled)")
+    now = _saved_text(status.grams_h, status.alone_g_h, status.awake_g_h, "g/h by the plan (modelled)")
     totals = status.totals
     hours = totals.planned_s / 3600.0
     if totals.alone_g <= 0.0:
         return now
-    since = _saved(totals.planned_g, totals.alone_g, totals.awake_g, f"g in {hours:.3g} h")
+    since = _saved_text(totals.planned_g, totals.alone_g, totals.awake_g, f"g in {hours:.3g} h")
     return f"{now}\n{since}"
 
 
 def _of_plan(plan: ClusterPlan) -> str:
     gap = f", at most {100 * (plan.grams_h / plan.bound_g_h - 1):.2g} % above the least" if plan.bound_g_h > 0.0 else ""
-    return _saved(plan.grams_h, plan.alone_g_h, plan.awake_g_h, "g/h (modelled)") + gap
+    return _saved_text(plan.grams_h, plan.alone_g_h, plan.awake_g_h, "g/h (modelled)") + gap
 
 
-def _saved(grams: float, alone: float, awake: float, unit: str) -> str:
+def _saved_text(grams: float, alone: float, awake: float, unit: str) -> str:
     words = [f"{_short(grams, 3)} {unit}"]
     words += [f"{_less(grams, alone)} than {_short(alone, 3)} of each region alone"] if alone > 0.0 else []
     words += [f"{_less(grams, awake)} than {_short(awake, 3)} with all nodes awake"] if awake > 0.0 else []

@@ -1,5 +1,4 @@
-"""The verb `simulate` of `clover cluster`: plays the cluster of a file before there is one, and prints what came of
-it."""
+"""The verb `simulate` of `clover cluster`: plays the cluster of a file, before there is one, and prints the result."""
 
 from __future__ import annotations
 
@@ -104,7 +103,7 @@ def document(scenario: ClusterScenario, runs: Mapping[str, ClusterRun]) -> dict[
 
 def _figures(scenario: ClusterScenario, run: ClusterRun, controller: ClusterRun) -> dict[str, Any]:
     sums = run.sums
-    accuracy = {own.family: sums.accuracy(own.family) for own in scenario.terms.families}
+    accuracy = {family.family: sums.accuracy(family.family) for family in scenario.terms.families}
     return {
         "grams": sums.grams,
         "active_g": sums.active_g,
@@ -125,20 +124,20 @@ def _figures(scenario: ClusterScenario, run: ClusterRun, controller: ClusterRun)
 
 def show(file: ClusterFile, scenario: ClusterScenario, runs: Mapping[str, ClusterRun], width: int) -> str:
     """Return what came of it in lines of `width` columns."""
-    found = document(scenario, runs)
+    result = document(scenario, runs)
     hours = scenario.seconds / 3600.0
     own = runs["controller"].sums
-    floors = ", ".join(f"{one.family} {one.accuracy_floor:g} %" for one in scenario.terms.families)
+    floors = ", ".join(f"{family.family} {family.accuracy_floor:g} %" for family in scenario.terms.families)
     head = (
         f"{file.cluster.name}: {hours:g} h from {format_time(scenario.start_s)}, {len(scenario.terms.nodes)} nodes in "
         f"{len(scenario.regions)} regions, {own.sent:,.0f} rows; floor {floors} (simulated: all figures are modelled)"
     )
     parts = [head, ""]
-    lines, left = terminal.plain(_COLUMNS, [_row(name, one) for name, one in found["runs"].items()], width)
+    lines, left = terminal.plain(_COLUMNS, [_row(name, family) for name, family in result["runs"].items()], width)
     parts += [*lines, *([f"(not shown: {', '.join(left)}; --json has all)"] if left else [])]
-    parts += ["", f"{found['plans_applied']} plans in force, {own.wakes} wakes, {own.releases} releases"]
-    parts += [f"! a rule was broken: {text}" for text in found["broken_rules"][:5]]
-    troubles: Sequence[str] = found["troubles"]
+    parts += ["", f"{result['plans_applied']} plans in force, {own.wakes} wakes, {own.releases} releases"]
+    parts += [f"! a rule was broken: {text}" for text in result["broken_rules"][:5]]
+    troubles: Sequence[str] = result["troubles"]
     parts += [f"! {text}" for text in troubles[:10]]
     parts += [f"! {len(troubles) - 10} other troubles: --json has all"] if len(troubles) > 10 else []
     return wrapped(parts, width)
@@ -159,14 +158,14 @@ def _row(name: str, own: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _rates(given: Sequence[str]) -> dict[str, float]:
-    found = {}
+    rates = {}
     for text in given:
         name, value = _pair(text, "--rate") if "=" in text else ("", text)
         try:
-            found[name] = float(value)
+            rates[name] = float(value)
         except ValueError:
             raise ConfigError(f"--rate takes ROWS or REGION=ROWS, not {text!r}") from None
-    return found
+    return rates
 
 
 def _pair(text: str, of: str) -> tuple[str, str]:

@@ -54,26 +54,26 @@ class ClusterActor:
         flows = memory.plan.flows if memory.plan is not None else None
         shares = share(seats, flows, memory.demand.rates(), origins, capacity.reach)
         memory.missing = {family: rate for family, rate in shares.missing.items() if rate > 1e-6}
-        weights = {key: own for key, own in shares.weights().items() if own}
+        weights = {key: rates for key, rates in shares.weights().items() if rates}
         resend = now_s - memory.weighed_s >= RESEND_S
         steps = []
         own_shares: Mapping[tuple[str, str], Rates] = {}
         if len(memory.terms.families) > 1 and isinstance(self._ingress, FamilyIngress):
             own_shares = weights
-            for (family, origin), own in own_shares.items():
+            for (family, origin), rates in own_shares.items():
                 before = memory.weights.get((family, origin), {})
-                if resend or _moved(before, own):
-                    done = self._ingress.weigh_family(origin, family, own)
-                    steps.append(await self._weighed(done, (family, origin), before, own))
+                if resend or _has_moved(before, rates):
+                    done = self._ingress.weigh_family(origin, family, rates)
+                    steps.append(await self._weight_step(done, (family, origin), before, rates))
         elif len(memory.terms.families) > 1:
             self._trouble(
                 "the ingress shares the rows of all families alike, so nodes get rows that they have no plan for"
             )
-        combined = _combined(shares, origins)
-        for origin, own in combined.items():
+        combined = _combine(shares, origins)
+        for origin, rates in combined.items():
             before = memory.weights.get(("", origin), {})
-            if resend or _moved(before, own):
-                steps.append(await self._weighed(self._ingress.weigh(origin, own), ("", origin), before, own))
+            if resend or _has_moved(before, rates):
+                steps.append(await self._weight_step(self._ingress.weigh(origin, rates), ("", origin), before, rates))
         if steps and resend:
             memory.weighed_s = now_s
         wanted = [*own_shares, *(("", origin) for origin in combined)]
@@ -81,14 +81,16 @@ class ClusterActor:
         self._note_given(shares)
         return [step for step in steps if step.why or step.failed]
 
-    async def _weighed(self, call: Awaitable[None], key: tuple[str, str], before: Rates, own: Rates) -> ChangeStep:
+    async def _weight_step(
+        self, call: Awaitable[None], key: tuple[str, str], before: Rates, rates: Rates
+    ) -> ChangeStep:
         family, origin = key
-        why = _words(before, own) if _moved(before, own) else ""
+        why = _words(before, rates) if _has_moved(before, rates) else ""
         failed = await self._try(call)
         if failed:  # what the ingress has now is not known: it may have taken them all the same
             self.memory.weights.pop(key, None)
         else:
-            self.memory.weights[key] = own
+            self.memory.weights[key] = rates
         return ChangeStep(kind="weigh", node="", why=why, origin=origin, family=family, failed=failed)
 
     def _seats(self, capacity: Capacity) -> list[Seat]:
@@ -111,7 +113,7 @@ class ClusterActor:
                     True,
                     member.pace,
                     steady,
-                    self._kept(name, member, capacity.floors) if steady else {},
+                    self._keep_rates(name, member, capacity.floors) if steady else {},
                     {family: capacity.node_rate(member.node, family, degraded=True) for family in families},
                 )
             )
@@ -122,11 +124,12 @@ class ClusterActor:
                 seats.append(Seat(name, owner.node.region, target.rates, {}, False))
         return seats
 
-    def _kept(self, name: str, member: ClusterMember, floors: Mapping[str, float]) -> Rates:
-        """Return the rows/s by family that a node may have before it has taken the newest target: those that it has, or
-        those that the target it took last made it ready for, if it answers these as accurately as it is asked to now,
-        or as all rows together have to be.  Plans may come faster than a slow node takes them: with what it has alone,
-        it would never get what they want it to have."""
+    def _keep_rates(self, name: str, member: ClusterMember, floors: Mapping[str, float]) -> Rates:
+        """Return the rows/s by family that a node may have before it has taken the newest target.
+
+        These are the rows that it has, or those that its last target made it ready for, if it answers them as
+        accurately as it is asked to now, or as all rows together have to be.  Plans may come faster than a slow node
+        takes them: if it kept only the rows that it has, it would never get those that the plans give it."""
         target, had = self.memory.targets[name], self.memory.rates_given.get(name, {})
         return {
             family: max(had.get(family, 0.0), member.ready_for(family, min(floor, target.accuracy.get(family, floor))))
@@ -162,7 +165,7 @@ class ClusterActor:
         room, covers = self._room(now_s), self._covers(views)
         planned = departures(views, room, covers)
         if planned:
-            planned = departures(await self._vouched(views), room, covers) if await self._in_charge() else []
+            planned = departures(await self._vouched_nodes(views), room, covers) if await self._in_charge() else []
         steps += await self._each("drain", [step for step in planned if step.kind == "drain"], now_s)
         steps += await self._order([step for step in planned if step.kind == "release"], now_s)
         # A node is forgotten once it is released, at this look or at a later one.
@@ -172,14 +175,14 @@ class ClusterActor:
 
     def _views(self, now_s: float, open_now: Mapping[str, int]) -> list[NodeView]:
         memory, terms = self.memory, self.memory.terms
-        found = []
+        views = []
         for name, member in memory.members.members.items():
             wanted = memory.wanted(name, member)
             if wanted or member.phase not in ("ready", "partitioned"):
                 member.unwanted_s = None
             elif member.unwanted_s is None:
                 member.unwanted_s = now_s
-            found.append(
+            views.append(
                 NodeView(
                     name=name,
                     phase=member.phase,
@@ -194,11 +197,12 @@ class ClusterActor:
                     may_wake=now_s >= member.retry_s and member.hold not in ("drained", "released"),
                 )
             )
-        return found
+        return views
 
-    async def _vouched(self, views: Sequence[NodeView]) -> list[NodeView]:
-        """Return the views with those nodes usable alone that the ingress finds healthy, if it can tell: it notices in
-        a second what reports show only after `ClusterTerms.lost_s`, and the last node that answers may not leave."""
+    async def _vouched_nodes(self, views: Sequence[NodeView]) -> list[NodeView]:
+        """Return the views in which only nodes that the ingress finds healthy are usable, if the ingress can tell.  It
+        notices in a second what reports show only after `ClusterTerms.lost_s`, and the last node that answers must not
+        leave."""
         ingress = self._ingress
         if not isinstance(ingress, HealthIngress):
             return list(views)
@@ -214,13 +218,13 @@ class ClusterActor:
 
         staying = [view for view in views if view.stays_in_place]
         answers = await asyncio.gather(*(healthy(view) for view in staying))
-        found = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
+        answers_by_node = {view.name: answer for view, answer in zip(staying, answers, strict=True)}
         if troubles:
             names, why = words(troubles), next(iter(troubles.values()))
             self._trouble(
                 f"the ingress does not say whether {names} can answer, so no node leaves its rows to them: {why}"
             )
-        return [replace(view, usable=view.usable and found.get(view.name, True)) for view in views]
+        return [replace(view, usable=view.usable and answers_by_node.get(view.name, True)) for view in views]
 
     def _may_leave(self, member: ClusterMember, now_s: float) -> bool:
         terms = self.memory.terms
@@ -235,7 +239,7 @@ class ClusterActor:
         """Return how many nodes may begin to wake or to drain now."""
         members = self.memory.members
         if waking:
-            usable = frozenset(name for name, own in members.members.items() if own.usable)
+            usable = frozenset(name for name, member in members.members.items() if member.usable)
             if self._cover("none").load(usable) > _TIGHT:
                 return len(members.members)
         most = max(1, math.ceil(self.memory.terms.max_changes * len(members.members)))
@@ -251,8 +255,8 @@ class ClusterActor:
         place, it has the reserve that was asked for; if not, those that stay have to have it, too."""
         memory = self.memory
         before = frozenset(view.name for view in views if view.usable and view.phase != "draining")
-        wanted = [own for name, own in memory.members.members.items() if memory.wanted(name, own)]
-        in_place = memory.plan is not None and all(own.usable and own.admitted for own in wanted)
+        wanted = [member for name, member in memory.members.members.items() if memory.wanted(name, member)]
+        in_place = memory.plan is not None and all(member.usable and member.admitted for member in wanted)
         serve = keeps(self._cover("none"), before)
         if in_place or memory.terms.survive == "none":
             return serve
@@ -264,9 +268,9 @@ class ClusterActor:
         now = memory.demand.rates()
         demands = {key: max(now.get(key, 0.0), memory.planned.rates.get(key, 0.0))
                    for key in now.keys() | memory.planned.rates.keys()}  # fmt: skip
-        known = {own.family for own in memory.terms.families}
-        demands = {key: rate for key, rate in demands.items() if key[0] in known}
-        nodes = [own.node for own in memory.members.members.values()]
+        families = {family.family for family in memory.terms.families}
+        demands = {key: rate for key, rate in demands.items() if key[0] in families}
+        nodes = [member.node for member in memory.members.members.values()]
         return Cover(memory.capacity(), nodes, demands, survive)
 
     async def _follow(self, now_s: float) -> list[ChangeStep]:
@@ -288,15 +292,15 @@ class ClusterActor:
         return await self._order(due, now_s)
 
     async def _open_connections(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for name in self.memory.members.in_phase("draining"):
             try:
                 async with asyncio.timeout(self.memory.terms.patience_s):
-                    found[name] = await self._ingress.open_connections(name)
+                    counts[name] = await self._ingress.open_connections(name)
             except Exception as error:  # whatever it is, other nodes have to be looked at, too
                 why = str(error) or "no answer in time"
                 self._trouble(f"the ingress does not say what {name} has open: {why}")
-        return found
+        return counts
 
     async def _each(self, kind: StepKind, steps: list[ChangeStep], now_s: float) -> list[ChangeStep]:
         """Ask one kind of step of the ingress for several nodes at once; return what was done, with what failed."""
@@ -345,7 +349,7 @@ class ClusterActor:
                 member.attempts, member.retry_s = attempts, now_s
                 orders.append((NodeOrder("wake", step.node), self._nodes.wake(step.node)))
             elif step.kind == "follow":
-                target = self._asked_of(step.node)
+                target = self._target_of(step.node)
                 order = NodeOrder("follow", step.node, memory.epoch, target)
                 orders.append((order, self._nodes.follow(target, memory.epoch)))
             else:
@@ -357,10 +361,10 @@ class ClusterActor:
             for step in given
         ]
 
-    def _asked_of(self, name: str) -> NodeTarget:
-        """Return the target that a node is given.  Families that the plan has no rows of for it are asked for the
-        floor: by its own policy, the rows that come all the same would cost what that likes.  One without any rows is
-        there for the loss of another one, and is asked to be ready for those of the node that has most."""
+    def _target_of(self, name: str) -> NodeTarget:
+        """Return the target that a node is given.  A family without planned rows on the node gets the floor: rows that
+        come all the same would otherwise be planned by the node's own policy.  A node without any rows stands in for
+        the loss of another one, and is asked to be ready for the rows of the node that has most."""
         target = self.memory.targets[name]
         accuracy = {**self.memory.floors(), **target.accuracy}
         rates = target.rates or max((own.rates for own in self.memory.targets.values()), key=_total)
@@ -368,19 +372,19 @@ class ClusterActor:
 
     def _take_up(self, now_s: float) -> list[OrderEnd]:
         """Note how orders ended."""
-        ends = [end for end in self._orders.ended() if end.order.node in self.memory.members.members]
+        ends = [end for end in self._orders.take_ended() if end.order.node in self.memory.members.members]
         for end in ends:
             member, order = self.memory.members.members[end.order.node], end.order
             if order.kind == "wake" and end.failed and member.phase == "waking":
-                member.failed(now_s, end.failed)
+                member.record_failure(now_s, end.failed)
             elif order.kind == "follow" and not end.failed:
                 member.epoch_sent, member.taken, member.sent_s = order.epoch, order.target, now_s
             elif order.kind == "release" and not end.failed and member.phase == "draining":
                 member.enter("released", now_s)
                 member.ended_s = now_s
         for kind in ("wake", "follow", "release"):
-            own = [end for end in ends if end.order.kind == kind]
-            self._say_failures(kind, {end.order.node: end.failed for end in own})
+            ended = [end for end in ends if end.order.kind == kind]
+            self._say_failures(kind, {end.order.node: end.failed for end in ended})
         return ends
 
     def _say_failures(self, kind: str, failures: Mapping[str, str]) -> None:
@@ -409,9 +413,9 @@ def _address(member: ClusterMember) -> tuple[str, str]:
     return (report.url, report.grpc_url) if report is not None else member.address
 
 
-def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
+def _combine(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rates]:
     """Return the shares of each origin over all families, as parts of 1."""
-    found = {}
+    combined = {}
     for origin in origins:
         own: Rates = {}
         for (_, of), rates in shares.rates.items():
@@ -420,11 +424,11 @@ def _combined(shares: ClusterShares, origins: tuple[str, ...]) -> dict[str, Rate
                     own[name] = own.get(name, 0.0) + rate
         total = sum(own.values())
         if total > 0.0:
-            found[origin] = {name: rate / total for name, rate in own.items() if rate > 1e-6 * total}
-    return found
+            combined[origin] = {name: rate / total for name, rate in own.items() if rate > 1e-6 * total}
+    return combined
 
 
-def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+def _has_moved(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     if before.keys() != after.keys():
         return True
     return any(abs(after[name] - before[name]) > _SAME_SHARE * max(after[name], before[name]) + 1e-4 for name in after)

@@ -157,31 +157,31 @@ def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
 
 
 def resident(file: ClusterFile) -> dict[str, frozenset[str]]:
-    """Return the nodes at which the rows of all families of an origin may be, for origins of which not all nodes are
-    such."""
+    """Return by origin the nodes that may have the rows of all its families; origins that may use every node are left
+    out."""
     regions = frozenset(region.name for region in file.region)
-    found = {}
+    nodes_by_origin = {}
     for origin in file.region:
-        own = regions.intersection(*(family.regions.get(origin.name, regions) for family in file.family))
-        if own != regions:
-            found[origin.name] = frozenset(node.name for node in file.node if node.region in own)
-    return found
+        allowed = regions.intersection(*(family.regions.get(origin.name, regions) for family in file.family))
+        if allowed != regions:
+            nodes_by_origin[origin.name] = frozenset(node.name for node in file.node if node.region in allowed)
+    return nodes_by_origin
 
 
 def may_answer(file: ClusterFile) -> dict[tuple[str, str], frozenset[str]]:
-    """Return the nodes that may answer the rows of an origin, by origin and family, and ("") of all families: as data
-    residency and the way there allow it."""
-    found: dict[tuple[str, str], frozenset[str]] = {}
+    """Return the nodes that may answer rows, by origin and family ("" for all families), as data residency and latency
+    allow."""
+    nodes_by_key: dict[tuple[str, str], frozenset[str]] = {}
     for origin in file.region:
         every = frozenset(node.name for node in file.node)
         for family in file.family:
             regions = family.regions.get(origin.name, tuple(region.name for region in file.region))
             near = {name for name in regions if origin.latency_ms.get(name, 0.0) < family.slo_ms}
             allowed = frozenset(node.name for node in file.node if node.region in near)
-            found[origin.name, family.family] = allowed
+            nodes_by_key[origin.name, family.family] = allowed
             every &= allowed
-        found[origin.name, ""] = every
-    return found
+        nodes_by_key[origin.name, ""] = every
+    return nodes_by_key
 
 
 class ControllerActor:
@@ -202,7 +202,7 @@ class ControllerActor:
             namespace_of(running.file.cluster.name),
             self._folder,
             grid_start=self._grids.replayed_at,
-            shared=self._shared,
+            shared=self._share_out,
         )
         self._controller = ClusterController(
             terms_of(running.file),
@@ -218,7 +218,7 @@ class ControllerActor:
         self._trouble = ""
         self._coming_back: asyncio.Task[None] | None = None
         if was_restarted():  # nobody may ask for long, and HAProxy may have died with the one before
-            self._coming_back = asyncio.get_running_loop().create_task(self._come_back())
+            self._coming_back = asyncio.get_running_loop().create_task(self._resume())
 
     def _plan(self, problem: ClusterProblem) -> ClusterPlan:
         """Return a plan; keep a problem that none could be made for, so that it can be looked into."""
@@ -245,17 +245,17 @@ class ControllerActor:
                 self._task = asyncio.get_running_loop().create_task(self._run())
         return ""
 
-    async def _come_back(self) -> None:
+    async def _resume(self) -> None:
         """Begin to control again, however often that takes."""
         while True:
             try:
                 why = await self.start()
             except Exception as error:  # nobody looks at this task
-                log.exception("the controller cannot begin again")
+                log.exception("the controller could not be started again")
                 why = self._trouble = repr(error)
             if not why:
                 return
-            log.warning("the controller cannot begin again, and tries once more: %s", why)
+            log.warning("the controller could not be started again, and will be tried once more: %s", why)
             await asyncio.sleep(self._file.cluster.step_s)
 
     async def _run(self) -> None:
@@ -286,7 +286,7 @@ class ControllerActor:
         await asyncio.gather(*(wake(node.name) for node in self._file.node if not node.devices))
 
     async def _let_go(self) -> None:
-        """Leave nodes to plans that are held awake, once they are ready or have had long enough."""
+        """Return nodes that are held awake to the plans, once they are ready or have had long enough."""
         end_s = time.monotonic() + _FIRST_S
         while True:
             await asyncio.sleep(self._file.cluster.step_s)
@@ -359,12 +359,12 @@ class ControllerActor:
         except CloverError as error:
             log.warning("node %s: %s", name, error)
 
-    async def _shared(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
+    async def _share_out(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
         if self._haproxy is not None:
             try:
-                self._shares.look(await self._haproxy.origin_requests())
+                self._shares.record(await self._haproxy.origin_requests())
             except ClusterError as error:
-                log.warning("whose rows nodes answer is as of before: %s", error)
+                log.warning("HAProxy did not say whose rows each node answers, the last shares hold: %s", error)
         return self._shares.shared(reports)
 
     def _ingress(self) -> Ingress:

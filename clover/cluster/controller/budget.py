@@ -57,14 +57,14 @@ class AccuracyBudget:
         self._since_s: float | None = None
         """Rows that were answered before then by a server that is older are nothing of this budget."""
 
-    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> None:
+    def record(self, now_s: float, reports: Mapping[str, NodeReport]) -> None:
         """Add what nodes counted since they were last asked."""
         self._since_s = now_s if self._since_s is None else self._since_s
-        for own in self.sums.values():
-            faded = math.exp(-max(0.0, now_s - own.at_s) / self._horizon_s)
-            own.rows *= faded
-            own.accuracy_rows *= faded
-            own.at_s = now_s
+        for sums in self.sums.values():
+            faded = math.exp(-max(0.0, now_s - sums.at_s) / self._horizon_s)
+            sums.rows *= faded
+            sums.accuracy_rows *= faded
+            sums.at_s = now_s
         since_s = 0.0 if self._noted_s is None else now_s - self._noted_s
         self._noted_s = now_s
         power = {}
@@ -91,60 +91,62 @@ class AccuracyBudget:
         if before is not None and before.started_s == started_s and newest.rows < before.rows:
             return 0.0, 0.0  # an older report that came late
         counters[report.family] = newest
-        own = self.sums.setdefault(report.family, FamilySums(now_s))
+        sums = self.sums.setdefault(report.family, FamilySums(now_s))
         if before is None and started_s < (self._since_s or 0.0):
             before = newest
         if before is None or before.started_s != started_s:
             before = SavedCounter(started_s=started_s, rows=0.0, accuracy_rows=0.0, joules=0.0, grams=0.0)
         rows = newest.rows - before.rows
-        own.rows += rows
-        own.all_rows += rows
-        own.accuracy_rows += newest.accuracy_rows - before.accuracy_rows
+        sums.rows += rows
+        sums.all_rows += rows
+        sums.accuracy_rows += newest.accuracy_rows - before.accuracy_rows
         joules, grams = max(0.0, newest.joules - before.joules), max(0.0, newest.grams - before.grams)
-        own.joules += joules
-        own.grams += grams
+        sums.joules += joules
+        sums.grams += grams
         return joules, grams
 
     def corrected(self, family: str, floor: float, rate: float, highest: float) -> float:
         """Return the floor to plan for at `rate` rows/s; `highest`: the most accurate operating point."""
-        own = self.sums.get(family)
-        if own is None or own.rows <= 0.0 or rate <= 0.0:
+        sums = self.sums.get(family)
+        if sums is None or sums.rows <= 0.0 or rate <= 0.0:
             return floor
-        debt = floor * own.rows - own.accuracy_rows
+        debt = floor * sums.rows - sums.accuracy_rows
         moved = debt / (rate * self._correct_s)
         return min(floor + max(-MOST, min(MOST, moved)), max(floor, highest))
 
     @property
     def grams(self) -> float:
         """Grams that nodes reported, of all families."""
-        return sum(own.grams for own in self.sums.values())
+        return sum(sums.grams for sums in self.sums.values())
 
     @property
     def joules(self) -> float:
         """Joules that nodes reported, of all families."""
-        return sum(own.joules for own in self.sums.values())
+        return sum(sums.joules for sums in self.sums.values())
 
     @property
     def rows(self) -> float:
         """Rows that nodes answered, of all families."""
-        return sum(own.all_rows for own in self.sums.values())
+        return sum(sums.all_rows for sums in self.sums.values())
 
-    def saved(self) -> tuple[dict[str, dict[str, SavedCounter]], dict[str, SavedSums]]:
+    def snapshot(self) -> tuple[dict[str, dict[str, SavedCounter]], dict[str, SavedSums]]:
         """Return what a file keeps: the newest counters by node and family, and the sums by family."""
-        return self._counters, {name: SavedSums(**vars(own)) for name, own in self.sums.items()}
+        return self._counters, {name: SavedSums(**vars(sums)) for name, sums in self.sums.items()}
 
     def restore(
         self, counters: Mapping[str, Mapping[str, SavedCounter]], sums: Mapping[str, SavedSums], at_s: float
     ) -> None:
         """Take up what was kept at `at_s`."""
         self._since_s = at_s
-        self._counters = {node: dict(own) for node, own in counters.items()}
+        self._counters = {node: dict(counter) for node, counter in counters.items()}
         self.sums = {
-            name: FamilySums(own.at_s, own.rows, own.accuracy_rows, own.all_rows, own.joules, own.grams)
-            for name, own in sums.items()
+            name: FamilySums(
+                counter.at_s, counter.rows, counter.accuracy_rows, counter.all_rows, counter.joules, counter.grams
+            )
+            for name, counter in sums.items()
         }
 
     def forget(self, known: Iterable[str]) -> None:
         """Forget the counters of nodes that are not `known` any more; what they counted stays in the sums."""
         kept = set(known)
-        self._counters = {node: own for node, own in self._counters.items() if node in kept}
+        self._counters = {node: counter for node, counter in self._counters.items() if node in kept}

@@ -6,9 +6,9 @@ A device that mixes operating points of its frontier over time serves, at a mean
 
 which two points reach: all of the time at one that is accurate enough, or a mix of a faster one below and one above.
 
-Devices are shared by families, so that capacities of families do not add up.  The **load** of a set of nodes is the sum
-over families of demand over what all their devices could serve of that family alone; up to 1 all is served.  With rules
-about regions it is the highest load of any group of origins that may use the same regions.
+Families share devices, so capacities of families do not add up.  The **load** of a set of nodes is a sum over families:
+demand divided by what all their devices could serve of that family alone.  Up to a load of 1 everything is served.
+With rules about regions it is the highest load of any group of origins that may use the same regions.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Cover:
     def _load(self, rates: Mapping[str, float], sizes: Mapping[str, Mapping[str, float]]) -> float:
         total = 0.0
         for family, rate in rates.items():
-            own = sizes[family].values()
-            room = sum(own) - (max(own, default=0.0) if self._degraded else 0.0)
+            size = sizes[family].values()
+            room = sum(size) - (max(size, default=0.0) if self._degraded else 0.0)
             total += rate / room if room > 1e-6 else math.inf
         return total
 
@@ -141,14 +141,14 @@ class Cover:
 def _groups(reach: Reach, demands: Demands) -> list[tuple[frozenset[str], dict[str, float]]]:
     """Return demand by family of each group of regions: of all origins that may use no other region."""
     sets = {key: frozenset(reach.regions(*key)) for key, rate in demands.items() if rate > 0.0}
-    found = []
+    groups = []
     for regions in dict.fromkeys(sets.values()):
         rates: dict[str, float] = {}
         for key, own in sets.items():
             if own <= regions and bool(own) == bool(regions):  # what no region may answer is no load of any other
                 rates[key[0]] = rates.get(key[0], 0.0) + demands[key]
-        found.append((regions, rates))
-    return found
+        groups.append((regions, rates))
+    return groups
 
 
 def most_rows(points: Collection[OperatingPoint], floor: float) -> float:
@@ -166,8 +166,8 @@ def most_rows(points: Collection[OperatingPoint], floor: float) -> float:
 
 def fastest_ms(frontiers: Iterable[DeviceFrontier]) -> dict[str, float]:
     """Return by family the p95 of its fastest operating point on any device."""
-    found: dict[str, float] = {}
-    for own in frontiers:
-        for point in own.points:
-            found[own.family] = min(found.get(own.family, math.inf), point.p95_ms)
-    return found
+    fastest: dict[str, float] = {}
+    for frontier in frontiers:
+        for point in frontier.points:
+            fastest[frontier.family] = min(fastest.get(frontier.family, math.inf), point.p95_ms)
+    return fastest

@@ -53,14 +53,14 @@ Covers = Callable[[frozenset[str]], bool]
 def wakes(views: Iterable[NodeView], room: int) -> list[ChangeStep]:
     """Return the nodes to wake: those that are wanted and are not awake, and those that were lost; at most `room` of
     the former."""
-    found = []
+    orders = []
     for view in views:
         if view.phase == "lost" and view.may_wake:
-            found.append(ChangeStep(kind="wake", node=view.name, why="it was lost and is started again"))
+            orders.append(ChangeStep(kind="wake", node=view.name, why="it was lost and is started again"))
         elif view.phase == "released" and view.wanted and view.may_wake and room > 0:
-            found.append(ChangeStep(kind="wake", node=view.name, why="the plan needs it"))
+            orders.append(ChangeStep(kind="wake", node=view.name, why="the plan needs it"))
             room -= 1
-    return found
+    return orders
 
 
 def admissions(views: Iterable[NodeView]) -> list[ChangeStep]:
@@ -74,16 +74,16 @@ def admissions(views: Iterable[NodeView]) -> list[ChangeStep]:
 
 def departures(views: Sequence[NodeView], room: int, covers: Covers) -> list[ChangeStep]:
     """Return the nodes to drain (at most `room`), to release, and to remove from the ingress."""
-    found = []
+    orders = []
     staying = {view.name for view in views if view.stays_in_place}
     for view in views:
         if view.phase == "draining" and view.empty and not (view.wanted or view.stays or view.ending):
             if not staying or not covers(frozenset(staying)):
                 continue  # it can still be taken back, and started again only in minutes
-            found.append(ChangeStep(kind="release", node=view.name, why="it has drained"))
-            found.append(ChangeStep(kind="remove", node=view.name, why="it is released"))
+            orders.append(ChangeStep(kind="release", node=view.name, why="it has drained"))
+            orders.append(ChangeStep(kind="remove", node=view.name, why="it is released"))
         elif view.phase == "released" and view.admitted:
-            found.append(ChangeStep(kind="remove", node=view.name, why="it is released"))
+            orders.append(ChangeStep(kind="remove", node=view.name, why="it is released"))
     for view in views:
         if view.phase != "ready" or view.wanted or view.weighted or not view.may_leave or room <= 0:
             continue
@@ -91,5 +91,5 @@ def departures(views: Sequence[NodeView], room: int, covers: Covers) -> list[Cha
         if rest and covers(rest):
             staying.discard(view.name)
             room -= 1
-            found.append(ChangeStep(kind="drain", node=view.name, why="the plan does without it"))
-    return found
+            orders.append(ChangeStep(kind="drain", node=view.name, why="the plan does without it"))
+    return orders

@@ -137,7 +137,7 @@ class ClusterController:
             if dry:
                 return await self._rehearse()
             known = set(self._memory.troubles)
-            look = await self._look(force="")
+            look = await self._observe(force="")
             for text in dict.fromkeys(self._memory.troubles):
                 if text not in known:  # once, and not at each look that finds it again
                     log.warning("%s", text)
@@ -152,13 +152,13 @@ class ClusterController:
         twin._memory = copy.deepcopy(self._memory)
         twin._actor = ClusterActor(twin._memory, nodes, ingress, twin._in_charge)
         twin._restored, twin._taken_over, twin.stopped = self._restored, self._taken_over, self.stopped
-        look = await twin._look(force="dry run")
+        look = await twin._observe(force="dry run")
         decision = look.decision
         if decision is not None and decision.action != "stopped":
             decision = msgspec.structs.replace(decision, action="dry run")
         return msgspec.structs.replace(look, dry=True, decision=decision)
 
-    async def _look(self, force: str) -> ClusterLook:
+    async def _observe(self, force: str) -> ClusterLook:
         memory, now_s = self._memory, self._clock()
         memory.troubles.clear()
         if memory.looked_s is not None and now_s < memory.looked_s:
@@ -175,7 +175,7 @@ class ClusterController:
         if reports is None:
             return self._idle(now_s)
         await self._read_grids(now_s)
-        changed = memory.note(now_s, reports)
+        changed = memory.record_reports(now_s, reports)
         for text in changed:
             log.info("%s", text)
         await self._tell_partitions(now_s)
@@ -186,7 +186,7 @@ class ClusterController:
         await self._take_over(now_s)
         if self.stopped:
             return msgspec.structs.replace(self._idle(now_s), decision=memory.decisions[-1])
-        limits_ms = {own.family: own.slo_p95_ms for own in self.terms.families}
+        limits_ms = {family.family: family.slo_p95_ms for family in self.terms.families}
         memory.troubles += memory.members.pace(now_s, limits_ms, memory.targets)
         steps = await self._actor.weigh(now_s)  # what was lost gets nothing from now on, whatever else is decided
         trigger = force or (why_plan(memory, now_s) if now_s >= memory.plan_again_s else "")
@@ -237,7 +237,7 @@ class ClusterController:
             memory.readings.update(await self._within(self._grids.readings(now_s)))
             horizon_s = max(_FORECAST_S, self.terms.horizon_s)
             for name, ahead in (await self._within(self._grids.forecasts(now_s, horizon_s))).items():
-                memory.forecasts[name] = tuple((own.at_s, own.g_per_kwh) for own in ahead)
+                memory.forecasts[name] = tuple((reading.at_s, reading.g_per_kwh) for reading in ahead)
         except Exception as error:  # whatever is wrong with a grid, nodes have to be looked at
             why = str(error) or "no answer in time"
             memory.troubles.append(f"the grids cannot be read, so the last intensities hold: {why}")
@@ -257,7 +257,7 @@ class ClusterController:
                 self._memory.troubles.append(f"the ingress does not say whether {name} is healthy: {error!r}")
                 continue
             if healthy and member.phase == "lost" and not member.attempts:
-                members.partitioned(name, now_s)
+                members.record_partition(name, now_s)
             elif not healthy and member.phase == "partitioned":
                 member.enter("lost", now_s, "neither the controller nor the ingress reaches it")
 
@@ -268,11 +268,13 @@ class ClusterController:
             memory.troubles.append(
                 f"the intensity of {words(unread)} is not known: planned with as if it were the highest of the others"
             )
-        for name, own in members.members.items():
-            if own.phase in ("lost", "partitioned") or (own.phase == "ready" and own.why):
-                memory.troubles.append(f"{name} is {own.phase}: {own.why}")
-            if own.phase == "ready" and own.hold in ("drained", "released") and memory.given.get(name, 0.0) > 0.0:
-                memory.troubles.append(f"{name} is to be {own.hold} and serves on, until others can take all its rows")
+        for name, member in members.members.items():
+            if member.phase in ("lost", "partitioned") or (member.phase == "ready" and member.why):
+                memory.troubles.append(f"{name} is {member.phase}: {member.why}")
+            if member.phase == "ready" and member.hold in ("drained", "released") and memory.given.get(name, 0.0) > 0.0:
+                memory.troubles.append(
+                    f"{name} is to be {member.hold} and serves on, until others can take all its rows"
+                )
         for family, rate in memory.missing.items():
             asleep = members.in_phase("released", "waking")
             rest = f"{words(asleep)} are not awake yet" if asleep else "all nodes are awake"
@@ -309,7 +311,7 @@ class ClusterController:
             return memory.record(self._decision("kept", trigger, plan.reason, plan, now_s, began))
         decision = self._decision("applied", trigger, plan.reason, plan, now_s, began)
         memory.plan = plan
-        memory.targets = {own.node: own for own in plan.targets}
+        memory.targets = {target.node: target for target in plan.targets}
         memory.epoch = max(memory.epoch, memory.members.seen_epoch()) + 1
         decision = memory.record(msgspec.structs.replace(decision, epoch=memory.epoch))
         log.info("epoch %d: %s: %s", memory.epoch, trigger, plan.reason)
@@ -320,8 +322,8 @@ class ClusterController:
         self, action: str, trigger: str, reason: str, plan: ClusterPlan | None, now_s: float, began: float
     ) -> ClusterDecision:
         memory = self._memory
-        awake = {own.node for own in plan.targets if own.awake} if plan is not None else set()
-        before = {name for name, own in memory.targets.items() if own.awake}
+        awake = {target.node for target in plan.targets if target.awake} if plan is not None else set()
+        before = {name for name, target in memory.targets.items() if target.awake}
         if memory.plan is None:
             before = set(memory.members.in_phase("ready", "partitioned"))
         changes = action == "applied"
@@ -383,28 +385,28 @@ class ClusterController:
     async def _fence_by_store(self) -> None:
         try:
             state = await self._within(self._store.load())
-            found = msgspec.json.decode(state, type=StateHolder) if state is not None else None
+            holder = msgspec.json.decode(state, type=StateHolder) if state is not None else None
         except FAILURES as error:
             self._memory.troubles.append(f"the saved state cannot be read: {error}")
             return
         except MALFORMED as error:
             self._memory.troubles.append(f"the saved state is damaged and will be written again: {error}")
             return
-        if found is not None and found.holder != self.holder and found.epoch >= self._memory.epoch:
-            self._stop(f"another controller ({found.holder}) saved epoch {found.epoch}", self._clock())
-        elif found is not None and found.holder != self.holder:
+        if holder is not None and holder.holder != self.holder and holder.epoch >= self._memory.epoch:
+            self._stop(f"another controller ({holder.holder}) saved epoch {holder.epoch}", self._clock())
+        elif holder is not None and holder.holder != self.holder:
             self._saved_s = None  # an older one saved after this one did: who starts next shall find this one's
 
     def _stop(self, why: str, now_s: float) -> None:
         self.stopped = f"another controller is in charge: {why}"
-        log.error("this controller stops, since %s", self.stopped)
+        log.error("this controller stops: %s", self.stopped)
         self._memory.record(self._decision("stopped", "takeover", self.stopped, None, now_s, time.perf_counter()))
 
     async def _save(self, now_s: float) -> None:
         if not await self._in_charge():
             return
         try:
-            await self._within(self._store.save(self._memory.saved(self.holder, now_s)))
+            await self._within(self._store.save(self._memory.snapshot(self.holder, now_s)))
             self._saved_s = now_s
         except FAILURES as error:
             self._memory.troubles.append(f"the state cannot be saved: {error}")
@@ -420,8 +422,8 @@ class ClusterController:
         "awake", or None to leave it to plans again.  ClusterError if there is no such node."""
         member = self._memory.members.members.get(name)
         if member is None:
-            known = words(self._memory.members.members, most=20)
-            raise ClusterError(f"there is no node {name!r}; there are {known}")
+            nodes = words(self._memory.members.members, most=20)
+            raise ClusterError(f"there is no node {name!r}; there are {nodes}")
         member.hold = hold
         if not self._restored:
             self._early[name] = hold

@@ -1,9 +1,9 @@
-"""Rows/s by family and origin: what comes now, and what the hours of the days before let expect; and whose rows a
-node answers.
+"""Rows/s by family and origin: what comes now, what earlier days suggest for the next hours, and whose rows each node
+answers.
 
-The rate that is planned for is that of one machine's controller (`clover.control.state.arrivals`), over what all nodes
-count together.  What a node last said counts on for a while after it fell silent: its rows go elsewhere, and until they
-are counted there they have not gone away.
+The rate that is planned for is computed as on one machine (`clover.control.state.arrivals`), from the counts of all
+nodes together.  When a node falls silent, its last count still holds for a while: its rows go to other nodes, and
+dropping the count before those nodes report them would look like a fall of demand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ClusterDemand:
         """Go by a clock that was set back by `seconds`: rates are of time that passes, hours are those of the day."""
         self._set_back_s += seconds
 
-    def note(self, now_s: float, counted: Mapping[Key, float]) -> None:
+    def record(self, now_s: float, counted: Mapping[Key, float]) -> None:
         """Note what all nodes together counted in the last seconds; what is not named came to 0."""
         for key in [*counted, *(key for key in self._rates if key not in counted)]:
             rate = counted.get(key, 0.0)
@@ -51,19 +51,19 @@ class ClusterDemand:
 
     def rates(self) -> dict[Key, float]:
         """Return the rows/s to plan for now."""
-        return {key: own.rows_per_s() for key, own in self._rates.items()}
+        return {key: rate.rows_per_s() for key, rate in self._rates.items()}
 
-    def expected(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
+    def forecast(self, now_s: float, ahead_s: float) -> tuple[RegionDemand, ...]:
         """Return the demand now, with its forecast for the next `ahead_s` seconds."""
         return tuple(
             RegionDemand(
                 family=family,
                 origin=origin,
-                rate=own.rows_per_s(),
-                forecast=self._forecast((family, origin), now_s, ahead_s, own.rows_per_s()),
+                rate=rate.rows_per_s(),
+                forecast=self._forecast((family, origin), now_s, ahead_s, rate.rows_per_s()),
             )
-            for (family, origin), own in self._rates.items()
-            if own.rows_per_s() > _LEAST or len(self._histories[family, origin])
+            for (family, origin), rate in self._rates.items()
+            if rate.rows_per_s() > _LEAST or len(self._histories[family, origin])
         )
 
     def _forecast(self, key: Key, now_s: float, ahead_s: float, rate: float) -> tuple[tuple[float, float], ...]:
@@ -72,23 +72,25 @@ class ClusterDemand:
         hours = load_forecast(self._histories[key], hour, rate, count)
         middles = (hour - 0.5 + np.arange(count + 1)) * HOUR_S
         times = now_s + STEP_S * np.arange(1, math.ceil(ahead_s / STEP_S) + 1)
-        found = np.interp(times, middles, hours)
-        return tuple(zip(times.tolist(), found.tolist(), strict=True))
+        rates = np.interp(times, middles, hours)
+        return tuple(zip(times.tolist(), rates.tolist(), strict=True))
 
-    def saved(self) -> tuple[SavedDemand, ...]:
+    def snapshot(self) -> tuple[SavedDemand, ...]:
         """Return what a file keeps: the newest rates and the hours of a week."""
         return tuple(
-            SavedDemand(family=key[0], origin=key[1], rate=own.rows_per_s(), history=self._histories[key].saved(_WEEKS))
-            for key, own in self._rates.items()
+            SavedDemand(
+                family=key[0], origin=key[1], rate=rate.rows_per_s(), history=self._histories[key].saved(_WEEKS)
+            )
+            for key, rate in self._rates.items()
         )
 
     def restore(self, saved: Iterable[SavedDemand], now_s: float) -> None:
         """Take up what was kept; ValueError if it is no demand."""
-        for own in saved:
-            key = (own.family, own.origin)
-            self._histories.setdefault(key, History()).restore(own.history)
-            if own.rate > 0.0:
-                self._rates.setdefault(key, ArrivalRate()).note(now_s, own.rate, math.inf)
+        for item in saved:
+            key = (item.family, item.origin)
+            self._histories.setdefault(key, History()).restore(item.history)
+            if item.rate > 0.0:
+                self._rates.setdefault(key, ArrivalRate()).note(now_s, item.rate, math.inf)
 
 
 class OriginShares:
@@ -104,7 +106,7 @@ class OriginShares:
         self._last: dict[tuple[str, str], int] = {}
         self._shares: dict[str, dict[str, float]] = {}
 
-    def look(self, requests: Mapping[str, Mapping[str, int]]) -> None:
+    def record(self, requests: Mapping[str, Mapping[str, int]]) -> None:
         """Take note of `requests`, by region and node, as counted since the ingress started."""
         counts = {(origin, node): count for origin, nodes in requests.items() for node, count in nodes.items()}
         grown: dict[str, dict[str, int]] = {}

@@ -119,7 +119,7 @@ class ClusterMember:
             return 0.0
         return taken.rates.get(family, 0.0)
 
-    def failed(self, now_s: float, why: str) -> None:
+    def record_failure(self, now_s: float, why: str) -> None:
         """Note that a start failed, and when the next is due."""
         self.enter("lost", now_s, why)
         self.retry_s = now_s + min(BACK_OFF_MOST_S, BACK_OFF_S * 2.0 ** min(self.attempts, 16))
@@ -138,7 +138,7 @@ class Membership:
         for node in nodes:
             self.members.setdefault(node.name, ClusterMember(node, since_s=now_s))
 
-    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+    def record(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
         """Take in what answered at `now_s`; return what changed, in words."""
         changed = []
         for name, report in reports.items():
@@ -157,7 +157,7 @@ class Membership:
                 member.forget_target()  # a new server has none
             member.report = report
             if report.families or member.phase == "released":  # a server that does not answer says nothing of its rows
-                member.rates = {own.family: own.rates for own in report.families}
+                member.rates = {family.family: family.rates for family in report.families}
                 member.rates_s = member.heard_s
         for name, member in self.members.items():
             before = member.phase
@@ -175,7 +175,7 @@ class Membership:
         elif member.phase == "waking":
             within_s = max(_WAKES_LEAST_S, _WAKES_WITHIN * member.node.wake_s)
             if now_s - member.since_s > within_s:
-                member.failed(now_s, f"not ready {within_s:.0f} s after it was woken")
+                member.record_failure(now_s, f"not ready {within_s:.0f} s after it was woken")
         elif (member.phase == "released" and fit and now_s - member.ended_s > self.lost_s) or (
             member.phase == "partitioned" and heard
         ):  # the former was started by somebody else
@@ -196,7 +196,7 @@ class Membership:
         for member in self.members.values():
             member.heard_s += seconds
 
-    def partitioned(self, name: str, now_s: float) -> None:
+    def record_partition(self, name: str, now_s: float) -> None:
         """Note that a node that just fell silent is served by the ingress all the same."""
         self.members[name].enter("partitioned", now_s, "it does not report, and the ingress finds it healthy")
 
@@ -226,28 +226,28 @@ class Membership:
     def for_plan(self) -> tuple[ClusterNode, ...]:
         """Return the nodes that plans may use, each in its state.  Those that are lost, not healthy or held by an
         operator are left out."""
-        found = []
+        nodes = []
         for member in self.members.values():
             unfit = member.phase == "lost" or (member.phase == "ready" and not member.usable)
             if not unfit and member.hold not in ("drained", "released"):
-                found.append(msgspec.structs.replace(member.node, state=_STATES[member.phase]))
-        return tuple(found)
+                nodes.append(msgspec.structs.replace(member.node, state=_STATES[member.phase]))
+        return tuple(nodes)
 
     def frontiers(self, before: Iterable[DeviceFrontier]) -> dict[tuple[str, str], DeviceFrontier]:
         """Return the newest frontiers by kind and family: those `before`, and what nodes reported since."""
-        found = {(own.kind, own.family): own for own in before}
+        by_kind = {(frontier.kind, frontier.family): frontier for frontier in before}
         seen = set()
         for member in self.members.values():
             if member.report is not None and id(member.report.frontiers) not in seen:
                 seen.add(id(member.report.frontiers))
-                found.update({(own.kind, own.family): own for own in member.report.frontiers})
-        return found
+                by_kind.update({(frontier.kind, frontier.family): frontier for frontier in member.report.frontiers})
+        return by_kind
 
     def newest_epoch(self, *, met: bool) -> int:
         """Return the highest epoch that any node said it follows, of those that reported before (`met`) or now for the
         first time."""
-        known = [own.report for own in self.members.values() if own.report is not None and own.met is met]
-        return max((report.target_epoch for report in known), default=0)
+        reports = [member.report for member in self.members.values() if member.report is not None and member.met is met]
+        return max((report.target_epoch for report in reports), default=0)
 
     def meet(self) -> None:
         """Note that what was reported was looked at."""
@@ -256,60 +256,62 @@ class Membership:
 
     def seen_epoch(self) -> int:
         """Return the highest epoch that any node follows or has followed: a target has to be of a higher one."""
-        return max((own.report.newest_epoch for own in self.members.values() if own.report is not None), default=0)
+        return max(
+            (member.report.newest_epoch for member in self.members.values() if member.report is not None), default=0
+        )
 
     def in_phase(self, *phases: Phase) -> Collection[str]:
         """Return the names of the nodes in these phases."""
-        return [name for name, own in self.members.items() if own.phase in phases]
+        return [name for name, member in self.members.items() if member.phase in phases]
 
-    def saved(self) -> dict[str, SavedMember]:
+    def snapshot(self) -> dict[str, SavedMember]:
         """Return what a file keeps."""
         return {
             name: SavedMember(
-                phase=own.phase,
-                since_s=own.since_s,
-                ready_s=own.ready_s,
-                unwanted_s=own.unwanted_s,
-                attempts=own.attempts,
-                hold=own.hold,
-                reported=own.node if own.report is not None or own.in_ingress else None,
-                rates=own.rates,
-                admitted=own.admitted,
-                address=own.address,
+                phase=member.phase,
+                since_s=member.since_s,
+                ready_s=member.ready_s,
+                unwanted_s=member.unwanted_s,
+                attempts=member.attempts,
+                hold=member.hold,
+                reported=member.node if member.report is not None or member.in_ingress else None,
+                rates=member.rates,
+                admitted=member.admitted,
+                address=member.address,
             )
-            for name, own in self.members.items()
+            for name, member in self.members.items()
         }
 
     def restore(self, saved: Mapping[str, SavedMember], now_s: float) -> None:
         """Take up what was kept.  A node that was heard of has `lost_s` from now to answer again; one that is not
         declared any more is left out.  A clock that was set back meanwhile makes nothing wait for it."""
-        for name, own in saved.items():
+        for name, item in saved.items():
             member = self.members.get(name)
             if member is None:
                 continue
-            member.phase, member.since_s = own.phase, min(own.since_s, now_s)
-            member.ready_s, member.unwanted_s = _no_later(own.ready_s, now_s), _no_later(own.unwanted_s, now_s)
-            member.attempts, member.hold, member.address = own.attempts, own.hold, own.address
+            member.phase, member.since_s = item.phase, min(item.since_s, now_s)
+            member.ready_s, member.unwanted_s = _no_later(item.ready_s, now_s), _no_later(item.unwanted_s, now_s)
+            member.attempts, member.hold, member.address = item.attempts, item.hold, item.address
             # Nodes that serve are admitted again, should the ingress have begun anew; others are only to be removed.
-            member.admitted = own.admitted and own.phase in ("draining", "released")
-            if own.reported is not None:
-                member.declared = own.reported
-            if own.phase in ("ready", "draining", "partitioned"):
+            member.admitted = item.admitted and item.phase in ("draining", "released")
+            if item.reported is not None:
+                member.declared = item.reported
+            if item.phase in ("ready", "draining", "partitioned"):
                 member.heard_s = member.rates_s = now_s
-                member.rates = own.rates
+                member.rates = item.rates
 
     def set_back(self, seconds: float) -> None:
         """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""
-        for own in self.members.values():
-            own.since_s -= seconds
-            own.heard_s -= seconds
-            own.rates_s -= seconds
-            own.retry_s -= seconds
-            own.paced_s -= seconds
-            own.sent_s -= seconds
-            own.ended_s -= seconds
-            own.ready_s = own.ready_s - seconds if own.ready_s is not None else None
-            own.unwanted_s = own.unwanted_s - seconds if own.unwanted_s is not None else None
+        for member in self.members.values():
+            member.since_s -= seconds
+            member.heard_s -= seconds
+            member.rates_s -= seconds
+            member.retry_s -= seconds
+            member.paced_s -= seconds
+            member.sent_s -= seconds
+            member.ended_s -= seconds
+            member.ready_s = member.ready_s - seconds if member.ready_s is not None else None
+            member.unwanted_s = member.unwanted_s - seconds if member.unwanted_s is not None else None
 
 
 def _starts(report: NodeReport | None) -> bool:

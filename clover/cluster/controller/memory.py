@@ -97,24 +97,24 @@ class ClusterMemory:
             members=members,
             budget=AccuracyBudget(terms.budget_s, terms.correct_s),
             totals=ClusterTotals(since_s=now_s),
-            frontiers={(own.kind, own.family): own for own in terms.frontiers},
+            frontiers={(frontier.kind, frontier.family): frontier for frontier in terms.frontiers},
         )
 
     # --- what it knows ------------------------------------------------------------------------------------------------
 
     def regions(self) -> tuple[str, ...]:
         """Return all regions: of nodes, grids and clients, in a lasting order."""
-        found = dict.fromkeys(member.node.region for member in self.members.members.values())
-        found.update(dict.fromkeys(self.readings))
-        found.update(dict.fromkeys(self.terms.latency_ms))
-        found.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
-        return tuple(sorted(found))
+        regions = dict.fromkeys(member.node.region for member in self.members.members.values())
+        regions.update(dict.fromkeys(self.readings))
+        regions.update(dict.fromkeys(self.terms.latency_ms))
+        regions.update(dict.fromkeys(origin for _, origin in self.demand.rates()))
+        return tuple(sorted(regions))
 
-    def note(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
+    def record_reports(self, now_s: float, reports: Mapping[str, NodeReport]) -> list[str]:
         """Take in what nodes reported; return what changed, in words."""
-        changed = self.members.note(now_s, reports)
+        changed = self.members.record(now_s, reports)
         self.frontiers = self.members.frontiers(self.frontiers.values())
-        self.budget.note(now_s, reports)
+        self.budget.record(now_s, reports)
         self.scouts = self._scouts()
         families = {own.family for own in self.terms.families}
         counted: dict[Key, float] = {}
@@ -129,19 +129,19 @@ class ClusterMemory:
                 for origin, rate in member.rates[family].items():
                     counted[family, origin] = counted.get((family, origin), 0.0) + rate
         if reports or counted:
-            self.demand.note(now_s, counted)
+            self.demand.record(now_s, counted)
         return changed
 
     def _scouts(self) -> frozenset[str]:
         members = self.members.members
-        known = {kind for kind, _ in self.frontiers}
-        known.update(kind for own in members.values() if own.report is not None for kind in own.node.devices)
-        found: dict[str, str] = {}
-        for name, own in members.items():
-            for kind in own.node.devices:
-                if kind not in known and own.hold is None:
-                    found.setdefault(kind, name)
-        return frozenset(found.values())
+        kinds = {kind for kind, _ in self.frontiers}
+        kinds.update(kind for member in members.values() if member.report is not None for kind in member.node.devices)
+        scouts: dict[str, str] = {}
+        for name, member in members.items():
+            for kind in member.node.devices:
+                if kind not in kinds and member.hold is None:
+                    scouts.setdefault(kind, name)
+        return frozenset(scouts.values())
 
     def floors(self) -> dict[str, float]:
         """Return the corrected accuracy floor of each family, for plans."""
@@ -149,14 +149,17 @@ class ClusterMemory:
         for (family, _), rate in self.demand.rates().items():
             rates[family] = rates.get(family, 0.0) + rate
         highest = dict.fromkeys(rates, 0.0)
-        for own in self.frontiers.values():
-            for point in own.points:
-                highest[own.family] = max(highest.get(own.family, 0.0), point.accuracy)
+        for frontier in self.frontiers.values():
+            for point in frontier.points:
+                highest[frontier.family] = max(highest.get(frontier.family, 0.0), point.accuracy)
         return {
-            own.family: self.budget.corrected(
-                own.family, own.accuracy_floor, rates.get(own.family, 0.0), highest.get(own.family, 0.0)
+            family.family: self.budget.corrected(
+                family.family,
+                family.accuracy_floor,
+                rates.get(family.family, 0.0),
+                highest.get(family.family, 0.0),
             )
-            for own in self.terms.families
+            for family in self.terms.families
         }
 
     def reach(self) -> Reach:
@@ -201,7 +204,7 @@ class ClusterMemory:
         )
 
     def _lingering_g_h(self) -> float:
-        idle_w = {own.kind: own.idle_w for own in self.frontiers.values()}
+        idle_w = {frontier.kind: frontier.idle_w for frontier in self.frontiers.values()}
         total = 0.0
         for name, member in self.members.members.items():
             target, reading = self.targets.get(name), self.readings.get(member.node.region)
@@ -228,9 +231,9 @@ class ClusterMemory:
 
     # --- the store ----------------------------------------------------------------------------------------------------
 
-    def saved(self, holder: str, now_s: float) -> bytes:
+    def snapshot(self, holder: str, now_s: float) -> bytes:
         """Return the state as JSON."""
-        counters, sums = self.budget.saved()
+        counters, sums = self.budget.snapshot()
         return msgspec.json.encode(
             SavedCluster(
                 format=FORMAT,
@@ -239,10 +242,10 @@ class ClusterMemory:
                 at_s=now_s,
                 plan=msgspec.structs.replace(self.plan, targets=()) if self.plan is not None else None,
                 targets=tuple(self.targets.values()),
-                members=self.members.saved(),
+                members=self.members.snapshot(),
                 counters=counters,
                 sums=sums,
-                demand=self.demand.saved(),
+                demand=self.demand.snapshot(),
                 totals=self.totals,
                 frontiers=tuple(self.frontiers.values()),
                 decisions=tuple(self.decisions)[-_SAVED_DECISIONS:],
@@ -260,26 +263,30 @@ class ClusterMemory:
 
     def restore(self, state: bytes, now_s: float) -> None:
         """Take up a saved state; ValueError if it is damaged or of another format."""
-        found = msgspec.json.decode(state, type=SavedCluster)
-        if found.format != FORMAT:
-            raise ValueError(f"it is of format {found.format}, and {FORMAT} is read")
-        known = {own.name for own in self.terms.nodes}
-        self.epoch = found.epoch
-        self.targets = {own.node: own for own in found.targets if own.node in known}
-        self.plan = msgspec.structs.replace(found.plan, targets=found.targets) if found.plan is not None else None
-        self.members.restore(found.members, now_s)
-        self.budget.restore(found.counters, found.sums, found.at_s)
-        self.budget.forget(known)
-        self.demand.restore(found.demand, now_s)
-        self.totals = found.totals
-        self.frontiers.update({(own.kind, own.family): own for own in found.frontiers})
-        self.decisions.extend(found.decisions)
+        saved_state = msgspec.json.decode(state, type=SavedCluster)
+        if saved_state.format != FORMAT:
+            raise ValueError(f"it is of format {saved_state.format}, and {FORMAT} is read")
+        names = {node.name for node in self.terms.nodes}
+        self.epoch = saved_state.epoch
+        self.targets = {target.node: target for target in saved_state.targets if target.node in names}
+        self.plan = (
+            msgspec.structs.replace(saved_state.plan, targets=saved_state.targets)
+            if saved_state.plan is not None
+            else None
+        )
+        self.members.restore(saved_state.members, now_s)
+        self.budget.restore(saved_state.counters, saved_state.sums, saved_state.at_s)
+        self.budget.forget(names)
+        self.demand.restore(saved_state.demand, now_s)
+        self.totals = saved_state.totals
+        self.frontiers.update({(frontier.kind, frontier.family): frontier for frontier in saved_state.frontiers})
+        self.decisions.extend(saved_state.decisions)
         self.planned = PlannedFor(now_s, self.demand.rates(), nodes=self.plannable())
-        if (planned := found.planned) is not None:
+        if (planned := saved_state.planned) is not None:
             self.planned.at_s = min(planned.at_s, now_s)
             self.planned.intensities, self.planned.floors = planned.intensities, planned.floors
             self.planned.nodes = frozenset(planned.nodes)
-        self.readings = dict(found.readings)
+        self.readings = dict(saved_state.readings)
 
     def set_back(self, seconds: float) -> None:
         """Go by a clock that was set back by `seconds`: what was due after a time is due after the same time."""
@@ -331,11 +338,11 @@ class FileStore:
     def _load(self) -> bytes | None:
         try:
             with self.path.open("rb") as file:
-                found = file.read(_MOST_BYTES + 1)
+                text = file.read(_MOST_BYTES + 1)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ClusterError(f"the controller's state cannot be read from {self.path}: {error.strerror}") from error
-        if len(found) > _MOST_BYTES:
+        if len(text) > _MOST_BYTES:
             raise ClusterError(f"{self.path} is too large to be the state of a controller: give cluster.store another")
-        return found
+        return text

@@ -1,7 +1,7 @@
 """Orders to nodes, which may take longer than a look: a machine that starts, one that drains, one that hangs.
 
-An order is given and waited for a moment.  What takes longer goes on by itself, and the look that finds it done takes
-up how it ended.  So a node that does not answer keeps the controller from nothing else.
+The controller gives an order and waits a moment for it.  An order that takes longer goes on by itself, and a later look
+records how it ended.  So a node that does not answer delays nothing else.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ class NodeOrders:
         if tasks:
             await asyncio.wait(tasks, timeout=PROMPT_S)
 
-    def ended(self) -> list[OrderEnd]:
+    def take_ended(self) -> list[OrderEnd]:
         """Return the orders that ended since the last call, and forget them."""
         done = [key for key, (_, task) in self._running.items() if task.done()]
-        found = []
+        ended = []
         for key in done:
             order, task = self._running.pop(key)
             error = None if task.cancelled() else task.exception()
             if task.cancelled() or error is not None:
-                found.append(OrderEnd(order, f"{type(error).__name__}: {error}" if error else "it was given up"))
+                ended.append(OrderEnd(order, f"{type(error).__name__}: {error}" if error else "it was given up"))
             else:
-                found.append(OrderEnd(order, task.result()))
-        return found
+                ended.append(OrderEnd(order, task.result()))
+        return ended
 
     async def close(self) -> None:
         """Give up what is under way."""

@@ -67,38 +67,38 @@ def problem_of(memory: ClusterMemory, now_s: float) -> ClusterProblem:
         RegionGrid(name=name, intensity=g_per_kwh, forecast=memory.forecasts.get(name, ()))
         for name, g_per_kwh in _intensities(memory).items()
     ]
-    known = {own.name for own in grids}
-    families = {own.family for own in terms.families}
+    regions = {grid.name for grid in grids}
+    families = {grid.family for grid in terms.families}
     return ClusterProblem(
         at_s=now_s,
         regions=tuple(grids),
-        nodes=tuple(node for node in nodes if node.region in known),
+        nodes=tuple(node for node in nodes if node.region in regions),
         frontiers=tuple(memory.frontiers.values()),
         demands=_with_first_rows(
-            [own for own in memory.demand.expected(now_s, ahead_s) if own.family in families],
+            [grid for grid in memory.demand.forecast(now_s, ahead_s) if grid.family in families],
             families,
             memory.regions(),
         ),
         terms=tuple(
-            msgspec.structs.replace(own, accuracy_floor=round(floors[own.family], 4)) for own in terms.families
+            msgspec.structs.replace(grid, accuracy_floor=round(floors[grid.family], 4)) for grid in terms.families
         ),
         latency_ms=terms.latency_ms,
         survive=terms.survive,
         horizon_s=terms.horizon_s,
-        before=tuple(own for name, own in memory.targets.items() if name in memory.members.members),
+        before=tuple(grid for name, grid in memory.targets.items() if name in memory.members.members),
     )
 
 
 def _intensities(memory: ClusterMemory) -> dict[str, float]:
     """Return the newest intensity of each region.  One of which none was ever read counts as the dirtiest of the
     others: its nodes are not taken for clean ones, and not released for want of a figure.  Empty if none is known."""
-    known = {name: own.g_per_kwh for name, own in memory.readings.items()}
-    return {name: known.get(name, max(known.values())) for name in memory.regions()} if known else {}
+    rates = {name: reading.g_per_kwh for name, reading in memory.readings.items()}
+    return {name: rates.get(name, max(rates.values())) for name in memory.regions()} if rates else {}
 
 
 def regions_unread(memory: ClusterMemory) -> list[str]:
     """Return the regions with nodes of which no intensity was ever read, although one of others was."""
-    regions = {own.node.region for own in memory.members.members.values()}
+    regions = {member.node.region for member in memory.members.members.values()}
     return sorted(regions - memory.readings.keys()) if memory.readings else []
 
 
@@ -106,10 +106,10 @@ def _with_first_rows(
     expected: Sequence[RegionDemand], families: Iterable[str], regions: Iterable[str]
 ) -> tuple[RegionDemand, ...]:
     """Return the demand with at least `_FIRST_ROWS_S` of each family: from where it came before, else from anywhere."""
-    found = [msgspec.structs.replace(own, rate=max(own.rate, _FIRST_ROWS_S)) for own in expected]
-    for family in sorted(set(families) - {own.family for own in expected}):
-        found += [RegionDemand(family=family, origin=origin, rate=_FIRST_ROWS_S) for origin in regions]
-    return tuple(found)
+    demand = [msgspec.structs.replace(item, rate=max(item.rate, _FIRST_ROWS_S)) for item in expected]
+    for family in sorted(set(families) - {item.family for item in expected}):
+        demand += [RegionDemand(family=family, origin=origin, rate=_FIRST_ROWS_S) for origin in regions]
+    return tuple(demand)
 
 
 def planned_for(memory: ClusterMemory, now_s: float) -> PlannedFor:
@@ -137,10 +137,10 @@ def with_all_that_may_help(plan: ClusterPlan, problem: ClusterProblem, reach: Re
     for flow in plan.flows:
         sent[flow.family, flow.origin] = sent.get((flow.family, flow.origin), 0.0) + flow.rate
     regions: set[str] = set()
-    for own in problem.demands:
-        if sent.get((own.family, own.origin), 0.0) < own.rate * (1.0 - 1e-3):
-            regions.update(reach.regions(own.family, own.origin))
-    targets = {own.node: own for own in plan.targets}
+    for demand in problem.demands:
+        if sent.get((demand.family, demand.origin), 0.0) < demand.rate * (1.0 - 1e-3):
+            regions.update(reach.regions(demand.family, demand.origin))
+    targets = {demand.node: demand for demand in plan.targets}
     for node in problem.nodes:
         own_target = targets.get(node.name)
         if node.region in regions and (own_target is None or not own_target.awake):
@@ -152,13 +152,13 @@ def says_anew(plan: ClusterPlan, before: ClusterPlan | None, targets: Mapping[st
     """Return whether a plan asks anything of a node that its target in force does not, or shares rows otherwise."""
     if before is None:
         return True
-    new = {own.node: own for own in plan.targets}
-    if any(_differ(own, targets.get(name)) for name, own in new.items()):
+    new = {target.node: target for target in plan.targets}
+    if any(_differ(target, targets.get(name)) for name, target in new.items()):
         return True
-    if any(own.awake and name not in new for name, own in targets.items()):
+    if any(target.awake and name not in new for name, target in targets.items()):
         return True
-    flows = {(own.family, own.origin, own.region): own.rate for own in plan.flows}
-    old = {(own.family, own.origin, own.region): own.rate for own in before.flows}
+    flows = {(flow.family, flow.origin, flow.region): flow.rate for flow in plan.flows}
+    old = {(flow.family, flow.origin, flow.region): flow.rate for flow in before.flows}
     total = sum(flows.values())
     return sum(abs(flows.get(key, 0.0) - old.get(key, 0.0)) for key in flows.keys() | old.keys()) > _SAME_RATE * total
 

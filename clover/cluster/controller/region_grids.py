@@ -1,8 +1,8 @@
 """The grids of a cluster's regions, each by the carbon section of the cluster file.
 
-A trace may be replayed, and faster than time: then the hours of the grid are not those of the wall.  Forecasts are
-handed on in Unix seconds of the wall, as all else of the cluster is, so that what a trace has in an hour comes, at 60
-times the speed, in a minute.
+A trace may be replayed, and faster than real time; then grid hours and wall-clock hours differ.  Forecasts are handed
+on in wall-clock time (Unix seconds), as everything else in the cluster.  At 60 times the speed, a value that the trace
+has for the next hour is therefore handed on for the next minute.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ class ConfiguredGrids:
 
     async def readings(self, at_s: float) -> Mapping[str, Reading]:
         """Return the newest reading of each region; one whose chain fails is left out."""
-        found: dict[str, Reading] = {}
+        readings: dict[str, Reading] = {}
 
         async def read(name: str) -> None:
             chain, clock, _ = self._chains[name]
             with contextlib.suppress(CloverError):
-                found[name] = await chain.read(clock.now())
+                readings[name] = await chain.read(clock.now())
 
         await asyncio.gather(*map(read, self._chains))
-        return found
+        return readings
 
     async def forecasts(self, at_s: float, horizon_s: float) -> Mapping[str, Sequence[Reading]]:
         """Return each region's forecast from `at_s` (Unix seconds) on; empty if there is none."""
-        found: dict[str, Sequence[Reading]] = {}
+        forecasts: dict[str, Sequence[Reading]] = {}
         for name, (chain, clock, _) in self._chains.items():
             now_s = clock.now()
             ahead: list[Reading] = []
             with contextlib.suppress(CloverError):
                 ahead = await chain.forecast(now_s, horizon_s * clock.speed)
-            found[name] = [
+            forecasts[name] = [
                 msgspec.structs.replace(item, at_s=at_s + (item.at_s - now_s) / clock.speed) for item in ahead
             ]
-        return found
+        return forecasts
 
     def replayed_at(self, region: str) -> str:
         """Return the time that the region's replayed trace is at now (ISO 8601), for a server that starts now; empty if

@@ -25,8 +25,8 @@ def status_of(memory: ClusterMemory, now_s: float, stopped: str) -> ClusterStatu
         controlling=not stopped and memory.looked_s is not None,
         reason=stopped or (plan.reason if plan is not None else "there is no plan yet"),
         regions=tuple(_region(memory, name, now_s) for name in memory.regions()),
-        nodes=tuple(_node(memory, name, own, now_s) for name, own in sorted(memory.members.members.items())),
-        families=tuple(_family(memory, own.family) for own in memory.terms.families),
+        nodes=tuple(_node(memory, name, member, now_s) for name, member in sorted(memory.members.members.items())),
+        families=tuple(_family(memory, family.family) for family in memory.terms.families),
         flows=plan.flows if plan is not None else (),
         weights=_weights(memory),
         totals=memory.totals,
@@ -40,26 +40,26 @@ def status_of(memory: ClusterMemory, now_s: float, stopped: str) -> ClusterStatu
 
 
 def _weights(memory: ClusterMemory) -> dict[str, dict[str, float]]:
-    return {origin: dict(own) for (family, origin), own in memory.weights.items() if not family}
+    return {origin: dict(weight) for (family, origin), weight in memory.weights.items() if not family}
 
 
-def _node(memory: ClusterMemory, name: str, own: ClusterMember, now_s: float) -> ClusterNodeStatus:
-    report = own.report if own.phase in ("ready", "draining", "partitioned") else None
+def _node(memory: ClusterMemory, name: str, member: ClusterMember, now_s: float) -> ClusterNodeStatus:
+    report = member.report if member.phase in ("ready", "draining", "partitioned") else None
     families = report.families if report is not None else ()
     return ClusterNodeStatus(
         name=name,
-        region=own.node.region,
-        phase=own.phase,
-        devices=own.node.devices,
+        region=member.node.region,
+        phase=member.phase,
+        devices=member.node.devices,
         rates={item.family: sum(item.rates.values()) for item in families},
         target=memory.targets.get(name),
         epoch=report.target_epoch if report is not None else 0,
         share=memory.given.get(name, 0.0),
         p95_ms={item.family: item.p95_ms for item in families},
-        pace=own.pace,
-        report_age_s=now_s - own.heard_s if math.isfinite(own.heard_s) else None,
-        hold=own.hold,
-        why=own.why,
+        pace=member.pace,
+        report_age_s=now_s - member.heard_s if math.isfinite(member.heard_s) else None,
+        hold=member.hold,
+        why=member.why,
     )
 
 
@@ -87,12 +87,12 @@ def _region(memory: ClusterMemory, name: str, now_s: float) -> ClusterRegionStat
 
 
 def _family(memory: ClusterMemory, family: str) -> ClusterFamilyStatus:
-    terms = next(own for own in memory.terms.families if own.family == family)
+    terms = next(item for item in memory.terms.families if item.family == family)
     sums = memory.budget.sums.get(family)
     worst = 0.0
-    for own in memory.members.members.values():
-        if own.phase == "ready" and own.report is not None:
-            worst = max(worst, *(item.p95_ms for item in own.report.families if item.family == family), 0.0)
+    for member in memory.members.members.values():
+        if member.phase == "ready" and member.report is not None:
+            worst = max(worst, *(item.p95_ms for item in member.report.families if item.family == family), 0.0)
     unserved = memory.plan.unserved.get(family, 0.0) if memory.plan is not None else 0.0
     return ClusterFamilyStatus(
         family=family,

@@ -1,14 +1,13 @@
 """From a plan's flows to the shares that the ingress gives to nodes, whatever became of the nodes meanwhile.
 
 A plan says how many rows a second of a family go from clients of an origin to a region, and what each node there
-serves.  If all nodes are as planned, that is all.  If one is not ready yet, dead, or slower than it should be, its part
-is laid on others, and no row goes to a node that cannot answer it:
+serves.  If all nodes are as planned, the shares follow the plan.  If a node is not ready yet, dead, or slower than
+planned, other nodes take its part, and no row goes to a node that cannot answer it:
 
- 1. nodes of the same region that the plan does without and that are still awake, then others of it, as far as they have
-    room;
+ 1. awake nodes of the same region that the plan does not use, then the region's other nodes, as far as they have room;
  2. nodes of other regions that may answer rows of that origin, in the same order;
- 3. if there is no room anywhere: all of them in proportion to what they can serve.  What they cannot is said
-    (`ClusterShares.missing`).
+ 3. if there is no room anywhere: all of them in proportion to what they can serve.  `ClusterShares.missing` says how
+    much they cannot serve.
 
 So capacity is never lowered before what replaces it is ready: rows stay on the old nodes until then.
 """
@@ -63,11 +62,11 @@ class ClusterShares:
 
     def weights(self) -> dict[tuple[str, str], Rates]:
         """Return the rates as parts of 1, without nodes that get nothing."""
-        found = {}
+        weights = {}
         for key, rates in self.rates.items():
             total = sum(rates.values())
-            found[key] = {name: rate / total for name, rate in rates.items() if rate > _LEAST * total}
-        return found
+            weights[key] = {name: rate / total for name, rate in rates.items() if rate > _LEAST * total}
+        return weights
 
 
 def share(
@@ -86,13 +85,13 @@ def share(
         if flow.rate > 0.0:
             own = planned.setdefault((flow.family, flow.origin), {})
             own[flow.region] = own.get(flow.region, 0.0) + flow.rate
-    found = ClusterShares({}, {})
+    shares = ClusterShares({}, {})
     for family in reach.terms:
-        _Sharing(family, seats, reach, found, planned=flows is not None).run(
+        _Sharing(family, seats, reach, shares, planned=flows is not None).run(
             {origin: planned.get((family, origin), {}) for origin in origins},
             {origin: demands.get((family, origin), 0.0) for origin in origins},
         )
-    return found
+    return shares
 
 
 class _Sharing:
@@ -133,10 +132,10 @@ class _Sharing:
             into[region] = into.get(region, 0.0) + rate
         parts: dict[str, list[tuple[str, float]]] = {}
         for region, rate in into.items():
-            own = self.seats.get(region, [])
-            total = sum(seat.planned.get(self.family, 0.0) for seat in own)
+            region_seats = self.seats.get(region, [])
+            total = sum(seat.planned.get(self.family, 0.0) for seat in region_seats)
             parts[region] = []
-            for seat in own:
+            for seat in region_seats:
                 wish = rate * seat.planned.get(self.family, 0.0) / total if total > _LEAST else 0.0
                 given = min(wish * seat.pace, self.room.get(seat.name, 0.0))
                 if given > 0.0:
@@ -156,9 +155,9 @@ class _Sharing:
         ordered = [region] if region in regions else []
         ordered += [name for name in regions if name != region]
         for name in ordered:
-            own = [seat for seat in self.seats.get(name, []) if seat.ready]
-            leaving = [seat for seat in own if seat.planned.get(self.family, 0.0) <= _LEAST]
-            for group in (leaving, [seat for seat in own if seat not in leaving] if leaving else own):
+            ready = [seat for seat in self.seats.get(name, []) if seat.ready]
+            leaving = [seat for seat in ready if seat.planned.get(self.family, 0.0) <= _LEAST]
+            for group in (leaving, [seat for seat in ready if seat not in leaving] if leaving else ready):
                 rate -= self._fill(rates, group, rate)
                 if rate <= _LEAST:
                     return

@@ -1,1 +1,1 @@
-"""HAProxy before the nodes of a cluster: its configuration, its process, and what it says."""
+"""HAProxy before the nodes of a cluster: its configuration, its process, and its answers."""

@@ -148,7 +148,7 @@ def backends(settings: IngressSettings) -> list[IngressBackend]:
     ]
 
 
-def checked_name(name: str, what: str) -> str:
+def check_name(name: str, what: str) -> str:
     """Return `name` if HAProxy takes it as one word; ClusterError otherwise."""
     if not _NAME.fullmatch(name):
         raise ClusterError(f"{what} {name!r}: use 1 to 128 letters, digits, dots, dashes and underscores")
@@ -176,11 +176,11 @@ def split_url(url: str) -> tuple[str, int, bool]:
 
 def check_settings(settings: IngressSettings) -> None:
     """Raise ClusterError if HAProxy could not be configured by these settings, or not safely."""
-    names = [checked_name(origin.name, "the origin") for origin in settings.origins]
+    names = [check_name(origin.name, "the origin") for origin in settings.origins]
     if len({*names}) < len(names):
         raise ClusterError("two origins of the ingress have the same name")
     for family in settings.families:
-        checked_name(family, "the family")
+        check_name(family, "the family")
     if len({*settings.families}) < len(settings.families):
         raise ClusterError("a family of the ingress is named twice")
     places = [place for origin in settings.origins for place in (origin.listen, origin.listen_grpc) if place]
@@ -229,7 +229,7 @@ def description(configuration: str) -> str:
 def server_words(settings: IngressSettings, upstream: Upstream, weight: int, *, grpc: bool) -> str:
     """Return address and options of a server, as a `server` line and the command `add server` both take them."""
     host, port = (upstream.grpc_host, upstream.grpc_port) if grpc else (upstream.host, upstream.port)
-    words = [f"{_bracketed(host)}:{port}"]
+    words = [f"{_bracket(host)}:{port}"]
     if upstream.secure:
         # Checks of a server that is added at run time are not over TLS because it is.
         words += ["ssl", "verify", "required", "ca-file", settings.ca_file, "check-ssl"]
@@ -257,7 +257,7 @@ def check_every_ms(settings: IngressSettings) -> int:
     return round(1000 * max(settings.check_s, together / _CHECKS_PER_S))
 
 
-def _bracketed(host: str) -> str:
+def _bracket(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
@@ -427,10 +427,10 @@ def _host_check(settings: IngressSettings, listen: str) -> list[str]:
         loopback = host == "localhost"
     if not settings.allowed_hosts and not loopback:
         return []
-    known = {"localhost", host, *settings.allowed_hosts} - {"*", "0.0.0.0", "::"}
+    hosts = {"localhost", host, *settings.allowed_hosts} - {"*", "0.0.0.0", "::"}
     answer = f"http-request return status 421 {_json('this host is not served here')}"
     return [
-        f"  acl known_host req.hdr(host),host_only -i {' '.join(sorted({*known, *map(_bracketed, known)}))}",
+        f"  acl known_host req.hdr(host),host_only -i {' '.join(sorted({*hosts, *map(_bracket, hosts)}))}",
         f"  {answer} if {{ req.hdr(host) -m found }} !known_host",
     ]
 

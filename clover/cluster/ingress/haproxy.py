@@ -20,8 +20,8 @@ from clover.cluster.ingress.config import (
     IngressSettings,
     Upstream,
     backends,
+    check_name,
     check_settings,
-    checked_name,
     description,
     render,
     split_url,
@@ -156,7 +156,7 @@ class HAProxyIngress:
 
     async def admit(self, name: str, url: str, grpc_url: str) -> None:
         """Add a node, which gets rows once it is healthy and has a weight; a known one has its address changed."""
-        upstream = await self._resolved(checked_name(name, "the node"), url, grpc_url)
+        upstream = await self._resolve(check_name(name, "the node"), url, grpc_url)
         if upstream.secure and not self.settings.ca_file:
             raise ClusterError(f"node {name} is reached by https: give the ingress the ca_file of its certificate")
         async with self._lock:
@@ -202,7 +202,11 @@ class HAProxyIngress:
         """Return how many requests of clients a node still has from here; 0 if the node is not known."""
         async with self._lock:
             self._servers = await self._own_servers()
-            servers = [(backend, found[name].number) for backend, found in self._servers.items() if name in found]
+            servers = [
+                (backend, servers_of[name].number)
+                for backend, servers_of in self._servers.items()
+                if name in servers_of
+            ]
             rows = await self._api.server_statistics(servers) if servers else []
         return sum(int(row.get("scur", 0)) + int(row.get("qcur", 0)) for row in rows if row.get("svname") == name)
 
@@ -228,8 +232,8 @@ class HAProxyIngress:
         async with self._lock:
             self._servers = await self._own_servers()
             up: dict[str, bool] = {}
-            for found in self._servers.values():
-                for name, server in found.items():
+            for servers_of in self._servers.values():
+                for name, server in servers_of.items():
                     if name in self._wanted.upstreams:
                         up[name] = up.get(name, True) and server.up
             return up
@@ -342,7 +346,9 @@ class HAProxyIngress:
         """Start HAProxy with what is wanted; it takes the place of one that runs."""
         draining = self._wanted.draining
         weights = {
-            backend.name: {name: own for name, own in self._wanted.shares(backend).items() if name not in draining}
+            backend.name: {
+                name: weight for name, weight in self._wanted.shares(backend).items() if name not in draining
+            }
             for backend in backends(self.settings)
         }
         text = render(self.settings, self._wanted.upstreams.values(), weights, self._socket, self._files())
@@ -394,13 +400,13 @@ class HAProxyIngress:
 
     def _files(self) -> bytes:
         """Return what is in the files that HAProxy reads at its start."""
-        found = []
+        folders = []
         for path in filter(None, (self.settings.tls_cert, self.settings.ca_file, self.settings.token_file)):
             try:
-                found.append(Path(path).read_bytes())
+                folders.append(Path(path).read_bytes())
             except OSError as error:
                 raise ClusterError(f"the ingress cannot read {path}: {error.strerror}") from error
-        return b"".join(found)
+        return b"".join(folders)
 
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
@@ -443,14 +449,16 @@ class HAProxyIngress:
                         await self._converge()
                 pause = 0.1
             except Exception as error:  # whatever it is: without this watch nothing starts HAProxy again
-                known = isinstance(error, (ClusterError, OSError))  # OSError: no space for its configuration, no memory
-                log.warning("the ingress: %s; tried again in %g s", error, pause, exc_info=None if known else error)
+                expected = isinstance(
+                    error, (ClusterError, OSError)
+                )  # OSError: no space for its configuration, no memory
+                log.warning("the ingress: %s; tried again in %g s", error, pause, exc_info=None if expected else error)
                 if self._process is not None and self._process.ended.is_set():
                     self._listening.close()  # clients learn that nobody is there; HAProxy binds its addresses itself
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    async def _resolved(self, name: str, url: str, grpc_url: str) -> Upstream:
+    async def _resolve(self, name: str, url: str, grpc_url: str) -> Upstream:
         host, port, secure = split_url(url)
         grpc_host, grpc_port, grpc_secure = split_url(grpc_url) if grpc_url else ("", 0, secure)
         if grpc_url and "://" in grpc_url and grpc_secure != secure:
@@ -470,7 +478,7 @@ async def _address_of(host: str) -> str:
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(host))
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, None)
     except OSError as error:
         raise ClusterError(f"the host {host!r} of a node has no address: {error.strerror}") from error
-    return str(found[0][4][0])
+    return str(addresses[0][4][0])

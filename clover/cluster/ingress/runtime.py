@@ -64,7 +64,7 @@ class IngressServer(Record, frozen=True, kw_only=True):
     check_port: int = 0
 
 
-def quoted(command: str) -> str:
+def quote(command: str) -> str:
     """Return `command` if it is one command; ClusterError if a line's end or a semicolon would make it several."""
     if re.search(r"[\n\r;\\\x00]", command) or not command.strip():
         raise ClusterError(f"{command!r} is no single command")
@@ -102,7 +102,7 @@ def parse_server_states(text: str) -> dict[str, dict[str, IngressServer]]:
     if len(lines) < 2 or lines[0].strip() != "1" or not lines[1].startswith("# "):
         raise ClusterError(f"haproxy answered 'show servers state' with {text[:200]!r}")
     columns = lines[1][2:].split()
-    found: dict[str, dict[str, IngressServer]] = {}
+    states: dict[str, dict[str, IngressServer]] = {}
     for line in lines[2:]:
         row = dict(zip(columns, line.split(), strict=False))
         try:
@@ -112,20 +112,20 @@ def parse_server_states(text: str) -> dict[str, dict[str, IngressServer]]:
                 host=row["srv_addr"],
                 port=int(row["srv_port"]),
                 weight=int(row["srv_uweight"]),
-                state=_ordered(admin),
+                state=_join_commands(admin),
                 up=int(row["srv_op_state"]) == _RUNNING,
                 checked=bool(check & _CHECK_ENABLED),
                 secure=row["srv_use_ssl"] == "1",
                 check_host=row["srv_check_addr"].removeprefix("-"),
                 check_port=int(row["srv_check_port"]),
             )
-            found.setdefault(row["be_name"], {})[row["srv_name"]] = state
+            states.setdefault(row["be_name"], {})[row["srv_name"]] = state
         except (KeyError, ValueError):
             raise ClusterError(f"haproxy answered 'show servers state' with the line {line[:200]!r}") from None
-    return found
+    return states
 
 
-def _ordered(admin: int) -> str:
+def _join_commands(admin: int) -> str:
     if admin & (_FORCED_MAINTENANCE | _CONFIGURED_MAINTENANCE):
         return "maint"
     return "drain" if admin & _FORCED_DRAIN else "ready"
@@ -155,16 +155,16 @@ def parse_info(text: str) -> dict[str, str]:
 
 def batches(commands: Iterable[str]) -> list[list[str]]:
     """Return the commands in their order, in lists that fit into one line each."""
-    found: list[list[str]] = []
+    lines: list[list[str]] = []
     room = 0
     for command in commands:
         length = len(command.encode()) + 1
-        if not found or length > room:
-            found.append([])
+        if not lines or length > room:
+            lines.append([])
             room = _LINE_BYTES
-        found[-1].append(command)
+        lines[-1].append(command)
         room -= length
-    return found
+    return lines
 
 
 class RuntimeApi:
@@ -178,10 +178,10 @@ class RuntimeApi:
         """Return the answer to each command, unchecked.
 
         IngressGone if nobody listens or the connection ends early, ClusterError if no answer comes in time."""
-        found: list[str] = []
-        for batch in batches(map(quoted, commands)):
-            found += split_replies(await self._exchange(";".join(batch)), len(batch))
-        return found
+        texts: list[str] = []
+        for batch in batches(map(quote, commands)):
+            texts += split_replies(await self._exchange(";".join(batch)), len(batch))
+        return texts
 
     async def ask(self, command: str) -> str:
         """Return the answer to a command that shows something."""

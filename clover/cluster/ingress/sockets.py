@@ -1,8 +1,8 @@
 """The listening sockets of HAProxy, held beside it: if it is killed, connections wait in them until it runs again.
 
-A connection to an address at which nobody listens is refused.  As long as somebody holds the listening socket, the
-kernel goes on taking connections and what clients send over them, and a HAProxy that gets that socket finds them in its
-queue.  What was open in the one that died is lost all the same.
+Without a listening socket the kernel refuses connections.  While a process holds the listening socket, the kernel
+accepts connections and keeps what clients send, and a HAProxy that receives the socket finds them in its queue.
+Connections that the dead HAProxy had already accepted are lost all the same.
 
 A new HAProxy asks an old one for its sockets (`-x`), with the command `_getsocks` at a stats socket that has
 `expose-fd listeners`.  It is answered by the number of sockets, then by messages of some dozens each, every one
@@ -105,14 +105,14 @@ def _asked(path: str) -> Held:
                 break
             asking.sendall(_INT.pack(len(numbers)))
     said = split(words)
-    found = list(zip(said, numbers, strict=False))
+    pairs = list(zip(said, numbers, strict=False))
     if not len(said) == len(numbers) == count:
         for number in numbers:
             os.close(number)
         return []
-    files = [item for item in found if _family(item[1]) == socket.AF_UNIX]
+    files = [item for item in pairs if _family(item[1]) == socket.AF_UNIX]
     _close(files)
-    return [item for item in found if item not in files]
+    return [item for item in pairs if item not in files]
 
 
 def split(words: bytes) -> list[bytes]:

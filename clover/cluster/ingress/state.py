@@ -1,4 +1,4 @@
-"""What HAProxy shall have, beside what it has: the commands that lead from one to the other.  Pure.
+"""The commands that bring HAProxy from the servers it has to the servers it should have.  Pure.
 
 The same commands serve every case: a node is new, a weight changed, HAProxy was restarted or configured again, or
 somebody changed something by hand.

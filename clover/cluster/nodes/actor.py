@@ -95,7 +95,7 @@ class NodeActor:
             log.error("%s", error)
         while True:
             try:
-                await self._agent.look()
+                await self._agent.revive()
             except Exception:
                 log.exception("a look at the node's server failed")
             await asyncio.sleep(_LOOK_S)
@@ -134,7 +134,7 @@ class RayNodes:
 
     async def reports(self) -> Mapping[str, NodeReport]:
         """See `clover.cluster.ports.Nodes.reports`.  ClusterError if Ray knows nothing of any of them."""
-        found = dict[str, NodeReport]()
+        by_node = dict[str, NodeReport]()
         unknown: list[ClusterError] = []
 
         async def ask(name: str) -> None:
@@ -155,7 +155,7 @@ class RayNodes:
                 log.warning("node %s gives no report yet", name)
                 return
             try:
-                found[name] = msgspec.json.decode(asked.result(), type=NodeReport)
+                by_node[name] = msgspec.json.decode(asked.result(), type=NodeReport)
             except (ClusterError, *MALFORMED) as error:
                 log.warning("node %s gives no report: %s", name, error)
 
@@ -164,7 +164,7 @@ class RayNodes:
             raise unknown[0]
         for error in unknown:
             log.warning("%s", error)
-        return await self._shared(found) if self._shared is not None else found
+        return await self._shared(by_node) if self._shared is not None else by_node
 
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """See `clover.cluster.ports.Nodes.follow`."""
@@ -218,7 +218,7 @@ class RayNodes:
     def _make(self, name: str) -> Any:
         """Return a node's actor, made if there is none; Ray starts it once its machine is there."""
         node = self._nodes[name]
-        order = NodeSetup.of(self._file, name, self._folder)
+        order = NodeSetup.from_cluster(self._file, name, self._folder)
         return (
             self._ray.remote(NodeActor)
             .options(
@@ -258,7 +258,7 @@ class RayNodes:
                 code = await process.wait()
         except TimeoutError:
             raise ClusterError(f"the hook {hook[0]} {verb} {name} took too long, and was ended") from None
-        finally:  # also of an order that was given up: it is given again, and two hooks at once are nobody's wish
+        finally:  # also if the order was given up: it is given again, and two hooks must not run at once
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -1,7 +1,8 @@
 """The operating points of a node's devices, from what its server says of its profiles and devices.
 
-To work them out takes seconds for core-sets, and minutes for GPUs with many layouts.  So they are kept in a file, which
-the nodes of a machine share: the first one works, the others wait for it, and a node that is woken again reads.
+To work them out takes seconds for core-sets, and minutes for GPUs with many layouts.  So they are kept in a file that
+the nodes of a machine share.  The first node works them out while the others wait, and a node that is woken again reads
+the file.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ def kept_frontiers(told: Mapping[str, Any], folder: Path) -> tuple[DeviceFrontie
         try:
             return msgspec.json.decode(path.read_bytes(), type=tuple[DeviceFrontier, ...])
         except (OSError, *MALFORMED):
-            found = frontiers(told)
-            replace_file(path, msgspec.json.encode(found))
-            return found
+            fresh = frontiers(told)
+            replace_file(path, msgspec.json.encode(fresh))
+            return fresh
 
 
 def frontiers(told: Mapping[str, Any]) -> tuple[DeviceFrontier, ...]:
     """Return the operating points of every kind of device and family, from a server's answer to `profiles`; blocks for
     seconds.  A family that no rate of is served within its SLO on a device is left out, and logged."""
-    found = []
+    results = []
     for name, model in told["models"].items():
         profile = msgspec.convert(model["profile"], FamilyProfile)
         objective = _objective(model)
@@ -66,10 +67,10 @@ def frontiers(told: Mapping[str, Any]) -> tuple[DeviceFrontier, ...]:
                 log.warning("%s on %s: %s", name, kind, error)
                 continue
             if made.points:
-                found.append(msgspec.structs.replace(made, family=name))
+                results.append(msgspec.structs.replace(made, family=name))
             else:
                 log.warning("%s: no rate is served within %g ms on %s", name, objective.slo_ms, kind)
-    return tuple(found)
+    return tuple(results)
 
 
 def _objective(model: Mapping[str, Any]) -> ObjectiveConfig:

@@ -1,13 +1,13 @@
-"""Starts a server that outlives whoever asked for it.
+"""Starts a server that outlives the process that asked for it.
 
     python -m clover.cluster.nodes.launcher FOLDER DIGEST COMMAND...
 
 The server gets a session of its own, and this process ends at once, so that the server's parent is the machine's first
 process: neither a signal to the actor's process group nor Ray's cleaning up behind a worker reaches it.
 
-A server without a record would run for ever, unknown, on the port of the one that is started in its place.  So its
-process waits before it becomes the server until its record is written, and ends if this one dies before; and only one
-launcher of a folder is at work at a time, which starts nothing if a server runs.  The server's process id is printed.
+A server without a record would run for ever, unknown, on the port of the server that is started in its place.  So the
+new process becomes the server only once its record is written, and ends if the launcher dies before.  Only one launcher
+of a folder works at a time, and it starts nothing if a server runs.  It prints the server's process id.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     folder, digest, *command = argv
     process = ServerProcess(Path(folder))
     with process.alone():
-        found = process.find()
-        print(_launch(process, digest, command) if found is None else found.pid, flush=True)
+        running = process.find()
+        print(_launch(process, digest, command) if running is None else running.pid, flush=True)
     return 0
 
 

@@ -4,9 +4,8 @@ The server is a process of its own that outlives the agent (`clover.cluster.node
 the agent, of Ray and of the controller, requests are answered.  A new agent finds the server that runs and goes on with
 it.  A server that died although it should run is started again, after a growing wait if it dies again at once.
 
-A target reaches the server as an order with a lease (`clover.server.cluster_follower`).  So it is the server itself
-that returns to its own policy if it hears nothing for too long, whether the controller, the agent or the way between
-them is what failed.
+A target reaches the server as an order with a lease (`clover.server.cluster_follower`).  If the server hears nothing
+for too long, it returns to its own policy by itself, whether the controller, the agent or the network has failed.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class NodeSetup(Record, frozen=True, kw_only=True):
     drain_s: float = 30.0
 
     @classmethod
-    def of(cls, file: ClusterFile, name: str, folder: Path) -> NodeSetup:
+    def from_cluster(cls, file: ClusterFile, name: str, folder: Path) -> NodeSetup:
         """Return the order for a node of a cluster, whose files are below `folder`; KeyError if there is none."""
         node = {item.name: item for item in file.node}[name]
         return cls(
@@ -76,12 +75,12 @@ class NodeSetup(Record, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where its server takes HTTP."""
-        return f"{'https' if self.node.tls else 'http'}://{_bracketed(self.node.address)}:{self.node.port}"
+        return f"{'https' if self.node.tls else 'http'}://{_bracket(self.node.address)}:{self.node.port}"
 
     @property
     def grpc_url(self) -> str:
         """Where its server takes gRPC, HOST:PORT; empty if it does not."""
-        return f"{_bracketed(self.node.address)}:{self.node.grpc_port}" if self.node.grpc_port else ""
+        return f"{_bracket(self.node.address)}:{self.node.grpc_port}" if self.node.grpc_port else ""
 
     @property
     def control(self) -> str:
@@ -148,10 +147,10 @@ class NodeAgent:
         if record is not None and record.digest == self._digest():
             if self._state in ("released", "draining"):
                 self._state = "starting"
-            log.info("node %s: a server runs already, and is taken over", self.order.node.name)
+            log.info("node %s: its server runs already and is kept", self.order.node.name)
             return True
         if record is not None:
-            log.warning("node %s: a server of other settings runs; it is ended first", self.order.node.name)
+            log.warning("node %s: a server with other settings runs; it is stopped first", self.order.node.name)
             await self.release()
         self._state = "starting"
         await self._start()
@@ -170,7 +169,7 @@ class NodeAgent:
         words = msgspec.json.encode((self.order.command(), sorted(self.order.environment.items())))
         return hashlib.sha256(words).hexdigest()
 
-    async def look(self) -> None:
+    async def revive(self) -> None:
         """Start a server again that should run and does not; called every second or so."""
         if self._state not in ("starting", "ready") or await asyncio.to_thread(self._process.find) is not None:
             return
@@ -200,7 +199,7 @@ class NodeAgent:
         if await asyncio.to_thread(self._process.end):
             while await asyncio.to_thread(self._process.find) is not None:
                 if self._monotonic() >= end_s:
-                    log.warning("node %s: its server did not end in time, and is killed", self.order.node.name)
+                    log.warning("node %s: its server did not stop in time and is killed", self.order.node.name)
                     await asyncio.to_thread(lambda: self._process.end(kill=True))
                     end_s = float("inf")
                 await asyncio.sleep(0.1)
@@ -271,12 +270,12 @@ class NodeAgent:
         try:
             self._frontiers = await asyncio.to_thread(frontiers_of, told)
         except Exception:
-            log.exception("node %s: the operating points of its devices cannot be worked out", self.order.node.name)
+            log.exception("node %s: the operating points of its devices could not be worked out", self.order.node.name)
         else:
             seconds = self._monotonic() - began_s
             log.info("node %s: operating points worked out in %.1f s", self.order.node.name, seconds)
 
-    async def learned(self) -> None:
+    async def wait_learned(self) -> None:
         """Wait until the operating points of the server's devices are worked out, if they are being."""
         if self._learning is not None:
             await self._learning
@@ -335,5 +334,5 @@ def kind_of(shape: DeviceShape) -> str:
     return name or f"{shape.kind}-{shape.slices}"
 
 
-def _bracketed(address: str) -> str:
+def _bracket(address: str) -> str:
     return f"[{address}]" if ":" in address else address

@@ -1,9 +1,9 @@
-"""Ray as far as a cluster needs it: the import with an error that says what to install, and a local Ray of its own.
+"""What a cluster needs of Ray: the import, with an error that says what to install, and a local Ray.
 
-A local Ray is a head and one Ray node for each address of the cluster file, as programs of their own that outlive the
-command (`clover.cluster.nodes.server_process`), with small object stores and without a dashboard: nothing but actors
-runs there.  Its files are in a private folder, so that other Ray clusters of the machine are not touched, and `down`
-ends these programs and no others.
+A local Ray is a head and one Ray node for each address of the cluster file.  They are separate programs that outlive
+the command (`clover.cluster.nodes.server_process`).  They run only actors, so they have small object stores and no
+dashboard.  Their files are in a private folder: other Ray clusters of the machine are not touched, and `down` ends only
+these programs.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class LocalRay:
         if not address:
             self.stop()
             address = self._start_head()
-        for one in addresses:
-            self._start_node(address, one)
+        for node_address in addresses:
+            self._start_node(address, node_address)
         return address
 
     def _start_node(self, address: str, one: str) -> None:
@@ -135,8 +135,8 @@ class LocalRay:
         if not self._folder.is_dir():
             return 0
         # The head last: a Ray node that loses it first takes a minute to end.
-        found = sorted(self._folder.iterdir(), key=lambda folder: folder.name == "head")
-        processes = [ServerProcess(folder) for folder in found if folder.is_dir()]
+        folders = sorted(self._folder.iterdir(), key=lambda folder: folder.name == "head")
+        processes = [ServerProcess(folder) for folder in folders if folder.is_dir()]
         ended = sum(process.end() for process in processes)
         end_s = time.monotonic() + _STOP_S
         for process in processes:
@@ -154,7 +154,7 @@ class LocalRay:
         head = ServerProcess(self._folder / "head")
         for _ in range(_ATTEMPTS):
             host, port = _own_address(), _free_port()
-            # Ray binds sockets below this folder, whose paths may have 107 bytes: a short one in the folder for such.
+            # Ray binds sockets below this folder, and a socket's path has at most 107 bytes: so use a short folder.
             folder = tempfile.mkdtemp(prefix="clover-ray-")
             command = self._command("--head", f"--node-ip-address={host}", f"--port={port}", f"--temp-dir={folder}")
             command += [f"--ray-client-server-port={_free_port()}", "--include-dashboard=false"]

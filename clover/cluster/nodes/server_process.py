@@ -1,8 +1,8 @@
 """A node's server as a process that outlives the agent: started apart, found again by its record, called by its socket.
 
-The record is a file with the process id and the time the process started, in the kernel's ticks since boot, together
-with the boot's own id.  All three together name one process of all times, so that a process id that was given to
-another program is never taken for the server, and never gets a signal.
+The record is a file with the process id, the time the process started (in the kernel's ticks since boot), and the
+boot's id.  The three together name one process uniquely.  A process id that the kernel has given to another program is
+therefore never taken for the server, and never gets a signal.
 """
 
 from __future__ import annotations

@@ -69,10 +69,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class NodeGroup:
-    """Nodes that are planned as one, those to be awake first in front.
+    """Nodes that are planned as one, in the order in which they are woken.
 
-    `idle_g_h`: what one of them emits awake without rows, being woken (spread over the horizon) included.
-    `correction`: by family index, the mean of its nodes'."""
+    `idle_g_h`: grams per hour of one awake node without rows, including its wake-up (spread over the horizon).
+    `correction`: the mean correction of its nodes, by family index."""
 
     region: int
     nodes: tuple[ClusterNode, ...]
@@ -231,10 +231,10 @@ def _check(problem: ClusterProblem) -> None:
 
 def _idle(problem: ClusterProblem, kinds: Sequence[str]) -> dict[str, float]:
     """Return the watts of a device without rows by kind: the least that a frontier says, 0 if there is none."""
-    found: dict[str, float] = {}
+    idle_w: dict[str, float] = {}
     for frontier in problem.frontiers:
-        found[frontier.kind] = min(found.get(frontier.kind, math.inf), frontier.idle_w)
-    return {kind: found.get(kind, 0.0) for kind in kinds}
+        idle_w[frontier.kind] = min(idle_w.get(frontier.kind, math.inf), frontier.idle_w)
+    return {kind: idle_w.get(kind, 0.0) for kind in kinds}
 
 
 def _modes(
@@ -249,12 +249,12 @@ def _modes(
             where = points[frontier.kind, families.index(frontier.family)]
             where += [(point, extra) for point in frontier.points]
     modes = []
-    for (kind, family), found in sorted(points.items()):
+    for (kind, family), kind_points in sorted(points.items()):
         slo = problem.terms[family].slo_p95_ms
         limits = sorted(_limits_ms(problem, family))
         rows = [
             Mode(kind, family, point.rate, point.accuracy, (point.watts + extra) / point.rate, point.p95_ms)
-            for point, extra in found
+            for point, extra in kind_points
             if point.p95_ms <= slo
         ]
         # Of p95 it only matters whose limits it keeps.
@@ -264,12 +264,12 @@ def _modes(
         ]
         kept = [at for at in range(len(rows)) if not any(_beats(keys, other, at) for other in range(len(rows)))]
         if devices > _DEVICES_TOLD_APART:
-            kept = _unmixed(rows, [key[3] for key in keys], kept)
+            kept = _drop_mixed(rows, [key[3] for key in keys], kept)
         modes += [rows[at] for at in kept]
     return tuple(modes)
 
 
-def _unmixed(rows: Sequence[Mode], tiers: Sequence[float], kept: Sequence[int]) -> list[int]:
+def _drop_mixed(rows: Sequence[Mode], tiers: Sequence[float], kept: Sequence[int]) -> list[int]:
     """Return the modes of `kept` that no two others beat if devices are divided between them: as many rows, as
     accurate, for no more joules, and as fast."""
     left = list(kept)
@@ -319,22 +319,22 @@ def _beats(keys: Sequence[tuple[float, ...]], one: int, other: int) -> bool:
 
 def _groups(shell: ProblemArrays, usable: Sequence[ClusterNode]) -> tuple[NodeGroup, ...]:
     for step in _CORRECTION_STEPS:
-        gathered = _gathered(shell, usable, step)
+        gathered = _group_nodes(shell, usable, step)
         if len(gathered) <= _MOST_GROUPS:
             break
     return _in_order(shell, gathered)
 
 
-def _gathered(
+def _group_nodes(
     shell: ProblemArrays, usable: Sequence[ClusterNode], step: float
 ) -> dict[tuple[object, ...], list[ClusterNode]]:
-    found: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[ClusterNode]] = defaultdict(list)
     for node in usable:
         logs = [math.log(node.correction.get(family, 1.0)) for family in shell.families]
         at = round(sum(logs) / len(logs) / step) if logs else 0
         devices = tuple(sorted((kind, count) for kind, count in node.devices.items() if count))
-        found[(node.region, devices, round(shell.idle_grams(node), 9), node.state == "released", at)].append(node)
-    return found
+        groups[(node.region, devices, round(shell.idle_grams(node), 9), node.state == "released", at)].append(node)
+    return groups
 
 
 def _in_order(shell: ProblemArrays, gathered: Mapping[tuple[object, ...], list[ClusterNode]]) -> tuple[NodeGroup, ...]:

@@ -2,14 +2,13 @@
 
 `alone`  Each region serves its own clients: rows stay in their origin's region, or, if that has no nodes or may not be
          used, go to the nearest one that may.  A region's nodes share its rows in proportion to what each can serve;
-         each keeps the accuracy floors for its own rows and chooses the modes that emit least.  Nobody releases nodes,
-         so all that are not lost are awake, and draw their idle watts.
-`awake`  The same with the regions left out: all nodes share all rows in proportion to what each can serve, as a load
-         balancer without knowledge of grids would have it (an origin's rows only go where they may).
+         each keeps the accuracy floors for its own rows and chooses the modes that emit least.  No node is released,
+         so all nodes that are not lost are awake and draw their idle watts.
+`awake`  The same without regions: all nodes share all rows in proportion to what each can serve, as a load balancer
+         does that knows nothing of grids.  An origin's rows still go only where they may.
 
-Devices are taken as divisible here, so that both are rather too low than too high.  Rows that a region's nodes
-have no room for are not served and emit nothing: `Baseline.unserved` says how many, and the comparison is not fair if
-it is not 0.
+Devices are taken as divisible here, so both figures are rather too low than too high.  Rows that a region's nodes have
+no room for are not served and emit nothing.  `Baseline.unserved` counts them; unless it is 0 the comparison is unfair.
 """
 
 from __future__ import annotations
@@ -126,11 +125,11 @@ def _share(
         key = (tuple(sorted(group.devices.items())), share.round(9).tobytes(), relative.round(12).tobytes(), allowed)
         if key not in known:
             known[key] = _own(instance, replace(group, correction=relative), share)
-        own = known[key]
-        total.grams_h += group.size * scale * own.watts * float(instance.intensity[group.region]) / 1000.0
-        for number in np.flatnonzero(own.left > 1e-7 * max(1.0, float(share.sum()))):
+        plan = known[key]
+        total.grams_h += group.size * scale * plan.watts * float(instance.intensity[group.region]) / 1000.0
+        for number in np.flatnonzero(plan.left > 1e-7 * max(1.0, float(share.sum()))):
             family = instance.families[number]
-            total.unserved[family] = total.unserved.get(family, 0.0) + group.size * float(own.left[number])
+            total.unserved[family] = total.unserved.get(family, 0.0) + group.size * float(plan.left[number])
 
 
 def _own(instance: ProblemArrays, group: NodeGroup, share: Floats) -> _OwnPlan:

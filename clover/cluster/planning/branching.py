@@ -2,13 +2,13 @@
 
 **One set of modes.**  A region's nodes answer all streams that come to it, so a mode that is too slow for one of them
 may not be used there while that stream comes.  The relaxation does not know that: it may keep a slow mode for clients
-nearby and a fast one for those far away.  Sets of modes that streams allow are nested (each is all modes up to a p95),
-so at a family and region at which streams disagree there are as few choices as there are different sets: use one of
-them, and keep streams away that allow less.
+nearby and a fast one for those far away.  Sets of modes that streams allow are nested (each is all modes up to a p95).
+So where the streams of a family and region disagree, there is one choice for each different set: use that set, and keep
+the streams away that allow less.
 
-**Whole nodes.**  Where nobody disagrees, a count of awake nodes is split: no more than the whole number below, or no
-fewer than the one above.  Those of regions and of all nodes come first, then those of groups.  A plan is made
-(`rounding`) of the first solution, and of those in which the nodes of each region are whole.
+**Whole nodes.**  Where no streams disagree, a count of awake nodes is split: no more than the whole number below, or no
+fewer than the one above.  Counts of regions and of all nodes come first, then those of groups.  A plan is made
+(`rounding`) from the first solution, and from those in which the nodes of each region are whole.
 
 Branches are taken up by their bounds, lowest first, until none promises less than the best plan, or the allowance of
 programs is used up.  The bound is the least over all branches that were left.
@@ -129,13 +129,13 @@ def _possible(relaxed: ClusterRelaxation, sizes: Sequence[float], branch: _Branc
     high = np.array([branch.nodes.get(g, (0.0, size))[1] for g, size in enumerate(sizes)])
     least = most = 0.0
     for at, members in enumerate(relaxed.together):
-        own = branch.nodes.get(len(sizes) + at, (0.0, relaxed.sizes[at]))
+        bounds = branch.nodes.get(len(sizes) + at, (0.0, relaxed.sizes[at]))
         if at < len(relaxed.together) - 1:
-            own = max(own[0], float(low[members].sum())), min(own[1], float(high[members].sum()))
-            least, most = least + own[0], most + own[1]
-        elif max(own[0], least) > min(own[1], most):
+            bounds = max(bounds[0], float(low[members].sum())), min(bounds[1], float(high[members].sum()))
+            least, most = least + bounds[0], most + bounds[1]
+        elif max(bounds[0], least) > min(bounds[1], most):
             return False
-        if own[0] > own[1]:
+        if bounds[0] > bounds[1]:
             return False
     return True
 

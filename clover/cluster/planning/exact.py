@@ -1,17 +1,16 @@
 """Clusters of a few nodes: whole nodes and whole devices by branch and bound, from the best plan that is known.
 
-If a cluster has a few devices, one in another mode or one node more is a large part of all grams, and changes of one
-device at a time end at plans that only two at once would better.  Here whole counts are searched for: the program of
-`relaxation`, with variables for the devices of each group and mode, is solved, and whatever is least whole is split in
-two; sets of modes first (`branching`), then nodes, then how many devices of a group serve a family, then devices in a
-mode.  Without the devices of a family, a branch that closes one mode only moves to the next one like it.  The part that
-promises most is followed to its end, then the most promising of those that were left is taken up, until none promises
-less than the best plan.
+If a cluster has only a few devices, one device or node is a large part of all grams.  A search that changes one device
+at a time then gets stuck where only two changes together help.  So whole counts are searched for here.  The program of
+`relaxation` is solved with variables for the devices of each group and mode, and the count that is least whole is split
+in two: sets of modes first (`branching`), then nodes, then how many devices of a group serve a family, then devices in
+a mode.  Without the third kind, a branch that closes one mode would only move to a similar one.  The most promising
+part is followed to its end, then the most promising of the rest, until none promises less than the best plan.
 
-**The bound.**  Each program's duals say what no plan of its part is below (`LinearProgram.least`); the least of these
-over all parts that were left, or were followed to their end, is what no plan at all is below.  If the search ends by
-itself, it is the best plan's grams but for a ten-thousandth.  A part without devices for its least counts is empty; one
-whose program fails by rounding errors is not, and leaves the bound of the part that it was split from.
+**The bound.**  Each program's duals bound the plans of its part from below (`LinearProgram.least`).  The least of these
+bounds, over all parts that were left or followed to their end, bounds all plans.  If the search ends by itself, the
+bound is within a ten-thousandth of the best plan's grams.  A part without devices for its least counts is empty.  A
+part whose program fails by rounding errors is not empty: it keeps the bound of the part that it was split from.
 
 The number of programs is limited, not the time: the same problem gets the same plan on every machine.
 """
@@ -75,7 +74,7 @@ class ExactSearch:
         order = itertools.count()
         heap: list[tuple[float, int, _Branch]] = []
         least = np.inf  # of the branches that are done with, but for those that promised too little
-        followed = self._solved(self._root, {}, fixed)
+        followed = self._solve(self._root, {}, fixed)
         left = _PROGRAMS - 1
         while followed is not None and left > 0:
             halves, found = self._halves(followed)
@@ -87,7 +86,7 @@ class ExactSearch:
             for sets, limits in halves:
                 if self._possible(limits):
                     left -= 1
-                    half = self._solved(followed.solved, sets, limits)
+                    half = self._solve(followed.solved, sets, limits)
                     if half is None:
                         least = min(least, followed.bound)  # rounding errors left no solution, which proves nothing
                     else:
@@ -121,7 +120,7 @@ class ExactSearch:
                 return False
         return True
 
-    def _solved(self, start: Basis, sets: Mapping[Place, bytes], limits: Limits) -> _Branch | None:
+    def _solve(self, start: Basis, sets: Mapping[Place, bytes], limits: Limits) -> _Branch | None:
         """Return a branch, solved from the solution of another one; None if its limits contradict each other."""
         program = self._relaxed.program
         self._decide(start, sets)
@@ -136,11 +135,11 @@ class ExactSearch:
     def _decide(self, start: Basis, sets: Mapping[Place, bytes]) -> list[Flags]:
         """Put the program where `start` is, with only those modes open that `sets` leave; return them by stream."""
         self._relaxed.program.restore(replace(start, lower=self._root.lower, upper=self._root.upper))
-        opened = self._opened(sets)
+        opened = self._open_flags(sets)
         shut(self._instance, self._relaxed, opened)
         return opened
 
-    def _opened(self, sets: Mapping[Place, bytes]) -> list[Flags]:
+    def _open_flags(self, sets: Mapping[Place, bytes]) -> list[Flags]:
         opened = [stream.allowed.copy() for stream in self._instance.streams]
         for place, choice in sets.items():
             narrow(self._instance, opened, place, np.frombuffer(choice, dtype=bool))
@@ -150,7 +149,7 @@ class ExactSearch:
         """Return what a branch is split into, and the plan if all in it is whole."""
         instance, relaxed = self._instance, self._relaxed
         relaxed.program.restore(branch.solved)
-        opened = self._opened(branch.sets)
+        opened = self._open_flags(branch.sets)
         place = disagreement(instance, relaxed, opened, branch.sets)
         if place is not None:
             sets = [{**branch.sets, place: choice} for choice in choices(opened, instance, place)]

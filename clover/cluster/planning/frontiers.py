@@ -1,13 +1,13 @@
 """What a device can do for a family, as the planner of one machine plans it: the frontier that a cluster plans with.
 
-At some rates, from the most that a device of the kind serves within the SLO down to a twentieth of that, the frontier
-of accuracy and joules a row is searched (`planning.budget.frontiers`): the searches that a server's own controller
-makes, with MIG layouts, core-sets, mixes and cascades; and at lower ones, as long as a device could be more accurate
-still with fewer rows.  Each plan found is an operating point, with its p95.  Of all points those stay that no other one
-beats in rate, accuracy, joules a row and p95.
+The frontier of accuracy and joules a row is searched (`planning.budget.frontiers`) at some rates, from the most that
+such a device serves within the SLO down to a twentieth of that.  Lower rates follow as long as a device could be more
+accurate with fewer rows.  The search is that of a server's own controller, with MIG layouts, core-sets, mixes and
+cascades.  Each plan found is an operating point, with its p95.  A point is dropped if another one beats it in rate,
+accuracy, joules a row and p95.
 
-A cluster adds the watts of points to those of idle devices, so joules are active ones; what a plan may spare by putting
-slices to sleep is the node's own matter.  Frontiers are kept for as long as the process lives: they depend on the
+Joules are active ones, since a cluster adds the watts of points to those of idle devices.  What a plan may spare by
+putting slices to sleep is left to the node.  Frontiers are kept for as long as the process lives: they depend on the
 profile, the kind of device and the objective, and not on the grid.
 """
 
@@ -68,18 +68,18 @@ def _points(encoded: bytes) -> tuple[OperatingPoint, ...]:
     if highest <= 0.0:
         return ()
     step = _LOWEST ** (1.0 / max(1, key.rates - 1))
-    found: list[OperatingPoint] = []
+    points: list[OperatingPoint] = []
     rate = highest
     for at in range(key.rates):
         rate = highest * step**at
-        found += (_point(rate, plan) for plan in _plans(key, rate))
+        points += (_point(rate, plan) for plan in _plans(key, rate))
     best = max(accuracies(key.profile).values(), default=0.0)
     for _ in range(_LOWER):
-        if max((point.accuracy for point in found), default=0.0) >= best - _NEAR:
+        if max((point.accuracy for point in points), default=0.0) >= best - _NEAR:
             break
         rate *= 0.5
-        found += (_point(rate, plan) for plan in _plans(key, rate))
-    return undominated(found)
+        points += (_point(rate, plan) for plan in _plans(key, rate))
+    return drop_dominated(points)
 
 
 def _state(key: _Key) -> State:
@@ -143,7 +143,7 @@ def _point(rate: float, plan: FrontierPlan) -> OperatingPoint:
     )
 
 
-def undominated(points: Iterable[OperatingPoint]) -> tuple[OperatingPoint, ...]:
+def drop_dominated(points: Iterable[OperatingPoint]) -> tuple[OperatingPoint, ...]:
     """Return the points that no other one is at least as good as in rate, accuracy, joules a row and p95, by accuracy
     and rate."""
     kept: list[OperatingPoint] = []

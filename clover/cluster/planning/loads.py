@@ -1,8 +1,8 @@
 """Rows for devices whose modes are chosen: how many of each stream go to which group and mode, at the least grams.
 
-With modes fixed, families no longer compete, so this is one small linear program a family: what each mode's devices can
-take, all rows of each stream, and the family's mean accuracy.  The search for better modes asks for hundreds of these
-that differ by one device.
+With modes fixed, families no longer compete.  So each family is one small linear program, bounded by what each mode's
+devices can take, all rows of each stream, and the family's mean accuracy.  The search for better modes solves hundreds
+of these, which differ by one device.
 """
 
 from __future__ import annotations

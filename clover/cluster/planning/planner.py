@@ -53,7 +53,7 @@ def _awake_nodes(instance: ProblemArrays, rounded: Rounded) -> list[list[Cluster
     return [list(group.nodes[: round(count)]) for group, count in zip(instance.groups, rounded.nodes, strict=True)]
 
 
-def _dealt(instance: ProblemArrays, rounded: Rounded) -> list[list[list[int]]]:
+def _deal_devices(instance: ProblemArrays, rounded: Rounded) -> list[list[list[int]]]:
     """Return the modes of the devices of each awake node, by group: modes are dealt like cards, so that nodes of a
     group do about the same and the loss of one takes little of any family."""
     dealt = []
@@ -74,8 +74,10 @@ def _dealt(instance: ProblemArrays, rounded: Rounded) -> list[list[list[int]]]:
 def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow, ...]) -> tuple[NodeTarget, ...]:
     rates = _mode_rates(instance, rounded)
     limits = _limits(instance, flows)
-    found: dict[str, NodeTarget] = {}
-    for g, (nodes, hands) in enumerate(zip(_awake_nodes(instance, rounded), _dealt(instance, rounded), strict=True)):
+    targets: dict[str, NodeTarget] = {}
+    for g, (nodes, hands) in enumerate(
+        zip(_awake_nodes(instance, rounded), _deal_devices(instance, rounded), strict=True)
+    ):
         for node, hand in zip(nodes, hands, strict=True):
             served: dict[str, float] = defaultdict(float)
             points: dict[str, float] = defaultdict(float)
@@ -87,7 +89,7 @@ def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow,
                 served[family] += rate
                 points[family] += rate * instance.modes[m].accuracy
             accuracy = {family: points[family] / served[family] for family in served if served[family] > 0.0}
-            found[node.name] = NodeTarget(
+            targets[node.name] = NodeTarget(
                 node=node.name,
                 awake=True,
                 rates={family: rate for family, rate in served.items() if rate > 0.0},
@@ -95,7 +97,7 @@ def _targets(instance: ProblemArrays, rounded: Rounded, flows: tuple[RegionFlow,
                 accuracy=accuracy,
                 p95_ms={family: limits[family, node.region] for family in accuracy},
             )
-    return tuple(found.get(node.name, NodeTarget(node=node.name, awake=False)) for node in instance.problem.nodes)
+    return tuple(targets.get(node.name, NodeTarget(node=node.name, awake=False)) for node in instance.problem.nodes)
 
 
 def _mode_rates(instance: ProblemArrays, rounded: Rounded) -> Floats:
@@ -151,7 +153,9 @@ def _grams(instance: ProblemArrays, rounded: Rounded) -> float:
     """Return grams/h of a plan, each node with its own correction."""
     rates = _mode_rates(instance, rounded)
     total = 0.0
-    for g, (nodes, hands) in enumerate(zip(_awake_nodes(instance, rounded), _dealt(instance, rounded), strict=True)):
+    for g, (nodes, hands) in enumerate(
+        zip(_awake_nodes(instance, rounded), _deal_devices(instance, rounded), strict=True)
+    ):
         for node, hand in zip(nodes, hands, strict=True):
             total += instance.idle_grams(node)
             total += sum(instance.row_grams(node, instance.modes[m]) * rates[g, m] / rounded.counts[g, m] for m in hand)

@@ -1,4 +1,4 @@
-"""What a plan of a cluster is made from, and what it says.
+"""The inputs of a cluster's plan, and the plan.
 
 Units: rates are rows/s, watts are those of the devices and their share of the host, intensities gCO2/kWh, accuracies
 points of 100, times seconds unless the name says otherwise.  "Rows" are rows of the family that the record names.

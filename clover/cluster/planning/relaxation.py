@@ -2,9 +2,8 @@
 
 Variables: how many nodes of each group are awake; how many of their devices are in which mode for which stream; and,
 for each loss to survive, how the devices that are left would divide their time (`reserve`).  Constraints: every row is
-served, the rows' mean accuracy of a family is its floor, devices are no more than those of awake nodes.  Rows that
-nothing is left for, and a reserve that cannot be kept, cost a price above all others, so that there is always a
-solution.
+served, the mean accuracy of a family's rows is at least its floor, and only devices of awake nodes are used.  Rows
+without room and a reserve that cannot be kept are allowed at a price above all others, so there is always a solution.
 
 **Prices.**  The duals are prices: grams/h for one more row/s of a stream (`lambda`), for a point of a family's accuracy
 on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
@@ -12,7 +11,7 @@ on one row/s (`mu`), and for a device after a loss (`nu`).  At *any* such prices
     sum of lambda x rows  +  what the reserve is worth  -  sum over nodes of max(0, value of its devices - idle grams)
 
 (and, where at least or at most so many nodes are to be awake, the price of a node times that many, which is then a part
-of each node's value) is at most what every plan emits: the Lagrangian relaxation, which falls apart into nodes, and
+of each node's value) is at most what every plan emits.  This is the Lagrangian relaxation, which splits into nodes, and
 these into devices, whose value is that of their best mode.  `bound` computes it from the duals, for each node with its
 own correction; rounding errors of the program can only make it lower.
 
@@ -37,6 +36,8 @@ from clover.cluster.planning.reserve import Loss
 from clover.cluster.planning.simplex import Columns, LinearProgram
 
 _UNSERVED, _UNSPARED = 1000.0, 50.0  # prices of what cannot be had, in multiples of the most that a row may cost
+
+
 class ClusterRelaxation:
     """The linear program of an instance, solved, to be solved again with nodes fixed or modes closed."""
 
@@ -174,9 +175,7 @@ class ClusterRelaxation:
     def _write_nodes(self, columns: Columns, g: int) -> int:
         instance, group = self._instance, self._instance.groups[g]
         entries = [(self._device_rows[g, kind], -float(count)) for kind, count in group.devices.items()]
-        entries += [
-            (row, 1.0) for row, members in zip(self._together_rows, self.together, strict=True) if g in members
-        ]
+        entries += [(row, 1.0) for row, members in zip(self._together_rows, self.together, strict=True) if g in members]
         for spare_rows in self._spare_rows:
             for kind, count in group.devices.items():
                 row = spare_rows.get((group.region, instance.kinds.index(kind)))
@@ -232,13 +231,13 @@ class ClusterRelaxation:
     def unkept(self) -> list[Floats]:
         """Return, for each loss, the rows/s of each stream that its reserve lacks."""
         x = self.program.x
-        found = []
+        unkept_losses = []
         for short in self.unspared:
             lacking = np.zeros(len(self._instance.streams))
             for stream, column in short.items():
                 lacking[stream] = x[column]
-            found.append(lacking)
-        return found
+            unkept_losses.append(lacking)
+        return unkept_losses
 
     def bound(self, opened: Sequence[Flags], limits: Mapping[int, tuple[float, float]]) -> float:
         """Return grams/h that no plan is below in which streams use the modes that are `opened` to them (each stream's

@@ -6,8 +6,8 @@ itself, with the best mix of its modes: its `spare rate`.  A stream that could o
 be kept by any reserve; it is left out of that loss, and the plan says so.
 
 **What cannot be kept** is found before anything is planned, loss by loss, with all nodes awake (`kept_with_all`): more
-nodes never make a reserve smaller.  The loss of a node is looked at for each shape of nodes by itself: the average over
-all losses, which the relaxation has, may be kept though none of them is.
+nodes never make a reserve smaller.  The loss of a node is checked for each shape of nodes by itself.  The average over
+all losses, which the relaxation uses, may be kept although no single loss is.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ Case = tuple[Shape | None, Floats, Floats]
 
 def spare_rates(instance: ProblemArrays) -> Floats:
     """Return the most rows/s of each stream that a device gives at the accuracy floor: by region, kind and stream."""
-    found = np.zeros((len(instance.regions), len(instance.kinds), len(instance.streams)))
+    spare = np.zeros((len(instance.regions), len(instance.kinds), len(instance.streams)))
     for number, stream in enumerate(instance.streams):
         floor = instance.floors[stream.family]
         for region in range(len(instance.regions)):
@@ -77,8 +77,8 @@ def spare_rates(instance: ProblemArrays) -> Floats:
                     for mode, allowed in zip(instance.modes, stream.allowed[region], strict=True)
                     if allowed and mode.kind == kind
                 ]
-                found[region, at, number] = _fastest(usable)
-    return found
+                spare[region, at, number] = _fastest(usable)
+    return spare
 
 
 def _fastest(usable: Sequence[tuple[float, float]]) -> float:
@@ -133,14 +133,14 @@ def confined(instance: ProblemArrays, spare: Floats, wanted: Sequence[Loss]) -> 
     ]
     sets = {item for stream, item in enumerate(reach) if anywhere.rates[stream] > 0.0}
     populated = {group.region for group in instance.groups}
-    found = []
+    confined_losses = []
     for within in sorted(item for item in sets if not populated <= set(item)):
         counted = tuple(stream for stream, item in enumerate(reach) if set(item) <= set(within))
         rates = np.zeros(len(reach))
         rates[list(counted)] = anywhere.rates[list(counted)]
-        found.append(Loss(None, rates, within, counted))
-    found.sort(key=lambda loss: -float(loss.rates.sum()) / len(loss.within))
-    return tuple(found[:_CONFINED])
+        confined_losses.append(Loss(None, rates, within, counted))
+    confined_losses.sort(key=lambda loss: -float(loss.rates.sum()) / len(loss.within))
+    return tuple(confined_losses[:_CONFINED])
 
 
 class Reserve:

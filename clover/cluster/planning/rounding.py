@@ -151,9 +151,9 @@ class Rounding:
         worst, worth = 0.0, np.zeros_like(devices)
         for loss in self._losses:
             for _, rates, left in loss.cases(devices, shapes, instance.kinds):
-                found, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
-                if found > worst:
-                    worst, worth = found, added
+                short, added = self._reserve.shortage(np.minimum(rates, self._rates), left)
+                if short > worst:
+                    worst, worth = short, added
                     if loss.region is not None:
                         worth[loss.region] = 0.0
         gain = np.array(
@@ -282,15 +282,15 @@ class Rounding:
 
     def _load(self, family: int, counts: Floats, *, strict: bool) -> FamilyLoads:
         """Return the cheapest loads of a family on `counts` devices, from the last ones if they had the same modes."""
-        own = self._instance.mode_family == family
-        bins = [(g, m) for g, m in np.argwhere((counts > 0.5) & own).tolist()]
-        known = self._programs.get((family, strict))
-        if known is None or not known.covers(bins, self._opened):
-            if known is not None and known.opened is self._opened and len(known.bins) <= 2 * len(bins):
-                bins = list(dict.fromkeys([*known.bins, *bins]))
-            known = FamilyProgram(self._instance, family, bins, self._rates, self._opened, strict=strict)
-            self._programs[family, strict] = known
-        return known.load(counts)
+        modes = self._instance.mode_family == family
+        bins = [(g, m) for g, m in np.argwhere((counts > 0.5) & modes).tolist()]
+        program = self._programs.get((family, strict))
+        if program is None or not program.covers(bins, self._opened):
+            if program is not None and program.opened is self._opened and len(program.bins) <= 2 * len(bins):
+                bins = list(dict.fromkeys([*program.bins, *bins]))
+            program = FamilyProgram(self._instance, family, bins, self._rates, self._opened, strict=strict)
+            self._programs[family, strict] = program
+        return program.load(counts)
 
     def weighed(self, nodes: Floats, counts: Floats, opened: Sequence[Flags]) -> Rounded:
         """Return what whole nodes and devices are worth if streams use what is `opened` to them."""

@@ -137,7 +137,7 @@ class LinearProgram:
         self._at_upper = np.zeros(self._n, dtype=bool)
         self._nonbasic = np.ones(self._n, dtype=bool)
         self._nonbasic[self._basic] = False
-        self._inverse = self._inverted()
+        self._inverse = self._invert()
         shake = np.random.default_rng(7).uniform(0.5, 1.0, self._m)
         self._shake = _SHAKE * shake * max(1.0, float(np.abs(self._right * self._row_scale).max(initial=0.0)))
         self.pivots = 0
@@ -188,7 +188,7 @@ class LinearProgram:
     def x(self) -> Floats:
         """The variables, within their bounds."""
         x = self._resting()
-        x[self._basic] = self._inverse @ (self._right * self._row_scale - self._applied(x))
+        x[self._basic] = self._inverse @ (self._right * self._row_scale - self._apply_inverse(x))
         return np.clip(x * self._column_scale, self.lower, self.upper)
 
     @property
@@ -199,7 +199,7 @@ class LinearProgram:
     @property
     def reduced(self) -> Floats:
         """What one more of each variable costs, to first order."""
-        return self._reduced(self._cost[self._basic] @ self._inverse) / self._column_scale
+        return self._reduced_costs(self._cost[self._basic] @ self._inverse) / self._column_scale
 
     @property
     def objective(self) -> float:
@@ -210,7 +210,7 @@ class LinearProgram:
         """Return a cost that no solution is below, by the duals at hand, whatever they are; `most`: what variables
         without an upper bound are at most."""
         y = self._cost[self._basic] @ self._inverse
-        gain = self._reduced(y) / self._column_scale
+        gain = self._reduced_costs(y) / self._column_scale
         upper = np.where(np.isfinite(self.upper), self.upper, most)
         rest = np.where(gain > 0.0, gain * self.lower, gain * upper)
         return float(y @ (self._right * self._row_scale) + rest.sum())
@@ -226,7 +226,7 @@ class LinearProgram:
         span = slice(self._starts[column], self._starts[column + 1])
         return np.asarray(self._inverse[:, self._rows[span]] @ self._values[span])
 
-    def _reduced(self, y: Floats) -> Floats:
+    def _reduced_costs(self, y: Floats) -> Floats:
         return self._cost - np.add.reduceat(y[self._rows] * self._values, self._starts[:-1])
 
     def _resting(self) -> Floats:
@@ -235,21 +235,21 @@ class LinearProgram:
         x[self._basic] = 0.0
         return x
 
-    def _applied(self, x: Floats) -> Floats:
+    def _apply_inverse(self, x: Floats) -> Floats:
         """Return A x, scaled."""
         owner = np.repeat(x, np.diff(self._starts))
         return np.asarray(np.bincount(self._rows, weights=self._values * owner, minlength=self._m), dtype=np.float64)
 
     def _start(self) -> tuple[Floats, Floats, Floats]:
         """Return the basic variables (right-hand sides shaken), their lower and their upper bounds, all scaled."""
-        right = self._right * self._row_scale + self._shake - self._applied(self._resting())
+        right = self._right * self._row_scale + self._shake - self._apply_inverse(self._resting())
         scale = self._column_scale[self._basic]
         return self._inverse @ right, self.lower[self._basic] / scale, self.upper[self._basic] / scale
 
     def _refactor(self) -> None:
-        self._inverse = self._inverted()
+        self._inverse = self._invert()
 
-    def _inverted(self) -> Floats:
+    def _invert(self) -> Floats:
         """Return the inverse of the basis.  Its columns with one entry are eliminated by hand, which leaves little or
         nothing to invert:
 
@@ -260,15 +260,15 @@ class LinearProgram:
         ones, others = np.flatnonzero(single), np.flatnonzero(~single)
         starts = self._starts[self._basic[ones]]
         own, values = self._rows[starts], self._values[starts]
-        found = np.zeros((self._m, self._m))
-        found[ones, own] = 1.0 / values
+        inverse = np.zeros((self._m, self._m))
+        inverse[ones, own] = 1.0 / values
         if len(others):
             matrix = self._matrix(self._basic[others])
             rest = np.setdiff1d(np.arange(self._m), own)
             inner = np.linalg.inv(matrix[rest])
-            found[np.ix_(others, rest)] = inner
-            found[np.ix_(ones, rest)] = -(matrix[own] @ inner) / values[:, None]
-        return found
+            inverse[np.ix_(others, rest)] = inner
+            inverse[np.ix_(ones, rest)] = -(matrix[own] @ inner) / values[:, None]
+        return inverse
 
     def _exchange(self, row: int, column: int, step: Floats) -> None:
         """Put `column` into the basis in the place of the one in `row`; `step` is the column in terms of the basis."""
@@ -291,7 +291,7 @@ class LinearProgram:
         y = self._cost[self._basic] @ self._inverse
         fixed = self.lower >= self.upper
         while True:
-            gain = np.where(self._at_upper, -1.0, 1.0) * self._reduced(y)
+            gain = np.where(self._at_upper, -1.0, 1.0) * self._reduced_costs(y)
             gain[~self._nonbasic | fixed] = 0.0
             column = int(gain.argmin())
             # The duals of what cannot be had are a thousand times those of the optimum: no fixed tolerance fits both.
@@ -331,7 +331,7 @@ class LinearProgram:
 
     def _dual(self) -> None:
         y = self._cost[self._basic] @ self._inverse
-        gain = self._reduced(y)
+        gain = self._reduced_costs(y)
         # A variable with two bounds rests at the one that its reduced cost prefers.
         self._at_upper = np.where(np.isfinite(self.upper), gain < 0.0, False) & self._nonbasic
         basic, low, high = self._start()
@@ -367,4 +367,4 @@ class LinearProgram:
             low[row], high[row] = self.lower[column] / scale, self.upper[column] / scale
             if self.pivots % _REFACTOR == 0:
                 basic, low, high = self._start()
-                gain = self._reduced(self._cost[self._basic] @ self._inverse)
+                gain = self._reduced_costs(self._cost[self._basic] @ self._inverse)

@@ -1,5 +1,4 @@
-"""Solve a cluster's problem: the relaxation of what can be had, whole nodes and devices of it, and the plan in
-force."""
+"""Solve a cluster's problem: relax it, round to whole nodes and devices, and compare with the plan in force."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
     every = losses(instance, spare)
     wanted = tuple(loss for loss in every if loss.rates.any())
     rates = np.array([stream.rate for stream in instance.streams])
-    relaxed, served, kept_losses, unkept = _relaxed(instance, spare, reserve, wanted, rates)
+    relaxed, served, kept_losses, unkept = _relax(instance, spare, reserve, wanted, rates)
     made: dict[bytes, Rounded] = {}
     best, bound = search(
         instance,
@@ -65,7 +64,7 @@ def solve(instance: ProblemArrays) -> SolvedCluster:
         lacking[stream] += rate
     if best.unserved:
         # Whole devices serve less than divisible ones: bound what is served.
-        lowered = _relaxed(instance, spare, reserve, wanted, np.maximum(0.0, rates - lacking))[0]
+        lowered = _relax(instance, spare, reserve, wanted, np.maximum(0.0, rates - lacking))[0]
         bound = lowered.bound([stream.allowed for stream in instance.streams], {})
     short = iter(unkept)
     return SolvedCluster(
@@ -95,7 +94,7 @@ def _allowance(instance: ProblemArrays) -> Allowance:
     return Allowance(80, 4, 40) if total <= 150 else Allowance(30, 1)
 
 
-def _relaxed(
+def _relax(
     instance: ProblemArrays, spare: Floats, reserve: Reserve, wanted: tuple[Loss, ...], rates: Floats
 ) -> tuple[ClusterRelaxation, Floats, tuple[Loss, ...], list[float]]:
     """Return the solved relaxation of what can be had: its rows/s by stream, its losses, and what each lacks."""

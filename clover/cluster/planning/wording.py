@@ -1,5 +1,4 @@
-"""A plan in one plain sentence, and what is missing if the problem has no solution: which promise, by how much, and
-what would help."""
+"""A plan in one plain sentence.  Without a solution: which promise fails, by how much, and what would help."""
 
 from __future__ import annotations
 
@@ -43,10 +42,10 @@ def _awake(solution: SolvedCluster) -> str:
 
 def _missing(solution: SolvedCluster) -> list[str]:
     instance = solution.instance
-    found = []
+    phrases = []
     for at, family in enumerate(instance.families):
         if instance.asked[at] > instance.floors[at] + 1e-9:
-            found.append(
+            phrases.append(
                 f"the accuracy floor {instance.asked[at]:.2f} of {family} cannot be kept: the best operating point "
                 f"within its SLO has {instance.floors[at]:.2f}; lower the floor or add a better variant"
             )
@@ -55,22 +54,22 @@ def _missing(solution: SolvedCluster) -> list[str]:
         if rate > 0.0:
             left[stream.family] += float(rate)
     for family_at, rate in sorted(left.items()):
-        found.append(
+        phrases.append(
             f"{_rate(rate)} rows/s of {instance.families[family_at]} are not served: {_why(instance, family_at)}"
         )
     for loss, lacking in zip(solution.losses, solution.unkept, strict=True):
         what = "a node" if loss.region is None else f"region {instance.regions[loss.region]}"
         if lacking > 0.0:
-            found.append(
+            phrases.append(
                 f"after the loss of {what}, {_rate(lacking)} rows/s would have no room even with all nodes awake; add "
                 "nodes, lower a floor, or set survive to less"
             )
         gone = sum(stream.rate for stream, rate in zip(instance.streams, loss.rates, strict=True) if rate == 0.0)
         if gone > 0.0:
-            found.append(
+            phrases.append(
                 f"{_rate(gone)} rows/s can only be answered by what is lost with {what}, so no reserve keeps them"
             )
-    return found
+    return phrases
 
 
 def _why(instance: ProblemArrays, family: int) -> str:

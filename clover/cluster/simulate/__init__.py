@@ -1,1 +1,1 @@
-"""A cluster that is not there, before the production controller."""
+"""A simulated cluster, run by the production controller."""

@@ -1,7 +1,7 @@
-"""A scenario of the simulation from a cluster file: its nodes, terms and grids, and a load that is asked for.
+"""A scenario of the simulation from a cluster file: its nodes, terms and grids, and the load that the command names.
 
-What devices can do comes from a file, or from what the cluster's own controller learned and saved.  A region's grid is
-that of its carbon section, or another that is asked for; a live one has no hours that could be played.
+What devices can do comes from a file, or from what the cluster's controller has learned and saved.  A region's grid is
+that of its carbon section, unless the command names another.  A live source cannot be played: it has no future hours.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SimulationRequest(Record, frozen=True, kw_only=True):
 def scenario_of(file: ClusterFile, asked: SimulationRequest) -> ClusterScenario:
     """Return the scenario.  ConfigError if something that it needs is not known, or asked for what is not there."""
     _check(file, asked)
-    saved = _saved(file)
+    saved = _read_saved(file)
     frontiers = _points(asked.points) if asked.points else saved.frontiers if saved is not None else ()
     terms = _terms(file, asked, saved, frontiers)
     sources = {region.name: _source(region, asked.grids.get(region.name, "")) for region in file.region}
@@ -103,9 +103,9 @@ def _terms(
     """Return the terms with all nodes awake at first, as after a first `up`."""
     seen: dict[str, ClusterNode] = {}
     if saved is not None:
-        seen = {name: own.reported for name, own in saved.members.items() if own.reported is not None}
+        seen = {name: frontier.reported for name, frontier in saved.members.items() if frontier.reported is not None}
     terms, nodes = terms_of(file), []
-    kinds = {own.kind for own in frontiers}
+    kinds = {frontier.kind for frontier in frontiers}
     for node in terms.nodes:
         devices = node.devices or (seen[node.name].devices if node.name in seen else {})
         if not devices:
@@ -118,19 +118,21 @@ def _terms(
                 f"`cluster up` once, whose controller learns it (known: {_words(kinds) or 'none'})"
             )
         nodes.append(msgspec.structs.replace(node, devices=devices, state="ready"))
-    known = {own.family for own in frontiers}
+    families = {frontier.family for frontier in frontiers}
     for family in file.family:
-        if family.family not in known:
-            raise ConfigError(f"there are no operating points of the family {family.family}: {_words(known)} have some")
+        if family.family not in families:
+            raise ConfigError(
+                f"there are no operating points of the family {family.family}: {_words(families)} have some"
+            )
     return msgspec.structs.replace(terms, nodes=tuple(nodes), frontiers=tuple(frontiers), look_s=asked.step_s)
 
 
-def _saved(file: ClusterFile) -> SavedCluster | None:
+def _read_saved(file: ClusterFile) -> SavedCluster | None:
     """Return what the cluster's controller saved last; None if there is nothing that can be read."""
     given = file.cluster.store.removeprefix("file:")
     try:
-        found = (Path(given) if given else folder_of(file) / "state.json").read_bytes()
-        return msgspec.json.decode(found, type=SavedCluster)
+        content = (Path(given) if given else folder_of(file) / "state.json").read_bytes()
+        return msgspec.json.decode(content, type=SavedCluster)
     except (OSError, *MALFORMED):
         return None
 

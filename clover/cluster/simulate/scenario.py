@@ -67,8 +67,8 @@ class ClusterScenario:
             raise ConfigError(
                 f"a simulation takes more than 0 s, in steps of more, not {self.seconds} and {self.step_s}"
             )
-        regions = {own.name for own in self.regions}
-        nodes = {own.name for own in self.terms.nodes}
+        regions = {region.name for region in self.regions}
+        nodes = {node.name for node in self.terms.nodes}
         for node in self.terms.nodes:
             if node.region not in regions:
                 raise ConfigError(f"node {node.name} is in region {node.region}, which is none of {', '.join(regions)}")
@@ -131,9 +131,9 @@ class _Player:
 
     async def _solve(self, problem: ClusterProblem) -> ClusterPlan:
         began = time.process_time()
-        found = self._plan(problem)
+        plan = self._plan(problem)
         self.run.plan_s.append(time.process_time() - began)
-        return found
+        return plan
 
     async def play(self) -> ClusterRun:
         """Play all steps."""

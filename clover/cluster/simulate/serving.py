@@ -73,9 +73,9 @@ class ServingModel:
         key = (kind, family, step, math.ceil(floor * _FLOOR_STEPS - 1e-6))
         if key not in self._known:
             self._known[key] = _serve(self._points[kind, family], most * step / _RATE_STEPS, key[3] / _FLOOR_STEPS)
-        found = self._known[key]
-        part = min(rate, most) / found.rate
-        return ServedRows(found.rate * part, found.accuracy, found.watts * part, found.p95_ms)
+        service = self._known[key]
+        part = min(rate, most) / service.rate
+        return ServedRows(service.rate * part, service.accuracy, service.watts * part, service.p95_ms)
 
 
 def _serve(points: tuple[OperatingPoint, ...], rate: float, floor: float) -> ServedRows:

@@ -1,4 +1,4 @@
-"""A cluster that is not there: nodes, ingress, store and grids on a virtual clock, as the controller's ports see them.
+"""A simulated cluster: nodes, ingress, store and grids on a virtual clock, as the controller's ports see them.
 
 Rows are a fluid: each step, what clients of a region send is shared by the ingress's weights among the nodes that it
 finds healthy, and each node serves its part as `simulate.serving` says.  Faults are done to it by `ClusterFault`s.
@@ -221,8 +221,8 @@ class SimulatedWorld:
         return named | {family: left * need / total if total > 0.0 else 0.0 for family, need in others.items()}
 
     def _most(self, node: SimulatedNode, family: str) -> float:
-        found = sum(self.serving.most(kind, family) * count for kind, count in node.machine.devices.items())
-        return found / node.slow
+        most = sum(self.serving.most(kind, family) * count for kind, count in node.machine.devices.items())
+        return most / node.slow
 
     def _serve_family(
         self, node: SimulatedNode, family: str, rate: float, part: float, grams_a_watt: float, seconds: float
@@ -335,12 +335,13 @@ class SimulatedNodes:
                     family=family,
                     rates=rates.get(family, {}),
                     p95_ms=node.p95_ms.get(family, 0.0),
-                    rows=int(own.rows),
-                    accuracy_rows=own.accuracy_rows * (int(own.rows) / own.rows if own.rows > 0.0 else 0.0),
-                    joules=own.joules,
-                    grams=own.grams,
+                    rows=int(counter.rows),
+                    accuracy_rows=counter.accuracy_rows
+                    * (int(counter.rows) / counter.rows if counter.rows > 0.0 else 0.0),
+                    joules=counter.joules,
+                    grams=counter.grams,
                 )
-                for family, own in node.counters.items()
+                for family, counter in node.counters.items()
             ),
             frontiers=self._world.rules.frontiers,
             target_epoch=node.epoch,
@@ -349,7 +350,7 @@ class SimulatedNodes:
 
     async def follow(self, target: NodeTarget, epoch: int) -> None:
         """Give a node its target."""
-        node = self._reached(target.node)
+        node = self._reach_node(target.node)
         if epoch >= max(node.epoch, node.seen_epoch):
             node.target, node.epoch = target, epoch
 
@@ -380,7 +381,7 @@ class SimulatedNodes:
         node.state = "off"
         self._world.sums.releases += 1
 
-    def _reached(self, name: str) -> SimulatedNode:
+    def _reach_node(self, name: str) -> SimulatedNode:
         node = self._world.nodes[name]
         if node.cut_off or node.state not in ("serving", "waking"):
             raise ClusterError(f"{name} does not answer")

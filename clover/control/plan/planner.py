@@ -130,7 +130,7 @@ class Planner:
         context = self._context
         started_s = context.monotonic()
         family.look(started_s)
-        family.demand.look(started_s, family.fleet.demanded())
+        family.demand.look(started_s, family.fleet.accuracy_demand())
         family.transition = None
         try:
             state, plan = await self.propose(family, request)

@@ -68,5 +68,5 @@ class Triggers:
         if self._moved(seen.rate, rate_change):
             return f"rate moved from {self.planned_rate:.1f} to {seen.rate:.1f} rows/s"
         if self.again_s is not None and seen.now_s >= self.again_s:
-            return "held back before"
+            return "a plan was held back or failed before"
         return ""

@@ -52,11 +52,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _add_arguments(emulating: argparse.ArgumentParser) -> None:
-    own = f"{program()} mig emulate"
+    command = f"{program()} mig emulate"
     emulating.usage = (
-        f"{own} NAME[:COUNT] [options] -- COMMAND...\n"
-        f"       {own} NAME[:COUNT] [options] --state FILE\n"
-        f"       {own} --state FILE -- COMMAND..."
+        f"{command} NAME[:COUNT] [options] -- COMMAND...\n"
+        f"       {command} NAME[:COUNT] [options] --state FILE\n"
+        f"       {command} --state FILE -- COMMAND..."
     )
     boards = ", ".join((*tables.names(), *tables.plain_names(), "or pod-PROFILE: instances as a pod is given them"))
     emulating.add_argument("box", metavar="NAME[:COUNT]", nargs="?", default="", help=boards)
@@ -126,10 +126,10 @@ _BOX = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?::(?P<count>\d{1,2}))?")
 
 def parse_box(text: str) -> tuple[str, int]:
     """Return table and number of GPUs of NAME[:COUNT]; ConfigError if `text` is not of this form."""
-    found = _BOX.fullmatch(text.lower())
-    if found is None or (found["count"] and int(found["count"]) < 1):
+    match = _BOX.fullmatch(text.lower())
+    if match is None or (match["count"] and int(match["count"]) < 1):
         raise ConfigError(f"{text!r} must read NAME:COUNT, as a100-40gb:2")
-    return found["name"], int(found["count"] or 1)
+    return match["name"], int(match["count"] or 1)
 
 
 def run(command: Sequence[str], state: Path, environ: Mapping[str, str], *, remove: Sequence[Path] = ()) -> NoReturn:

@@ -1,1 +1,1 @@
-"""Profiles of GPUs that are not there: calculated from the one on CPU cores, or taken from a pace file."""
+"""Profiles of emulated GPUs: calculated from the profile on CPU cores, or taken from a pace file."""

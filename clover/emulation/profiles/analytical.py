@@ -127,14 +127,14 @@ def emulate(
     for variant in measured.backend:
         if rows:
             assert file is not None
-            latency += _given(measured, spec, variant, rows, file.method)
+            latency += _take_given(measured, spec, variant, rows, file.method)
         else:
             for name, slices in offered.items():
-                latency += _calculated(measured, variant, name, slices)
+                latency += _calculate(measured, variant, name, slices)
     if rows and file is not None:
         all_notes.append(f"times and watts of slices are {file.method}: {file.source}")
-        known = {(m.variant, m.profile) for m in latency}
-        missing = [f"{v} on {p}" for v in measured.backend for p in offered if (v, p) not in known]
+        measured_pairs = {(m.variant, m.profile) for m in latency}
+        missing = [f"{v} on {p}" for v in measured.backend for p in offered if (v, p) not in measured_pairs]
         if missing:
             all_notes.append(f"no rows, so it does not run there: {', '.join(missing)}")
     else:
@@ -170,23 +170,23 @@ def _memory(measured: FamilyProfile, latency: Sequence[LatencyMeasurement]) -> t
     )
 
 
-def _calculated(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
+def _calculate(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
     cells = profiles.measurements(measured, variant, _CORE)
-    found = []
+    measurements = []
     for cell in cells:
         ms = cell.mean_ms * SLICE_RATIO / speed(slices)
-        found.append(_cell(cell, profile, cell.batch, ms, watts(slices), "analytical"))
-    return found
+        measurements.append(_cell(cell, profile, cell.batch, ms, watts(slices), "analytical"))
+    return measurements
 
 
-def _given(
+def _take_given(
     measured: FamilyProfile,
     spec: FamilySpec,
     variant: str,
     rows: Mapping[tuple[str, str], list[PaceRow]],
     method: Method,
 ) -> list[LatencyMeasurement]:
-    found = []
+    measurements = []
     for (name, profile), own in rows.items():
         if name != variant:
             continue
@@ -196,8 +196,8 @@ def _given(
         for batch in sorted(given | {spec.max_batch}):
             like = profiles.latency(measured, variant, _CORE, batch)
             label = method if batch in given else "analytical"
-            found.append(_cell(like, profile, batch, pace_ms[batch - 1], power_w[batch - 1], label))
-    return found
+            measurements.append(_cell(like, profile, batch, pace_ms[batch - 1], power_w[batch - 1], label))
+    return measurements
 
 
 def _cell(

@@ -3,9 +3,9 @@
     {"method": "analytical", "source": "where the figures come from",
      "rows": [{"family": "f", "variant": "v", "profile": "1g.5gb", "batch": 8, "ms": 21.0, "watts": 16.7}, ...]}
 
-`ms` is the time of a whole batch, `watts` the power above idle while it runs.  A row may add `drawn_watts`: what the
-emulated board really draws, if that shall differ from what the profile expects (a board that is not as its data sheet
-says).  A variant without a row for a profile does not run on it, for example because its model does not fit.
+`ms` is the time of a whole batch, `watts` the power above idle while it runs.  A row may add `drawn_watts`, the power
+that the emulated board really draws, to emulate a board that differs from its profile.  A variant without a row for a
+profile does not run on it, for example because its model does not fit.
 
 One such table comes with Clover (`shipped`): families of the SC'23 paper on an A100 with 40 GB.  A malformed or
 contradictory file is refused with its path; nothing in it is guessed.
@@ -53,13 +53,13 @@ class PaceFile(Record, frozen=True, kw_only=True):
     source: str
     rows: tuple[PaceRow, ...]
 
-    def of(self, family: str) -> tuple[PaceRow, ...]:
+    def rows_of(self, family: str) -> tuple[PaceRow, ...]:
         """Return the rows of one family."""
         return tuple(row for row in self.rows if row.family == family)
 
-    def drawn(self, family: str) -> dict[tuple[str, str], Pace]:
+    def paces_of(self, family: str) -> dict[tuple[str, str], Pace]:
         """Return how the board runs each (variant, profile) of a family."""
-        return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.of(family)).items()}
+        return {key: as_pace(rows, drawn=True) for key, rows in by_place(self.rows_of(family)).items()}
 
 
 def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
@@ -73,10 +73,10 @@ def as_pace(rows: list[PaceRow], *, drawn: bool = False) -> Pace:
 
 def by_place(rows: tuple[PaceRow, ...]) -> dict[tuple[str, str], list[PaceRow]]:
     """Return rows by (variant, profile), by rising batch."""
-    found: dict[tuple[str, str], list[PaceRow]] = {}
+    rows_by_place: dict[tuple[str, str], list[PaceRow]] = {}
     for row in sorted(rows, key=lambda row: row.batch):
-        found.setdefault((row.variant, row.profile), []).append(row)
-    return found
+        rows_by_place.setdefault((row.variant, row.profile), []).append(row)
+    return rows_by_place
 
 
 def load(path: Path | str) -> PaceFile:
@@ -132,7 +132,7 @@ def rows_of(
     Empty if the file does not have the family.  Raises ConfigError if it has the family and does not fit it: it names
     another variant, or has no row of some variant for any of the profiles.
     """
-    mine = file.of(spec.name)
+    mine = file.rows_of(spec.name)
     if not mine:
         return {}
     names = [variant.name for variant in spec.variants]

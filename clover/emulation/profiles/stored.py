@@ -69,7 +69,7 @@ def keep_emulated(
     try:
         known = store.get(spec.name, key)
     except ProfileError as error:
-        log.warning("%s; it is made anew", error)
+        log.warning("%s; the profile is made again", error)
         known = None
     if known != profile:
         stored.keep(store, profile)

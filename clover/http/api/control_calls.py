@@ -1,4 +1,4 @@
-"""Calls that change the server, each in a task of its own and each noted in the audit log; and what is read of that."""
+"""Calls that change the server, each in a task of its own and recorded in the audit log; and reading that log."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class ControlCalls:
         verb = exchange.head.path.rpartition("/")[2]
         self._change(exchange, body, lambda asked, who: self._view.control().command(verb, asked, who), "")
 
-    def audited(self, exchange: Exchange, body: Body, name: str) -> None:
+    def list_calls(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer with the newest calls, refused ones included."""
         exchange.finish_json(self._audit.newest(limit_of(exchange.head)))
 
-    def refused(self, head: Head) -> None:
+    def record_refusal(self, head: Head) -> None:
         """Note a call that its head alone refused."""
         assert head.refusal is not None
-        self._note(self._caller(head), head.path, status=head.refusal[0], error=head.refusal[1])
+        self._record(self._caller(head), head.path, status=head.refusal[0], error=head.refusal[1])
 
     async def cancel(self) -> None:
         """Cancel the changes that still run, and wait for their end."""
@@ -107,7 +107,7 @@ class ControlCalls:
             asked = object_of(body, self._depth)
             change = begin(asked, who)
         except RequestError as error:
-            self._note(who or self._caller(head), head.path, asked, status=error.status, error=error.message)
+            self._record(who or self._caller(head), head.path, asked, status=error.status, error=error.message)
             raise
         task = self._loop.create_task(self._finish(exchange, change, failed, who, asked))
         self._tasks.add(task)
@@ -120,7 +120,7 @@ class ControlCalls:
         try:
             status, text = await self._await(exchange, change, failed)
         finally:
-            self._note(who, path, asked, status=status, error=text)
+            self._record(who, path, asked, status=status, error=text)
 
     async def _await(self, exchange: Exchange, change: Coroutine[Any, Any, Any], failed: str) -> tuple[int, str]:
         """Wait for a change and answer with its result; return status and error of the answer.  Texts of errors that
@@ -159,7 +159,7 @@ class ControlCalls:
         """Return who made a call that is refused; empty if nobody knows."""
         return head.tenant.client if head.tenant is not None else self._access.bearer(head.bearer)
 
-    def _note(
+    def _record(
         self, who: str, path: str, asked: Mapping[str, Any] | None = None, *, status: int, error: str = ""
     ) -> None:
         parts = path.split("/")
@@ -170,7 +170,7 @@ class ControlCalls:
             call, model = parts[5], parts[4]
         if status == 200 and (asked or {}).get("action") in ASKING.get(call, ()):
             return
-        self._audit.note(
+        self._audit.record(
             who,
             self._access.door,
             call,

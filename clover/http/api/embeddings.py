@@ -76,19 +76,19 @@ class EmbeddingRoutes:
         self._models = models
         self._limits = limits
 
-    def listed(self, exchange: Exchange, body: Body, name: str) -> None:
+    def list_models(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models: the families that embed."""
         models = [  # a version of its own, NAME@VERSION while a new one is being rolled out, is no further model
-            _described(name)
+            _describe_model(name)
             for name, model in self._models().items()
-            if _embeds(model.spec) and named.shown(name) == name
+            if _embeds(model.spec) and named.client_name(name) == name
         ]
         exchange.finish_json({"object": "list", "data": models})
 
-    def one(self, exchange: Exchange, body: Body, name: str) -> None:
+    def show_model(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer GET /v1/models/M."""
         self._model(name)
-        exchange.finish_json(_described(name))
+        exchange.finish_json(_describe_model(name))
 
     def embed(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer POST /v1/embeddings; raises RequestError, and then holds nothing."""
@@ -133,7 +133,7 @@ def output_of(spec: FamilySpec) -> int:
     return [tensor.name for tensor in spec.outputs].index(name) if name else 0
 
 
-def _described(name: str) -> dict[str, Any]:
+def _describe_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "clover"}
 
 
@@ -162,7 +162,7 @@ def _done(exchange: Exchange, model: Model, ask: EmbeddingAsk, ticket: Ticket) -
 
 
 def _answer(exchange: Exchange, model: Model, ask: EmbeddingAsk, ticket: Ticket) -> None:
-    rows = shortened(np.asarray(model.read(ticket, output_of(model.spec)), np.float32), ask.dimensions)
+    rows = shorten(np.asarray(model.read(ticket, output_of(model.spec)), np.float32), ask.dimensions)
     if not np.isfinite(rows).all():
         raise ModelFailed("the model gave an embedding that is not finite")
     words = sum(len(text.split()) for text in ask.texts)
@@ -179,7 +179,7 @@ def _answer(exchange: Exchange, model: Model, ask: EmbeddingAsk, ticket: Ticket)
     exchange.finish(200, [orjson.dumps(document, option=_NUMPY)], receipt)
 
 
-def shortened(rows: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+def shorten(rows: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
     """Return the first `dimensions` numbers of each vector (0: all as they are), scaled to length 1 again."""
     if not dimensions or dimensions == rows.shape[1]:
         return rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from clover.families import by_agreement
 from clover.interfaces import Model, SplitModel
-from clover.steps import described
+from clover.steps import describe_steps
 from clover.types import FamilySpec, TensorSpec
 
 EXTENSIONS = (
@@ -30,12 +30,12 @@ def model_metadata(name: str, spec: FamilySpec, served: tuple[str, ...]) -> dict
 
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [
-            {"name": one.name, "datatype": one.datatype, "shape": [-1, *one.shape]}
-            | ({"parameters": {"labels": list(one.labels)}} if one.labels else {})
-            for one in listed
+            {"name": tensor.name, "datatype": tensor.datatype, "shape": [-1, *tensor.shape]}
+            | ({"parameters": {"labels": list(tensor.labels)}} if tensor.labels else {})
+            for tensor in listed
         ]
 
-    parameters: dict[str, Any] = {} if spec.steps is None else {"steps": described(spec)}
+    parameters: dict[str, Any] = {} if spec.steps is None else {"steps": describe_steps(spec)}
     if untrained := [variant.name for variant in spec.variants if variant.untrained]:
         parameters["untrained"] = untrained
     if by_agreement(spec):
@@ -61,11 +61,11 @@ def model_config(name: str, spec: FamilySpec) -> dict[str, Any]:
     def tensors(listed: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
         return [
             {
-                "name": one.name,
-                "data_type": "TYPE_STRING" if one.datatype == "BYTES" else f"TYPE_{one.datatype}",
-                "dims": list(one.shape),
+                "name": tensor.name,
+                "data_type": "TYPE_STRING" if tensor.datatype == "BYTES" else f"TYPE_{tensor.datatype}",
+                "dims": list(tensor.shape),
             }
-            for one in listed
+            for tensor in listed
         ]
 
     return {

@@ -12,7 +12,7 @@ from clover.interfaces import Model, SplitModel
 _UNKNOWN_MODEL = "Request for unknown model: no model of that name and version is served"
 
 
-def found(models: Mapping[str, Model], name: str, version: str | None = None) -> tuple[str, Model]:
+def find_model(models: Mapping[str, Model], name: str, version: str | None = None) -> tuple[str, Model]:
     """Return the key in `models` of the model that clients call by `name` and, unless it is None, `version`, and the
     model; raises NotFound."""
     model = models.get(name)
@@ -28,18 +28,18 @@ def found(models: Mapping[str, Model], name: str, version: str | None = None) ->
     return name, model
 
 
-def shown(key: str) -> str:
+def client_name(key: str) -> str:
     """Return the name that clients know a model by: NAME of NAME@VERSION."""
     return key.partition("@")[0]
 
 
-def each(models: Mapping[str, Model]) -> list[tuple[str, Model]]:
+def list_versions(models: Mapping[str, Model]) -> list[tuple[str, Model]]:
     """Return every version of every model, with the name that clients know it by."""
-    return [(shown(key), model) for key, model in models.items() if not isinstance(model, SplitModel)]
+    return [(client_name(key), model) for key, model in models.items() if not isinstance(model, SplitModel)]
 
 
 def endpoint_of(key: str, model: Model, limits: LimitsConfig) -> InferEndpoint:
     """Return a new endpoint of the model with that key."""
     if isinstance(model, SplitModel):
-        return SplitEndpoint(shown(key), model, limits)
-    return InferEndpoint(shown(key), model, limits)
+        return SplitEndpoint(client_name(key), model, limits)
+    return InferEndpoint(client_name(key), model, limits)

@@ -5,8 +5,9 @@ The file describes every operation and every body that is the same for all famil
     paths with FAMILY and VERSION    one for each family, with the body of its infer requests
     answers                          the errors, which any operation may answer with
     Command_VERB                     the bodies of an operator's commands (`clover.verbs`) and the models that they may
-                                     name; of `roll-out` and `cluster`, which stand in the file, models and settings
-    examples                         of names in paths, but for what changes the server: it could be tried by mistake
+                                     name.  `roll-out` and `cluster` are in the file, but for models and settings
+    examples                         names in paths.  Operations that change the server get none: a reader might try
+                                     them by mistake
 
 The body of an infer request is described exactly for one row whose variable axes have length 1; what else is taken is
 said in prose.
@@ -63,10 +64,10 @@ def build(specs: dict[str, FamilySpec], version: str) -> dict[str, Any]:
         names = {"FAMILY": name, "VERSION": spec.version}
         schemas[f"Infer_{name}"] = _infer_schema(infer, spec)
         for path, methods in of_families.items():
-            described = _named(methods, names)
+            described = _with_names(methods, names)
             if path.endswith("/infer") and (example := _example(spec)):
                 described["post"]["requestBody"]["content"][_JSON]["example"] = example
-            paths[_named(path, names)] = described
+            paths[_with_names(path, names)] = described
     schemas |= {f"Command_{verb}": _command_schema(command) for verb, command in VERBS.items()}
     for verb in COMMANDS:
         schema = _fill_command(verb, schemas[f"Command_{verb}"], specs)
@@ -82,14 +83,14 @@ def _ref(place: str) -> dict[str, str]:
     return {"$ref": f"#/components/{place}"}
 
 
-def _named(part: Any, names: dict[str, str]) -> Any:
+def _with_names(part: Any, names: dict[str, str]) -> Any:
     """Return a copy of a part of the document with the names of a family in its texts."""
     if isinstance(part, str):
         return _NAMES.sub(lambda match: names[match[0]], part)
     if isinstance(part, dict):
-        return {key: _named(value, names) for key, value in part.items()}
+        return {key: _with_names(value, names) for key, value in part.items()}
     if isinstance(part, list):
-        return [_named(value, names) for value in part]
+        return [_with_names(value, names) for value in part]
     return part
 
 
@@ -118,9 +119,7 @@ def _command_schema(command: type[Command]) -> dict[str, Any]:
         "additionalProperties": False,
         "description": about,
         "properties": {
-            name: _argument_schema(argument)
-            for name, argument in arguments(command).items()
-            if name != "configuration"
+            name: _argument_schema(argument) for name, argument in arguments(command).items() if name != "configuration"
         },
         "required": [*command.required],
     }
@@ -176,7 +175,7 @@ def _rollout_settings() -> dict[str, Any]:
 
 def _infer_schema(template: dict[str, Any], spec: FamilySpec) -> dict[str, Any]:
     """Return the body of an infer request in JSON: one row, flat data."""
-    schema: dict[str, Any] = _named(template, {})
+    schema: dict[str, Any] = _with_names(template, {})
     inputs = [_input(tensor) for tensor in spec.inputs]
     schema["properties"]["inputs"] |= {"minItems": len(inputs), "maxItems": len(inputs), "prefixItems": inputs}
     schema["properties"]["outputs"]["items"]["anyOf"] = [_output(tensor) for tensor in spec.outputs]

@@ -3,7 +3,7 @@
 Whether the caller may ask comes first, then the path (404), then its method (405 with Allow).  Handlers answer at
 once, but for three kinds of request.  Loading, unloading and the controller's commands take a Task.  Large documents
 (`_documents`) are made one a turn of the event loop.  A compressed body is decompressed piece by piece, the long ones
-one after the other.  A connection reads no further request until such a one is answered.
+one after the other.  A connection reads no further request until these are answered.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Routes:
             "/v2/repository/index": {"POST": self._repository_index},
             "/v2/clover/state": {"GET": self._state},
             "/v2/clover/decisions": {"GET": self._decisions},
-            "/v2/clover/audit": {"GET": self.calls.audited},
+            "/v2/clover/audit": {"GET": self.calls.list_calls},
             "/metrics": {"GET": self._metrics},
             "/openapi.json": {"GET": self._openapi},
         }
@@ -108,8 +108,8 @@ class Routes:
             self._paths[f"/v2/clover/{verb}"] = {"POST": self.calls.command}
         embeddings = EmbeddingRoutes(view.models, config.limits)
         self._paths[PATH] = {"POST": embeddings.embed}
-        self._paths[MODELS_PATH] = {"GET": embeddings.listed}
-        self._embedding_model: Methods = {"GET": embeddings.one}
+        self._paths[MODELS_PATH] = {"GET": embeddings.list_models}
+        self._embedding_model: Methods = {"GET": embeddings.show_model}
         self._paths.update(mounted or {})
         self._model_paths: dict[str, Methods] = {
             "": {"GET": self._model_metadata},
@@ -121,7 +121,7 @@ class Routes:
         }
         self._documents = {
             self._all_statistics,
-            self.calls.audited,
+            self.calls.list_calls,
             self._decisions,
             self._metrics,
             self._model_statistics,
@@ -143,7 +143,7 @@ class Routes:
         """
         self._access.judge(head)
         if head.refusal is not None and head.method == "POST" and changes(head.path):
-            self.calls.refused(head)
+            self.calls.record_refusal(head)
         self._bound(head)
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):
@@ -257,7 +257,7 @@ class Routes:
                 version, rest = rest[1], rest[2:]
             methods = self._model_paths.get("/".join(rest)) if len(rest) <= 1 and rest != [""] else None
             if methods is not None:
-                return methods, named.found(self._view.models(), name, version)[0]
+                return methods, named.find_model(self._view.models(), name, version)[0]
         elif len(parts) == 6 and parts[:4] == ["", "v2", "repository", "models"]:
             methods = self._repository_paths.get(parts[5])
             if methods is not None:
@@ -267,7 +267,7 @@ class Routes:
         raise NotFound("Request for unknown model or path")
 
     def _model(self, name: str) -> Model:
-        return named.found(self._view.models(), name)[1]
+        return named.find_model(self._view.models(), name)[1]
 
     # --- inference ----------------------------------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class Routes:
         return endpoint
 
     def _feedback(self, exchange: Exchange, body: Body, name: str) -> None:
-        """Take the labels of an answer from whoever knows its id, which only that answer carried.
+        """Take the labels of an answer.  The id in the path is proof enough: only the answer itself carried it.
 
         A page of another origin is refused all the same.
         """
@@ -301,8 +301,8 @@ class Routes:
         number = connection.state.ids.number_of(given.id)
         tenant = exchange.head.tenant
         client = tenant.client if tenant is not None else connection.client
-        found = self._model(name).labelled(number, given.labels, client)
-        exchange.finish_json({"id": given.id, **found})
+        outcome = self._model(name).count_labels(number, given.labels, client)
+        exchange.finish_json({"id": given.id, **outcome})
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
@@ -323,14 +323,14 @@ class Routes:
         if described is None or described[0] is not model:
             described = self._described[name] = (
                 model,
-                orjson.dumps(metadata.model_metadata(named.shown(name), model.spec, metadata.versions(model))),
-                orjson.dumps(metadata.model_config(named.shown(name), model.spec)),
+                orjson.dumps(metadata.model_metadata(named.client_name(name), model.spec, metadata.versions(model))),
+                orjson.dumps(metadata.model_config(named.client_name(name), model.spec)),
             )
         return described
 
     def _each(self) -> list[tuple[str, Model]]:
         """Return every version of every model, with the name that clients know it by."""
-        return named.each(self._view.models())
+        return named.list_versions(self._view.models())
 
     def _model_metadata(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish(200, [self._descriptions(name)[1]])
@@ -340,10 +340,10 @@ class Routes:
 
     def _model_ready(self, exchange: Exchange, body: Body, name: str) -> None:
         ready = bool(self._model(name).ready)
-        exchange.finish_json({"name": named.shown(name), "ready": ready}, 200 if ready else 503)
+        exchange.finish_json({"name": named.client_name(name), "ready": ready}, 200 if ready else 503)
 
     def _model_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
-        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": named.shown(name)}]})
+        exchange.finish_json({"model_stats": [{**self._model(name).stats(), "name": named.client_name(name)}]})
 
     def _all_statistics(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json({"model_stats": [{**model.stats(), "name": name} for name, model in self._each()]})
@@ -353,7 +353,9 @@ class Routes:
 
     def _openapi(self, exchange: Exchange, body: Body, name: str) -> None:
         exchange.finish_json(
-            openapi.build({named.shown(key): model.spec for key, model in self._view.models().items()}, __version__)
+            openapi.build(
+                {named.client_name(key): model.spec for key, model in self._view.models().items()}, __version__
+            )
         )
 
     def _state(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -375,7 +377,9 @@ class Routes:
             state, reason = self._view.state_of(model_name)
             if state == "READY" or not ready_only:
                 version = model.spec.version
-                rows.append({"name": named.shown(model_name), "version": version, "state": state, "reason": reason})
+                rows.append(
+                    {"name": named.client_name(model_name), "version": version, "state": state, "reason": reason}
+                )
         exchange.finish_json(rows)
 
 

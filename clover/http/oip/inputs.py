@@ -52,7 +52,7 @@ class DeclaredInput:
         for axis in shape:  # before any comparison: 4.0 and true equal 4 and 1
             if type(axis) is not int or axis < 0:
                 raise BadRequest(
-                    f"its shape holds {shown(axis)}; an axis is a whole number from 0 on, such as 3 (not 3.0)"
+                    f"its shape holds {quote_input(axis)}; an axis is a whole number from 0 on, such as 3 (not 3.0)"
                 )
         if len(shape) != len(self.row_shape) + 1 or not self._within(shape):
             bound = f", of at most {list(self.spec.bound)} a row" if self.variable else ""
@@ -86,7 +86,7 @@ def of_input(entry: DeclaredInput, error: RequestError) -> RequestError:
     return type(error)(f"input {entry.spec.name!r}: {error.message}")
 
 
-def shown(value: Any) -> str:
+def quote_input(value: Any) -> str:
     """Return what a client sent for an error's text: quoted, of bounded length, nothing in it unprintable."""
     if type(value) is str:
         return repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")

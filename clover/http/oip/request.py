@@ -1,6 +1,6 @@
 """The infer request of the Open Inference Protocol, as pure functions over bytes; `http.oip.response` has the answer.
 
-`decode` turns a body into rows, which may be views of that body, by what the family declares (`Signature`).
+`decode` turns a body into rows as the family declares them (`Signature`).  The rows may be views of the body.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 from clover._native.infer import burden
 from clover.errors import BadRequest, RequestError, TooLarge
 from clover.http.oip import tensors
-from clover.http.oip.inputs import DeclaredInput, names_of, of_input, shown
+from clover.http.oip.inputs import DeclaredInput, names_of, of_input, quote_input
 from clover.http.oip.signature import (
     ID_CHARACTERS,
     NO_INPUTS,
@@ -239,9 +239,7 @@ def _cascade(parameters: dict[str, Any]) -> bool:
     return bool(value == "on")
 
 
-def _read_inputs(
-    signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body
-) -> list[Placed]:
+def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text: bytes, binary: Body) -> list[Placed]:
     """Read the tensors of a request; return the places of those that are binary."""
     declared = signature.inputs
     if type(listed) is not list:
@@ -255,18 +253,18 @@ def _read_inputs(
     placed = []
     for item in listed:
         if type(item) is not dict:
-            raise BadRequest(f"inputs holds {shown(item)}; an input is an object")
+            raise BadRequest(f"inputs holds {quote_input(item)}; an input is an object")
         name = item.get("name")
         entry = declared.get(name) if type(name) is str else None
         if entry is None:
-            raise BadRequest(f"an input is named {shown(name)}; the model takes {names_of(declared)}")
+            raise BadRequest(f"an input is named {quote_input(name)}; the model takes {names_of(declared)}")
         bit = 1 << entry.index
         if seen & bit:
             raise BadRequest(f"input {name!r} is given twice")
         seen |= bit
         try:
             if item.get("datatype") != entry.datatype.name:
-                given = shown(item.get("datatype"))
+                given = quote_input(item.get("datatype"))
                 raise BadRequest(f"its datatype is {given}; the model takes {entry.datatype.name}")
             shape = entry.check_shape(item.get("shape"), signature.most_rows, body_bytes)
             if not request.rows:
@@ -322,7 +320,9 @@ def _binary_size(parameters: Any) -> int | None:
         return None
     size = parameters["binary_data_size"]
     if type(size) is not int or size < 0:
-        raise BadRequest(f"binary_data_size is {shown(size)}; it is a whole number from 0 on, such as 3 (not 3.0)")
+        raise BadRequest(
+            f"binary_data_size is {quote_input(size)}; it is a whole number from 0 on, such as 3 (not 3.0)"
+        )
     return size
 
 
@@ -337,11 +337,11 @@ def read_outputs(signature: Signature, listed: Any, default_binary: bool, rows: 
     seen = set()
     for item in listed:
         if type(item) is not dict:
-            raise BadRequest(f"outputs holds {shown(item)}; an output is an object")
+            raise BadRequest(f"outputs holds {quote_input(item)}; an output is an object")
         name = item.get("name")
         index = signature.out_index.get(name) if type(name) is str else None
         if index is None:
-            raise BadRequest(f"an output is named {shown(name)}; the model has {names_of(signature.out_index)}")
+            raise BadRequest(f"an output is named {quote_input(name)}; the model has {names_of(signature.out_index)}")
         if index in seen:
             raise BadRequest(f"output {name!r} is requested twice")
         seen.add(index)

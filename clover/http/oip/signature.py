@@ -136,7 +136,7 @@ class Signature:
         self.prefix = b'{"model_name":%b,"model_version":%b' % (orjson.dumps(self.name), orjson.dumps(spec.version))
         self.out_prefix = [b'{"name":%b,"datatype":"' % orjson.dumps(tensor.name) for tensor in spec.outputs]
         self._described: dict[tuple[int, str, tuple[int, ...]], bytes] = {}
-        self.plain = PlainDecoder.of(spec, most_rows, json_depth)
+        self.plain = PlainDecoder.from_family(spec, most_rows, json_depth)
         self.known: KnownJson | None = None
         self._unknown = 0
         output = spec.outputs[0]
@@ -190,7 +190,7 @@ class PlainDecoder:
         self._plain = Plain(tensor.name, tensor.shape, out)
 
     @classmethod
-    def of(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> PlainDecoder | None:
+    def from_family(cls, spec: FamilySpec, most_rows: int, json_depth: int) -> PlainDecoder | None:
         """Return the decoder of a family; None if its inputs are others, or if plain bodies would nest too deep."""
         tensor = spec.inputs[0]
         fixed = len(spec.inputs) == 1 and tensor.datatype == "FP32" and all(axis > 0 for axis in tensor.shape)

@@ -57,46 +57,47 @@ def main(argv: Sequence[str]) -> int:
         if given.axis < 1 or given.text_bytes < 1:
             raise DraftError("--axis and --text-bytes are at least 1")
         into.mkdir(parents=True, exist_ok=True)
-        found = []
+        models = []
         with Progress("family import", f"reading {given.repository}") as progress:
             for one in models_of(Path(given.repository), OpenBounds(given.axis, given.text_bytes)):
-                found.append(_written(one, into))
-                progress.note(f"after {one.name}, model {len(found)}")
+                models.append(_write_model(one, into))
+                progress.note(f"after {one.name}, model {len(models)}")
     except (DraftError, OSError) as error:
         print(f"clover family import: {error}", file=sys.stderr)
         return 3
-    lines, _ = plain(_COLUMNS, [_cells(one) for one in found], _WIDTH)
+    lines, _ = plain(_COLUMNS, [_cells(model) for model in models], _WIDTH)
     print("\n".join(lines))
-    done = [one for one in found if one.draft is not None]
+    done = [model for model in models if model.draft is not None]
     for title, rows in (
-        ("refused", [(one.name, one.reason) for one in found if one.draft is None]),
-        ("notes", [(one.name, note) for one in done if one.draft is not None for note in one.draft.notes]),
+        ("refused", [(model.name, model.reason) for model in models if model.draft is None]),
+        ("notes", [(model.name, note) for model in done if model.draft is not None for note in model.draft.notes]),
     ):
         if rows:
             print(f"\n{title}:\n{listing(rows, _WIDTH)}")
-    print(f"\n{len(done)} of {len(found)} models were imported into {into}")
+    print(f"\n{len(done)} of {len(models)} models were imported into {into}")
     if done:
-        places = " ".join(shlex.quote(str(into / one.name)) for one in done)
+        places = " ".join(shlex.quote(str(into / model.name)) for model in done)
         print(f"serve them with `{program()} serve {places}`")
         print(f"cheaper variants, by which Clover saves: `{program()} family new`, docs/families.md")
-    return 3 if not done else 1 if len(done) < len(found) else 0
+    return 3 if not done else 1 if len(done) < len(models) else 0
 
 
-def _written(one: ImportedModel, into: Path) -> ImportedModel:
+def _write_model(model: ImportedModel, into: Path) -> ImportedModel:
     """Return a model with its family written, or with the reason why it cannot be."""
-    if one.draft is None:
-        return one
+    if model.draft is None:
+        return model
     try:
-        folder.write(one.draft, into / one.name)
+        folder.write(model.draft, into / model.name)
     except DraftError as error:
-        return one._replace(draft=None, reason=str(error))
-    return one
+        return model._replace(draft=None, reason=str(error))
+    return model
 
 
-def _cells(one: ImportedModel) -> tuple[str, ...]:
-    if one.draft is None:
-        return (one.name, one.backend or "?", "refused", "", "")
+def _cells(model: ImportedModel) -> tuple[str, ...]:
+    if model.draft is None:
+        return (model.name, model.backend or "?", "refused", "", "")
     takes, gives = (
-        ", ".join(f"{t.datatype}{list(t.shape)}" for t in tensors) for tensors in (one.draft.sent, one.draft.outputs)
+        ", ".join(f"{t.datatype}{list(t.shape)}" for t in tensors)
+        for tensors in (model.draft.sent, model.draft.outputs)
     )
-    return (one.name, one.backend, "imported", takes, gives)
+    return (model.name, model.backend, "imported", takes, gives)

@@ -152,7 +152,7 @@ def _draft(name: str, given: Namespace, scratch: Path) -> FamilyDraft:
 
 
 def _kind(source: str) -> str:
-    """Return what a source is: "onnx", "triton", or "module".  Raises DraftError for a path that is none."""
+    """Return the kind of a source: "onnx", "triton", or "module".  Raises DraftError for any other path."""
     path = Path(source)
     if path.suffix == ".onnx":
         return "onnx"
@@ -176,11 +176,11 @@ def tensor_of(text: str) -> TensorSpec:
         )
     shape, bound = [], []
     for axis in filter(None, axes.split(",")):
-        found = re.fullmatch(r"(?:(-1)\.\.)?([1-9]\d{0,8})", axis.strip())
-        if found is None:
+        match = re.fullmatch(r"(?:(-1)\.\.)?([1-9]\d{0,8})", axis.strip())
+        if match is None:
             raise DraftError(f"--input {text!r}: axis {axis!r}: {how}")
-        shape.append(-1 if found[1] else int(found[2]))
-        bound.append(int(found[2]))
+        shape.append(-1 if match[1] else int(match[2]))
+        bound.append(int(match[2]))
     room = 65_536 if datatype == "BYTES" else 0
     return TensorSpec(
         name=name, datatype=datatype, shape=tuple(shape), max_shape=tuple(bound) if -1 in shape else (), max_bytes=room
@@ -189,6 +189,6 @@ def tensor_of(text: str) -> TensorSpec:
 
 def _tensors(draft: FamilyDraft) -> list[tuple[str, str]]:
     return [
-        (verb, ", ".join(f"{one.name} {one.datatype} {list(one.shape)}" for one in listed))
+        (verb, ", ".join(f"{text.name} {text.datatype} {list(text.shape)}" for text in listed))
         for verb, listed in (("takes", draft.sent), ("gives", draft.outputs))
     ]

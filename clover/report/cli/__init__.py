@@ -1,4 +1,4 @@
-"""`clover report`: a carbon report of what a server's ledger, or those of several servers, have of a time."""
+"""`clover report`: a carbon report of a period, from the ledger of a server or of several."""
 
 from __future__ import annotations
 
@@ -194,24 +194,24 @@ def _one(named: Sequence[str]) -> str:
 
 
 def _ledger(named: str, state_dir: str) -> Path:
-    """Return the ledger that is meant.  Raises ConfigError if there are several, LedgerError if there is none."""
+    """Return the only ledger of the state folder.  Raises ConfigError if there are several, LedgerError without one."""
     if named:
         return Path(named)
-    found = ledgers_in(state_dir)
-    if not found:
+    ledgers = ledgers_in(state_dir)
+    if not ledgers:
         raise LedgerError(
             f"there is no ledger in {state_folder(state_dir)}: name the file, or the state folder of the server "
             "(--state-dir)"
         )
-    if len(found) > 1:
-        names = ", ".join(str(path) for path in found)
-        raise ConfigError(f"there are {len(found)} ledgers, name one, or give --cluster for all: {names}")
-    return found[0]
+    if len(ledgers) > 1:
+        names = ", ".join(str(path) for path in ledgers)
+        raise ConfigError(f"there are {len(ledgers)} ledgers, name one, or give --cluster for all: {names}")
+    return ledgers[0]
 
 
 def _period(given: argparse.Namespace, ledger: LedgerReader, zone: tzinfo, now: float) -> tuple[float, float, str]:
-    """Return the period in Unix seconds: what the command line says, or all that the ledger has; and in words, if it
-    was cut at what is not over yet."""
+    """Return the period in Unix seconds: that of the command line, or all that the ledger has.  If it was cut at the
+    last finished entry, also say so in words."""
     bounds = ledger.bounds()
     if bounds is None:
         raise nothing_of(ledger, 0.0, now, zone)
@@ -249,22 +249,22 @@ def _verify(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 raise ConfigError(
                     "the report of a cluster is checked without LEDGER: check the own reports of its nodes with it"
                 )
-            found = verify_cluster(text)
+            verdict = verify_cluster(text)
         else:
             report = report_in(text)
             path = _ledger(_one(given.ledgers), configured(given, environ).state_dir)
             try:
                 with Progress("report", f"calculating from {path.name} again"), LedgerReader(path) as ledger:
-                    found = verify(report, text, ledger)
+                    verdict = verify(report, text, ledger)
             except LedgerError as error:
                 raise LedgerError(f"{path}: {error}") from error
     except UnreadableReport as error:
         raise ConfigError(f"{given.verify}: {error}") from error
-    for line in found.checked:
+    for line in verdict.checked:
         print(f"  holds  {line}")
-    for line in found.faults:
+    for line in verdict.faults:
         print(f"  FAULT  {line}")
-    return WRONG if found.faults else DONE
+    return WRONG if verdict.faults else DONE
 
 
 def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
@@ -277,15 +277,15 @@ def _report_calls(given: argparse.Namespace, path: Path, now: float) -> None:
     end = moment(given.end, zone, now) if given.end else now
     try:
         with LedgerReader(path) as ledger:
-            found = ledger.events(start, end, kinds=("control",), limit=_MOST_CALLS)
+            calls = ledger.events(start, end, kinds=("control",), limit=_MOST_CALLS)
     except LedgerError as error:
         raise LedgerError(f"{path}: {error}") from error
     if form == "json":
-        records = [msgspec.json.decode(event.detail) for event in found]
+        records = [msgspec.json.decode(event.detail) for event in calls]
         write(msgspec.json.format(msgspec.json.encode(records), indent=1) + b"\n", given.out)
         return
     columns = terminal.UNWRAPPED if given.out else terminal.line_width()
-    lines = [terminal.wrapped(f"{time_words(event.at, zone)}  {event.summary}", columns, "    ") for event in found]
-    if len(found) == _MOST_CALLS:
+    lines = [terminal.wrapped(f"{time_words(event.at, zone)}  {event.summary}", columns, "    ") for event in calls]
+    if len(calls) == _MOST_CALLS:
         lines.insert(0, f"the newest {_MOST_CALLS} calls; --from and --to choose others")
     write(("\n".join(lines or ["no call changed the server in that time"]) + "\n").encode(), given.out)

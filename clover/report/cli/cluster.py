@@ -50,9 +50,9 @@ def report(given: argparse.Namespace, environ: Mapping[str, str], now: float) ->
     LedgerError."""
     form = format_of(given)
     stated, zone = configured(given, environ), zone_of(given.tz)
-    found = named_ledgers(given.ledgers, stated.state_dir)
-    with Progress("report", f"reading {len(found)} ledgers") as progress, ExitStack() as stack:
-        readers = [(item, _opened(item, stack)) for item in found]
+    ledgers = named_ledgers(given.ledgers, stated.state_dir)
+    with Progress("report", f"reading {len(ledgers)} ledgers") as progress, ExitStack() as stack:
+        readers = [(item, _open_ledger(item, stack)) for item in ledgers]
         start, end, edges = _period(given, readers, zone, now)
         nodes: list[NodeLedger] = []
         for item, reader in readers:
@@ -134,18 +134,18 @@ def _of_nodes(path: Path) -> list[tuple[Path, str]]:
 
 
 def _region_of(word: str) -> tuple[Path, str]:
-    found = _REGION.fullmatch(word)
-    if found is None or Path(word).exists():
+    match = _REGION.fullmatch(word)
+    if match is None or Path(word).exists():
         return Path(word), ""
-    return Path(found[2]), found[1]
+    return Path(match[2]), match[1]
 
 
 def _identity(path: Path) -> object:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise LedgerError(f"{path}: {error.strerror}") from error
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _longer(path: Path) -> str:
@@ -154,7 +154,7 @@ def _longer(path: Path) -> str:
     return f"{(folder.parent if folder.name == 'ledger' else folder).name}/{path.stem}"
 
 
-def _opened(item: NamedLedger, stack: ExitStack) -> LedgerReader:
+def _open_ledger(item: NamedLedger, stack: ExitStack) -> LedgerReader:
     try:
         return stack.enter_context(LedgerReader(item.path))
     except LedgerError as error:

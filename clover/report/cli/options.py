@@ -1,4 +1,4 @@
-"""What `clover report` was asked for, whether of one server or of several."""
+"""The options of `clover report`, for one server or several."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
     """Return the report in lines of at most `width` characters."""
     start, end = time_words(report.start, zone), time_words(report.end, zone)
     named = report.application.name or "this cluster"
-    head = f"Carbon report of {named}, {_counted(report)}: {start} to {end}"
+    head = f"Carbon report of {named}, {_count_text(report)}: {start} to {end}"
     head = f"{head}; {report.edges}" if report.edges else head
     parts = [
         text_filled(head, width, ""),
@@ -97,13 +97,13 @@ def cluster_text(report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int)
         _lines_text("Electricity by node", report, "node", zone, width),
         _lines_text(f"Electricity by {by}", report, by, zone, width) if by not in ("region", "node") else "",
         _quality_text(report, width),
-        _titled("Nodes", terminal.listing(list(_node_words(report)), width)),
-        _titled("What is counted", text_filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
+        _with_title("Nodes", terminal.listing(list(_node_words(report)), width)),
+        _with_title("What is counted", text_filled(f"{report.boundary_about} {_NOT_SHARED}", width)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _counted(report: ClusterReport) -> str:
+def _count_text(report: ClusterReport) -> str:
     nodes, regions = len(report.nodes), len(report.regions)
     return f"{nodes} node{'s' * (nodes != 1)} in {regions} region{'s' * (regions != 1)}"
 
@@ -145,7 +145,7 @@ def _gap_words(report: ClusterReport) -> str:
 
 
 def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, width: int) -> str:
-    found = report.breakdown(by)
+    breakdown = report.breakdown(by)
     columns = [
         Column(by, right=False),
         *([Column("region", right=False)] if by == "node" else []),
@@ -160,22 +160,22 @@ def _lines_text(title: str, report: ClusterReport, by: ClusterBy, zone: tzinfo, 
     regions = {item.line.name: item.region for item in report.nodes}
     rows = []
     total = report.total if by in ("node", "region") else msgspec.structs.replace(report.total, embodied_ng=None)
-    for line in (*found.lines[:_MOST_LINES], msgspec.structs.replace(total, name="sum")):
+    for line in (*breakdown.lines[:_MOST_LINES], msgspec.structs.replace(total, name="sum")):
         where = [printable(regions.get(line.name, ""))] if by == "node" else []
         rows.append([printable(line.name), *where, *_cells(line, report.total)])
     lines, left = terminal.plain(columns, rows, width - 2)
     text = "\n".join(f"  {line}".rstrip() for line in lines)
     text += f"\n  left out for want of room: {', '.join(left)}" if left else ""
-    if len(found.lines) > _MOST_LINES:
-        text += f"\n  and {len(found.lines) - _MOST_LINES} more: --format csv has all"
+    if len(breakdown.lines) > _MOST_LINES:
+        text += f"\n  and {len(breakdown.lines) - _MOST_LINES} more: --format csv has all"
     return "\n".join([title, text, *(text_filled(note, width) for note in _notes(report, by, zone))])
 
 
 def _notes(report: ClusterReport, by: ClusterBy, zone: tzinfo) -> list[str]:
     """Return what is to be known of hours, days or months if ledgers have put their entries together."""
     known = next((time for time in TIMES if time == by), None)
-    found = [entries_words(item, known, zone) for item in report.reports] if known else []
-    return [text for text in dict.fromkeys(found) if text]
+    notes = [entries_words(item, known, zone) for item in report.reports] if known else []
+    return [text for text in dict.fromkeys(notes) if text]
 
 
 def _cells(line: ClusterLine, total: ClusterLine) -> list[str]:
@@ -218,12 +218,12 @@ def _quality_text(report: ClusterReport, width: int) -> str:
 
 def _node_words(report: ClusterReport) -> Iterator[tuple[str, str]]:
     for item in report.nodes:
-        found = item.why or f"{duration(item.recorded_s)} recorded; {item.grid or 'no intensity'}"
-        found += f"; {item.edges}" if item.edges else ""
-        yield printable(item.line.name), printable(f"{item.region}: {found}")
+        words = item.why or f"{duration(item.recorded_s)} recorded; {item.grid or 'no intensity'}"
+        words += f"; {item.edges}" if item.edges else ""
+        yield printable(item.line.name), printable(f"{item.region}: {words}")
 
 
-def _titled(title: str, body: str) -> str:
+def _with_title(title: str, body: str) -> str:
     return f"{title}\n{body}" if body else ""
 
 
@@ -234,7 +234,7 @@ def cluster_report_page(report: ClusterReport, zone: tzinfo) -> str:
     """Return the report as an HTML document that loads nothing and carries its data."""
     name = report.application.name or "this cluster"
     title = f"Carbon report: {name}"
-    period = f"{_counted(report)}, {time_words(report.start, zone)} to {time_words(report.end, zone)}"
+    period = f"{_count_text(report)}, {time_words(report.start, zone)} to {time_words(report.end, zone)}"
     made = f"made {time_words(report.made, zone)} by Clover {report.clover}"
     who = [report.application.organisation, made]
     head = paragraph(period) + (paragraph(report.edges) if report.edges else "")
@@ -305,10 +305,12 @@ def _lines_table(report: ClusterReport, by: ClusterBy) -> str:
         where = [regions.get(line.name, "")] if by == "node" else []
         return [name, *where, rows, used, each, co2, *([bought] if market else []), *([made] if hardware else []), part]
 
-    found = report.breakdown(by)
-    lines = [row(line, line.name) for line in found.lines]
+    breakdown = report.breakdown(by)
+    lines = [row(line, line.name) for line in breakdown.lines]
     text = (0, 1) if by == "node" else (0,)
-    return table(found.about[:1].upper() + found.about[1:], heads, lines, text=text, foot=row(report.total, "Sum"))
+    return table(
+        breakdown.about[:1].upper() + breakdown.about[1:], heads, lines, text=text, foot=row(report.total, "Sum")
+    )
 
 
 def _saved_part(report: ClusterReport) -> str:

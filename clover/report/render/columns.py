@@ -48,19 +48,19 @@ def iso(at: float) -> str:
 def table_of(report: Report, by: By) -> tuple[list[str], list[list[Cell]]]:
     """Return heads and rows.  Every row ends in the intensities' signal (marginal ones make no location-based grams)
     and the boundary."""
-    found: Breakdown = report.breakdown(by)
+    breakdown: Breakdown = report.breakdown(by)
     heads = [by, *(column.name for column in COLUMNS), "signal", "boundary"]
     signal = " and ".join(sorted({item.signal for item in report.grids if item.seconds > 0.0}))
     rows: list[list[Cell]] = [
         [bucket.name, *(column.cell(bucket) for column in COLUMNS), signal, report.boundary]
-        for bucket in found.buckets
+        for bucket in breakdown.buckets
     ]
     return heads, rows
 
 
 def safe(text: str) -> str:
-    """Return a text that no spreadsheet runs: one that would be a formula gets an apostrophe in front; characters that
-    are not to be seen are escaped."""
+    """Return a text that no spreadsheet runs.  A text that would be a formula gets an apostrophe in front; invisible
+    characters are escaped."""
     shown = printable(text).replace("\t", "\\t")
     return f"'{shown}" if shown.lstrip(" ").startswith(_FORMULA) or text.startswith(_FORMULA) else shown
 

@@ -128,7 +128,7 @@ def pairs(items: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{found}</dl>" if found else ""
 
 
-def folded(summary: str, body: str) -> str:
+def details(summary: str, body: str) -> str:
     """Return what is shown on demand, and always in print; nothing if it is empty."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""
 

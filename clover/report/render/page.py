@@ -14,7 +14,7 @@ from clover.report import figures
 from clover.report.calendar import TIMES, time_words
 from clover.report.records import Breakdown, By, Factor, Report
 from clover.report.render import markup
-from clover.report.render.markup import card, folded, pairs, paragraph, section, table
+from clover.report.render.markup import card, details, pairs, paragraph, section, table
 from clover.report.wording import (
     basis,
     cautions,
@@ -61,7 +61,7 @@ def report_page(report: Report, zone: tzinfo, *, charts: bool = True) -> str:
             header(report, f"Carbon report: {name}", zone),
             _cards(report, zone),
             "".join(paragraph(text, "caution") for text in cautions(report)),
-            section("saved", "Saved, against what", _compared(report, sheet)),
+            section("saved", "Saved, against what", _compared_text(report, sheet)),
             section("time", "Through the time", _time(report, sheet, zone)),
             section("uses", "What it was used for", _uses(report, sheet)),
             section("shares", "By model, variant, device and tenant", _shares(report, sheet)),
@@ -97,10 +97,10 @@ def _cards(report: Report, zone: tzinfo) -> str:
     light = light_words(report)
     said = card("Load", TOO_LITTLE, [_sentence(light.removeprefix(f"{TOO_LITTLE}: "))]) if light else ""
     saved = "" if light else _best(report)
-    return f'<div class="cards">{said}{_emitted(report)}{saved}{_doubt(report)}{_missing(report, zone)}</div>'
+    return f'<div class="cards">{said}{_emitted_text(report)}{saved}{_doubt(report)}{_missing(report, zone)}</div>'
 
 
-def _emitted(report: Report) -> str:
+def _emitted_text(report: Report) -> str:
     whole, lines = report.total or report.operation, []
     lines.append(f"{mass(report.operation.grams)} from electricity: {energy(report.joules)} at the computers")
     if report.embodied is not None:
@@ -115,15 +115,15 @@ def _emitted(report: Report) -> str:
 
 def _best(report: Report) -> str:
     """Return the card of savings: the most telling comparison first."""
-    known = [item for item in report.saved if item.part is not None]
-    if not known:
+    parts = [item for item in report.saved if item.part is not None]
+    if not parts:
         lines = [f"{_sentence(saved_words(item))}." for item in report.saved]
         return card("Saved", "not known", lines or ["The ledger has nothing to compare this period with."])
-    first = known[0]
+    first = parts[0]
     lines = [f"of electricity, against {first.name}: {first.meaning}"]
     if (points := first.given_up_points) is not None:
         lines.append(_sentence(points_words(points)))
-    lines += [_sentence(saved_words(item, accuracy=False)) for item in known[1:]]
+    lines += [_sentence(saved_words(item, accuracy=False)) for item in parts[1:]]
     share = percent(abs(first.part or 0.0))
     title = "Emitted more" if first.saved.grams < 0.0 else "Saved"
     return card(title, f"{mass(abs(first.saved.grams))} ({share})", lines)
@@ -165,14 +165,14 @@ def _missing(report: Report, zone: tzinfo) -> str:
     )
 
 
-def _compared(report: Report, sheet: ChartSheet) -> str:
+def _compared_text(report: Report, sheet: ChartSheet) -> str:
     """Return the comparisons, folded if there was too little load to save on."""
     light = light_words(report)
-    compared = _saved(report, sheet)
-    return paragraph(f"{_sentence(light)}.") + folded("Comparisons", compared) if light else compared
+    compared = _saved_text(report, sheet)
+    return paragraph(f"{_sentence(light)}.") + details("Comparisons", compared) if light else compared
 
 
-def _saved(report: Report, sheet: ChartSheet) -> str:
+def _saved_text(report: Report, sheet: ChartSheet) -> str:
     if not report.saved:
         return paragraph("The ledger has no counterfactual of this period: nothing can be said to be saved.")
     rows = [
@@ -228,18 +228,18 @@ def _time(report: Report, sheet: ChartSheet, zone: tzinfo) -> str:
     count = len(report.breakdown("hour").buckets)
     notes = "".join(paragraph(text, "soft") for text in dict.fromkeys((apart["hour"], apart["day"])) if text)
     title = f"Each of the {count} hours in which entries begin" if apart["hour"] else f"Each of the {count} hours"
-    return charts + (months if many else "") + days + notes + folded(title, hours)
+    return charts + (months if many else "") + days + notes + details(title, hours)
 
 
 def _breakdown_table(report: Report, by: By, caption: str) -> str:
-    found: Breakdown = report.breakdown(by)
+    breakdown: Breakdown = report.breakdown(by)
     timed, market, whole = by in ("hour", "day", "month"), report.market_g is not None, report.operation.grams
     split = by in ("model", "variant")
     named = f"{_sentence(by)} ({report.period.zone})" if timed else _sentence(by)
     heads = [named, "Rows", "Energy", "g/kWh", *(("Its own", "Its share of the rest") if split else ())]
     heads += [f"CO2e, {basis(report)}", *(["CO2e, market-based"] if market else []), "Part"]
     rows = []
-    for bucket in found.buckets:
+    for bucket in breakdown.buckets:
         each = "" if bucket.g_per_kwh is None else f"{bucket.g_per_kwh:.0f}"
         row = [bucket.name, number(bucket.rows), energy(bucket.joules), each]
         row += [mass(bucket.own_g), mass(bucket.shared_g)] if split else []
@@ -275,10 +275,10 @@ def _shares(report: Report, sheet: ChartSheet) -> str:
         return ""
     parts = [sheet.add(figures.shares(report, "model"))]
     for by in ("model", "variant", "device", "tenant"):
-        found = report.breakdown(by)
-        if by == "tenant" and len(found.buckets) < 2:
+        breakdown = report.breakdown(by)
+        if by == "tenant" and len(breakdown.buckets) < 2:
             continue
-        parts.append(_breakdown_table(report, by, f"By {by}: {found.about}"))
+        parts.append(_breakdown_table(report, by, f"By {by}: {breakdown.about}"))
     return "".join(parts)
 
 
@@ -291,7 +291,7 @@ def _sums(report: Report) -> str:
             f"{mass(report.operation.grams)} ({span(report.operation)}), at the grid's intensity",
         ),
         ("Market-based", _market(report)),
-        ("Embodied", _embodied(report)),
+        ("Embodied", _embodied_text(report)),
     ]
     if report.total is not None:
         items.append(("Both together", f"{mass(report.total.grams)} ({span(report.total)})"))
@@ -338,7 +338,7 @@ def _market(report: Report) -> str:
     return f"{mass(report.market_g)}, at {report.market_g_per_kwh:g} g/kWh: {source}"
 
 
-def _embodied(report: Report) -> str:
+def _embodied_text(report: Report) -> str:
     if report.embodied is None:
         return "unknown: the ledger has no figure of the hardware"
     return f"{mass(report.embodied.grams)} ({span(report.embodied)}), of which no kWh is a part"

@@ -41,10 +41,12 @@ def report_text(
         terminal.listing([(head, printable(text)) for head, text in headline(report, zone)], width),
         _section("What would save most", "\n".join(text_filled(line, width) for line in advice)),
         _section("Grams of CO2e", terminal.listing(list(_sums(report)), width)),
-        _section("Saved, within the server", "" if light_words(report) and not comparisons else _saved(report, width)),
+        _section(
+            "Saved, within the server", "" if light_words(report) and not comparisons else _saved_text(report, width)
+        ),
         _section("Accuracy (by the profile) and latency", _quality(report, width)),
         _section(*_breakdown(report, by, zone, width)),
-        _section("How it is known", terminal.listing(list(_known(report)), width)),
+        _section("How it is known", terminal.listing(list(_known_lines(report)), width)),
         _section("Gaps", _gaps(report, zone, width)),
         _section("What is counted", text_filled(report.boundary_about, width)),
         _section("Inputs", terminal.listing(list(_inputs(report, zone)), width)),
@@ -89,11 +91,11 @@ def _sums(report: Report) -> Iterator[tuple[str, str]]:
         yield "SCI", f"{each} within the {report.boundary} (operation and embodied, ISO/IEC 21031)"
     for boundary in report.boundaries:
         if boundary.boundary != report.boundary:
-            found = f"unknown: {boundary.why}" if boundary.grams is None else mass(boundary.grams)
-            yield f"only {boundary.boundary}" if boundary.boundary == "workers" else boundary.boundary, found
+            text = f"unknown: {boundary.why}" if boundary.grams is None else mass(boundary.grams)
+            yield f"only {boundary.boundary}" if boundary.boundary == "workers" else boundary.boundary, text
 
 
-def _saved(report: Report, width: int) -> str:
+def _saved_text(report: Report, width: int) -> str:
     columns = (
         Column("against", right=False),
         Column("emitted", spare=2),
@@ -150,7 +152,7 @@ def _quality(report: Report, width: int) -> str:
 
 
 def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, str]:
-    found = report.breakdown(by)
+    breakdown = report.breakdown(by)
     market = report.market_g is not None
     columns = [
         Column(by, right=False),
@@ -172,13 +174,13 @@ def _breakdown(report: Report, by: By, zone: tzinfo, width: int) -> tuple[str, s
             *([mass(bucket.market_g)] if market else []),
             percent(bucket.grams / whole) if whole else "",
         )
-        for bucket in found.buckets[:_MOST_BUCKETS]
+        for bucket in breakdown.buckets[:_MOST_BUCKETS]
     ]
     body = _table(columns, rows, width)
-    if len(found.buckets) > _MOST_BUCKETS:
-        left = len(found.buckets) - _MOST_BUCKETS
+    if len(breakdown.buckets) > _MOST_BUCKETS:
+        left = len(breakdown.buckets) - _MOST_BUCKETS
         body += f"\n  and {left} more: --format csv has all"
-    about = [text_filled(text, width) for text in (found.about, entries_words(report, by, zone)) if text]
+    about = [text_filled(text, width) for text in (breakdown.about, entries_words(report, by, zone)) if text]
     return f"Electricity by {by}", "\n".join([body, *about]) if rows else ""
 
 
@@ -190,7 +192,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int)
     return f"{text}\n  left out for want of room: {', '.join(left)}" if left else text
 
 
-def _known(report: Report) -> Iterator[tuple[str, str]]:
+def _known_lines(report: Report) -> Iterator[tuple[str, str]]:
     for item in report.energy_known:
         yield f"energy {item.name}", f"{percent(item.part)}: {item.about}"
     for item in report.intensity_known:

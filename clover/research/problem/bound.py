@@ -153,7 +153,7 @@ def _least(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> F
     """Return the least value met of convex functions [b], by golden sections between `low` and `high`."""
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = function(left), function(right)
-    found = np.minimum(at_left, at_right)
+    bounds = np.minimum(at_left, at_right)
     for _ in range(_SECTIONS):
         go = at_left < at_right
         low, high = np.where(go, low, left), np.where(go, right, high)
@@ -161,8 +161,8 @@ def _least(function: Callable[[Floats], Floats], low: Floats, high: Floats) -> F
         at_probe = function(probe)
         left, right = np.where(go, probe, right), np.where(go, left, probe)
         at_left, at_right = np.where(go, at_probe, at_right), np.where(go, at_left, at_probe)
-        found = np.minimum(found, at_probe)
-    return found
+        bounds = np.minimum(bounds, at_probe)
+    return bounds
 
 
 # --- with HiGHS -------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class _Branching:
                 break
             heapq.heappop(waiting)
             self.boxes += 1
-            value, parts = self._look(box, -highest)
+            value, parts = self._inspect(box, -highest)
             if value <= target or not parts:
                 settled = max(settled, value)
                 continue
@@ -215,7 +215,7 @@ class _Branching:
             left = self.relaxation.dual(self.relaxation.root(), limits, total)
         return Bound(max(self.best, settled, left), method, self.boxes, self.starts)
 
-    def _look(self, box: Box, parent: float) -> tuple[float, list[Box]]:
+    def _inspect(self, box: Box, parent: float) -> tuple[float, list[Box]]:
         """Return the bound in `box`, and the parts to cut it into (none: it is as good as it gets)."""
         limits = self.relaxation.limits(box)
         matrix, most = self._rows(box, limits)
@@ -237,13 +237,13 @@ class _Branching:
 
     def _rows(self, box: Box, limits: Limits) -> tuple[Floats, Floats]:
         groups, late = self.groups, self.relaxation.late
-        one, none = np.eye(groups), np.zeros((groups, self.parts))
+        unit, none = np.eye(groups), np.zeros((groups, self.parts))
         speed, flat = 1.0 / self.relaxation.service, np.ones(groups)
         pad = np.zeros(self.parts)
         gone = np.zeros(groups)
         rows = [
-            np.hstack([-np.diag(limits.high), one, none]),
-            np.hstack([np.diag(limits.low), -one, none]),
+            np.hstack([-np.diag(limits.high), unit, none]),
+            np.hstack([np.diag(limits.low), -unit, none]),
             np.concatenate([gone, limits.tail_y, pad])[None, :],
             np.concatenate([limits.part_n, limits.part_y, pad])[None, :],
             np.concatenate([-speed, gone, pad])[None, :] / self.relaxation.rate,
@@ -320,7 +320,7 @@ class _Branching:
         if capacity <= rate * (1.0 + 1e-12):
             return _halves(box, "capacity")
         idle = exact.mean_field(rate, self.problem.service_s, counts, np.ones(1, dtype=np.bool_))[0][relaxation.groups]
-        used = _used(relaxation, point)
+        used = _workers_used(relaxation, point)
         true = self.problem.offset + float(idle @ relaxation.gains)
         lost_shares = max(0.0, claimed - true)
         late = self._tail(point, idle, capacity, workers) - relaxation.late
@@ -351,7 +351,7 @@ class _Branching:
         return float((1.0 - p_wait) * (idle @ relaxation.direct) + p_wait * (busy @ waited))
 
 
-def _used(relaxation: Relaxation, point: Floats) -> float:
+def _workers_used(relaxation: Relaxation, point: Floats) -> float:
     """Return the reference service's utilisation at a configuration, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):

@@ -1,7 +1,7 @@
 """Every configuration of a few GPUs, evaluated: the optimum, proved, and a yardstick for everything faster.
 
-**Apart on purpose.**  Nothing here is shared with the compiled kernels, neither code nor method, so that the two can
-judge each other.  Whole blocks of configurations are evaluated at once, as arrays [configurations, groups].
+**Independent on purpose.**  This module shares neither code nor method with the compiled kernels, so that each can
+check the other.  Whole blocks of configurations are evaluated at once, as arrays [configurations, groups].
 
 **Product form by an integral.**  With loads L_i = rate S_i of the c workers and e_j their elementary symmetric
 polynomials, sum_j e_j (c - j)! is the integral of exp(-u) prod (u + L_i) over u > 0, and the same without one worker k
@@ -84,14 +84,14 @@ def slice_counts(problem: ProblemFile, limit: int = _TILINGS) -> Counts:
     table = problem.usable
     if not len(table):
         raise PlanError("no partition has a fitting variant for each of its slices")
-    found = np.zeros((1, table.shape[1]), dtype=np.int64)
+    counted = np.zeros((1, table.shape[1]), dtype=np.int64)
     for _ in range(problem.n_gpus):
-        if len(found) * len(table) > 8 * limit:
+        if len(counted) * len(table) > 8 * limit:
             raise PlanError(f"more than {limit} ways to cut the GPUs: too many to go through")
-        found = np.unique((found[:, None, :] + table[None, :, :]).reshape(-1, table.shape[1]), axis=0)
-    if len(found) > limit:
+        counted = np.unique((counted[:, None, :] + table[None, :, :]).reshape(-1, table.shape[1]), axis=0)
+    if len(counted) > limit:
         raise PlanError(f"more than {limit} ways to cut the GPUs: too many to go through")
-    return found
+    return counted
 
 
 def size(problem: ProblemFile, limit: int = _TILINGS) -> int:
@@ -145,7 +145,7 @@ def configurations(problem: ProblemFile, block: int = BLOCK) -> Iterator[Counts]
 
 def homogeneous(problem: ProblemFile) -> Counts:
     """Return the configurations [h, groups] with all GPUs cut alike and one variant everywhere."""
-    found = []
+    rows = []
     for row in problem.usable:
         for variant in dict.fromkeys(group.variant for group in problem.groups):
             counts = np.zeros(len(problem.groups), dtype=np.int64)
@@ -153,8 +153,8 @@ def homogeneous(problem: ProblemFile) -> Counts:
                 if group.variant == variant and group.fits:
                     counts[at] = row[problem.slice_of[at]] * problem.n_gpus
             if counts.sum() == row.sum() * problem.n_gpus:
-                found.append(counts)
-    return np.array(found, dtype=np.int64).reshape(-1, len(problem.groups))
+                rows.append(counts)
+    return np.array(rows, dtype=np.int64).reshape(-1, len(problem.groups))
 
 
 def tiles(problem: ProblemFile, counts: Counts) -> bool:
@@ -302,20 +302,20 @@ def evaluate(problem: ProblemFile, counts: Counts) -> Evaluation:
         why = "a variant does not fit its slice"
     if counts.sum() == 0 or (counts < 0).any():
         return Evaluation(False, -math.inf, math.inf, math.inf, 0.0, 1.0, nothing, why)
-    found = shares(problem, counts[None, :])
-    if not found.stable[0]:
+    evaluated = shares(problem, counts[None, :])
+    if not evaluated.stable[0]:
         return Evaluation(False, -math.inf, math.inf, math.inf, 0.0, 1.0, nothing, why or "overloaded")
-    share = found.shares[0]
+    share = evaluated.shares[0]
     energy_j, accuracy = problem.idle_j + float(share @ problem.energy_j), float(share @ problem.accuracy)
-    if not why and tail(problem, found, problem.sla_s)[0] > 1.0 - problem.quantile + SLACK:
+    if not why and tail(problem, evaluated, problem.sla_s)[0] > 1.0 - problem.quantile + SLACK:
         why = "it misses the SLA"
     return Evaluation(
         feasible=not why,
         f=problem.objective(energy_j, accuracy),
-        p95_s=_quantile(problem, found),
+        p95_s=_quantile(problem, evaluated),
         energy_j=energy_j,
         accuracy=accuracy,
-        p_wait=float(found.p_wait[0]),
+        p_wait=float(evaluated.p_wait[0]),
         shares=share,
         why=why,
     )
@@ -343,14 +343,14 @@ def best(
     `floor`, and its f."""
     if not len(counts):
         return None, floor
-    found = shares(problem, counts)
-    f = np.where(found.stable, problem.offset + found.shares @ problem.gains, -math.inf)
+    answers = shares(problem, counts)
+    f = np.where(answers.stable, problem.offset + answers.shares @ problem.gains, -math.inf)
     order = np.argsort(-f, kind="stable")
     order = order[: np.count_nonzero(f > floor)]
     step = 16
     while len(order):
         rows, order, step = order[:step], order[step:], min(4 * step, _TAILS)
-        good = tail(problem, _rows(found, rows), problem.sla_s) <= 1.0 - problem.quantile + SLACK
+        good = tail(problem, _rows(answers, rows), problem.sla_s) <= 1.0 - problem.quantile + SLACK
         for chosen in rows[good].tolist():
             if not skip or tuple(counts[chosen].tolist()) not in skip:
                 return counts[chosen], float(f[chosen])

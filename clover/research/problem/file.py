@@ -185,25 +185,25 @@ class ProblemFile(_Input, frozen=True, kw_only=True):
     def counts(self, config: Mapping[str, int]) -> Counts:
         """Return the array that `named` makes a configuration of.  Raises ConfigError for a group the problem lacks."""
         at = {group.name: index for index, group in enumerate(self.groups)}
-        found = np.zeros(len(self.groups), dtype=np.int64)
+        workers = np.zeros(len(self.groups), dtype=np.int64)
         for name, number in config.items():
             if name not in at:
                 raise ConfigError(f"config.{name}: no such group; there are {', '.join(at)}")
-            found[at[name]] = number
-        return found
+            workers[at[name]] = number
+        return workers
 
 
 def parse(text: bytes | str) -> ProblemFile:
     """Return the problem in a file's text.  Raises ConfigError with the path of what is wrong."""
     try:
-        found = msgspec.json.decode(text, type=ProblemFile)
+        problem = msgspec.json.decode(text, type=ProblemFile)
     except msgspec.ValidationError as error:
         raise ConfigError(_with_path(str(error))) from error
     except MALFORMED as error:
         raise ConfigError(f"not JSON: {error}") from error
-    for path, message in _faults(found):
+    for path, message in _faults(problem):
         raise ConfigError(f"{path}: {message}")
-    return found
+    return problem
 
 
 def _with_path(message: str) -> str:
@@ -233,7 +233,7 @@ def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
     check("lambda", problem.lam, 0.0 <= problem.lam <= 1.0, "from 0 to 1")
     check("carbon_intensity", problem.carbon_intensity, problem.carbon_intensity >= 0.0, "at least 0")
     check("idle_w_per_gpu", problem.idle_w_per_gpu, problem.idle_w_per_gpu >= 0.0, "at least 0")
-    faults.extend(_repeated("partition_slices", problem.partition_slices))
+    faults.extend(_find_repeated("partition_slices", problem.partition_slices))
     for index, group in enumerate(problem.groups):
         path = f"groups[{index}]"
         check(f"{path}.service_ms", group.service_ms, group.service_ms > 0.0, "above 0")
@@ -243,7 +243,7 @@ def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
         if group.slice not in problem.partition_slices:
             known = ", ".join(problem.partition_slices)
             faults.append((f"{path}.slice", f"{group.slice!r} is not in partition_slices ({known})"))
-    faults.extend(_repeated("groups", [group.name for group in problem.groups]))
+    faults.extend(_find_repeated("groups", [group.name for group in problem.groups]))
     if not problem.groups:
         faults.append(("groups", "empty; give at least one variant on one slice"))
     if not problem.partitions:
@@ -259,5 +259,5 @@ def _faults(problem: ProblemFile) -> list[tuple[str, str]]:
     return faults
 
 
-def _repeated(path: str, names: Sequence[str]) -> list[tuple[str, str]]:
+def _find_repeated(path: str, names: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"{path}[{i}]", f"{name!r} is there already") for i, name in enumerate(names) if name in names[:i]]

@@ -166,8 +166,8 @@ class Relaxation:
         fixed = by.total + (by.tail + by.part) * self.late
         fixed += by.capacity[1] * box.capacity[1] - by.capacity[0] * box.capacity[0]
         fixed += by.workers[1] * box.workers[1] - by.workers[0] * box.workers[0]
-        found = self.problem.offset + fixed + self.gpus * float(self.per_gpu(worth[None, :])[0])
-        return found + 1e-12 * (abs(fixed) + abs(found) + 1.0)
+        value = self.problem.offset + fixed + self.gpus * float(self.per_gpu(worth[None, :])[0])
+        return value + 1e-12 * (abs(fixed) + abs(value) + 1.0)
 
 
 def erlang_c(workers: int, rho: float) -> float:

@@ -77,9 +77,9 @@ class Solution(Record, frozen=True, kw_only=True):
     problem files define gaps; `proof` says what the bound rests on.
 
     f, p95, energy, accuracy and shares are the model's.  `verified` says whether the simulation accepted the answer
-    (null: it was not asked); the `verified_` figures are the simulation's, null if it could not be done.  `rejected`
-    configurations were not accepted, the answer included if it was not, the best of them with f = `rejected_f`;
-    `why` says what was wrong with the answer, or else with the best that it stands in for."""
+    (null: it was not asked).  The `verified_` figures are the simulation's, null if it could not run.  `rejected`
+    counts the configurations that it did not accept, the answer included; the best of them has f = `rejected_f`.  `why`
+    says what was wrong with the answer, or else with the best configuration that it replaces."""
 
     config: dict[str, int]
     f: float
@@ -176,11 +176,11 @@ class _Search:
         if seconds <= 0.0:
             return
         restarts = max(1, min(_RESTARTS, round(seconds / _RESTART_S)))
-        found = anneal.solve(self.kernel, self.seed, seconds, start=start, restarts=restarts)
+        solution = anneal.solve(self.kernel, self.seed, seconds, start=start, restarts=restarts)
         self.seed += 1
-        self.evaluations += found.evaluations
-        if found.feasible:
-            self.take(found.counts, "annealing")
+        self.evaluations += solution.evaluations
+        if solution.feasible:
+            self.take(solution.counts, "annealing")
 
 
 def key(counts: Counts) -> tuple[int, ...]:
@@ -229,13 +229,13 @@ def solve(
         )
     choice = _Choice(search.counts, search.f, search.solver)
     if verification != "off":
-        found = verify(problem, search.counts)
-        if found.accepted:
-            choice = replace(choice, found=found)
+        verdict = verify(problem, search.counts)
+        if verdict.accepted:
+            choice = replace(choice, found=verdict)
         elif verification == "report":
-            choice = replace(choice, found=found, rejected=1, rejected_f=search.f, why=found.why)
+            choice = replace(choice, found=verdict, rejected=1, rejected_f=search.f, why=verdict.why)
         else:
-            choice = _stand_in(search, found, whole, lambda: began + time_limit_s - clock())
+            choice = _stand_in(search, verdict, whole, lambda: began + time_limit_s - clock())
     return _answer(search, choice, proved, clock() - began)
 
 
@@ -287,24 +287,24 @@ def _stand_in(search: _Search, first: SimulationVerdict, whole: bool, left: Call
     problem = search.problem
     assert search.counts is not None
     tried, rejected = {key(search.counts)}, 1
-    limit_s = _tightened(problem, problem.sla_s, first, whole)
+    limit_s = _tighten(problem, problem.sla_s, first, whole)
     best: _Choice | None = None
     while len(tried) < _ATTEMPTS and left() > 0.0:
         if best is not None:
-            near = _enumerated(search, problem, tried, left, best.f) if whole else _met(search, tried, best.f)
+            near = _enumerate_best(search, problem, tried, left, best.f) if whole else _best_met(search, tried, best.f)
         else:
-            near = _met(search, tried) if len(tried) > _NEAR else None
+            near = _best_met(search, tried) if len(tried) > _NEAR else None
             near = near or _below(search, limit_s, tried, whole, left)
         if near is None:
             break
         tried.add(key(near.counts))
-        found = verify(problem, near.counts)
-        if found.accepted:
-            best = replace(near, found=found)
+        verdict = verify(problem, near.counts)
+        if verdict.accepted:
+            best = replace(near, found=verdict)
             continue
         rejected += 1
         if best is None:
-            limit_s = _tightened(problem, limit_s, found, whole)
+            limit_s = _tighten(problem, limit_s, verdict, whole)
     if best is None:
         raise Infeasible(
             f"the simulation accepted none of the {rejected} best configurations that the model calls feasible; "
@@ -313,7 +313,7 @@ def _stand_in(search: _Search, first: SimulationVerdict, whole: bool, left: Call
     return replace(best, rejected=rejected, rejected_f=search.f, why=first.why)
 
 
-def _tightened(problem: ProblemFile, limit_s: float, found: SimulationVerdict, whole: bool) -> float:
+def _tighten(problem: ProblemFile, limit_s: float, found: SimulationVerdict, whole: bool) -> float:
     """Return the SLA for the model, after this rejection."""
     model_s = found.model_quantile_s
     if not found.replications:
@@ -330,17 +330,17 @@ def _below(
     """Return the best untried configuration whose model quantile is at most so long."""
     tight = msgspec.structs.replace(search.problem, sla_ms=limit_s * 1e3)
     if whole:
-        return _enumerated(search, tight, tried, left)
+        return _enumerate_best(search, tight, tried, left)
     again = _Search(tight, search.seed)
     again.scan()
     again.anneal(min(left(), _AGAIN_S), search.counts)
     search.seed = again.seed
     search.evaluations += again.evaluations
     search.met |= again.met
-    return _met(again, tried)
+    return _best_met(again, tried)
 
 
-def _enumerated(
+def _enumerate_best(
     search: _Search,
     problem: ProblemFile,
     tried: Set[tuple[int, ...]],
@@ -352,7 +352,7 @@ def _enumerated(
     return None if found.counts is None else _Choice(found.counts, search.kernel.score(found.counts)[1], "enumeration")
 
 
-def _met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf) -> _Choice | None:
+def _best_met(search: _Search, tried: Set[tuple[int, ...]], floor: float = -math.inf) -> _Choice | None:
     """Return the best untried configuration met on the way, if it is better than f = `floor`."""
     f, solver, counts = max(
         ((f, solver, counts) for counts, (f, solver) in search.met.items() if counts not in tried and f > floor),
@@ -369,8 +369,8 @@ def forced(
     It gets `cpu_s` seconds of CPU time, so that it is not measured to find less if others keep the machine busy.
     """
     kernel = kernel_problem(problem)
-    found = anneal.solve(kernel, seed, cpu_s, evaluations=evaluations, restarts=restarts, cpu_time=True)
-    return found.counts, found.f if found.feasible else -math.inf
+    solution = anneal.solve(kernel, seed, cpu_s, evaluations=evaluations, restarts=restarts, cpu_time=True)
+    return solution.counts, solution.f if solution.feasible else -math.inf
 
 
 def _impossible(problem: ProblemFile) -> None:
@@ -398,19 +398,19 @@ def _size(problem: ProblemFile) -> float:
 def _enumerate(search: _Search, seconds: float, clock: Callable[[], float]) -> Bound | None:
     """Return the optimum, by going through all configurations; None if the time did not suffice."""
     end = clock() + seconds
-    found = exact.enumerate_all(search.problem, lambda: clock() > end, search.f + _CLOSED)
-    search.evaluations += found.configurations
-    if found.counts is not None:
-        search.take(found.counts, "enumeration")
-    if not found.complete:
+    result = exact.enumerate_all(search.problem, lambda: clock() > end, search.f + _CLOSED)
+    search.evaluations += result.configurations
+    if result.counts is not None:
+        search.take(result.counts, "enumeration")
+    if not result.complete:
         return None
-    return Bound(search.f, f"enumeration of all {found.configurations} configurations", 0)
+    return Bound(search.f, f"enumeration of all {result.configurations} configurations", 0)
 
 
 def _bound(search: _Search, left: Callable[[], float], highs: bool) -> Bound:
-    found = bound(search.problem, incumbent=search.f, stop=lambda: left() <= 0.0, highs=highs)
-    for counts in found.starts[-_STARTS:]:
+    result = bound(search.problem, incumbent=search.f, stop=lambda: left() <= 0.0, highs=highs)
+    for counts in result.starts[-_STARTS:]:
         search.take(counts, "integer program")
-    if found.value - search.f > _CLOSED:
-        search.anneal(min(left(), ANNEAL_MOST_S), found.starts[-1] if found.starts else search.counts)
-    return found
+    if result.value - search.f > _CLOSED:
+        search.anneal(min(left(), ANNEAL_MOST_S), result.starts[-1] if result.starts else search.counts)
+    return result

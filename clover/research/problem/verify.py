@@ -106,7 +106,7 @@ def verify(problem: ProblemFile, counts: Counts, *, most_rows: int = MOST_ROWS) 
     rate, service_s = problem.arrival_rate, problem.service_s
     capacity = float((counts / service_s).sum())
     if capacity <= rate:
-        return _unplayed(len(counts), math.inf, "overloaded: requests come faster than they are served")
+        return _reject_unplayed(len(counts), math.inf, "overloaded: requests come faster than they are served")
     _, model_shares, _, _, model_s, _ = queueing.evaluate(
         service_s, problem.cv, problem.energy_j, problem.accuracy, counts, rate, problem.model, problem.quantile
     )
@@ -114,7 +114,7 @@ def verify(problem: ProblemFile, counts: Counts, *, most_rows: int = MOST_ROWS) 
     warm_up = ramp + settle
     if counts.sum() > _MOST_WORKERS or REPLICATIONS * (warm_up + rows) > most_rows:
         why = f"too large, or too near its capacity, to be simulated with {most_rows:,} requests"
-        return _unplayed(len(counts), model_s, why)
+        return _reject_unplayed(len(counts), model_s, why)
     latency_s: list[Floats] = []
     shares: list[Floats] = []
     wanted = REPLICATIONS
@@ -198,8 +198,7 @@ def _above(latency_s: Sequence[Floats], limit_s: float) -> tuple[float, float]:
 
 
 def _quantile(latency_s: Sequence[Floats], q: float) -> tuple[float, float]:
-    """Return the least latency that a share `q` of all requests does not exceed, and the half-width of its interval:
-    the longer side of it."""
+    """Return the latency that a share `q` of all requests does not exceed, and the longer side of its interval."""
     pooled = np.concatenate(latency_s)
 
     def place(share: float) -> int:
@@ -213,7 +212,7 @@ def _quantile(latency_s: Sequence[Floats], q: float) -> tuple[float, float]:
     return middle, max(middle - float(pooled[ends[0]]), float(pooled[ends[1]]) - middle)
 
 
-def _unplayed(groups: int, model_s: float, why: str) -> SimulationVerdict:
+def _reject_unplayed(groups: int, model_s: float, why: str) -> SimulationVerdict:
     return SimulationVerdict(
         quantile_s=math.inf,
         half_width_s=math.inf,

@@ -5,7 +5,7 @@ Every family goes through every trace with the same budget over the hours played
     base                  BASE
     clover                the paper's annealing, which mixes variants at random, at its own L
     budget                our budget over mixes: rows meet variants by quota
-    static                the best static mix at the budget
+    static                the best fixed mix at the budget
     budget+cascade        our budget over cascades: thresholds follow grid and budget, configurations slowly
     budget:flat+cascade   the same without the grid's intensity: what a static cascade at the budget could save
     static+cascade >= A   the best static cascade (one configuration, one chain, the same thresholds all day) of at
@@ -91,17 +91,17 @@ class Day:
 
     def play(self, on_progress: OnProgress) -> list[Run]:
         """Play every run and return them; `on_progress` is called as runs are done."""
-        return [run for own, trace in self.cells for run in self._cell(own, trace, on_progress)]
+        return [run for cell, trace in self.cells for run in self._cell(cell, trace, on_progress)]
 
-    def _cell(self, own: World, trace: Trace, on_progress: OnProgress) -> list[Run]:
+    def _cell(self, world: World, trace: Trace, on_progress: OnProgress) -> list[Run]:
         def played(*schemes: Scheme) -> list[Run]:
             seeds = range(self._asked.seeds)
-            cases = [Case(own, trace, self._asked.load, item, seed) for item in schemes for seed in seeds]
+            cases = [Case(world, trace, self._asked.load, item, seed) for item in schemes for seed in seeds]
             return execute(cases, on_progress)
 
         runs = played(
             Scheme("base", "base"),
-            Scheme("clover", "clover", lam=LAMBDA if own.rules.lam is None else own.rules.lam),
+            Scheme("clover", "clover", lam=LAMBDA if world.rules.lam is None else world.rules.lam),
             Scheme("budget", "budget"),
             Scheme("static", "static"),
             Scheme(STEERED, "budget", cascade=True),

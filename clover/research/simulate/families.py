@@ -121,14 +121,14 @@ def load(name: str, shapes: tuple[DeviceShape, ...], confidence: Confidence | No
     if path.suffix == ".json":
         return _of_file(path, shapes)
     folder = ProfileStore(cache_folder("")).folder
-    found = sorted(folder.glob(f"{name}-*.json"), key=lambda item: item.stat().st_mtime) if name.isidentifier() else []
-    if not found:
+    files = sorted(folder.glob(f"{name}-*.json"), key=lambda item: item.stat().st_mtime) if name.isidentifier() else []
+    if not files:
         raise ConfigError(
             f"there is no family {name!r}{did_you_mean(name, names())}: give {', '.join(names())}, the path of a "
             f"profile (.json), or a family measured on this machine (`{program()} profile {name}`)"
         )
     wrong: ConfigError | None = None
-    for item in reversed(found):  # the newest that was measured on devices like these
+    for item in reversed(files):  # the newest that was measured on devices like these
         try:
             return _of_file(item, shapes)
         except ConfigError as error:
@@ -166,7 +166,7 @@ def _of_file(path: Path, shapes: tuple[DeviceShape, ...]) -> Known:
             where = f"{item.variant} on {item.profile}, batch {item.batch}"
             raise ConfigError(f"{path}: the measurement of {where} has figures that cannot be")
     return Known(
-        profile=_based(profile, shapes),
+        profile=_based_profile(profile, shapes),
         source=f"profile {path.name}",
         digest=hashlib.sha256(data).hexdigest(),
         request="1 row",
@@ -175,7 +175,7 @@ def _of_file(path: Path, shapes: tuple[DeviceShape, ...]) -> Known:
     )
 
 
-def _based(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyProfile:
+def _based_profile(profile: FamilyProfile, shapes: tuple[DeviceShape, ...]) -> FamilyProfile:
     """Return the profile with BASE on `shapes`.  Its p95, which the default SLO is made from, stays the one that was
     measured if it was measured on as many devices."""
     try:
@@ -231,7 +231,7 @@ def _paper(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
     file, table_of_paces = paper(), pace.shipped()
     known = next(family for family in file.families if family.family == name)
     offered = {place.profile for shape in shapes for layout in shape.layouts for place in layout}
-    latency = [_latency(row, file.method) for row in table_of_paces.of(name) if row.profile in offered]
+    latency = [_latency(row, file.method) for row in table_of_paces.rows_of(name) if row.profile in offered]
     if not latency:
         raise ConfigError(f"{name} is known on A100 slices only, not on {', '.join(sorted(offered))}: give --gpus")
     accuracy = tuple(
@@ -272,7 +272,7 @@ def _paper(name: str, shapes: tuple[DeviceShape, ...]) -> Known:
         notes=(table_of_paces.source, file.idle_source, "service times do not vary: the table gives means only"),
     )
     return Known(
-        profile=_based(profile, shapes),
+        profile=_based_profile(profile, shapes),
         source="paper_families.json and a100_paces.json of Clover",
         digest=digest,
         request=known.request,

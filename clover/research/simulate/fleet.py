@@ -145,8 +145,8 @@ class SimulatedFleet:
     def take(self) -> FleetTotals:
         """Return what was added up since the last call."""
         self._accrue()
-        found, self.sums = self.sums, FleetTotals()
-        return found
+        sums, self.sums = self.sums, FleetTotals()
+        return sums
 
     @property
     def awake(self) -> int:
@@ -271,7 +271,7 @@ class SimulatedFleet:
     def observe(self) -> dict[str, float]:
         """Return the rate as a server would see it over its window, and p95 by the model of what is routed."""
         self._accrue()
-        found = {
+        figures = {
             "arrival_rate": self._observed,
             "arrival_window_s": math.inf if self._exact else WINDOW_S,
             "queue_rows": self.queue_rows,
@@ -279,11 +279,11 @@ class SimulatedFleet:
             "restarts": 0.0,
         }
         if self._rows > 0.0:
-            found["accuracy_served"] = self._right / self._rows
+            figures["accuracy_served"] = self._right / self._rows
         if self._rate > 0.0 and self.routed:
             flow = self._flow()
-            found["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
-        return found
+            figures["p95_ms"] = min(UNBOUNDED_MS, flow.p95_ms + _wait_ms(self.queue_rows, flow))
+        return figures
 
     def work_report(self) -> WorkReport:
         """Return what workers did since the last report: their own times, and joules by device."""
@@ -331,7 +331,7 @@ class SimulatedFleet:
     def reset_guard(self) -> None:
         """Do nothing: there is no guard (see `clover.interfaces.Fleet.reset_guard`)."""
 
-    def demanded(self) -> dict[str, Asked]:
+    def accuracy_demand(self) -> dict[str, Asked]:
         """Return {}: simulated rows ask for no accuracy of their own."""
         return {}
 

@@ -86,9 +86,9 @@ class FleetModel:
                 own = groups.setdefault(variant, [])
                 own.append((self._services[variant, group.profile], group.count))
         if routing.chain and groups.keys() >= set(routing.chain):
-            return self._chained(configuration, groups, routing, rate)
+            return self._chained_flow(configuration, groups, routing, rate)
         if is_shared(configuration):
-            return self._shared(configuration, routing, rate)
+            return self._shared_flow(configuration, routing, rate)
         total = sum(share for variant, share in routing.shares.items() if variant in groups) or 1.0
         served = right = watts = late = spare = 0.0
         parts = []
@@ -122,7 +122,7 @@ class FleetModel:
             work=tuple(work),
         )
 
-    def _shared(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
+    def _shared_flow(self, configuration: Configuration, routing: Routing, rate: float) -> Flow:
         """Return what a mix does on workers of which some share their time."""
         variants = sorted({variant for group in configuration for variant in group.variants})
         shares = {variant: share for variant in variants if (share := routing.shares.get(variant, 0.0)) > 0.0}
@@ -156,12 +156,12 @@ class FleetModel:
     ) -> list[LaneWork]:
         """Return what the workers of `variant` do with `rate` rows a second at `energy_j` a row, in proportion to what
         they can serve."""
-        own = [group for group in configuration if variant in group.variants]
-        services = [self._services[variant, group.profile] for group in own]
+        groups = [group for group in configuration if variant in group.variants]
+        services = [self._services[variant, group.profile] for group in groups]
         rows = max(1, round(batch))
-        whole = sum(service.capacity() * group.count for service, group in zip(services, own, strict=True))
+        whole = sum(service.capacity() * group.count for service, group in zip(services, groups, strict=True))
         plain_j = [service.energy_j(rows) for service in services]
-        parts = [service.capacity() * group.count / whole for service, group in zip(services, own, strict=True)]
+        parts = [service.capacity() * group.count / whole for service, group in zip(services, groups, strict=True)]
         scale = energy_j / max(sum(part * joules for part, joules in zip(parts, plain_j, strict=True)), 1e-12)
         return [
             LaneWork(
@@ -173,10 +173,10 @@ class FleetModel:
                 joules=rate * part * joules * scale,
                 expected_j=rate * part * self._believed[variant, group.profile].energy_j(rows) * scale,
             )
-            for group, service, part, joules in zip(own, services, parts, plain_j, strict=True)
+            for group, service, part, joules in zip(groups, services, parts, plain_j, strict=True)
         ]
 
-    def _chained(
+    def _chained_flow(
         self,
         configuration: Configuration,
         groups: Mapping[str, list[tuple[Service, int]]],

@@ -1,4 +1,4 @@
-"""What no schedule of plans over a horizon can undercut: a proven limit beside an accuracy budget.
+"""The least grams that any schedule of plans over a horizon can emit: a proven limit beside an accuracy budget.
 
 Terms.
  - *schedule*: for every step of a horizon the plan, or the plans in turn, that it runs
@@ -77,10 +77,12 @@ def cost_bound(problem: Problem, objective: Objective) -> CostBound:
     """
     sleep, awake_w = sleep_states(problem.spared_w)
     base_j, base = objective.base_energy_j, objective.base_accuracy
-    own = replace(objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0, chain_floor=None)
+    paper_objective = replace(
+        objective, form="paper", carbon_weight=1.0, accuracy_floor=0.0, planned_floor=0.0, chain_floor=None
+    )
 
     def formed(lam: float, slow: bool) -> Formulation:
-        member = PackingMember(problem, replace(own, lam=lam))
+        member = PackingMember(problem, replace(paper_objective, lam=lam))
         return Formulation([member], problem.devices, sleep=sleep, awake_w=awake_w, slow=slow)
 
     slow = every(problem) is not None

@@ -46,7 +46,7 @@ class LaneCeiling:
 def lane_ceilings(form: Formulation) -> tuple[LaneCeiling, ...]:
     """Return planes above what each variant's workers serve at most; none for variants with too many different lanes,
     if the SLO never limits, or if rows may wait for batches."""
-    found: list[LaneCeiling] = []
+    ceilings: list[LaneCeiling] = []
     for member, variant in form.lanes:
         own = form.members[member]
         if own.problem.objective.waits:
@@ -67,8 +67,8 @@ def lane_ceilings(form: Formulation) -> tuple[LaneCeiling, ...]:
         for base, slopes in _planes(counts[can], shares[can]):
             on, wide = np.zeros(len(form.groups), np.bool_), np.zeros(len(form.groups))
             on[at], wide[at] = True, slopes
-            found.append(LaneCeiling(on, wide, base))
-    return tuple(found)
+            ceilings.append(LaneCeiling(on, wide, base))
+    return tuple(ceilings)
 
 
 def largest_share(workers: tuple[Service, ...], rate: float, slo_ms: float, limit: float) -> float:

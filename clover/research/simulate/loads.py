@@ -80,14 +80,14 @@ class Load:
 
 def _bursts(mean: float, steps: int, seed: int) -> list[float]:
     rng = random.Random(seed)
-    found: list[float] = []
+    rates: list[float] = []
     left = 0
     for _ in range(steps):
         if not left and rng.random() < _BEGINS:
             left = rng.randint(1, _LONGEST)
-        found.append(mean * (_BURST if left else 1.0))
+        rates.append(mean * (_BURST if left else 1.0))
         left = max(0, left - 1)
-    return found
+    return rates
 
 
 def parse(text: str) -> Load:

@@ -83,10 +83,10 @@ class FrontEnd:
         batches_w = self._with_turns.flow(*asked).active_w - self._alone.flow(*asked).active_w
         return self._turn_j * serving.rate + batches_w
 
-    def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+    def record_routing(self, at_s: float, before: Serving, after: Serving) -> None:
         """Do nothing: see `closed`."""
 
-    def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
+    def record_step(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
         """Add the grams of a step."""
         self.grams += self.watts(serving) * step.seconds * step.g_per_kwh * self._per_j
 
@@ -103,22 +103,22 @@ def loads_of(world: World, rate: float | None) -> list[Load]:
     if rate is not None and not 0.0 < rate < world.capacity:
         raise ConfigError(f"--rate is above 0 and below BASE's capacity of {world.capacity:.4g} rows/s, not {rate:g}")
     given = RATES if rate is None else (rate,)
-    found = [loads.parse(f"constant:{each}/s") for each in given if each < world.capacity]
-    return found + ([loads.parse(f"constant:{loads.BASE_LOAD}")] if rate is None else [])
+    shapes = [loads.parse(f"constant:{each}/s") for each in given if each < world.capacity]
+    return shapes + ([loads.parse(f"constant:{loads.BASE_LOAD}")] if rate is None else [])
 
 
 def days(world: World, trace: Trace, load: Load, slo_ms: float | None) -> list[MachineDay]:
     """Return BASE at a load, the default, and the default with that SLO if one is given, BASE first."""
     policy = ControllerConfig().policy
-    own = Scheme("default", policy, cascade=None, resident=True)  # as a server without flags has it
-    cases = [Case(world, trace, load, Scheme("BASE", "base"), 0), Case(world, trace, load, own, 0)]
+    default = Scheme("default", policy, cascade=None, resident=True)  # as a server without flags has it
+    cases = [Case(world, trace, load, Scheme("BASE", "base"), 0), Case(world, trace, load, default, 0)]
     if slo_ms is not None:
         given = Scheme(f"--slo-ms {slo_ms:g}", policy, cascade=None, resident=True)
         cases.append(Case(world, trace, load, given, 0, slo_ms=slo_ms))
-    return [_played(case) for case in cases]
+    return [_play_day(case) for case in cases]
 
 
-def _played(case: Case) -> MachineDay:
+def _play_day(case: Case) -> MachineDay:
     profile = case.world.known.profile
     front = FrontEnd(case, case.slo_ms if case.slo_ms is not None else default_slo_ms(profile))
     run = play(case, front)

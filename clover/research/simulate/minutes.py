@@ -181,7 +181,7 @@ class _Play:
             reserve.use(profile)
         fleet = FamilyFleet(
             router,
-            start=self._started(router, slab, lambda: fleet),
+            start=self._make_start(router, slab, lambda: fleet),
             profiled=lambda item: profiled_energy(
                 profile, item.variant, item.placement.profile, item.backend, self.spec.max_batch
             ),
@@ -206,7 +206,7 @@ class _Play:
             await controller.stop()
             await fleet.stop()
             slab.close()
-        return self._summed(router, family.targets.slo_ms, deployment, planned, expected)
+        return self._sum_up(router, family.targets.slo_ms, deployment, planned, expected)
 
     def _score(self, fleet: FamilyFleet, slab: Slab, variant: str, slots: NDArray[np.uint32]) -> None:
         """Write scores that send rows on as often as the profile says, each row at random."""
@@ -217,7 +217,7 @@ class _Play:
         part = point.reach[at + 1] / max(point.reach[at], 1e-12)
         slab.score[slots] = [_UNSURE if self.rng.random() < part else _SURE for _ in slots]
 
-    def _started(self, router: Router, slab: Slab, fleet: Callable[[], FamilyFleet]) -> Callable[[Assignment], Any]:
+    def _make_start(self, router: Router, slab: Slab, fleet: Callable[[], FamilyFleet]) -> Callable[[Assignment], Any]:
         async def start(item: Assignment) -> SimulatedWorker:
             worker = SimulatedWorker(
                 len(self.workers) + 1,
@@ -249,12 +249,12 @@ class _Play:
                 continue
             await asyncio.sleep(begun_s + at_s - clock.now_s())
             try:
-                router.submit(router.open(1), self._answered(router))
+                router.submit(router.open(1), self._make_on_done(router))
             except RequestError:
                 self.rows.append(RowOutcome(at_s, math.inf, -1))
         await asyncio.sleep(60.0)
 
-    def _answered(self, router: Router) -> Callable[[Any], None]:
+    def _make_on_done(self, router: Router) -> Callable[[Any], None]:
         def done(ticket: RouterTicket) -> None:
             at_s = (ticket.arrival_ns - self.begun_ns) / 1e9
             if ticket.status == 200:
@@ -269,7 +269,7 @@ class _Play:
     def _now_ns(self) -> int:
         return round(clock.now_s() * 1e9)
 
-    def _summed(
+    def _sum_up(
         self, router: Router, slo_ms: float, deployment: str, planned: dict[str, float], expected: float
     ) -> Minutes:
         self.rows.sort(key=lambda row: row.at_s)
@@ -313,10 +313,10 @@ class _Play:
         self, at_s: Floats, ms: Floats, late: NDArray[np.bool_], names: tuple[str, ...]
     ) -> tuple[Second, ...]:
         edges = np.searchsorted(at_s, np.arange(math.ceil(self.seconds) + 1))
-        found = []
+        counts = []
         for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             lanes = Counter(names[row.lane] for row in self.rows[low:high] if row.lane >= 0)
-            found.append(
+            counts.append(
                 Second(
                     rows=high - low,
                     p95_ms=quantile(ms[low:high], _P95),
@@ -324,7 +324,7 @@ class _Play:
                     variants=dict(lanes),
                 )
             )
-        return tuple(found)
+        return tuple(counts)
 
 
 def quantile(values: Floats, q: float) -> float:

@@ -64,7 +64,7 @@ def _legend(colours: dict[str, str]) -> str:
 
 
 def _short(policy: str) -> str:
-    """Return a policy's name without what differs by family and trace: static mixes share one colour and one key."""
+    """Return a policy's name without what differs by family and trace: fixed mixes share one colour and one key."""
     return f"static ({policy.partition('(')[2]}" if policy.startswith("static >=") else policy
 
 
@@ -79,8 +79,8 @@ def _savings(results: Results) -> str:
         before: tuple[str, str] | None = None
         for item in rows:
             first = before is not None and before != (item.family, item.trace)
-            own = "".join(f"<td>{escape(cell)}</td>" for cell in cells(item))
-            lines.append(f"<tr{' class=first' if first else ''}>{own}</tr>")
+            row_cells = "".join(f"<td>{escape(cell)}</td>" for cell in cells(item))
+            lines.append(f"<tr{' class=first' if first else ''}>{row_cells}</tr>")
             before = (item.family, item.trace)
         parts.append(f"<h3>{escape(title)}</h3><table><tr>{head}</tr>{''.join(lines)}</table>")
     return "".join(parts) + "".join(f"<p>{escape(text)}</p>" for text in MEANINGS)

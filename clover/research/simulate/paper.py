@@ -18,7 +18,7 @@ p95, the SLO, is that of nearly idle GPUs.
    `PARKED_W` or nothing;
  - `budget+cascade`: the same budget at CLOVER's mean loss with cascades, by a confidence that is modelled, not measured
    (`parametric`); no limit is known for it;
- - `static >= A`: the best *static* mix that reaches the accuracy, which saves without a carbon-aware controller; at
+ - `static >= A`: the best fixed mix that reaches the accuracy, which saves without a carbon-aware controller; at
    CLOVER's also with GPUs released;
  - `base, right-sized`: BASE on only as many GPUs as its load needs under the same SLO, the others released.  It is the
    baseline for operators who would switch off idle GPUs anyway.
@@ -137,29 +137,29 @@ class Paper:
             return [run for at in range(len(self.cells)) for run in self.cell(at, on_progress)]
         # Spawned, not forked: the calling process may have threads.
         with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            found = []
+            all_runs = []
             for at, runs in enumerate(pool.map(partial(_cell, self._asked), range(len(self.cells)))):
-                found += runs
+                all_runs += runs
                 on_progress(*self.cells[at], len(runs))
-        return found
+        return all_runs
 
-    def cell(self, at: int, on_progress: OnProgress = lambda own, trace, number: None) -> list[Run]:
+    def cell(self, at: int, on_progress: OnProgress = lambda cell, trace, number: None) -> list[Run]:
         """Return the runs of one cell; only the first run of each policy keeps its steps, with equal ones merged."""
-        own, trace = self.cells[at]
+        cell, trace = self.cells[at]
         return [
             shortened(run)
             for accounting in ("equal", "artifact")
-            for run in self._accounted(own, trace, accounting, on_progress)
+            for run in self._accounted(cell, trace, accounting, on_progress)
         ]
 
-    def _accounted(self, own: World, trace: Trace, accounting: Accounting, on_progress: OnProgress) -> Iterator[Run]:
+    def _accounted(self, world: World, trace: Trace, accounting: Accounting, on_progress: OnProgress) -> Iterator[Run]:
         equal = accounting == "equal"
         light = self._load if equal else self._load.scaled(PART)
-        slo_ms = self.slo_ms(own, light)
+        slo_ms = self.slo_ms(world, light)
 
         def played(schemes: Sequence[Scheme], load: Load = self._load, seeds: Sequence[int] | None = None) -> list[Run]:
             cases = [
-                Case(own, trace, load, scheme, seed, accounting, slo_ms)
+                Case(world, trace, load, scheme, seed, accounting, slo_ms)
                 for scheme in schemes
                 for seed in (seeds or range(self._seeds if scheme.policy in _DRAWING else 1))
             ]
@@ -185,13 +185,13 @@ class Paper:
         if equal:
             yield from played([Scheme(f"objective@{lam:g}", "objective", lam=lam) for lam in LAMBDAS])
 
-    def slo_ms(self, own: World, load: Load) -> float:
+    def slo_ms(self, world: World, load: Load) -> float:
         """Return the SLO (ms): BASE's p95 at `load`, unless one is given."""
         if self._rules.slo_ms is not None:
             return self._rules.slo_ms
-        profile = own.known.profile
+        profile = world.known.profile
         worker = services_of(profile)[profile.base.variant, profile.base.profile]
-        rate = load.level * base_capacity(profile, own.machine.shapes)
+        rate = load.level * base_capacity(profile, world.machine.shapes)
         return estimate((worker,) * profile.base.count, rate).p95_ms
 
 
@@ -207,8 +207,8 @@ def shortened(run: Run) -> Run:
 
 def budget(name: str, loss: float, asleep_w: float | None = None, words: str = "") -> Scheme:
     """Return the scheme of an accuracy budget of `loss` points, which the policy `name` realised."""
-    own = f"budget ({name})" + (f", {words}" if words else "")
-    return Scheme(own, "budget", accuracy_budget=max(0.0, loss), asleep_w=asleep_w, beside=name)
+    name_shown = f"budget ({name})" + (f", {words}" if words else "")
+    return Scheme(name_shown, "budget", accuracy_budget=max(0.0, loss), asleep_w=asleep_w, beside=name)
 
 
 def cascaded(name: str, loss: float) -> Scheme:
@@ -217,7 +217,7 @@ def cascaded(name: str, loss: float) -> Scheme:
 
 
 def matched(name: str, accuracy: float, *, released: bool = False) -> Scheme:
-    """Return the scheme of the best static mix at the accuracy that the policy `name` reached.
+    """Return the scheme of the best fixed mix at the accuracy that the policy `name` reached.
 
     Only energy is minimised under that floor, which does not depend on intensity: the mix stays for the whole trace.
     """

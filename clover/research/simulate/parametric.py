@@ -76,16 +76,18 @@ def cascade_of(accuracy: Mapping[str, float], joules: Mapping[str, float], confi
     """Return chains and thresholds of variants with these accuracies (percent) at these joules a row."""
     ordered = sorted(accuracy, key=lambda name: joules[name])
     percent = {name: accuracy[name] for name in ordered}
-    chosen_on, counted_on = (drawn(percent, confidence, _SEED + number) for number in (0, 1))
-    found = profile_of(chosen_on, counted_on, {name: joules[name] for name in ordered})
-    return msgspec.structs.replace(found, method="analytical")
+    chosen_on, counted_on = (draw_answers(percent, confidence, _SEED + number) for number in (0, 1))
+    cascade = profile_of(chosen_on, counted_on, {name: joules[name] for name in ordered})
+    return msgspec.structs.replace(cascade, method="analytical")
 
 
-def drawn(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows: int = ROWS) -> dict[str, Answers]:
+def draw_answers(
+    accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows: int = ROWS
+) -> dict[str, Answers]:
     """Return what variants of these accuracies (percent) answer to `rows` requests: right or not, and how sure."""
     rng = np.random.default_rng(seed)
     shared = math.sqrt(confidence.alike) * rng.standard_normal(rows)
-    found = {}
+    answers = {}
     for name, percent in accuracy.items():
         hard = shared + math.sqrt(1.0 - confidence.alike) * rng.standard_normal(rows)
         order = np.argsort(hard, kind="stable")
@@ -93,8 +95,8 @@ def drawn(accuracy: Mapping[str, float], confidence: Confidence, seed: int, rows
         limit = 0.5 * (hard[order[good - 1]] + hard[order[good]])
         right = hard < limit
         seen = limit - hard + confidence.blur * rng.standard_normal(rows)
-        found[name] = Answers(scores=_certainty(seen, float(limit), confidence.blur), right=right)
-    return found
+        answers[name] = Answers(scores=_certainty(seen, float(limit), confidence.blur), right=right)
+    return answers
 
 
 def _certainty(seen: Floats, limit: float, blur: float) -> Floats:

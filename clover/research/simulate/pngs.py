@@ -48,7 +48,7 @@ def _hours(runs: dict[str, Run], title: str, path: Path) -> Path:
     axes[1].legend(fontsize=8)
     axes[3].set_xlabel("hours")
     figure.suptitle(f"{title} (modelled)")
-    return _saved(figure, path)
+    return _save(figure, path)
 
 
 def _trade(items: list[Summary], title: str, path: Path) -> Path:
@@ -59,10 +59,10 @@ def _trade(items: list[Summary], title: str, path: Path) -> Path:
     axis.set_xlabel("points of accuracy lost")
     axis.set_ylabel("% of gCO2e saved, idle power counted")
     figure.suptitle(f"{title} (modelled)")
-    return _saved(figure, path)
+    return _save(figure, path)
 
 
-def _saved(figure: Figure, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

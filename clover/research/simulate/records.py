@@ -1,4 +1,4 @@
-"""What a simulation leaves behind: frozen records that survive JSON, and the sums over them.
+"""The results of a simulation: frozen records that survive JSON, and the sums over them.
 
 Energies are joules, emissions grams of CO2e, accuracy percent, times milliseconds if a name ends in `_ms`.  Nothing
 here was measured: joules are profile energies (`RunManifest.labels` says of which kind) times the rows that were
@@ -195,8 +195,7 @@ class Results(Record, frozen=True, kw_only=True):
 
 
 def merged(steps: Sequence[ReplayStep]) -> tuple[ReplayStep, ...]:
-    """Merge neighbouring steps that are alike, for reports; a look at the grid that changed nothing does not separate
-    them."""
+    """Merge equal neighbouring steps, for reports; a look at the grid that changed nothing does not separate them."""
     found: list[ReplayStep] = []
     for step in steps:
         before = found[-1] if found else None

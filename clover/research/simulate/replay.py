@@ -64,10 +64,10 @@ def play(case: Case, judge: Judge | None = None) -> Run:
 class Judge(Protocol):
     """Looks on at a run, by what is true of it."""
 
-    def routed(self, at_s: float, before: Serving, after: Serving) -> None:
+    def record_routing(self, at_s: float, before: Serving, after: Serving) -> None:
         """Note that `after` serves instead of `before`, `at_s` seconds after the start."""
 
-    def closed(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
+    def record_step(self, at_s: float, step: ReplayStep, serving: Serving, lost: Sequence[str]) -> None:
         """Note a step that ends `at_s` seconds after the start, what serves at its end, and the devices that are
         lost."""
 
@@ -87,9 +87,9 @@ class _Replay:
         self.rates = case.load.rates(world.capacity, trace.start_s, self.step_s, self.count, case.seed)
         self.observed = self.rates
         if case.load.counted_s:
-            self.observed = _counted(case.load.counted_s, self.step_s, self.count)
+            self.observed = _count_arrivals(case.load.counted_s, self.step_s, self.count)
         elif rules.noise:
-            self.observed = _observed(self.rates, self.step_s, case.seed)
+            self.observed = _observe_rates(self.rates, self.step_s, case.seed)
         self.began_s = 0.0
         self.reported = 0
         self.judge = judge
@@ -130,7 +130,7 @@ class _Replay:
             device.create_s, device.destroy_s = rules.create_s, rules.destroy_s
         self.began_s = clock.now_s()
         if (judge := self.judge) is not None:
-            fleet.on_route = lambda before, after: judge.routed(clock.now_s() - self.began_s, before, after)
+            fleet.on_route = lambda before, after: judge.record_routing(clock.now_s() - self.began_s, before, after)
         steps: list[ReplayStep] = []
         for index, (rate, observed) in enumerate(zip(self.rates, self.observed, strict=True)):
             at_s = trace.start_s + index * self.step_s
@@ -139,9 +139,9 @@ class _Replay:
             fleet.weather(rate, observed, reading.g_per_kwh)
             before = family.changes, family.turned
             await asyncio.sleep(self.began_s + (index + 1) * self.step_s - clock.now_s())
-            steps.append(self._closed(fleet, family, controller, at_s, rate, before, reading))
+            steps.append(self._close_step(fleet, family, controller, at_s, rate, before, reading))
             if judge is not None:
-                judge.closed(clock.now_s() - self.began_s, steps[-1], fleet.current, lost)
+                judge.record_step(clock.now_s() - self.began_s, steps[-1], fleet.current, lost)
         run = self._run(controller, family, steps, targets)
         await controller.stop()
         return msgspec.structs.replace(run, seconds=time.perf_counter() - began)
@@ -164,7 +164,7 @@ class _Replay:
     def _run(self, controller: Controller, family: Family, steps: Sequence[ReplayStep], targets: Targets) -> Run:
         """Return what became of the case; `seconds` are still 0."""
         case, world, scheme = self.case, self.case.world, self.case.scheme
-        found = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
+        decisions = [(decision["detail"], decision["count"]) for decision in controller.decisions(1000)]
         counts = controller.context.decisions.counts
         return Run(
             family=family.name,
@@ -182,7 +182,7 @@ class _Replay:
             beside=scheme.beside,
             confidence="parametric" if case.cascades and world.known.confidence else "",
             plans=sum(counts.values()) - counts["failed"],
-            held={why: sum(count for detail, count in found if words in detail) for why, words in HELD.items()},
+            held={why: sum(count for detail, count in decisions if words in detail) for why, words in HELD.items()},
             rollbacks=counts["rolled back"],
             failed=counts["failed"],
             limit_grams=self._limit(steps, targets.slo_ms),
@@ -219,9 +219,9 @@ class _Replay:
         if decision is None or decision.id == self.reported:
             return ""
         self.reported = decision.id
-        return _described(decision)
+        return _describe(decision)
 
-    def _closed(
+    def _close_step(
         self,
         fleet: SimulatedFleet,
         family: Family,
@@ -273,12 +273,12 @@ def _lose(
     return tuple(name for name, device in devices.items() if device.lost)
 
 
-def _described(decision: Decision) -> str:
+def _describe(decision: Decision) -> str:
     plan = decision.plan.reason if decision.plan is not None else ""
     return "; ".join(filter(None, (f"{decision.trigger}: {decision.action}", decision.detail, plan)))
 
 
-def _observed(rates: list[float], step_s: float, seed: int) -> list[float]:
+def _observe_rates(rates: list[float], step_s: float, seed: int) -> list[float]:
     """Return what a server's window would count of Poisson arrivals at these rates, one a step of `step_s` seconds; the
     same for every policy.  Windows of steps that are shorter than a window share arrivals, as a server's do; before
     the first step rows arrived as in it."""
@@ -290,9 +290,9 @@ def _observed(rates: list[float], step_s: float, seed: int) -> list[float]:
     return [float(count) / (shared * step_s) for count in np.convolve(arrived, np.ones(shared, int), "valid")]
 
 
-def _counted(arrivals_s: Sequence[float], step_s: float, steps: int) -> list[float]:
+def _count_arrivals(arrivals_s: Sequence[float], step_s: float, steps: int) -> list[float]:
     """Return the rows a second that a server's window counts at the look of each step; `arrivals_s` ascend."""
     ends = np.arange(steps) * step_s + min(LAG_S, step_s)
     counts = np.searchsorted(arrivals_s, ends) - np.searchsorted(arrivals_s, ends - WINDOW_S)
-    found: list[float] = (counts / np.minimum(WINDOW_S, ends)).tolist()
-    return found
+    rates: list[float] = (counts / np.minimum(WINDOW_S, ends)).tolist()
+    return rates

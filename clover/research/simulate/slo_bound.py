@@ -66,8 +66,8 @@ class _SloDual(PlanDual):
         members = [self._member(ceiling) for ceiling in ceilings]
         alone = np.empty(len(ceilings))
         for member in set(members):
-            own = [at for at, of in enumerate(members) if of == member]
-            alone[own] = self._under(member, [[ceilings[at]] for at in own])
+            members_at = [at for at, of in enumerate(members) if of == member]
+            alone[members_at] = self._under(member, [[ceilings[at]] for at in members_at])
         first = int(np.argmin(alone))
         pairs = [
             [ceilings[first], other]
@@ -85,9 +85,9 @@ class _SloDual(PlanDual):
         and the member's total, by a grid [cost, (cost,) total] that closes in on its best point."""
         number, count, points = len(sets), len(sets[0]), _POINTS
         size = points ** (count + 1)
-        own = self.member == member
+        mine = self.member == member
         gain, fixed = self._gain(self.price), self._fixed(self.price)
-        spread = max(float(np.ptp(self.gain[own] + self.price[member] * self.accuracy[own])), 1e-9)
+        spread = max(float(np.ptp(self.gain[mine] + self.price[member] * self.accuracy[mine])), 1e-9)
         low, high = np.zeros((count + 1, number)), np.full((count + 1, number), 2.0 * spread)
         low[-1], high[-1] = self.total[member] - 2.0 * spread, self.total[member] + spread
         floor = np.full((count + 1, 1), 0.0)
@@ -134,11 +134,11 @@ class _SloDual(PlanDual):
         """Return the least value found with rows that may be late charged for: convex in each member's charge."""
         value = self.least()
         for member in range(len(self.of.members)):
-            own = self.member == member
-            if not self.late[own].any():
+            mine = self.member == member
+            if not self.late[mine].any():
                 continue
             # A charge above any gain from a late row changes nothing more.
-            high = float(np.ptp(self.gain[own]) * 2.0 / self.late[own][self.late[own] > 0.0].min())
+            high = float(np.ptp(self.gain[mine]) * 2.0 / self.late[mine][self.late[mine] > 0.0].min())
 
             def charged(eta: float, member: int = member) -> tuple[float, float]:
                 self.charge[member] = eta

@@ -52,14 +52,14 @@ class LocalSolver:
             (state.seed, state.grid_s) if drawing else None,
             *(_hashable(getattr(state, name)) for name in _ASKED),
         )
-        found = self._memory.get(key)
-        if found is None:
-            found = self._asked(state, policy, configuration)
+        plan = self._memory.get(key)
+        if plan is None:
+            plan = self._ask(state, policy, configuration)
             if configuration is not None or policy in (*_PURE, *_DRAWING) or policy.startswith("static:"):
-                self._memory[key] = found
-        return found
+                self._memory[key] = plan
+        return plan
 
-    def _asked(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
+    def _ask(self, state: State, policy: str, configuration: Configuration | None) -> Plan:
         if configuration is not None:
             return plan_fixed(state, configuration)
         if policy not in self._policies:

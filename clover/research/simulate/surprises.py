@@ -1,4 +1,4 @@
-"""What the controller does not know: workers that serve otherwise than their profile says, and GPUs that are lost.
+"""Surprises for the controller: workers that serve faster or slower than their profile says, and GPUs that are lost.
 
 A profile is measured once, and the machine may be another one later: hotter, shared, with a new driver.  So every
 variant may have a hidden truth: its service times and its joules are the profile's times a factor each, drawn once by
@@ -45,22 +45,21 @@ class Surprises:
         """Whether there is a surprise at all."""
         return self.misprofiled > 0.0 or bool(self.lost)
 
-
     @property
     def labels(self) -> tuple[str, ...]:
         """What a report says of them."""
-        found = []
+        texts = []
         if self.misprofiled > 0.0:
             part = f"{100.0 * self.misprofiled:g} %"
-            found.append(
+            texts.append(
                 f"hidden truth: times and joules of each variant are the profile's times factors of up to {part} more "
                 "or less, drawn by the seed; the controller knows the profile and what it learns"
             )
-        found += [
+        texts += [
             f"GPU {item.device} does not answer from hour {item.from_s / HOUR_S:g} on, for {item.seconds / HOUR_S:g} h"
             for item in self.lost
         ]
-        return tuple(found)
+        return tuple(texts)
 
 
 NONE = Surprises()
@@ -68,11 +67,14 @@ NONE = Surprises()
 
 def factors(profile: FamilyProfile, misprofiled: float, seed: int) -> dict[str, tuple[float, float]]:
     """Return by how much the times and the joules of each variant differ from its profile: (time, joules)."""
-    found = {}
+    by_variant = {}
     for variant in sorted({item.variant for item in profile.latency}):
         rng = random.Random(f"{seed}/{variant}")
-        found[variant] = (1.0 + rng.uniform(-misprofiled, misprofiled), 1.0 + rng.uniform(-misprofiled, misprofiled))
-    return found
+        by_variant[variant] = (
+            1.0 + rng.uniform(-misprofiled, misprofiled),
+            1.0 + rng.uniform(-misprofiled, misprofiled),
+        )
+    return by_variant
 
 
 def truth(profile: FamilyProfile, by: dict[str, tuple[float, float]]) -> FamilyProfile:
@@ -97,11 +99,11 @@ def parse_lost(text: str, devices: int) -> LostDevice:
     try:
         device, _, when = text.partition("@")
         begin, _, hours = when.partition("+")
-        found = LostDevice(int(device), float(begin) * HOUR_S, float(hours) * HOUR_S)
+        device_lost = LostDevice(int(device), float(begin) * HOUR_S, float(hours) * HOUR_S)
     except ValueError:
         raise ConfigError(f"--lost-gpu takes GPU@FROM+HOURS, as 1@12+3 (hours), not {text!r}") from None
-    if not 0 <= found.device < devices:
+    if not 0 <= device_lost.device < devices:
         raise ConfigError(f"--lost-gpu {text}: there are {devices} GPUs, from 0 on")
-    if not (0.0 <= found.from_s < float("inf") and 0.0 < found.seconds < float("inf")):
+    if not (0.0 <= device_lost.from_s < float("inf") and 0.0 < device_lost.seconds < float("inf")):
         raise ConfigError(f"--lost-gpu {text}: hours are 0 or more, and last more than 0")
-    return found
+    return device_lost

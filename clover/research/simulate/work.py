@@ -56,10 +56,10 @@ def summaries(runs: Sequence[Run]) -> tuple[Summary, ...]:
     for run in runs:
         own = groups.setdefault((run.family, run.trace, run.accounting), {})
         own.setdefault(run.policy, []).append(run)
-    found = []
+    results = []
     for policies in groups.values():
-        found += [summarise(own, policies["base"], policies.get(own[0].beside, ())) for own in policies.values()]
-    return tuple(found)
+        results += [summarise(own, policies["base"], policies.get(own[0].beside, ())) for own in policies.values()]
+    return tuple(results)
 
 
 def results(

@@ -1,4 +1,4 @@
-"""Workers that only take time, for the server's own router and fleet: what a worker is to them, on a virtual clock.
+"""Simulated workers for the server's own router and fleet: they only take time, on a virtual clock.
 
 A worker holds a batch for as long as its profile says, and draws what its profile says.  Workers that share a placement
 (during a swap, or one that stands by) take turns on it, batch by batch.

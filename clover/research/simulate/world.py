@@ -68,7 +68,7 @@ class Trace:
 @dataclass(frozen=True)
 class Scheme:
     """One entry of the comparison: a policy under a name.  Its other fields, if given, override those of the whole
-    simulation; a static mix is the objective `floor` with a floor of its own."""
+    simulation; a fixed mix is the objective `floor` with a floor of its own."""
 
     name: str
     policy: str
@@ -261,11 +261,11 @@ def emulated(text: str) -> SimulatedMachine:
     choice = devices.parse(text)
     if choice.kind != "emulated":
         raise ConfigError(f"--device is cpu or emulated:NAME[:COUNT], not {text}")
-    found = devices.build(WorkersConfig(device=text), cache_folder(""), exclusive=False)
+    box = devices.build(WorkersConfig(device=text), cache_folder(""), exclusive=False)
     try:
-        shapes = tuple(device.shape() for device in found.values())
+        shapes = tuple(device.shape() for device in box.values())
     finally:
-        devices.close(found)
+        devices.close(box)
     board = tables.board(choice.name)
     idle_w = board.idle_w + board.context_w
     return SimulatedMachine(shapes, idle_w, f"{choice.box} ({idle_w:g} W idle each with a process on it, analytical)")
@@ -305,11 +305,11 @@ def traces(names: Sequence[str], start: str, hours: float) -> list[Trace]:
         start_s = parse_time(start) if start else None
     except ValueError as error:
         raise ConfigError(f"--start takes an ISO 8601 time, as 2021-03-26T21:00Z, not {start!r}") from error
-    found = [trace for name in (names or ("synthetic",)) for trace in _traces(name, start_s, hours)]
-    for trace in found:
-        if [other.name for other in found].count(trace.name) > 1:
+    all_traces = [trace for name in (names or ("synthetic",)) for trace in _traces(name, start_s, hours)]
+    for trace in all_traces:
+        if [other.name for other in all_traces].count(trace.name) > 1:
             raise ConfigError(f"two traces are called {trace.name}: give each once, and no two files the same name")
-    return found
+    return all_traces
 
 
 def _traces(name: str, start_s: float | None, hours: float) -> list[Trace]:
@@ -358,8 +358,8 @@ def _of_file(path: Path, start_s: float | None, hours: float) -> Trace:
 
 def inputs(worlds: Sequence[World], played: Sequence[Trace], load: Load) -> list[RunInput]:
     """Return what the simulation was made from, for a report."""
-    found = [own.about for own in played]
-    found += [own.input for own in worlds]
+    abouts = [own.about for own in played]
+    abouts += [own.input for own in worlds]
     if load.digest:
-        found.append(RunInput(name=load.name, kind="load", sha256=load.digest, about="arrival times, counted by step"))
-    return found
+        abouts.append(RunInput(name=load.name, kind="load", sha256=load.digest, about="arrival times, counted by step"))
+    return abouts

@@ -18,7 +18,7 @@ cdef class Sender:
     cdef double _back
 
     cdef pay(self, double tokens)
-    cdef came(self, bint new)
+    cdef record_input(self, bint new)
 
 cdef class ClientGroups:
     cdef readonly list recent
@@ -35,7 +35,7 @@ cdef class ClientGroups:
     cdef Sender _last_connection
 
     @cython.locals(address=Sender, sender=Sender, group=Py_ssize_t)
-    cpdef Py_ssize_t sent(self, str client, int64_t flow=*) except -1
+    cpdef Py_ssize_t record_row(self, str client, int64_t flow=*) except -1
     @cython.locals(address=Sender)
     cpdef Sender sender(self, str client, int64_t flow=*)
     cpdef Py_ssize_t group_of(self, str client, int64_t flow=*) except -1

@@ -110,14 +110,14 @@ class Sender:
         if self.payer is not None:
             self.payer.pay(tokens)
 
-    def came(self, new: bool) -> None:
+    def record_input(self, new: bool) -> None:
         """Count whether the input of a row was new."""
         if new:
             self.inputs += 1
         else:
             self.repeats += 1
         if self.payer is not None:
-            self.payer.came(new)
+            self.payer.record_input(new)
 
 
 class ClientGroups:
@@ -153,7 +153,7 @@ class ClientGroups:
         self._last_flow = 0
         self._last_sender = self._last_connection = self.latest = Sender("", 0)
 
-    def sent(self, client: str, flow: int = 0) -> int:
+    def record_row(self, client: str, flow: int = 0) -> int:
         """Count a row of `client` that came over the connection `flow` (0: of this process); return its group."""
         address = self._of(client)
         if address.era != self._era:
@@ -215,8 +215,8 @@ class ClientGroups:
     def senders(self) -> list[Sender]:
         """Return all that are remembered, with their recent counts."""
         found = [*self._groups.values(), *self._connections.values(), self.newcomers]
-        for one in found:
-            self._age(one)
+        for sender in found:
+            self._age(sender)
         return found
 
     @property

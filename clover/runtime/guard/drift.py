@@ -138,8 +138,8 @@ class Detector:
         self._rows = np.zeros(1)
 
     def _split(self) -> None:
-        """Keep each view by itself from now on.  While all rows come from one group, every other view is that of all
-        rows, which saves the work."""
+        """Keep each view separately from now on.  Until then all rows came from one group, and every other view was
+        that of all rows."""
         if self._clients is None or len(self._logs) > 1:
             return
         self._logs, self._rows = np.repeat(self._logs, VIEWS, axis=0), np.repeat(self._rows, VIEWS)
@@ -181,8 +181,7 @@ def block_of(counts: list[list[int]], logs: Floats) -> tuple[int | Floats, Float
 
 
 def inside(cut: int, bins: int) -> list[bool]:
-    """Return which of the bins lie in the part of a cut: those below it, or of a negative one that many from the
-    top."""
+    """Return which bins a cut selects: the bins below it, or, if it is negative, that many bins from the top."""
     return [at < cut if cut > 0 else at >= bins + cut for at in range(bins)]
 
 

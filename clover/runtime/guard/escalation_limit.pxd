@@ -18,7 +18,7 @@ cdef class EscalationLimit:
     cdef int64_t _over
 
     @cython.locals(share=double, tokens=double)
-    cpdef answered(self, Sender sender, double planned)
+    cpdef record_row(self, Sender sender, double planned)
     @cython.locals(payer=Sender)
     cpdef bint is_over(self, Sender sender) except -1
     cpdef bint leaves_out(self, Sender sender) except -1

@@ -67,13 +67,13 @@ class EscalationLimit:
         self._recent = self._over = 0  # recent rows, and those of clients over their limit
         self._slack, self._most = SLACK, FAMILY  # read with each row: an attribute has its C type
 
-    def answered(self, sender: Sender, planned: float) -> None:
+    def record_row(self, sender: Sender, planned: float) -> None:
         """Count a row that was answered first, by a chain of which `planned` escalations a row are expected."""
         self.planned = planned
         self._rows += 1
         if self._rows >= ROWS:
             self._rows = 0
-            self.usual = self._seen()
+            self.usual = self._share_of_most()
         share = max(planned, self.usual)
         tokens = min(self.multiple * share, (1.0 + share) / 2)
         sender.pay(tokens)
@@ -122,7 +122,7 @@ class EscalationLimit:
         sender.over = True
         return not self._clients.is_nearly_all(sender)
 
-    def _seen(self) -> float:
+    def _share_of_most(self) -> float:
         """Return the share of escalations that groups with `REST` of the rows stay below."""
         clients = self._clients
         groups = [group for group in range(GROUPS) if clients.recent[group]]

@@ -118,14 +118,14 @@ class Feedback:
         Raises NotFound for a number that is not remembered, BadRequest if the labels do not fit, and Overloaded if the
         client gave too many; nothing is counted then, and the request stays remembered."""
         try:
-            found = self._judged(number, labels, client, now_ns, accuracy)
+            found = self._judge(number, labels, client, now_ns, accuracy)
         except RequestError as error:
             self.refused[_REASONS[error.status]] += 1
             raise
         given = [good for good in found if good is not None]
         return {"rows": len(given), "right": sum(given), "estimate": self.estimate()}
 
-    def _judged(
+    def _judge(
         self, number: int, labels: Sequence[Any], client: str, now_ns: int, accuracy: Sequence[float]
     ) -> list[bool | None]:
         """Count the labels; return which rows were right (None: not known)."""

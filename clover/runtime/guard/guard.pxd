@@ -48,9 +48,9 @@ cdef class Guard:
 
     @cython.locals(evidence=int)
     cpdef int fresh(self, uint64_t digest) except -1
-    cpdef bint audited(self, uint64_t digest) except -1
+    cpdef bint was_audited(self, uint64_t digest) except -1
     cpdef int fresh_audit(self, uint64_t digest) except -1
     @cython.locals(watch=ScoreWatch, edges=list, edge=double, at=Py_ssize_t)
     cpdef score(self, Py_ssize_t lane, double score, int evidence=*, Py_ssize_t group=*)
     @cython.locals(own=list)
-    cpdef followed(self, RoutedChain chain, int64_t overruled, int64_t rows, Py_ssize_t group=*)
+    cpdef record_overrules(self, RoutedChain chain, int64_t overruled, int64_t rows, Py_ssize_t group=*)

@@ -209,11 +209,11 @@ class Guard:
         if self.alarm_level != was:
             self._changed()
 
-    def look(self) -> None:
+    def evaluate(self) -> None:
         """Find out what clients' inputs look like, and lower the alarm level if it is time to; to be called about once
         a second."""
         health = self._health
-        self.pattern.look(self.clients, self.limit, self.why, self._detectors)
+        self.pattern.evaluate(self.clients, self.limit, self.why, self._detectors)
         if health is None:
             return
         group, leader, stay_ns = self._alone.get(self.detected_level, (-1, None, 0))
@@ -251,7 +251,7 @@ class Guard:
             self.repeats += 1
         return evidence
 
-    def audited(self, digest: int) -> bool:
+    def was_audited(self, digest: int) -> bool:
         """Return whether an audit of an input with this digest would be no evidence, as it was audited before."""
         return self._audited.holds(digest) and (self._health is None or self._health.audited.holds(digest))
 
@@ -277,7 +277,7 @@ class Guard:
         if evidence & 1 and watch.add(at, group):  # DRIFT
             self.alarm(SCORES, lane, f"after {watch.detector.rows} different inputs", watch.detector)
 
-    def followed(self, chain: RoutedChain, overruled: int, rows: int, group: int = 0) -> None:
+    def record_overrules(self, chain: RoutedChain, overruled: int, rows: int, group: int = 0) -> None:
         """Count `rows` of a group of clients that followed `chain`, of which the best variant at its end overruled
         `overruled`."""
         if chain is not self._chain:
@@ -298,13 +298,13 @@ class Guard:
         for group, (rows, overruled) in enumerate(block):
             if rows:
                 of = (rows - overruled, 1.0 - chain.overruled, chain.overruled_rows, rows)
-                self.compared(OVERRULED, chain.lanes[-2], *of, group=group)
+                self.record_comparison(OVERRULED, chain.lanes[-2], *of, group=group)
 
     def _forget_block(self) -> None:
         self._block = [[0, 0] for _ in range(GROUPS)]
         self._in_block = 0
 
-    def compared(
+    def record_comparison(
         self,
         kind: str,
         lane: int,
@@ -318,7 +318,7 @@ class Guard:
         """Count on how many of `count` rows of a group of clients `lane` agrees with the auditor.  Of `rows` profiled
         rows of that kind it agreed on a share `expected`; `rows` 0: that is not known."""
         if self._health is not None and kind != SERVED and evidence & RECOVERY:
-            self._health.compared(kind, lane, agrees, expected, rows, count, group)
+            self._health.record_comparison(kind, lane, agrees, expected, rows, count, group)
         if not evidence & DRIFT:
             return
         watch = self._agreement.get((kind, lane))
@@ -330,22 +330,22 @@ class Guard:
             part, due = watch.agreed / watch.rows, watch.expected / watch.rows
             self.alarm(kind, lane, f"{part:.1%} instead of {due:.1%} over {watch.rows} rows", watch.detector)
 
-    def as_planned(self, lane: int, agrees: int, expected: float, rows: int, group: int = 0) -> None:
+    def record_planned(self, lane: int, agrees: int, expected: float, rows: int, group: int = 0) -> None:
         """Count whether an answer of `lane` that clients would get by the plan's thresholds is the best variant's.
 
         This may clear a lane, and raises no alarm, as clients may have got another answer.  While the cascade is off
         there is no such answer, and `witness` counts instead; a guard that only watches never switches it off."""
         if self._health is not None and self.alarm_level != CASCADE_OFF:
-            self._health.compared(SERVED, lane, agrees, expected, rows, 1, group)
+            self._health.record_comparison(SERVED, lane, agrees, expected, rows, 1, group)
 
     def witness(self, score: float, agrees: int, group: int = 0) -> None:
         """Count an answer of the accused lane while the cascade is off: its score, and whether it agrees with the best
         variant."""
         if self._health is not None and self.alarm_level == CASCADE_OFF:
-            self._health.asked(self.accused)
+            self._health.record_asked(self.accused)
             floor, expected, rows = self.floors.get(self.accused, (-math.inf, *self.alike(self.accused, self.best)))
             if score >= floor:
-                self._health.compared(SERVED, self.accused, agrees, expected, rows, 1, group)
+                self._health.record_comparison(SERVED, self.accused, agrees, expected, rows, 1, group)
 
     def alike(self, lane: int, auditor: int) -> tuple[float, int]:
         """Return the profiled share of rows on which two lanes agree, and the number of rows that it was counted on."""
@@ -364,7 +364,7 @@ class Guard:
     def _detectors(self) -> list[Detector]:
         return [watch.detector for watch in (*self._scores, *self._agreement.values()) if watch is not None]
 
-    def tightened(self, chain: RoutedChain) -> RoutedChain:
+    def tighten_chain(self, chain: RoutedChain) -> RoutedChain:
         """Return the chain with tightened thresholds: of the profiled rows above its own, only half are above them."""
         return tighten(chain, self._cascade, self._variants) if self._cascade is not None else chain
 

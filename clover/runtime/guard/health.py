@@ -77,16 +77,16 @@ class Health:
     def score(self, lane: int, at: int, group: int = 0) -> None:
         """Count an input of a group of clients whose score, by the `lane` that was asked first, lies in bin `at`."""
         self.inputs += 1
-        self.asked(lane)
+        self.record_asked(lane)
         known = self._scores[lane]
         if known is not None:
             known.add(at, group)
 
-    def asked(self, lane: int) -> None:
+    def record_asked(self, lane: int) -> None:
         """Note that `lane` was asked of an input."""
         self._asked[lane] = self.inputs
 
-    def compared(
+    def record_comparison(
         self, kind: str, lane: int, agrees: int, expected: float, profiled: int, rows: int, group: int = 0
     ) -> None:
         """Count rows as `drift.AgreementWatch.add` does."""

@@ -1,4 +1,4 @@
-"""What it looks like when clients' inputs are not as profiled, for the operator.
+"""What an operator is shown when clients' inputs are not as profiled.
 
 drift    the inputs of all clients, or of the one that sends nearly all rows: the guard's alarm level is raised
 client   the inputs of one client, or of a few: their escalations are limited, and they raise no alarm
@@ -43,7 +43,7 @@ class Pattern:
 
 def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detectors: Iterable[Detector]) -> Pattern:
     """Return what the latest rows look like; `alarm` says why the alarm level is raised, empty if it is not."""
-    found = [one for one in clients.senders() if one.recent_rows >= FEWEST and limit.is_over(one)]
+    found = [sender for sender in clients.senders() if sender.recent_rows >= FEWEST and limit.is_over(sender)]
     if found and not (alarm and sum(map(clients.share, found)) >= 0.5):
         return _of_clients(clients, limit, found)
     if alarm:
@@ -51,9 +51,9 @@ def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detect
         return Pattern(DRIFT_OF_ALL, f"looks like drift in the inputs of {who}: {alarm}")
     group = next((detector.blamed for detector in detectors if detector.blamed >= 0), -1)
     if group >= 0:
-        several = tuple(one for one in clients.senders() if one.group == group and one.recent_rows)
+        several = tuple(sender for sender in clients.senders() if sender.group == group and sender.recent_rows)
         # The rows of an address that sends nearly all are those of its connections.
-        several = tuple(one for one in several if one.name != clients.leader) or several
+        several = tuple(sender for sender in several if sender.name != clients.leader) or several
         share = clients.recent[group] / sum(clients.recent)
         who = "one client" if len(several) == 1 else f"one or some of {len(several)} clients"
         text = f"{who} ({share:.0%} of the rows) send unusual inputs, the others do not: nothing is changed"
@@ -64,8 +64,10 @@ def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detect
 def _of_repeats(clients: ClientGroups) -> Pattern:
     """Return what it looks like if most of the latest rows, whoever sent them, are inputs that came before."""
     rows = sum(clients.recent)
-    senders = [one for one in clients.senders() if one is not clients.newcomers]  # whose rows are those of connections
-    repeats, inputs = sum(one.repeats for one in senders), sum(one.inputs for one in senders)
+    senders = [
+        sender for sender in clients.senders() if sender is not clients.newcomers
+    ]  # whose rows are those of connections
+    repeats, inputs = sum(sender.repeats for sender in senders), sum(sender.inputs for sender in senders)
     if rows < FEWEST or repeats < MOST * rows:
         return Pattern()
     what = _same(inputs) if inputs <= FEW else "inputs that came before"
@@ -103,12 +105,14 @@ class PatternWatch:
         self._name = name
         self._told_probe = False
 
-    def look(self, clients: ClientGroups, limit: EscalationLimit, alarm: str, detectors: Iterable[Detector]) -> None:
+    def evaluate(
+        self, clients: ClientGroups, limit: EscalationLimit, alarm: str, detectors: Iterable[Detector]
+    ) -> None:
         """Find the pattern of now (see `pattern_of`)."""
         before, self.latest = self.latest, pattern_of(clients, limit, alarm, detectors)
         now = self.latest
-        names = {one.name for one in now.senders}
-        if now.senders and not (before.kind == now.kind and names <= {one.name for one in before.senders}):
+        names = {sender.name for sender in now.senders}
+        if now.senders and not (before.kind == now.kind and names <= {sender.name for sender in before.senders}):
             log.warning("%s: %s (%s)", self._name, now.text, ", ".join(sorted(names)[:8]))
         elif now.kind == PROBE and not self._told_probe:  # once: it is no trouble, and may come and go
             self._told_probe = True

@@ -10,17 +10,17 @@ Five means are compared with a margin each, the least difference that matters:
 `differs`     rows that both versions answered, and differently
 `accuracy`    rows that both answered and whose label came: wrong by the new version, less wrong by the stable one
 
-Each is tested both ways by betting (Waudby-Smith and Ramdas 2024).  Whoever bets the part b of a wealth of 1 that the
-mean lies above the margin m has 1 + b (x - m) times as much after an observation x.  If the mean is m at most, whatever
-was seen before, no bet makes that grow on average, so by Ville's inequality the wealth ever reaches 1/a with a
-probability of a at most, however often it is looked at and whenever that ends.  A mixture over a few b is as good.  The
-risk of rolling back a version that is within all margins is split evenly over the five; that of promoting one that
-is beyond a margin is `PROMOTE_RISK`, as all tests have to be passed.
+Each is tested both ways by betting (Waudby-Smith and Ramdas 2024).  A bet of the part b of a wealth of 1 that the mean
+lies above the margin m multiplies the wealth by 1 + b (x - m) after an observation x.  If the mean is at most m,
+whatever was seen before, no bet makes the wealth grow on average.  By Ville's inequality it then reaches 1/a with a
+probability of at most a, however often it is looked at and whenever the test ends.  A mixture over a few b is as good.
+The risk of rolling back a version that is within all margins is split evenly over the five tests.  The risk of
+promoting one that is beyond a margin is `PROMOTE_RISK`, as all tests have to be passed.
 
-Latencies and failures of neighbouring requests hang together (one queue, one worker), so all requests of `block_s`
-seconds make one observation (of more seconds if too few requests come for both to have some); failures do so against
-the new version, while each request that does not fail speaks for it.  Rows do not hang together, as which are asked of
-both is chosen without looking at them.
+Latencies and failures of neighbouring requests are correlated (one queue, one worker).  So all requests of `block_s`
+seconds make one observation (of more seconds if too few requests come for both versions to have some).  Failures do so
+against the new version, while each request that does not fail speaks for it.  Rows are independent: which rows both
+versions answer is chosen without looking at them.
 
 Pure: no clock and no I/O.  Times are seconds of any monotonic clock.
 """
@@ -194,22 +194,21 @@ class ReleaseTests:
 
     # --- what is seen -------------------------------------------------------------------------------------------------
 
-    def answered(self, new: bool, failed: bool, latency_ms: float, rows: int, now_s: float) -> None:
-        """Count a request that a client sent and that ended: of the new version or the stable one.  A latency of 0 is
-        not known."""
+    def record_request(self, new: bool, failed: bool, latency_ms: float, rows: int, now_s: float) -> None:
+        """Count a client's request that the new or the stable version has ended.  A latency of 0 means unknown."""
         if now_s >= self._block_s + self.limits.block_s:
-            self.look(now_s)
+            self.evaluate(now_s)
         (self._new if new else self._stable).add(failed, latency_ms, rows)
 
-    def compared(self, same: bool) -> None:
+    def record_comparison(self, same: bool) -> None:
         """Count a row that both versions answered."""
         self.tests["differs"].add(0.0 if same else 1.0)
 
-    def labelled(self, new_right: bool, stable_right: bool) -> None:
+    def count_label(self, new_right: bool, stable_right: bool) -> None:
         """Count a row that both versions answered and whose label came."""
         self.tests["accuracy"].add(float(stable_right) - float(new_right))
 
-    def look(self, now_s: float) -> None:
+    def evaluate(self, now_s: float) -> None:
         """End the block if it is over: once each version has answered something in it, however few requests come."""
         new, stable = self._new, self._stable
         if now_s < self._block_s + self.limits.block_s or not (new.requests and stable.requests):
@@ -317,5 +316,5 @@ class ReleaseTests:
 
 def _beyond(latency_ms: dict[int, deque[float]], limit_ms: float) -> float | None:
     """Return the part of the latencies above a limit; None if there are none."""
-    found: Sequence[float] = [one for many in latency_ms.values() for one in many]
-    return sum(one > limit_ms for one in found) / len(found) if found else None
+    latencies: Sequence[float] = [one for many in latency_ms.values() for one in many]
+    return sum(one > limit_ms for one in latencies) / len(latencies) if latencies else None

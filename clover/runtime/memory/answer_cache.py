@@ -1,12 +1,12 @@
-"""Answers kept by the digest of their input, so that the same row asked again need not be computed.
+"""Answers kept by the digest of their input, so that an equal row need not be computed again.
 
-A digest is BLAKE2b with a secret key of this process, 256 bits, over everything of a row: the shape and the bytes of
-each input, and what else decides which answers may stand for it (`context`: who asks, with which demands, under which
-plan).  Nobody who lacks the key can make two rows that collide, and rows that nobody makes on purpose do not.
+A digest is BLAKE2b with a secret key of this process, 256 bits, over the shape and the bytes of each input and over
+everything else that decides whether an answer may be used (`context`: who asks, with which demands, under which plan).
+Without the key nobody can make two rows collide, and rows do not collide by chance.
 
-Bounded in bytes and in age.  Answers belong to an owner, the tenant that asked: if there is no room, the least recently
-used answer goes of the owner that has the most bytes.  So no owner loses what lies within an equal share of the room,
-whatever others ask, and whoever is alone has all of it.
+The cache is bounded in bytes and in age.  Answers belong to an owner, the tenant that asked.  If there is no room, the
+owner with the most bytes loses its least recently used answer.  So no owner loses what fits into an equal share of the
+room, and a single owner has all of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much memory this machine has, as far as its processes may have it, and how much is free for further workers."""
+"""How much memory the processes of this machine may use, and how much is free for further workers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def machine_memory(root: Path = Path("/")) -> int:
 
 def meminfo(root: Path = Path("/")) -> dict[str, int]:
     """Return the fields of /proc/meminfo in bytes; none if it cannot be read."""
-    found = {}
+    fields = {}
     try:
         for line in (root / "proc/meminfo").read_text().splitlines():
             name, _, rest = line.partition(":")
-            found[name] = int(rest.split()[0]) << 10
+            fields[name] = int(rest.split()[0]) << 10
     except (OSError, ValueError, IndexError):
         pass
-    return found
+    return fields
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
@@ -35,10 +35,10 @@ def free_bytes(root: Path = Path("/")) -> int:
     """Return the bytes that further processes may take without swapping: what the kernel says is available, within the
     limits of this process's cgroup (version 2) and those above it; 0 if the kernel does not say."""
     available = meminfo(root).get("MemAvailable", 0)
-    return max(0, min((available, *_left(root)))) if available else 0
+    return max(0, min((available, *_free_of_groups(root)))) if available else 0
 
 
-def _left(root: Path) -> Iterator[int]:
+def _free_of_groups(root: Path) -> Iterator[int]:
     """Yield what each cgroup with a limit has left; pages of files that nothing uses now do not count as taken."""
     for folder in _cgroups(root):
         limit, held = (_number(folder / name) for name in ("memory.max", "memory.current"))

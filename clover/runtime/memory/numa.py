@@ -2,12 +2,12 @@
 
 On a machine with several sockets each has memory of its own, and what one copies from the memory of another takes
 longer; so do copies to a GPU of the other socket.  Workers of a GPU are pinned to cores of its node, as the driver says
-(`clover.devices.gpu`), and the kernel says which node cores are of.  If all workers of a family have cores of one node,
-its slab is to lie there, whichever process touches a page first: the policy is the memory's, not the process's, as the
-slab is shared (`mbind`).  The node is preferred, not demanded: if it is full, others serve.
+(`clover.devices.gpu`), and the kernel says which node a core belongs to.  If all workers of a family have cores of one
+node, its slab is placed there.  The policy is set on the memory (`mbind`) and not on a process, because the slab is
+shared and any process may touch a page first.  The node is preferred, not demanded: if it is full, others serve.
 
-If workers are on several nodes, or the machine has one node, or the kernel refuses (containers do without
-CAP_SYS_NICE), nothing is done, and only speed depends on it.
+If workers are on several nodes, or the machine has one node, or the kernel refuses (as in containers without
+CAP_SYS_NICE), nothing is done.  Only speed depends on it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Syscall = Callable[..., int]
 
 def cores_of(devices: Iterable[Device]) -> set[int]:
     """Return the cores that workers on `devices` may be pinned to."""
-    found: set[int] = set()
+    cores: set[int] = set()
     for device in devices:
         places = {place.id: place for layout in device.shape().layouts for place in layout}
         for place in places.values():
-            found.update(device.cores(place))
-    return found
+            cores.update(device.cores(place))
+    return cores
 
 
 def node_of(cores: Collection[int], sysfs: Path = SYSFS) -> int | None:
@@ -98,14 +98,14 @@ def keep_near(memory: mmap.mmap, devices: Iterable[Device], name: str, sysfs: Pa
 
 def _cores(text: str) -> set[int]:
     """Return the cores of a list as the kernel writes it ("0-3,8-11", empty for a node without cores); ValueError."""
-    found: set[int] = set()
+    cores: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if match is None:
             raise ValueError(f"{part!r} is no range of cores")
         first = int(match[1])
-        found.update(range(first, int(match[2] or first) + 1))
-    return found
+        cores.update(range(first, int(match[2] or first) + 1))
+    return cores
 
 
 def _syscall(*arguments: object) -> int:

@@ -20,7 +20,7 @@ cdef class RowWeights:
     cdef Py_ssize_t _index
     cdef object _weight
 
-    cpdef int64_t of(self, int64_t slot) except -1
+    cpdef int64_t weigh(self, int64_t slot) except -1
 
 cdef class ShapeKeys:
     cdef object _memory

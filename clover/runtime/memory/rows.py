@@ -133,7 +133,7 @@ class FixedRows:
         self._dtype = region.dtype
 
     @classmethod
-    def of(cls, memory: Memory, kind: str, tensors: Sequence[TensorSpec]) -> list[FixedRows | None]:
+    def from_tensors(cls, memory: Memory, kind: str, tensors: Sequence[TensorSpec]) -> list[FixedRows | None]:
         """Return the fixed rows of each tensor; None for tensors whose rows vary in size."""
         return [
             cls(memory.array(kind, index)) if tensor.datatype != "BYTES" and not tensor.variable else None
@@ -180,7 +180,7 @@ class RowWeights:
             self._index, self._weight = found
         self._memory = memory
 
-    def of(self, slot: int) -> int:
+    def weigh(self, slot: int) -> int:
         """Return as how many ordinary rows the one in `slot` counts, while `on`."""
         assert self._weight is not None
         row = self._memory.array("input", self._index)[slot]
@@ -202,7 +202,7 @@ class ShapeKeys:
         self._keys: dict[tuple[tuple[int, ...], ...], int] = {}
         self._last = 0
 
-    def of(self, slots: list[int]) -> int:
+    def number_of(self, slots: list[int]) -> int:
         """Return the number of the rows in `slots`; raises BadRequest if they differ in shape."""
         if not self._variable:
             return 0

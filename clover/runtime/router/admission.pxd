@@ -46,7 +46,7 @@ cdef class Admission:
     @cython.locals(ticket=RouterTicket, now_ns=int64_t, kept=bint)
     cdef RouterTicket open(self, Py_ssize_t rows, int64_t flow, int64_t request, str closed)
     @cython.locals(now_ns=int64_t, part=double, why=int)
-    cdef double crowded(self, int64_t flow, int64_t request) except? -1.0
+    cdef double retry_in_s(self, int64_t flow, int64_t request) except? -1.0
     @cython.locals(now_ns=int64_t, part=double, why=int, taken=bint)
     cdef int room(self, int64_t flow, int64_t request) except -1
     @cython.locals(found=int, lane=int)
@@ -59,8 +59,8 @@ cdef class Admission:
     cdef double _part(self, int64_t flow, int64_t request, int64_t now_ns) except? -1.0
     @cython.locals(ticket=RouterTicket, free=SlotAllocator)
     cdef tuple lend(self, Py_ssize_t rows, int64_t flow, int64_t request, FixedRows fixed, str closed)
-    cdef arrived(self, RouterTicket ticket, str closed)
-    cdef returned(self, RouterTicket ticket)
+    cdef admit_lent(self, RouterTicket ticket, str closed)
+    cdef end_loan(self, RouterTicket ticket)
     @cython.locals(now_ns=int64_t, slots=list, chain=RoutedChain, variant=int, lane=int)
     cdef submit(
         self, RouterTicket ticket, object on_done, int64_t timeout_ns, double min_accuracy, bint cascade, object context

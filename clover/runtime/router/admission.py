@@ -3,27 +3,27 @@
 Requests that find the queue or the slots full are refused (429), after workers were given a chance to make room; those
 that no worker can serve are refused too (503), unless one is on its way (`RouterState.coming`).
 
-Overload.  While a lane is saturated, the rows ahead of a new one and the pace of the lane (`lane_pace`) tell when it
-would be answered.  One that would miss its deadline, by that and a margin, is refused at once (429), so that what is
-taken is answered in time.  The rows ahead are those that fair queueing (`csrc/batcher.pyx`) lets leave before it: of
-another flow (a connection), no more than its own.  For the same reason the last eighth of the queue and of the slots is
-kept for flows that have less than that waiting.
+Overload.  While a lane is saturated, the number of rows ahead of a new row and the pace of the lane (`lane_pace`)
+predict when it would be answered.  If it would miss its deadline by this prediction and a margin, it is refused at once
+(429), so that every row that is taken is answered in time.  The rows ahead are those that fair queueing
+(`csrc/batcher.pyx`) lets leave first: of each other flow (a connection), no more than the new row's own flow has.  For
+the same reason the last eighth of the queue and of the slots is kept for flows with fewer rows waiting than that.
 
-One that would be answered later than `max_wait_slo` SLOs is refused too, unless its wait in the queue is less than a
-third of that: the batch that runs and the one behind it take no longer than the queue did, since they were formed of
-it.  The queue always has room for the rows of a batch with which the workers serve nearly as many as they can, also if
-the SLO is too short for that: it costs no goodput.  Of a request longer than a batch one batch's worth counts.  In a
-cascade all variants of the chain have to have room; without one a row that would be refused goes to another variant
-that runs, has room and keeps the accuracy floor by itself, the most accurate such.
-Who is refused gets a place in the `RetryBook`.  While some have a place, others find half of the room.
+A row that would be answered later than `max_wait_slo` SLOs is refused too, unless its wait in the queue is less than a
+third of that: the batch that runs and the one behind it take no longer than the queue did, since they were formed from
+it.  The queue always has room for the shortest batch with which the workers serve nearly as many rows as they can, even
+if the SLO is too short for it: that costs no goodput.  A request longer than a batch counts as one batch.  In a cascade
+all variants of the chain must have room.  Without a cascade, a row that would be refused goes to another variant that
+runs, has room and keeps the accuracy floor by itself: the most accurate one.
+A refused request gets a place in the `RetryBook`.  While some requests have a place, others find half of the room.
 
-Refused for good.  To come back is of use only to who may find room then.  Not told to do so is a request
+Refused for good.  A request is asked to come back only if it may find room then.  These are not asked:
 
-- whose rows alone, with no row before them, would miss its deadline, by the pace of the lane and by what the devices
-  serve at most (`limit`): 413;
-- with an id, refused `_TRIES` times although it came when it was asked to, and that needs a server with little to do,
-  which one that refuses need never be: of more rows than a batch (413), or with a timeout shorter than the fastest of
-  the lane's latest batches (504).
+- a request whose rows would miss its deadline even if no row were before them, by the pace of the lane and by what the
+  devices serve at most (`limit`): 413;
+- a request with an id that was refused `_TRIES` times although it came when it was asked to, and that only an idle
+  server could answer: it has more rows than a batch (413), or a timeout shorter than the fastest of the lane's latest
+  batches (504).  A server under load need never be idle.
 """
 
 from __future__ import annotations
@@ -127,13 +127,13 @@ class Admission:
         now_ns = state.now_ns()
         if rows != 1 and not 1 <= rows <= state.queue_rows:
             if rows < 1:
-                raise state.refused(BadRequest("a request needs at least one row"))
+                raise state.record_refusal(BadRequest("a request needs at least one row"))
             most = state.queue_rows
-            raise state.refused(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
+            raise state.record_refusal(TooLarge(f"a request carries at most {most} rows, and this one has {rows}"))
         self._admit(rows, flow, request, now_ns, closed)
         kept = state.table.free.free - rows < self._kept_slots and self._has_much(flow, rows, self._kept_slots)
         ticket = state.table.reserve(rows, now_ns) if not kept else None
-        if ticket is None and not kept and self._completion.give_up(self._monitor.audits.queued(), "full"):
+        if ticket is None and not kept and self._completion.give_up(self._monitor.audits.list_queued(), "full"):
             ticket = state.table.reserve(rows, now_ns)
         if ticket is None:
             self._dispatch.make_room(now_ns, False)  # for the next one: slots come back once clients have their answers
@@ -142,7 +142,7 @@ class Admission:
         ticket.request = request
         return ticket
 
-    def crowded(self, flow: int, request: int) -> float:
+    def retry_in_s(self, flow: int, request: int) -> float:
         """Return 0 if a request may find room, else count it as refused and return the seconds after which to retry."""
         now_ns = self._state.now_ns()
         part = self._part(flow, request, now_ns)
@@ -186,8 +186,8 @@ class Admission:
         after which to retry."""
         rows = int(self._usual_rows + 0.5)
         self._state.traffic.arrivals.add(now_ns, rows)  # plans are made for all that came
-        self._state.traffic.refused(429)
-        self._state.traffic.overloaded(why)
+        self._state.traffic.record_refusal(429)
+        self._state.traffic.record_overload(why)
         return float(self._book.book(request, flow, rows, now_ns, self._refused_before(flow, request, now_ns)))
 
     def _refuse(
@@ -197,18 +197,18 @@ class Admission:
         return the error to raise.  `too_short`: no worker that has something to do meets their timeout."""
         before = self._refused_before(flow, request, now_ns)
         if before >= _TRIES and (too_short or rows > self._max_batch):
-            self._state.traffic.overloaded(why)
+            self._state.traffic.record_overload(why)
             message += ", each time that this request came back: "
             if rows > self._max_batch:
-                return self._state.refused(TooLarge(f"{message}send fewer than {rows} rows at once"))
-            return self._state.refused(DeadlineMissed(f"{message}set a longer timeout"))
-        return self._state.overloaded(why, message, float(self._book.book(request, flow, rows, now_ns, before)))
+                return self._state.record_refusal(TooLarge(f"{message}send fewer than {rows} rows at once"))
+            return self._state.record_refusal(DeadlineMissed(f"{message}set a longer timeout"))
+        return self._state.record_overload(why, message, float(self._book.book(request, flow, rows, now_ns, before)))
 
     def _refused_before(self, flow: int, request: int, now_ns: int) -> int:
         """Return how often a request that is refused was before, if it comes when it was asked to; 0 otherwise."""
         before = self._book.use(request or flow, now_ns) if self._book.places else 0
         if before:
-            self._state.traffic.came_back("refused")
+            self._state.traffic.record_return("refused")
         return before
 
     def _part(self, flow: int, request: int, now_ns: int) -> float:
@@ -255,14 +255,14 @@ class Admission:
         self.lent += rows
         return ticket, view
 
-    def arrived(self, ticket: RouterTicket, closed: str) -> None:
+    def admit_lent(self, ticket: RouterTicket, closed: str) -> None:
         """Admit a lent ticket whose rows are all there; raises Unavailable or Overloaded, and the ticket stays open
         then."""
         ticket.arrival_ns = self._state.now_ns()
-        self.returned(ticket)
+        self.end_loan(ticket)
         self._admit(len(ticket.slots), ticket.flow, ticket.request, ticket.arrival_ns, closed)
 
-    def returned(self, ticket: RouterTicket) -> None:
+    def end_loan(self, ticket: RouterTicket) -> None:
         """Count the slots of a ticket as no longer lent, if they were."""
         if ticket.lent:
             ticket.lent = False
@@ -273,18 +273,20 @@ class Admission:
         self._state.traffic.arrivals.add(now_ns, rows)
         self._usual_rows += (rows - self._usual_rows) * _NEWEST
         if closed or not (self._state.lanes.live or self._state.coming):
-            raise self._state.refused(Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0))
+            raise self._state.record_refusal(
+                Unavailable(closed or "no worker of this model is ready", retry_after_s=1.0)
+            )
         part = self._part(flow, request, now_ns)
         if self._full(rows, flow, part):
             self._dispatch.make_room(now_ns, False)
             if self._full(rows, flow, part):
                 raise self._refuse("queue", "the queue is full", rows, flow, request, now_ns)
         if self._state.batcher.depth() + rows > self._state.queue_rows:
-            self._completion.give_up(self._monitor.audits.queued(), "full")
+            self._completion.give_up(self._monitor.audits.list_queued(), "full")
 
     def _full(self, rows: int, flow: int, part: float) -> bool:
         """Return whether clients' rows leave no room in the queue for `rows` more of `flow`, which find `part` of it;
-        audits would give way.  Whoever comes when it was asked to finds room, as long as others leave half of it."""
+        audits would give way.  A request that comes when it was asked to finds room, as long as others leave half."""
         state = self._state
         wanted = state.batcher.depth() + rows
         if part < 1.0 and self._kept_rows > 0 and wanted > part * state.queue_rows and wanted > rows:
@@ -305,7 +307,7 @@ class Admission:
         """Return why `rows` more rows of `flow` in `lane` would take too long until they are answered, with the margin:
         `_LATE` or `_SLOW`; 0 if they would not, or if that is not known.  They find `part` of the room."""
         pace = self._state.lanes.paces[lane]
-        ahead = self._state.batcher.ahead(lane, flow, rows)
+        ahead = self._state.batcher.rows_ahead(lane, flow, rows)
         alone = rows > self._max_batch and ahead <= rows  # none before them: what `_never` lets pass finds room
         wait_ns = pace.wait_ns(now_ns, ahead) * (1.0 if alone else _MARGIN)
         if wait_ns <= 0.0:
@@ -316,7 +318,7 @@ class Admission:
         if longest_ns <= 0.0 or self.takes_late:
             return 0
         if rows > self._max_batch:
-            ahead = self._state.batcher.ahead(lane, flow, self._max_batch)
+            ahead = self._state.batcher.rows_ahead(lane, flow, self._max_batch)
             wait_ns = pace.wait_ns(now_ns, ahead) * _MARGIN
         if ahead <= _BATCHES * part * pace.useful_rows:
             return 0
@@ -353,7 +355,7 @@ class Admission:
         if found == _LATE:
             never = self._never(lane, rows, timeout_ns, now_ns)
             if never is not None:
-                raise state.refused(never)
+                raise state.record_refusal(never)
             why = "too many rows wait: the answer would come after the deadline"
             too_short = state.lanes.paces[lane].least_ns > timeout_ns
             raise self._refuse("late", why, len(ticket.slots), flow, request, now_ns, too_short)
@@ -404,9 +406,9 @@ class Admission:
             raise ValueError("a ticket is submitted once, while it is open")
         now_ns = state.now_ns()
         if timeout_ns < 0:
-            raise state.refused(DeadlineMissed("the deadline has passed already"))
+            raise state.record_refusal(DeadlineMissed("the deadline has passed already"))
         if 0.0 < min_accuracy <= 1.0:
-            raise state.refused(BadRequest(_FRACTION))
+            raise state.record_refusal(BadRequest(_FRACTION))
         if self._cached is not None and self._cached.answer(ticket, min_accuracy, cascade, now_ns):
             ticket.context, ticket.on_done = context, on_done
             self._completion.recall(ticket)
@@ -427,7 +429,7 @@ class Admission:
             timeout_ns = state.timeout_ns
         timeout_ns = min(timeout_ns or state.timeout_ns, FOREVER_NS) - ticket.waited_ns
         if timeout_ns <= 0:
-            raise state.refused(DeadlineMissed("the deadline has passed already"))
+            raise state.record_refusal(DeadlineMissed("the deadline has passed already"))
         ticket.key, ticket.min_accuracy = key, min_accuracy
         ticket.deadline_ns = now_ns + timeout_ns
         ticket.submit_ns = now_ns
@@ -435,7 +437,7 @@ class Admission:
         slots = ticket.slots
         if self._weights.on:
             for slot in slots:
-                state.batcher.weigh(slot, self._weights.of(slot))
+                state.batcher.weigh(slot, self._weights.weigh(slot))
         if len(slots) == 1:
             lane = state.lanes.choose(mask)
             if ticket.awaits < 0 and self._behind(lane, chain is not None):
@@ -446,14 +448,14 @@ class Admission:
         else:
             self._push_rows(ticket, mask, timeout_ns, now_ns)
         if self._book.places and self._book.use(ticket.request or ticket.flow, now_ns):
-            state.traffic.came_back("taken")
+            state.traffic.record_return("taken")
         self._standby.rows += len(slots)
         ticket.context, ticket.on_done = context, on_done
         ticket.outstanding = len(slots)
         if self._monitor.auditing:
             self._monitor.audits.mark(ticket, now_ns)
         ticket.phase = PENDING
-        state.company.came(now_ns)
+        state.company.record_arrival(now_ns)
         state.deadlines.add(ticket, now_ns)
         self._dispatch.wake()
         if len(slots) > 1 and ticket.awaits < 0 and mask & live & ~state.lanes.live:
@@ -464,17 +466,19 @@ class Admission:
         raises BadRequest or Unavailable if it cannot."""
         state = self._state
         if min_accuracy > 0.0 and max(state.accuracy) < min_accuracy:
-            raise state.refused(BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %"))
+            raise state.record_refusal(
+                BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %")
+            )
         if variant < 0:
             if not state.coming:
-                raise state.refused(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
+                raise state.record_refusal(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
             return
         rows = len(ticket.slots)
         coming = bool(state.coming & state.lanes.able(min_accuracy))
         declined = state.demand.declined_to_wait(variant, rows, coming=coming)
         if declined is not None:
             state.demand.count_declined(variant, rows)
-            raise state.refused(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
+            raise state.record_refusal(Unavailable(declined.why, retry_after_s=declined.retry_after_s))
         ticket.awaits = variant
         state.demand.wait(variant, rows)
 
@@ -506,6 +510,6 @@ class Admission:
     def _shape_key(self, ticket: RouterTicket) -> int:
         """Return the number of the shape of a ticket's rows; raises BadRequest if they differ in shape."""
         try:
-            return self._keys.of(ticket.slots)
+            return self._keys.number_of(ticket.slots)
         except BadRequest as error:
-            raise self._state.refused(error) from None
+            raise self._state.record_refusal(error) from None

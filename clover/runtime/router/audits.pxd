@@ -47,6 +47,6 @@ cdef class Audits:
 
     @cython.locals(row=Py_ssize_t)
     cpdef mark(self, RouterTicket ticket, int64_t now_ns)
-    cpdef passed(self, RouterTicket ticket, Py_ssize_t row, int lane, int target, bint planned)
+    cpdef record_escalation(self, RouterTicket ticket, Py_ssize_t row, int lane, int target, bint planned)
     @cython.locals(overruled=int64_t, rows=int64_t, row=Py_ssize_t, answers=tuple)
-    cpdef followed(self, RouterTicket ticket, RoutedChain chain)
+    cpdef record_overrules(self, RouterTicket ticket, RoutedChain chain)

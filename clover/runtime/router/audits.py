@@ -1,20 +1,20 @@
 """Audits: a small share of the rows is asked of a better variant too, after the client has its answer.
 
-Which rows are audited is chosen when they are submitted, before anything is known of their answers
-(`Sampler`). The answers of every lane that such a row passes are kept. When its ticket is closed,
-its slot is not freed but belongs to a ticket of its own, the *audit*, which waits for the best variant that has a
-worker, if only for audits (`Link.background`): the input is in the slot still. A row that the best variant answered
-anyway is audited for free. An input that was audited before adds no evidence: its row is audited only if the hour would
-otherwise stay below its least share, and is not counted by any test.
+Which rows are audited is chosen when they are submitted, before anything is known of their answers (`Sampler`).  The
+answers of every lane that such a row passes are kept.  When its ticket is closed, the row's slot, which still has the
+input, is not freed but gets a ticket of its own, the *audit*.  The audit waits for the best variant that has a worker,
+if only for audits (`Link.background`).  A row that the best variant answered anyway is audited for free.  An input that
+was audited before adds no evidence: its row is audited only if the hour would otherwise stay below its least share, and
+no test counts it.
 
 While the guard has the cascade off, audits go the other way: rows that the best variant answered are asked of the
 accused variant, while that has a worker.  So it can be cleared.
 
-Clients come first.  In the queue an audit is behind every client's row; it joins batches that have room, and leaves
-without a client's row only for a worker that has nothing out, whatever variant that is for.  It is given up, and owed,
-if the queue or the slots are full (also later, as soon as a client finds them full), if a burst calls for standby
-workers, if its worker died or no better variant has one, and after `PATIENCE_NS`.  It is never retried: a row that
-kills workers must not kill a second one for an audit.
+Clients come first.  In the queue an audit is behind every client's row.  It joins batches that have room; without a
+client's row it goes only to a worker that has no batch of any variant.  An audit is given up, and owed, if the queue or
+the slots are full (also later, as soon as a client finds them full), if a burst calls for standby workers, if its
+worker died, if no better variant has a worker, and after `PATIENCE_NS`.  It is never retried: a row that kills workers
+must not kill a second one for an audit.
 """
 
 from __future__ import annotations
@@ -136,11 +136,11 @@ class Sampler:
             return True
         return False
 
-    def failed(self) -> None:
+    def take_back(self) -> None:
         """Take back a pick: the row could not be audited."""
         self.taken -= 1
 
-    def spared(self) -> bool:
+    def take_back_spare(self) -> bool:
         """Return whether the hour has its least share without a row that was picked; its pick is taken back then."""
         if self.taken - 1 < LEAST * self.rows + self._owed:
             return False
@@ -213,7 +213,7 @@ class Audits:
     def grid(self, g_per_kwh: float, reference_g_per_kwh: float) -> None:
         """Set the share by the carbon intensity of the grid (see `clean_share`), and let the guard lower its alarm
         level."""
-        self.guard.look()
+        self.guard.evaluate()
         if self.sampler.hours != self._hours:
             self._hours = self.sampler.hours
             last = self.sampler.last
@@ -240,9 +240,9 @@ class Audits:
             if self.sampler.pick(now_ns):
                 ticket.marked = (*ticket.marked, row)
 
-    def passed(self, ticket: RouterTicket, row: int, lane: int, target: int, planned: bool) -> None:
-        """Keep the answer of `lane` for a row that is escalated to `target`, if it will be compared.  `planned`: the
-        plan's thresholds would have ended the row at `lane`."""
+    def record_escalation(self, ticket: RouterTicket, row: int, lane: int, target: int, planned: bool) -> None:
+        """Keep the answer of `lane` for a row that is escalated to `target`, if it will be compared.  `planned`: by the
+        plan's thresholds the row would have ended at `lane`."""
         if planned and row in ticket.marked and row not in ticket.planned:
             ticket.planned = {**ticket.planned, row: lane}
         if target == self.guard.best or row in ticket.marked:
@@ -252,7 +252,7 @@ class Audits:
                     ticket.stage_answers = {}
                 ticket.stage_answers[row] = (*ticket.stage_answers.get(row, ()), (lane, answer))
 
-    def followed(self, ticket: RouterTicket, chain: RoutedChain) -> None:
+    def record_overrules(self, ticket: RouterTicket, chain: RoutedChain) -> None:
         """Count the rows of an answered ticket that the best variant answered differently from the one before it.  They
         followed `chain`, and the ticket's slots are not freed yet."""
         overruled, rows = 0, len(ticket.slots) - len(ticket.repeats)
@@ -264,9 +264,11 @@ class Audits:
             if ticket.variants[row] == chain.lanes[-1] and answers and answers[-1][0] == chain.lanes[-2]:
                 answer = self._reader.read(ticket.slots[row])
                 overruled += answer is not None and not same_answer(answers[-1][1], answer)
-        self.guard.followed(chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.connection))
+        self.guard.record_overrules(
+            chain, overruled, rows, self.guard.clients.group_of(ticket.client, ticket.connection)
+        )
 
-    def closed(self, ticket: RouterTicket, now_ns: int) -> None:
+    def queue_marked(self, ticket: RouterTicket, now_ns: int) -> None:
         """Queue audits of the marked rows of an answered ticket, whose slots are not freed yet."""
         for row in ticket.marked:
             lane, slot = ticket.variants[row], ticket.slots[row]
@@ -283,12 +285,12 @@ class Audits:
                 audit = Audit((*before, (lane, answer)), chain, self._digests.digest(slot), planned, group)
                 why = self._audit(audit, ticket.key, slot, now_ns)
             if why:
-                self.given_up(why)
+                self.record_given_up(why)
 
-    def given_up(self, why: str, rows: int = 1) -> None:
+    def record_given_up(self, why: str, rows: int = 1) -> None:
         """Count marked rows that are not audited, for now."""
         for _ in range(rows):
-            self.sampler.failed()
+            self.sampler.take_back()
         if rows:
             self.dropped[why] = self.dropped.get(why, 0) + rows
 
@@ -303,13 +305,13 @@ class Audits:
             auditor = accused
         elif lane == self.guard.best:
             self.free += 1
-            if not self.guard.audited(audit.digest):
+            if not self.guard.was_audited(audit.digest):
                 self._spend()
             self._compare(audit, lane, answer)
             return ""
         elif auditor < 0 or lanes.accuracy[auditor] <= lanes.accuracy[lane]:
             return "nobody"
-        if self.guard.audited(audit.digest) and self.sampler.spared():
+        if self.guard.was_audited(audit.digest) and self.sampler.take_back_spare():
             self.dropped["repeat"] = self.dropped.get("repeat", 0) + 1
             return ""
         if lanes.relieved:
@@ -348,14 +350,14 @@ class Audits:
 
     # --- a second answer ----------------------------------------------------------------------------------------------
 
-    def finished(self, ticket: RouterTicket, status: int) -> None:
+    def record_audit(self, ticket: RouterTicket, status: int) -> None:
         """Count an audit that is over and compare its answer; its slot is not freed yet."""
         self.waiting.pop(ticket.slots[0], None)
         audit = ticket.audit
         answer = self._reader.read(ticket.slots[0]) if status == 200 else None
         self.energy_j += ticket.energy_j
         if answer is None or not isinstance(audit, Audit):
-            self.given_up(ticket.error or {504: "late", 500: "failed"}.get(status, "died"))
+            self.record_given_up(ticket.error or {504: "late", 500: "failed"}.get(status, "died"))
             return
         self.answered += 1
         lane, client_answer = audit.answers[-1]
@@ -367,21 +369,21 @@ class Audits:
             return
         self._compare(audit, ticket.variants[0], answer)
 
-    def queued(self) -> list[RouterTicket]:
+    def list_queued(self) -> list[RouterTicket]:
         """Return the audits that wait in the queue."""
         return [ticket for slot, ticket in self.waiting.items() if self._state.table.state[slot] == QUEUED]
 
     def waiting_for(self, lane: int = -1) -> int:
         """Return how many audits wait in the queue of `lane` (-1: of any), behind all clients' rows."""
-        return sum(lane in (-1, ticket.variants[0]) for ticket in self.queued()) if self.waiting else 0
+        return sum(lane in (-1, ticket.variants[0]) for ticket in self.list_queued()) if self.waiting else 0
 
-    def stranded(self) -> list[RouterTicket]:
+    def list_stranded(self) -> list[RouterTicket]:
         """Return the queued audits whose lane has no worker for them any more."""
-        return [ticket for ticket in self.queued() if not self._state.lanes.is_asked(ticket.variants[0])]
+        return [ticket for ticket in self.list_queued() if not self._state.lanes.is_asked(ticket.variants[0])]
 
     def _compare(self, audit: Audit, auditor: int, answer: RowAnswer) -> None:
-        """Compare the auditor's answer with three: that of the first lane, that which the client got, and that which
-        the plan's thresholds would have let it get."""
+        """Compare the auditor's answer with three others: that of the first lane, that of the client, and that which
+        the client would have got by the plan's thresholds."""
         guard, best, group = self.guard, self.guard.best, audit.group
         evidence = guard.fresh_audit(audit.digest) if group >= 0 else 0
         if not evidence:
@@ -389,7 +391,9 @@ class Audits:
         first, first_answer = audit.answers[0]
         if first != auditor:
             alike = guard.alike(first, auditor)
-            guard.compared(OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence, group=group)
+            guard.record_comparison(
+                OWN, first, same_answer(first_answer, answer), *alike, evidence=evidence, group=group
+            )
         if auditor != best:
             return
         chain = audit.chain
@@ -398,19 +402,19 @@ class Audits:
             if lane != best:
                 alike = (0.0, 0)
                 same = same_answer(client_answer, answer)
-                guard.compared(SERVED, lane, same, *alike, evidence=evidence, group=group)
+                guard.record_comparison(SERVED, lane, same, *alike, evidence=evidence, group=group)
             return
         planned = audit.planned if audit.planned >= 0 else lane
         for at, stage_answer in audit.answers:
             if at == planned != best and evidence & RECOVERY:
-                guard.as_planned(at, same_answer(stage_answer, answer), *self._alike(at, chain), group)
+                guard.record_planned(at, same_answer(stage_answer, answer), *self._alike(at, chain), group)
         if lane != auditor:
             of = self._alike(lane, chain)
             first_stage = chain is None or chain.stage(lane) == 0
             floor = (chain.planned or chain.thresholds)[0] if chain is not None and first_stage else -math.inf
             guard.floors[lane] = (floor, *(of if first_stage else guard.alike(lane, best)))
             same = same_answer(client_answer, answer)
-            guard.compared(SERVED, lane, same, *of, evidence=evidence, group=group)
+            guard.record_comparison(SERVED, lane, same, *of, evidence=evidence, group=group)
 
     def _alike(self, lane: int, chain: RoutedChain | None) -> tuple[float, int]:
         """Return the share of the rows ending at `lane` by the plan that the best variant answers the same, and the

@@ -1,18 +1,19 @@
 """Requests that are answered from a cache, if the family has one (`cache_answers`).
 
-A request is answered so if all of its rows are there; otherwise its rows are computed, and kept once they are answered.
-An answer stands for the same row only
+If the cache has all rows of a request, it answers the request.  Otherwise the rows are computed, and kept once they are
+answered.  An answer is used again for an equal row only
 
-- for the same tenant: by timing, none learns what another asked;
-- with the same demands (`clover_min_accuracy`, `clover_cascade`): no cheaper answer than was asked for;
-- under a plan of the same variants, chain and thresholds: no answer of a variant that the plan has left.
+- for the same tenant: response times tell no tenant what another one asked;
+- with the same demands (`clover_min_accuracy`, `clover_cascade`): no answer is cheaper than was asked for;
+- under a plan of the same variants, chain and thresholds: no answer is of a variant that the plan has left.
 
-Not kept are answers that the plan did not mean: of a standby worker or a variant that rows were diverted to (unless
-the request asked for an accuracy, which they have), and of a cascade that was cut short.  While the guard's alarm is
-raised nothing is kept and nothing is answered from the cache.  A request may forbid either by `Cache-Control`.
+Answers that the plan did not intend are not kept: those of a standby worker or a variant that rows were diverted to
+(unless the request asked for an accuracy, which they have), and those of a cascade that was cut short.  While the
+guard's alarm is raised, nothing is kept and nothing is answered from the cache.  A request may forbid either by
+`Cache-Control`.
 
-Rows answered so are in the account on a line of their own, `CACHED`, and are no inference of a variant.  Their receipt
-has the energy of the look-up: its CPU time, measured, times what a busy core draws (modelled).
+The account has these rows on a line of their own, `CACHED`: they are no inference of a variant.  Their receipt has the
+energy of the look-up: its CPU time (measured) times what a busy core draws (modelled).
 """
 
 from __future__ import annotations
@@ -111,11 +112,11 @@ class CachedAnswers:
         ticket.submit_ns = ticket.done_ns = now_ns
         traffic, rows = self._state.traffic, len(found)
         traffic.arrivals.add(now_ns, -rows)  # plans are made for rows that are computed
-        traffic.finished(200, ticket.arrival_ns, now_ns, now_ns, 0, 0, False)
+        traffic.record_outcome(200, ticket.arrival_ns, now_ns, now_ns, 0, 0, False)
         tenant = ""
         if ticket.tenant is not None:
             tenant = ticket.tenant.name
-            traffic.of(tenant).count(200)
+            traffic.for_tenant(tenant).count(200)
         book_cached(self._account.usage, self._state.name, tenant, rows)
 
     def keep(self, ticket: RouterTicket, now_ns: int) -> None:

@@ -53,7 +53,7 @@ cdef class Completion:
     cdef expire(self, int64_t now_ns)
     @cython.locals(ticket=RouterTicket)
     cdef too_late(self, list slots, int64_t now_ns)
-    cdef unserved(self, RouterTicket ticket, int64_t now_ns)
+    cdef end_unserved(self, RouterTicket ticket, int64_t now_ns)
     cdef stop_waiting(self, RouterTicket ticket)
     cdef bint give_up(self, list audits, str why) except -1
     @cython.locals(finished=list, ticket=RouterTicket)

@@ -92,7 +92,7 @@ class Completion:
             raise ValueError(f"completion of batch {batch_id} with {count} rows, which it was never given")
         if status == ROWS_REFUSED:
             status, refused = 0, state.memory.refusals(batch.slots)
-        link.landed(batch, now_ns)
+        link.record_done(batch, now_ns)
         # The worker reads the same clock but is not trusted: its times are clamped to what the server saw itself, and
         # to one batch at a time.
         least_ns = min(max(batch.sent_ns, process.ended_ns), now_ns)
@@ -101,7 +101,7 @@ class Completion:
         busy_ns = end_ns - start_ns
         pace = state.lanes.paces[link.lane]
         # Of a worker that several lanes share, the batch before is another lane's, and the batcher adds its time.
-        pace.done(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
+        pace.record_batch(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
         state.batcher.expect(link.lane, pace.least_ns)
         state.batcher.credit(link.index, end_ns)
         meter = link.meter
@@ -130,7 +130,7 @@ class Completion:
                 meter.answered += answered
                 if batch.tenants is not None:
                     meter.note_answered(batch.tenants)
-                    state.traffic.answered_to(link.lane, batch.tenants)
+                    state.traffic.record_tenants(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
@@ -164,7 +164,7 @@ class Completion:
         watched = watching and self._monitor.watches(lane)
         scores = self._monitor.scores(batch.slots) if watched else []
         for at, slot in enumerate(batch.slots):
-            ticket = state.table.landed(slot)
+            ticket = state.table.take_back(slot)
             if ticket is None:
                 late += 1
                 if not status:
@@ -252,8 +252,8 @@ class Completion:
 
     def move_stranded(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to another lane, and give up audits that do."""
-        self.give_up(self._monitor.audits.stranded(), "nobody")
-        self._retry.stranded(now_ns)
+        self.give_up(self._monitor.audits.list_stranded(), "nobody")
+        self._retry.move_rows(now_ns)
 
     # --- the end of a ticket ------------------------------------------------------------------------------------------
 
@@ -270,22 +270,22 @@ class Completion:
             self.withdraw(ticket)
             state.table.cancel(ticket)
         if ticket.audit is not None:
-            self._monitor.audits.finished(ticket, status)
+            self._monitor.audits.record_audit(ticket, status)
             ticket.phase = CLOSED
             state.table.close(ticket)
             return
-        state.company.left(now_ns)
+        state.company.record_departure(now_ns)
         self.stop_waiting(ticket)
         ticket.phase = DONE
         ticket.status = status
         ticket.error = error
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
-        state.traffic.finished(
+        state.traffic.record_outcome(
             status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
         )
         if ticket.tenant is not None:
-            state.traffic.of(ticket.tenant.name).count(status)
+            state.traffic.for_tenant(ticket.tenant.name).count(status)
         if ticket.unanswered is not None and status == 200 and self._cached is not None:
             self._cached.keep(ticket, now_ns)
         self._finished.append(ticket)
@@ -317,13 +317,13 @@ class Completion:
             if ticket.paths and self._escalation.keep_all(ticket):
                 self.finish(ticket, 200, "", now_ns)
             elif ticket.awaits >= 0 and not self._state.lanes.mask(ticket.min_accuracy):
-                self.unserved(ticket, now_ns)
+                self.end_unserved(ticket, now_ns)
             else:
                 self.finish(ticket, 504, "the deadline passed before an answer was there", now_ns)
 
     def too_late(self, slots: list[int], now_ns: int) -> None:
-        """End the tickets of rows that left the queue because their deadline comes before an answer could; rows of a
-        cascade keep the answer that they have."""
+        """End the tickets of rows that left the queue because they could not be answered before their deadline.  Rows
+        of a cascade keep the answer that they have."""
         state = self._state
         for slot in slots:
             ticket = state.table.owner[slot]
@@ -336,10 +336,10 @@ class Completion:
                     self.finish(ticket, 200, "", now_ns)
                 continue
             if ticket.audit is None:
-                state.traffic.overloaded("dropped")
+                state.traffic.record_overload("dropped")
             self.finish(ticket, 504, "the deadline would have passed before an answer was there", now_ns)
 
-    def unserved(self, ticket: RouterTicket, now_ns: int) -> None:
+    def end_unserved(self, ticket: RouterTicket, now_ns: int) -> None:
         """End a ticket whose worker did not come: 503 if the reason is known, else 504."""
         declined = self._state.demand.declined(ticket.awaits)
         if declined is None:
@@ -358,7 +358,7 @@ class Completion:
         they have.  The others wait on, no longer than the family's timeout."""
         state = self._state
         state.stranded = False
-        for slot, ticket in state.table.queued():
+        for slot, ticket in state.table.list_queued():
             row = ticket.row_of(slot)
             lane = ticket.variants[row]
             if state.table.state[slot] != QUEUED or ticket.audit is not None or state.lanes.is_staffed(lane):

@@ -1,9 +1,9 @@
 """Rows that ask for an accuracy of their own (`clover_min_accuracy`), counted by the variant that they need.
 
-A row needs the least accurate variant that reaches its accuracy.  If no worker that is accurate enough is there, the
-row waits in the queue, within its deadline, for one that may come.  The controller says for which variants none will
-(`set_declined`), and is called when the first row waits for another one.  Before it has said anything, a row waits only
-for a worker that is already starting (`coming`).  Once the family is closed, no worker comes for any of them.
+A row needs the least accurate variant that reaches its accuracy.  If no worker is accurate enough, the row waits in the
+queue, within its deadline, for one that may come.  The controller says for which variants none will come
+(`set_declined`), and is called when the first row waits for another variant.  Until the controller has said anything, a
+row waits only for a worker that is already starting (`coming`).  Once the family is closed, no worker comes.
 
 Rows that wait like this count in the queue and hold slots like all others, but never more than a quarter of either, so
 that clients who ask for a variant without workers leave room for the others.

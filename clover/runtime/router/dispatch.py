@@ -1,9 +1,9 @@
 """Turns: at the end of each turn of the event loop in which something came in, batches form and go to workers.
 
 All requests that were read in one turn therefore share batches, and an idle server adds no delay: the turn ends at
-once.  Where rows may wait for their batch to fill, they do while further requests are to be expected (`Company`).
-Rows that cannot be answered in time any more are given up then (`csrc/batcher.pyx`).  A timer starts a turn for
-the nearest deadline, and for rows that waited long enough for their batch to fill.
+once.  If rows may wait for their batch to fill, they do so while further requests are expected (`Company`).  A turn
+also gives up rows that cannot be answered in time any more (`csrc/batcher.pyx`).  A timer starts a turn for the nearest
+deadline, and for rows that waited long enough for their batch to fill.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Dispatch:
         self._completion.expire(now_ns)
         self._form_batches(now_ns)
         if self._standby.update(now_ns):
-            self._completion.give_up(self._audits.queued(), "relief")
+            self._completion.give_up(self._audits.list_queued(), "relief")
             self._form_batches(now_ns)
         if self._state.lanes.leaving and self._state.lanes.detach_done():
             self._completion.move_stranded(now_ns)  # rows that came later than those that a worker stayed for
@@ -115,14 +115,14 @@ class Dispatch:
         batcher, out = state.batcher, self._out
         broken: list[tuple[WorkerHandle, str]] = []
         if state.lanes.delayed:
-            batcher.patient = state.company.expected(now_ns)
+            batcher.patient = state.company.expects_more(now_ns)
         formed = batcher.dispatch(now_ns, out)
         while formed is not None:
             index, count = formed
             link = state.lanes.by_index(index)
             pace = state.lanes.paces[link.lane]
             if pace.since_ns:
-                pace.left(now_ns, count, batcher.depth(link.lane), batcher.most(index))
+                pace.record_departure(now_ns, count, batcher.depth(link.lane), batcher.most(index))
             self._batch_id += 1
             slots: list[int] = out[:count].tolist()
             ordered = sorted(slots)
@@ -134,7 +134,7 @@ class Dispatch:
             batch = Batch(self._batch_id, slots, now_ns)
             if state.tenanted:
                 batch.tenants = state.table.tenants(slots)
-            link.sent(batch, now_ns)
+            link.record_sent(batch, now_ns)
             try:
                 # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
                 sent = link.worker.ring.submit(self._batch_id, out, count, link.place)
@@ -151,7 +151,7 @@ class Dispatch:
             self.busy = False
             for lane, pace in enumerate(state.lanes.paces):
                 saturated = batcher.saturated(lane)
-                pace.saturated(now_ns, saturated)
+                pace.record_saturation(now_ns, saturated)
                 self.busy = self.busy or saturated
         for worker, reason in broken:
             state.lost(worker, reason)

@@ -1,7 +1,7 @@
 """Escalation: a row whose answer is not sure enough is asked of the next variant of its chain.
 
-`runtime.cascade` describes chains.  A row that cannot be escalated (its deadline would pass, the next variant has no
-worker, a burst is on) or that was escalated in vain keeps the answer that it has: it is *cut short*.
+`runtime.cascade` describes chains.  If a row cannot be escalated (its deadline would pass, the next variant has no
+worker, a burst is on) or was escalated in vain, it keeps the answer that it has: it is *cut short*.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Escalation:
             self._cut_short(ticket, chain, row, lane, why)
             return False
         if self.audits is not None:
-            self.audits.passed(ticket, row, lane, target, bool(chain.planned) and score >= chain.planned[stage])
+            self.audits.record_escalation(
+                ticket, row, lane, target, bool(chain.planned) and score >= chain.planned[stage]
+            )
         if not ticket.paths:
             ticket.paths = {}
         ticket.paths[row] = (*ticket.paths.get(row, ()), lane)
@@ -87,7 +89,7 @@ class Escalation:
             ticket.paths[row] = before[:-1]
         self._state.traffic.rows[before[-1]] += 1
         tenant = ticket.tenant.name if ticket.tenant is not None else ""
-        self._state.traffic.answered_to(before[-1], [tenant])
+        self._state.traffic.record_tenants(before[-1], [tenant])
         book_kept(self._account.usage, self._state.name, self._state.traffic.variants[before[-1]], tenant)
         self.kept += 1
         self._cut_short(ticket, ticket.chain, row, before[-1], why)
@@ -148,7 +150,7 @@ class Escalation:
             ticket.cut_short.add(row)
         else:
             ticket.cut_short = {row}
-        self._state.traffic.cut(why)
+        self._state.traffic.record_cut_short(why)
         stage = chain.stage(lane)
         usual = self._state.lanes.accuracy[lane]
         self._ends(ticket, ticket.slots[row], chain.cut[stage] if stage >= 0 else usual, usual)

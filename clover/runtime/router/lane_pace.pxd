@@ -19,10 +19,10 @@ cdef class LanePace:
     cdef double _profiled_ns
     cdef int64_t _updated_ns
 
-    cpdef profiled(self, object expected)
+    cpdef use_profile(self, object expected)
     cpdef forget(self)
-    cpdef saturated(self, int64_t now_ns, bint yes)
-    cpdef left(self, int64_t now_ns, int64_t rows, int64_t waiting, int64_t most)
+    cpdef record_saturation(self, int64_t now_ns, bint yes)
+    cpdef record_departure(self, int64_t now_ns, int64_t rows, int64_t waiting, int64_t most)
     @cython.locals(error=double)
-    cpdef done(self, int64_t took_ns, int64_t least_ns=*)
+    cpdef record_batch(self, int64_t took_ns, int64_t least_ns=*)
     cpdef double wait_ns(self, int64_t now_ns, int64_t rows) except? -1.0

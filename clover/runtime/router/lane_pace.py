@@ -1,21 +1,21 @@
-"""How fast a lane serves, and how long its batches take, from what it did lately: enough to say who will be too late.
+"""How fast a lane serves and how long its batches take, from its latest batches: which rows would be answered too late.
 
-Pace.  Batches that leave are counted only while the lane is *saturated*: rows wait and its workers have no credit left.
-Then the time from one batch to the next is what its workers need, whatever the load is.  A lane that is saturated now
-and then sends small batches, in little time each, so what a long queue needs is told by full batches at that pace: too
-fast at first, and right once the queue is long.  If the rows of a batch do not fill it although enough wait (they
-differ in shape), that part is taken off.
+Pace.  A batch counts only if it leaves while the lane is *saturated*: rows wait and its workers have no credit left.
+The time from one batch to the next is then what the workers need, whatever the load is.  A lane that is saturated only
+now and then sends small batches that take little time each.  The time of a long queue is therefore that of full batches
+at this pace, which is too short at first and right once the queue is long.  If a batch is not full although enough rows
+wait (they differ in shape), that part is taken off.
 
-Time.  From the dispatch of a batch until it is done, behind the one that its worker is running; at least, without that
-if its worker serves several lanes.  What is *expected*,
-to refuse who would come too late: the mean and the mean deviation move towards each new time as those of TCP's round
-trips do (RFC 6298), and twice the deviation is added.  What it takes *at least*, to give up who is too late: the
-shortest of the last `_BATCHES` to twice as many.  One slow batch, the first of a worker or one beside a start, does not
-move that, and to compute a row in vain costs less than to give up a queue that can be served.
+Time.  A batch takes the time from its dispatch until it is done, including the batch that its worker is running.  The
+*expected* time serves to refuse rows that would be late: its mean and mean deviation follow each new batch as those of
+TCP's round trips do (RFC 6298), and twice the deviation is added.  The *least* time serves to give up rows that are
+late: it is the shortest of the last `_BATCHES` to twice as many.  For a worker of several lanes it leaves out the batch
+before.  One slow batch (the first of a worker, or one beside a start) does not change the least time, and computing a
+row in vain costs less than giving up a queue that can be served.
 
-If the lane's workers change, the pace and the least time are forgotten, and the pace after `_OLD_NS` as well; what is
-expected follows the new batches.  Until a pace is measured, the one that the profile lets expect stands in for it
-(`profiled`).  No row is refused by a pace, or given up by a time, that is not known.
+If the lane's workers change, the pace and the least time are forgotten, and the pace is also after `_OLD_NS`; the
+expected time follows the new batches.  Until a pace is measured, that of the profile stands in (`use_profile`).  No row
+is refused by an unknown pace, or given up by an unknown time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ProfiledPace:
     batch_s: float = 0.0
     useful_rows: int = 0
 
-    def beside(self, other: ProfiledPace) -> ProfiledPace:
+    def combine(self, other: ProfiledPace) -> ProfiledPace:
         """Return the pace of the workers of both."""
         return ProfiledPace(
             self.rows_per_s + other.rows_per_s,
@@ -107,7 +107,7 @@ class LanePace:
         self._profiled_ns = 0.0
         self._updated_ns = 0
 
-    def profiled(self, expected: ProfiledPace) -> None:
+    def use_profile(self, expected: ProfiledPace) -> None:
         """Use what the profile says of the lane's workers until more is known."""
         self.useful_rows = expected.useful_rows
         self._profiled_ns = 1e9 / expected.rows_per_s if expected.rows_per_s > 0.0 else 0.0
@@ -120,14 +120,14 @@ class LanePace:
         self._shortest_ns = self._before_ns = self._done = 0
         self._span_ns = self._batches = self._rows = self._fit = self._most = 0.0
 
-    def saturated(self, now_ns: int, yes: bool) -> None:
+    def record_saturation(self, now_ns: int, yes: bool) -> None:
         """Note whether the lane is saturated after all batches were formed."""
         if not yes:
             self.since_ns = 0
         elif not self.since_ns:
             self.since_ns = now_ns
 
-    def left(self, now_ns: int, rows: int, waiting: int, most: int) -> None:
+    def record_departure(self, now_ns: int, rows: int, waiting: int, most: int) -> None:
         """Count a batch of `rows` rows that leaves a saturated lane, in which `waiting` rows are left; it could have
         held `most`."""
         self._span_ns += now_ns - self.since_ns
@@ -143,7 +143,7 @@ class LanePace:
             self._fit *= 0.5
             self._most *= 0.5
 
-    def done(self, took_ns: int, least_ns: int = 0) -> None:
+    def record_batch(self, took_ns: int, least_ns: int = 0) -> None:
         """Take note of a batch that was done `took_ns` after it was dispatched, and would have been after `least_ns`
         (0: no sooner) if no batch of another lane had been before it."""
         least_ns = least_ns or took_ns

@@ -143,10 +143,10 @@ class Lanes:
         return self._chains[min_accuracy]
 
     def _point_for(self, min_accuracy: float) -> ChainPoint | None:
-        found = (point for point in self.points if point.low >= min_accuracy and self._followed(point.chain))
+        found = (point for point in self.points if point.low >= min_accuracy and self._can_follow(point.chain))
         return next(found, None)
 
-    def _followed(self, chain: Sequence[str]) -> bool:
+    def _can_follow(self, chain: Sequence[str]) -> bool:
         return all(self.is_live(self._variants.index(variant)) for variant in chain)
 
     def able(self, min_accuracy: float) -> int:
@@ -192,7 +192,7 @@ class Lanes:
         self._changed()
 
     def groups(self) -> list[list[int]]:
-        """Return all lanes, those together that the plan has the same workers serve, one batch at a time."""
+        """Return all lanes, grouped by the workers that serve them, one batch at a time."""
         if self._groups is None:
             found = [{lane} for lane in range(len(self._variants))]
             for process in self.processes:
@@ -313,8 +313,7 @@ class Lanes:
         done = [
             link
             for link in self.links
-            if link.leaving
-            and (link.remaining <= 0 or self.is_live(link.lane) or not self._batcher.depth(link.lane))
+            if link.leaving and (link.remaining <= 0 or self.is_live(link.lane) or not self._batcher.depth(link.lane))
         ]
         for link in done:
             self.detach(link)

@@ -32,5 +32,5 @@ cdef class Link:
     cdef public dict batches
     cdef public list on_idle
 
-    cpdef sent(self, Batch batch, int64_t now_ns)
-    cpdef landed(self, Batch batch, int64_t now_ns)
+    cpdef record_sent(self, Batch batch, int64_t now_ns)
+    cpdef record_done(self, Batch batch, int64_t now_ns)

@@ -71,7 +71,7 @@ class WorkerLinks:
         return now_ns - self._progress_ns if self.held else 0
 
     def excuse(self, paused_ns: int, now_ns: int) -> None:
-        """Leave `paused_ns` out of what `silent_ns` returns from now on: nobody was there to take a completion."""
+        """Leave `paused_ns` out of what `silent_ns` returns from now on: the server took no completions meanwhile."""
         self._progress_ns = min(self._progress_ns + paused_ns, now_ns)
 
 
@@ -116,7 +116,7 @@ class Link:
         self.batches: dict[int, Batch] = {}
         self.on_idle: list[Callable[[], None]] = []
 
-    def sent(self, batch: Batch, now_ns: int) -> None:
+    def record_sent(self, batch: Batch, now_ns: int) -> None:
         """Note that `batch` is with the worker."""
         process = self.process
         if not process.held:
@@ -126,7 +126,7 @@ class Link:
         if self.leaving:
             self.remaining -= len(batch.slots)
 
-    def landed(self, batch: Batch, now_ns: int) -> None:
+    def record_done(self, batch: Batch, now_ns: int) -> None:
         """Note that the worker completed `batch`."""
         del self.batches[batch.id]
         process = self.process

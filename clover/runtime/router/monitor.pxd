@@ -27,6 +27,6 @@ cdef class Monitor:
     cdef list scores(self, list slots)
     @cython.locals(clients=ClientGroups, limit=EscalationLimit, sender=Sender, group=Py_ssize_t, evidence=int)
     cdef observe(self, RouterTicket ticket, Py_ssize_t slot, int lane, double score, bint watched)
-    cdef closed(self, RouterTicket ticket, int64_t now_ns)
-    cdef abandoned(self, RouterTicket ticket)
+    cdef record_answered(self, RouterTicket ticket, int64_t now_ns)
+    cdef give_up_audits(self, RouterTicket ticket)
     cdef remember(self, int64_t number, RouterTicket ticket)

@@ -78,13 +78,13 @@ class Monitor:
         if ticket.paths and ticket.row_of(slot) in ticket.paths:
             return
         clients, limit = self.guard.clients, self.guard.limit
-        group = clients.sent(ticket.client, ticket.connection)
+        group = clients.record_row(ticket.client, ticket.connection)
         sender = clients.latest
         ticket.sender, ticket.group = sender, group
         if ticket.chain is not None and ticket.min_accuracy <= 0.0:
-            limit.answered(sender, ticket.chain.escalations)
+            limit.record_row(sender, ticket.chain.escalations)
         evidence = self.guard.fresh(self._digests.digest(slot))
-        sender.came(evidence > 0)
+        sender.record_input(evidence > 0)
         if evidence and not limit.leaves_out(sender):
             if watched:
                 self.guard.score(lane, score, evidence, group)
@@ -95,16 +95,16 @@ class Monitor:
 
     # --- for every request --------------------------------------------------------------------------------------------
 
-    def closed(self, ticket: RouterTicket, now_ns: int) -> None:
+    def record_answered(self, ticket: RouterTicket, now_ns: int) -> None:
         """Count and audit the rows of an answered ticket whose slots are about to be freed."""
         if self.watching and ticket.chain is not None and ticket.chain.overruled_rows:
-            self.audits.followed(ticket, ticket.chain)
+            self.audits.record_overrules(ticket, ticket.chain)
         if ticket.marked:
-            self.audits.closed(ticket, now_ns)
+            self.audits.queue_marked(ticket, now_ns)
 
-    def abandoned(self, ticket: RouterTicket) -> None:
+    def give_up_audits(self, ticket: RouterTicket) -> None:
         """Give up the audits of a ticket that was closed without an answer."""
-        self.audits.given_up("lost", len(ticket.marked))
+        self.audits.record_given_up("lost", len(ticket.marked))
 
     def remember(self, number: int, ticket: RouterTicket) -> None:
         """Keep what an answered ticket says, for labels that come later."""
@@ -116,8 +116,8 @@ class Monitor:
         else:
             self.feedback.remember(number, ticket.variants, [self._reader.read(slot) for slot in slots])
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """Count the labels of a remembered request; see `Model.labelled`.
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """Count the labels of a remembered request; see `Model.count_labels`.
 
         Raises BadRequest if the family judges answers by a metric of its own.
         """
@@ -140,7 +140,7 @@ class Monitor:
     def _alarm_level_changed(self) -> None:
         """Apply the guard's alarm level: tighten the chains, switch them off, or restore them."""
         level = self.guard.alarm_level
-        self._state.lanes.tighten(self.guard.tightened if level != OK else None, cascade_off=level == CASCADE_OFF)
+        self._state.lanes.tighten(self.guard.tighten_chain if level != OK else None, cascade_off=level == CASCADE_OFF)
 
 
 def _own_metric(spec: FamilySpec) -> str:

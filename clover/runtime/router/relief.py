@@ -96,7 +96,7 @@ class Relief:
 
 class StandbyRouting:
     """Sends rows to the standby workers of one family while relief is on.  `rows` counts all rows that were submitted;
-    whoever submits rows adds to it."""
+    the router adds to it when it submits rows."""
 
     def __init__(self, state: RouterState, retry: Retry) -> None:
         self.standby: StandbyWorkers | None = None
@@ -162,7 +162,7 @@ class StandbyRouting:
             self._retry.shift(standby.lane, now_ns)
         else:
             self._state.lanes.end_relief()
-            self._retry.stranded(now_ns)
+            self._retry.move_rows(now_ns)
         return True
 
     def _wait_ns(self, rate: float, lane: int) -> float:

@@ -41,7 +41,7 @@ class Retry:
         count."""
         begun_batches = max(len(batches) - untaken, 0)
         begun = {slot for batch in batches[:begun_batches] for slot in batch.slots}
-        landed = [(slot, self._state.table.landed(slot)) for batch in batches for slot in batch.slots]
+        landed = [(slot, self._state.table.take_back(slot)) for batch in batches for slot in batch.slots]
         guilty = set()
         for slot, ticket in landed:
             if ticket is not None and slot in begun:
@@ -62,30 +62,30 @@ class Retry:
                 self.again(owner, slot, now_ns)
 
     def after_failure(self, batch: Batch, now_ns: int, *, by_chance: bool = False) -> bool:
-        """Queue the rows of a batch on which the model failed again, each ticket in batches of its own; its slots have
-        not landed yet.  Return False, and do nothing, if all rows are of one ticket: it is known what failed.  If it
-        failed `by_chance`, such rows are tried a second time, too, whatever befell other batches of their ticket."""
+        """Queue the rows of a failed batch again, each ticket in batches of its own, before their slots are taken back.
+        Return False, and do nothing, if all rows are of one ticket: that ticket failed.  If the batch failed
+        `by_chance`, even these are tried a second time, whatever happened to other batches of their ticket."""
         table = self._state.table
         tickets = {table.owner[slot] for slot in batch.slots}
-        if len(tickets) < 2 and not (by_chance and self._tried_once(batch.slots)):
+        if len(tickets) < 2 and not (by_chance and self._first_try(batch.slots)):
             return False
         for ticket in tickets:
             if ticket is not None and ticket.phase == PENDING:
                 self._isolate(ticket)
         for slot in batch.slots:
-            ticket = table.landed(slot)
+            ticket = table.take_back(slot)
             if ticket is not None:
                 self._state.traffic.retried_rows += 1
                 self._retried[slot] = ticket.key
                 self.again(ticket, slot, now_ns)
         return True
 
-    def _tried_once(self, slots: list[int]) -> bool:
+    def _first_try(self, slots: list[int]) -> bool:
         """Return whether no row in `slots` was queued again after a failed batch before."""
         owners = [(slot, self._state.table.owner[slot]) for slot in slots]
         return all(owner is None or self._retried.get(slot) != owner.key for slot, owner in owners)
 
-    def stranded(self, now_ns: int) -> None:
+    def move_rows(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to a live lane that is accurate enough, if there is one."""
         lanes, batcher = self._state.lanes, self._state.batcher
         every = range(len(lanes.accuracy))
@@ -117,7 +117,7 @@ class Retry:
     def _waiting(self) -> list[tuple[int, RouterTicket]]:
         """Return every queued slot with its ticket, those that were submitted first in front: rows that move to another
         lane take new places there."""
-        return sorted(self._state.table.queued(), key=lambda queued: queued[1].submit_ns)
+        return sorted(self._state.table.list_queued(), key=lambda queued: queued[1].submit_ns)
 
     def again(self, ticket: RouterTicket, slot: int, now_ns: int) -> None:
         """Queue one row of a pending ticket again."""

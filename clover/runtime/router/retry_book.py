@@ -1,19 +1,20 @@
-"""When clients that are refused shall come back, and the room that is kept for them until then.
+"""When refused clients should come back, and the room that is kept for them until then.
 
-A Retry-After that only says how long the queue is does not hold: whoever comes back meets all that have come since.  So
-each refusal books a *place*: the request's rows are entered where the capacity that is left free by earlier refusals
-begins, and `Retry-After` is the time until then.  At that time the request goes before new ones (`Admission`), which
-meanwhile find only half as much room in the queue.
+A Retry-After that only says how long the queue is does not hold: a client that comes back meets all requests that have
+come since.  So each refusal books a *place*: the first time at which earlier places leave enough capacity for the
+request's rows.  `Retry-After` is the time until then.  At that time the request goes before new ones (`Admission`),
+which meanwhile find only half as much room in the queue.
 
-Who comes back is known by the `x-request-id` that the client gave, or by its connection if it gave none.  A place holds
-from `_EARLY_NS` before its time to `_LATE_S` after it.  Then nobody waits for it: all others have had its capacity.
+A request that comes back is known by the `x-request-id` that its client gave, or by its connection if it gave none.  A
+place holds from `_EARLY_NS` before its time to `_LATE_S` after it.  Later it is worth nothing: its capacity has served
+others.
 
 Retry-After is in whole seconds, so a place lies a whole number of seconds after the refusal.  Clients that were refused
-within one second would all come back within another one; that places are booked in bins of `BIN_NS` spreads them
-evenly.  Of those that were refused at once as many come back at once as the queue holds (`together`).
+within one second would all come back within another one.  Places are booked in bins of `BIN_NS`, which spreads the
+clients evenly.  If many are refused in one instant, as many of them come back together as the queue holds (`together`).
 
-Of the capacity `_BOOKED` is booked; the rest takes up how unevenly clients come.  If lately not all of the booked rows
-came, more are booked.
+`_BOOKED` of the capacity is booked; the rest evens out how irregularly clients come.  If lately not all of the booked
+rows came, more are booked.
 
 Requests for which a worker had no memory come back by other rules (`MemoryRefusals`).
 """
@@ -236,15 +237,14 @@ class _Refusal:
 
 
 class MemoryRefusals:
-    """The requests of one family for which workers had no memory lately: whether to ask them to come again, or to tell
-    them that it is of no use.
+    """The requests of one family for which workers had no memory lately: whether they should come again or not.
 
-    Want of memory may pass, so a request that met it is answered 503 and when to come back.  One whose rows are too
-    large for the memory of a worker meets it every time, and its client, if it does as it is told, would ask without
-    end.  So it is remembered which rows were refused: by a digest, as a client need not name its requests or keep its
-    connection.  Only a request that came when it had been asked to counts as another try, so that many equal ones at a
-    time do not condemn each other.  What is remembered is forgotten `_KEPT_NS` after the last refusal: a want that
-    comes so much later than the last one is another, and equal rows that meet it are not to pay for the first.
+    A lack of memory may pass, so a request that met one is answered 503 with a Retry-After.  If its rows are too large
+    for the memory of a worker, it fails every time, and an obedient client would ask without end.  So refused rows are
+    remembered by a digest: a client need not name its requests or keep its connection.  Only a request that came when
+    it had been asked to counts as another try, so that many equal ones at a time do not condemn each other.  A digest
+    is forgotten `_KEPT_NS` after the last refusal: a lack of memory so much later has another cause, and equal rows
+    that meet it do not pay for the first.
     """
 
     def __init__(self, digests: InputDigests) -> None:

@@ -43,13 +43,13 @@ cdef class Router(Model):
     cdef list _fixed_out
 
     cpdef RouterTicket open(self, Py_ssize_t rows, int64_t flow=*, int64_t request=*, object tenant=*)
-    cpdef double crowded(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
+    cpdef double retry_in_s(self, int64_t flow=*, int64_t request=*, object tenant=*) except? -1.0
     cpdef int room(self, int64_t flow=*, int64_t request=*, object tenant=*) except -1
     cpdef take_late(self, bint on)
-    cpdef expired(self, object tenant=*)
-    cpdef tuple ahead(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
+    cpdef count_expired(self, object tenant=*)
+    cpdef tuple lend(self, Py_ssize_t rows, Py_ssize_t index, int64_t flow=*, int64_t request=*, object tenant=*)
     @cython.locals(ticket=RouterTicket)
-    cpdef arrived(self, Base given)
+    cpdef admit_lent(self, Base given)
     @cython.locals(fixed=FixedRows)
     cpdef write(self, Base ticket, Py_ssize_t index, object rows)
     @cython.locals(ticket=RouterTicket)
@@ -64,8 +64,8 @@ cdef class Router(Model):
     @cython.locals(ticket=RouterTicket)
     cpdef receipt(self, Base given)
     @cython.locals(lanes=list, rows=Py_ssize_t, path=tuple, name=str, accuracy=double)
-    cdef _billed(self, RouterTicket ticket)
-    cdef str _joined(self, list lanes)
+    cdef _bill(self, RouterTicket ticket)
+    cdef str _join_names(self, list lanes)
     cpdef remember(self, int64_t number, Base given)
     @cython.locals(ticket=RouterTicket, now_ns=int64_t)
     cpdef close(self, Base given)

@@ -67,7 +67,7 @@ class Router(Model):
     """The `Model` of one family; the fleet attaches and detaches its workers.
 
     At most `slots` rows are held at once.  `lost` is called with a worker that broke the protocol (unknown batch,
-    corrupt ring); whoever sets it must kill the worker and call `died` once it is dead.  `hold`: rows wait (within
+    corrupt ring); the callback must kill the worker and call `died` once it is dead.  `hold`: rows wait (within
     queue and deadline) while no worker is there, because one is on its way; otherwise they are refused with 503.  Once
     there is a `closed_reason`, nothing new is taken; what was taken is answered.
     """
@@ -109,8 +109,8 @@ class Router(Model):
         self.gate = TenantGate(state, self.admission)
         self.account = account
         self.front_ms = 0.0  # what HTTP adds to a p95
-        self._fixed_in = FixedRows.of(memory, "input", spec.inputs)
-        self._fixed_out = FixedRows.of(memory, "output", spec.outputs)
+        self._fixed_in = FixedRows.from_tensors(memory, "input", spec.inputs)
+        self._fixed_out = FixedRows.from_tensors(memory, "output", spec.outputs)
         self.expect(profile)
 
     # --- the front end's side: see `clover.interfaces.Model` ----------------------------------------------------------
@@ -131,11 +131,11 @@ class Router(Model):
             return self.gate.open(rows, flow, request, tenant, self.closed_reason)
         return self.admission.open(rows, flow, request, self.closed_reason)
 
-    def crowded(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
-        """See `Model.crowded`.  Under overload, most of the work would be reading requests that are refused then."""
+    def retry_in_s(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> float:
+        """See `Model.retry_in_s`.  Under overload, most of the work would be reading requests that are refused then."""
         if tenant is not None:
-            return self.gate.crowded(flow, request, tenant)
-        return self.admission.crowded(flow, request)
+            return self.gate.retry_in_s(flow, request, tenant)
+        return self.admission.retry_in_s(flow, request)
 
     def room(self, flow: int = 0, request: int = 0, tenant: Tenant | None = None) -> int:
         """See `Model.room`."""
@@ -147,28 +147,28 @@ class Router(Model):
         """See `Model.take_late`."""
         self.admission.takes_late = on
 
-    def expired(self, tenant: Tenant | None = None) -> None:
-        """See `Model.expired`."""
-        self.traffic.refused(504)
+    def count_expired(self, tenant: Tenant | None = None) -> None:
+        """See `Model.count_expired`."""
+        self.traffic.record_refusal(504)
         if tenant is not None:
-            self.traffic.of(tenant.name).count(504)
+            self.traffic.for_tenant(tenant.name).count(504)
 
-    def ahead(
+    def lend(
         self, rows: int, index: int, flow: int = 0, request: int = 0, tenant: Tenant | None = None
     ) -> tuple[RouterTicket, memoryview] | None:
-        """See `Model.ahead`."""
+        """See `Model.lend`."""
         fixed = self._fixed_in[index]
         if tenant is not None:
             return self.gate.lend(rows, (flow, request), tenant, fixed, self.closed_reason)
         return self.admission.lend(rows, flow, request, fixed, self.closed_reason)
 
-    def arrived(self, given: Any) -> None:
-        """See `Model.arrived`."""
+    def admit_lent(self, given: Any) -> None:
+        """See `Model.admit_lent`."""
         ticket: RouterTicket = given
         if ticket.tenant is not None:
-            self.gate.arrived(ticket, ticket.tenant, self.closed_reason)
+            self.gate.admit_lent(ticket, ticket.tenant, self.closed_reason)
         else:
-            self.admission.arrived(ticket, self.closed_reason)
+            self.admission.admit_lent(ticket, self.closed_reason)
 
     def write(self, ticket: Any, index: int, rows: NDArray[Any] | Sequence[bytes]) -> None:
         """See `Model.write`.  The rows of a BYTES tensor with one variable axis tell its length themselves."""
@@ -202,7 +202,7 @@ class Router(Model):
         try:
             self.admission.submit(ticket, on_done, timeout_ns, min_accuracy, cascade, context)
         except RequestError as error:
-            self.gate.refused(ticket.tenant, len(ticket.slots), error)
+            self.gate.record_refusal(ticket.tenant, len(ticket.slots), error)
             raise
 
     def read(self, given: Any, index: int) -> NDArray[Any] | list[bytes]:
@@ -230,17 +230,17 @@ class Router(Model):
         """See `Model.receipt`.  Variants of a request that was split are joined by "+", cheapest first."""
         ticket: RouterTicket = given
         if ticket.billed is None:
-            ticket.billed = self._billed(ticket)
+            ticket.billed = self._bill(ticket)
         receipt: Receipt = ticket.billed
         return receipt
 
-    def _billed(self, ticket: RouterTicket) -> Receipt:
+    def _bill(self, ticket: RouterTicket) -> Receipt:
         """Count what a ticket cost in the account, and return the receipt."""
         if ticket.recalled is not None and self.cached is not None:
             return self.cached.receipt(ticket)
         lanes = ticket.variants
         rows = len(lanes)
-        name = self.traffic.variants[lanes[0]] if rows == 1 else self._joined(lanes)
+        name = self.traffic.variants[lanes[0]] if rows == 1 else self._join_names(lanes)
         path: tuple[str, ...] = ()
         if ticket.chain is not None:
             path, accuracy = self.escalation.paths(ticket), self.escalation.accuracy(ticket, ticket.chain)
@@ -252,7 +252,7 @@ class Router(Model):
         receipt = self.account.receipt(self.name, name, accuracy, rows, ticket.energy_j, tenant, path)
         return msgspec.structs.replace(receipt, limited=ticket.limited) if ticket.limited else receipt
 
-    def _joined(self, lanes: list[int]) -> str:
+    def _join_names(self, lanes: list[int]) -> str:
         """Return the names of the variants of `lanes`, each once, joined by "+"."""
         return "+".join([self.traffic.variants[lane] for lane in sorted(set(lanes))])
 
@@ -260,9 +260,9 @@ class Router(Model):
         """See `Model.remember`."""
         self.monitor.remember(number, given)
 
-    def labelled(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
-        """See `Model.labelled`."""
-        return self.monitor.labelled(number, labels, client)
+    def count_labels(self, number: int, labels: Sequence[Any], client: str) -> dict[str, Any]:
+        """See `Model.count_labels`."""
+        return self.monitor.count_labels(number, labels, client)
 
     def close(self, given: Any) -> None:
         """See `Model.close`; closing twice does nothing."""
@@ -272,24 +272,24 @@ class Router(Model):
             return
         ticket.phase = CLOSED
         if phase == PENDING:
-            self.state.company.left(self.state.now_ns())
+            self.state.company.record_departure(self.state.now_ns())
             self.state.deadlines.discard(ticket)
             self._completion.stop_waiting(ticket)
             self._completion.withdraw(ticket)
             self.state.table.cancel(ticket)
             if self.state.lanes.leaving or self.state.lanes.delayed:
                 self.dispatch.wake()  # a worker may have stayed for these rows, or others wait in vain for company
-            self.traffic.refused(499)
+            self.traffic.record_refusal(499)
             if ticket.tenant is not None:
-                self.traffic.of(ticket.tenant.name).count(499)
-            self.monitor.abandoned(ticket)
+                self.traffic.for_tenant(ticket.tenant.name).count(499)
+            self.monitor.give_up_audits(ticket)
         elif ticket.status == 200:
             now_ns = self.state.now_ns()
-            self.traffic.answered(now_ns - ticket.done_ns)
-            self.monitor.closed(ticket, now_ns)
+            self.traffic.record_answer(now_ns - ticket.done_ns)
+            self.monitor.record_answered(ticket, now_ns)
         else:
-            self.admission.returned(ticket)
-            self.monitor.abandoned(ticket)
+            self.admission.end_loan(ticket)
+            self.monitor.give_up_audits(ticket)
         ticket.on_done = None
         self.state.table.close(ticket)
 
@@ -326,7 +326,7 @@ class Router(Model):
         """Use what the profile says of how fast the workers of each lane serve, until that is measured.  Of lanes that
         are not in `paces` nothing is known."""
         for lane, pace in enumerate(self.state.lanes.paces):
-            pace.profiled(paces.get(lane, ProfiledPace()))
+            pace.use_profile(paces.get(lane, ProfiledPace()))
 
     def expect(self, profile: FamilyProfile | None) -> None:
         """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`."""
@@ -438,12 +438,12 @@ class Router(Model):
     def set_standby(self, standby: StandbyWorkers | None) -> None:
         """Make `standby` the standby workers beside those that receive rows now."""
         self._standby.set(standby)
-        self._rerouted()
+        self._reroute()
 
     def set_background(self, workers: Iterable[Entry]) -> None:
         """Make `workers` those that answer audits beside those that receive rows."""
         self.state.lanes.set_background(workers)
-        self._rerouted()
+        self._reroute()
 
     def join(self, entry: Entry) -> None:
         """Let one more worker (a respawned one) receive rows, under the present routing."""
@@ -473,7 +473,7 @@ class Router(Model):
                 self.state.lanes.retire(link)
             else:
                 self.state.lanes.detach(link)
-        self._rerouted()
+        self._reroute()
 
     def died(self, worker: WorkerHandle, reason: str, *, blame: bool = True) -> None:
         """Take what a dead worker still completed, and queue the rows that it held again, once.  With `blame` False no
@@ -482,9 +482,9 @@ class Router(Model):
         process = self.state.lanes.process_of(worker)
         if process is not None:
             self._completion.recover(process, reason, self.state.now_ns(), blame=blame)
-            self._rerouted()
+            self._reroute()
 
-    def _rerouted(self) -> None:
+    def _reroute(self) -> None:
         """Move rows that wait for a variant without a worker, and run a turn."""
         self._completion.move_stranded(self.state.now_ns())
         self.dispatch.run_turn()

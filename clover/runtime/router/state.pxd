@@ -19,10 +19,10 @@ cdef class Company:
     cdef double[::1] _spent_ns_with
 
     @cython.locals(here=int64_t)
-    cpdef came(self, int64_t now_ns)
-    cpdef left(self, int64_t now_ns)
+    cpdef record_arrival(self, int64_t now_ns)
+    cpdef record_departure(self, int64_t now_ns)
     @cython.locals(here=int64_t)
-    cpdef bint expected(self, int64_t now_ns) except -1
+    cpdef bint expects_more(self, int64_t now_ns) except -1
     @cython.locals(here=int64_t, spent_ns=double)
     cdef int64_t _spend(self, int64_t now_ns) except? -1
     @cython.locals(here=Py_ssize_t)

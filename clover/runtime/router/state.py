@@ -88,20 +88,20 @@ class RouterState:
         """Return the time of the router's clock, without a Python call if that is the machine's."""
         return monotonic_ns() if self._real else self.clock()
 
-    def overloaded(self, why: str, message: str, retry_after_s: float) -> RequestError:
+    def record_overload(self, why: str, message: str, retry_after_s: float) -> RequestError:
         """Count a request that is refused because of overload, for the reason `why`; return the error to raise."""
-        self.traffic.overloaded(why)
-        return self.refused(Overloaded(message, retry_after_s=retry_after_s))
+        self.traffic.record_overload(why)
+        return self.record_refusal(Overloaded(message, retry_after_s=retry_after_s))
 
-    def refused(self, error: RequestError) -> RequestError:
+    def record_refusal(self, error: RequestError) -> RequestError:
         """Count a refused request by its status; return `error`, to be raised."""
-        self.traffic.refused(error.status)
+        self.traffic.record_refusal(error.status)
         return error
 
 
 class Company:
-    """The requests of one family that are here, and what was seen of arrivals by their number: whether another one may
-    be expected, so that it makes sense to wait for company.
+    """The requests of one family that are here, and arrivals by the number of requests here: whether another one may be
+    expected, so that it makes sense to wait for company.
 
     Theory.  With k requests *here* (submitted and not answered) the next one comes at some rate r(k).  Of clients that
     send whatever becomes of their other requests, r(k) is the same for all k.  A client that sends a request when the
@@ -127,7 +127,7 @@ class Company:
         self._came_with = array("d", [0.0]) * (MOST_HERE + 1)
         self._spent_ns_with = array("d", [0.0]) * (MOST_HERE + 1)
 
-    def came(self, now_ns: int) -> None:
+    def record_arrival(self, now_ns: int) -> None:
         """Count a request that was submitted."""
         here = self._spend(now_ns)
         self._came_with[here] += 1.0
@@ -137,13 +137,13 @@ class Company:
         if self._unfaded == _HALF_LIFE:
             self._halve()
 
-    def left(self, now_ns: int) -> None:
+    def record_departure(self, now_ns: int) -> None:
         """Count a request that was answered, or given up."""
         self._spend(now_ns)
         self.here = max(self.here - 1, 0)
 
-    def expected(self, now_ns: int) -> bool:
-        """Return whether further requests come about as often as ever while those are here that are here."""
+    def expects_more(self, now_ns: int) -> bool:
+        """Return whether, with as many requests here as now, further ones come about as often as usual."""
         here = self._spend(now_ns)
         if self._spent_ns <= 0.0:
             return True

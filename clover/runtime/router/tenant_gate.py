@@ -1,8 +1,8 @@
 """What a tenant's requests pass before admission: the tenant's rate, and the count of what becomes of them.
 
-To the queue, the rows of a tenant are one flow, whatever connections they come by (`Tenant.flow`).  A request that
-comes back is known by its id, or else by its connection, whose number is negated: ids are positive.  Rows that are
-taken off the rate, and refused for another reason then, are given back.
+In the queue, the rows of a tenant are one flow, whatever connections they come by (`Tenant.flow`).  A request that
+comes back is known by its id, or else by its connection, whose number is negated: ids are positive.  If rows were taken
+off the rate and are then refused for another reason, they are given back to it.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ class TenantGate:
         try:
             ticket = self._admission.open(rows, tenant.flow, key, closed)
         except RequestError as error:
-            self.refused(tenant, rows, error)
+            self.record_refusal(tenant, rows, error)
             raise
         ticket.tenant, ticket.connection = tenant, flow
         return ticket
 
-    def crowded(self, flow: int, request: int, tenant: Tenant) -> float:
-        """Return what `Admission.crowded` returns; raises Overloaded if the request comes back too early."""
+    def retry_in_s(self, flow: int, request: int, tenant: Tenant) -> float:
+        """Return what `Admission.retry_in_s` returns; raises Overloaded if the request comes back too early."""
         key = request or -flow
         limit = tenant.limit
         if limit is not None and (early_s := limit.early_s(key, self._state.now_ns())):
             raise self._over(tenant, limit, early_s)
-        wait_s = self._admission.crowded(tenant.flow, key)
+        wait_s = self._admission.retry_in_s(tenant.flow, key)
         if wait_s > 0.0:
-            self._state.traffic.of(tenant.name).count(429)
+            self._state.traffic.for_tenant(tenant.name).count(429)
         return wait_s
 
     def room(self, flow: int, request: int, tenant: Tenant) -> int:
@@ -72,21 +72,21 @@ class TenantGate:
             found[0].tenant, found[0].connection = tenant, flow
         return found
 
-    def arrived(self, ticket: RouterTicket, tenant: Tenant, closed: str) -> None:
-        """Admit a lent ticket, as `Admission.arrived` does; raises Overloaded if the tenant is over its rate."""
+    def admit_lent(self, ticket: RouterTicket, tenant: Tenant, closed: str) -> None:
+        """Admit a lent ticket, as `Admission.admit_lent` does; raises Overloaded if the tenant is over its rate."""
         rows = len(ticket.slots)
         limited = self._limited(tenant, rows, ticket.request)
         if limited is not None:
             raise limited
         try:
-            self._admission.arrived(ticket, closed)
+            self._admission.admit_lent(ticket, closed)
         except RequestError as error:
-            self.refused(tenant, rows, error)
+            self.record_refusal(tenant, rows, error)
             raise
 
-    def refused(self, tenant: Tenant, rows: int, error: RequestError) -> None:
+    def record_refusal(self, tenant: Tenant, rows: int, error: RequestError) -> None:
         """Count a tenant's request of `rows` rows that was refused after its rate let it through."""
-        self._state.traffic.of(tenant.name).count(error.status)
+        self._state.traffic.for_tenant(tenant.name).count(error.status)
         if tenant.limit is not None:
             tenant.limit.give_back(rows)
 
@@ -96,16 +96,16 @@ class TenantGate:
         if limit is None:
             return None
         if rows > limit.burst:
-            self._state.traffic.of(tenant.name).count(TooLarge.status)
+            self._state.traffic.for_tenant(tenant.name).count(TooLarge.status)
             why = f"a request of tenant {tenant.name} has at most {limit.burst} rows (burst), and this one has {rows}"
-            return self._state.refused(TooLarge(why))
+            return self._state.record_refusal(TooLarge(why))
         wait_s = limit.take(key, rows, self._state.now_ns())
         return self._over(tenant, limit, wait_s) if wait_s else None
 
     def _over(self, tenant: Tenant, limit: RateLimit, wait_s: int) -> RequestError:
         """Count a request of a tenant that is over its rate; return the error."""
-        counts = self._state.traffic.of(tenant.name)
+        counts = self._state.traffic.for_tenant(tenant.name)
         counts.count(Overloaded.status)
         counts.limited += 1
         why = f"tenant {tenant.name} is over its limit of {limit.rate:g} rows a second; try again after Retry-After"
-        return self._state.refused(Overloaded(why, retry_after_s=float(wait_s)))
+        return self._state.record_refusal(Overloaded(why, retry_after_s=float(wait_s)))

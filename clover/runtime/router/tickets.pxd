@@ -55,7 +55,7 @@ cdef class SlotTable:
     @cython.locals(slots=list, slot=Py_ssize_t, ticket=RouterTicket)
     cpdef RouterTicket reserve(self, Py_ssize_t rows, int64_t now_ns)
     @cython.locals(ticket=RouterTicket)
-    cpdef RouterTicket landed(self, Py_ssize_t slot)
+    cpdef RouterTicket take_back(self, Py_ssize_t slot)
     @cython.locals(slot=Py_ssize_t)
     cpdef cancel(self, RouterTicket ticket)
     @cython.locals(slot=Py_ssize_t)

@@ -200,7 +200,7 @@ class SlotTable:
             self.owner[slot] = ticket
         return ticket
 
-    def landed(self, slot: int) -> RouterTicket | None:
+    def take_back(self, slot: int) -> RouterTicket | None:
         """Take back a slot that a worker is done with; return its ticket if that still waits, else None (a closed
         ticket's slot is freed)."""
         ticket = self.owner[slot]
@@ -241,7 +241,7 @@ class SlotTable:
         self.state[slot] = FREE
         self.free.give(slot)
 
-    def queued(self) -> Iterator[tuple[int, RouterTicket]]:
+    def list_queued(self) -> Iterator[tuple[int, RouterTicket]]:
         """Yield every queued slot, with its ticket."""
         for slot in np.flatnonzero(np.frombuffer(self.state, np.uint8) == QUEUED).tolist():
             ticket = self.owner[slot]

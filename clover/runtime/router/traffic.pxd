@@ -68,11 +68,11 @@ cdef class Traffic:
     cdef int64_t _last_ns
     cdef dict _by_tenant
 
-    cpdef refused(self, int status)
+    cpdef record_refusal(self, int status)
     cpdef batch(self, int lane, int rows, int escalated, int64_t busy_ns, int64_t now_ns, int audits=*)
     @cython.locals(latency_ns=int64_t)
-    cpdef finished(
+    cpdef record_outcome(
         self, int status, int64_t arrival_ns, int64_t submit_ns, int64_t done_ns, int64_t queue_ns, int64_t compute_ns,
         bint trailing=*,
     )
-    cpdef answered(self, int64_t output_ns)
+    cpdef record_answer(self, int64_t output_ns)

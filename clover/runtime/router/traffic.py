@@ -152,7 +152,7 @@ class TenantCounts:
 
 @dataclass(frozen=True)
 class TenantTotals:
-    """What a tenant sent to a family and what that cost; the tenant with the empty name is whoever is none.
+    """What a tenant sent to a family and what that cost.  Requests without a tenant are counted under the empty name.
 
     `requests` by HTTP status, `rows` answered by variant, `limited` requests refused because the tenant was over its
     own rate; active joules and grams, of which the latest second may be missing, and how these are known."""
@@ -213,7 +213,7 @@ class Traffic:
         self._last_ns = 0
         self._by_tenant: dict[str, TenantCounts] = {}
 
-    def of(self, tenant: str) -> TenantCounts:
+    def for_tenant(self, tenant: str) -> TenantCounts:
         """Return the counts of a tenant, which begin with the first call."""
         counts = self._by_tenant.get(tenant)
         if counts is None:
@@ -221,7 +221,7 @@ class Traffic:
         return counts
 
     def by_tenant(self) -> dict[str, TenantTotals]:
-        """Return what each tenant sent, and under the empty name what none of them did: `codes` and `rows` in all."""
+        """Return what each tenant sent, and under the empty name what came without one: `codes` and `rows` in all."""
         requests, rows, found = Counter(self.codes), list(self.rows), {}
         for name, counts in self._by_tenant.items():
             requests.subtract(counts.requests)
@@ -233,15 +233,15 @@ class Traffic:
     def _named(self, rows: Sequence[int]) -> dict[str, int]:
         return dict(zip(self.variants, rows, strict=True))
 
-    def refused(self, status: int) -> None:
+    def record_refusal(self, status: int) -> None:
         """Count a request that never entered the queue, or left it without an answer, by its HTTP status."""
         self._refused[status] = self._refused.get(status, 0) + 1
 
-    def overloaded(self, why: str) -> None:
+    def record_overload(self, why: str) -> None:
         """Count a request that was refused or given up because of overload."""
         self.overload[why] = self.overload.get(why, 0) + 1
 
-    def came_back(self, outcome: str) -> None:
+    def record_return(self, outcome: str) -> None:
         """Count a request that came back when it had been asked to."""
         self.retries[outcome] = self.retries.get(outcome, 0) + 1
 
@@ -251,25 +251,25 @@ class Traffic:
         return ({200: self._fine} if self._fine else {}) | self._refused
 
     def batch(self, lane: int, rows: int, escalated: int, busy_ns: int, now_ns: int, audits: int = 0) -> None:
-        """Count a batch of `rows` rows that a worker finished; `escalated` of them go to another variant, and `audits`
-        were second answers, which no client gets, or refused."""
+        """Count a batch of `rows` rows that a worker finished.  `escalated` of them go to another variant; `audits` of
+        them get no answer: they were audits, or refused."""
         count, ns = self.batch_sizes.get(rows, (0, 0))
         self.batch_sizes[rows] = (count + 1, ns + busy_ns)
         self.rows[lane] += rows - escalated - audits
         self.escalated[lane] += escalated
         self.served.add(now_ns, rows - escalated - audits)
 
-    def answered_to(self, lane: int, tenants: list[str]) -> None:
+    def record_tenants(self, lane: int, tenants: list[str]) -> None:
         """Count which tenants' rows are among those that `lane` answered, one a row (empty: of none)."""
         for tenant in tenants:
             if tenant:
-                self.of(tenant).rows[lane] += 1
+                self.for_tenant(tenant).rows[lane] += 1
 
-    def cut(self, why: str) -> None:
+    def record_cut_short(self, why: str) -> None:
         """Count a row that keeps its answer although it should have been escalated."""
         self.cut_short[why] = self.cut_short.get(why, 0) + 1
 
-    def finished(
+    def record_outcome(
         self,
         status: int,
         arrival_ns: int,
@@ -283,7 +283,7 @@ class Traffic:
         trailing p95: it waited for a worker that was not there."""
         latency_ns = done_ns - arrival_ns
         if status != 200:
-            self.refused(status)
+            self.record_refusal(status)
             self._fail.add(latency_ns)
             return
         self._fine += 1
@@ -297,7 +297,7 @@ class Traffic:
         self._infer.add(compute_ns)
         self._last_ns = done_ns
 
-    def answered(self, output_ns: int) -> None:
+    def record_answer(self, output_ns: int) -> None:
         """Count a finished request that was read and closed `output_ns` after its answer was there."""
         self._output.add(output_ns)
 

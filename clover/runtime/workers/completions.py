@@ -1,9 +1,9 @@
 """One reader for all completions: each worker writes an eventfd of its own, and each router reads its rings.
 
-A worker is not trusted, and what it holds it may change: the flags of an open file that it shares, or its content.  So
-no worker shares an eventfd with another one, and the server never reads them, which could block: it watches all of
-them by one epoll instance, edge-triggered, so that each write is one event whatever the eventfd holds.  Events are
-taken before the rings are read, so a completion that comes in between is another event.
+A worker is not trusted: it may change the flags and the content of an open file that it shares.  So each worker has an
+eventfd of its own, and the server never reads one, since a read could block.  It watches all of them by one epoll
+instance, edge-triggered, so that each write is one event whatever the eventfd holds.  Events are taken before the rings
+are read, so a completion that comes in between is another event.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why workers end, or are to end: the kernel wanted memory, the GPU failed, or they are stuck."""
+"""Why workers died or must be killed: the kernel ran out of memory, the GPU failed, or they are stuck."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def _own_group(root: Path) -> str:
 
 
 class LaunchFailures:
-    """Launch failures of CUDA (error 719): ends of workers that do not say whether rows or the GPU caused them.
+    """Launch failures of CUDA (error 719): deaths of workers that either rows or the GPU may have caused.
 
-    A row that makes them ends one worker after the other; a GPU that fails ends its workers together, and rows that
-    were with two of them must not pass for the cause.  So the first launch failure within a minute is held against no
-    row, and those that follow are.
+    A row that causes them kills one worker after the other.  A GPU that fails kills its workers together, and rows that
+    were with two of them must not be blamed.  So the first launch failure within a minute is blamed on no row, and
+    later ones are.
     """
 
     def __init__(self) -> None:
@@ -95,9 +95,9 @@ class Silence:
 
     Only time in which the server could have seen a completion counts.  A server that is stopped (by a signal, in a
     frozen container, on a machine that sleeps) or gets no CPU takes no completions meanwhile, and its workers may have
-    been stopped with it: of the time between two looks no more than `MOST_BETWEEN_NS` counts, and what was completed is
-    taken before anybody is judged.  So `look` is to be called in a task that awaits nothing slow in between: what keeps
-    that task would count as a pause.
+    been stopped with it.  So at most `MOST_BETWEEN_NS` of the time between two polls counts, and completions are taken
+    before any worker is judged.  Call `poll` in a task that awaits nothing slow in between: a delay of that task would
+    count as a pause.
 
     A worker that alone gets no CPU, or is stopped, counts as stuck, although it would go on one day: its rows miss
     their deadlines meanwhile, another worker may answer them, and what takes milliseconds has not happened in half a
@@ -111,7 +111,7 @@ class Silence:
         self._root = root
         self._looked_ns = clock()
 
-    def look(self) -> list[tuple[WorkerHandle, str]]:
+    def poll(self) -> list[tuple[WorkerHandle, str]]:
         """Return the workers that are stuck, each with the reason in words; to be called about once a second."""
         now_ns = self._clock()
         paused_ns = max(now_ns - self._looked_ns - MOST_BETWEEN_NS, 0)

@@ -53,18 +53,18 @@ class StepTimes:
         self.starts: dict[tuple[str, str, str], float] = {}
         self.drain: float | None = None
 
-    def started(self, item: Assignment, seconds: float) -> None:
+    def record_start(self, item: Assignment, seconds: float) -> None:
         """Take note of a worker that was ready after `seconds`; nothing if no time passed."""
         if seconds > 0.0:
             key = start_key(item)
-            known = self.starts.get(key, seconds)
-            self.starts[key] = known + _WEIGHT * (seconds - known)
+            mean_s = self.starts.get(key, seconds)
+            self.starts[key] = mean_s + _WEIGHT * (seconds - mean_s)
 
-    def drained(self, seconds: float) -> None:
+    def record_drain(self, seconds: float) -> None:
         """Take note of a worker that was gone `seconds` after it got no more rows; nothing if no time passed."""
         if seconds > 0.0:
-            known = self.drain if self.drain is not None else seconds
-            self.drain = known + _WEIGHT * (seconds - known)
+            mean_s = self.drain if self.drain is not None else seconds
+            self.drain = mean_s + _WEIGHT * (seconds - mean_s)
 
 
 class FamilyFleet:
@@ -92,7 +92,7 @@ class FamilyFleet:
         self.router = router
         self.members = Members(
             router,
-            start=self._noted(start),
+            start=self._timed_start(start),
             profiled=profiled,
             one_process=one_process,
             sleep=sleep,
@@ -137,20 +137,22 @@ class FamilyFleet:
         member = Member(assignment)
         spawned[assignment] = member
         try:
-            await self._given_up_at(assignment.placement)
+            await self._wait_given_up(assignment.placement)
             await self.members.bring_up(member)
         except BaseException:
             if spawned.get(assignment) is member:
                 del spawned[assignment]
             raise
 
-    async def _given_up_at(self, place: Placement) -> None:
+    async def _wait_given_up(self, place: Placement) -> None:
         """Wait, but not for ever, until workers that were killed at `place` as its device was lost are dead: they may
         still have its memory, or be the one process that it takes."""
-        there = [one for one in self.members.leaving if one.given_up and one.assignment.placement == place]
+        there = [
+            leaving for leaving in self.members.leaving if leaving.given_up and leaving.assignment.placement == place
+        ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP_S):
-                await asyncio.gather(*(one.gone.wait() for one in there))
+                await asyncio.gather(*(leaving.gone.wait() for leaving in there))
 
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.
@@ -167,9 +169,9 @@ class FamilyFleet:
         last = all(self.members.spawned[item].standby for item in there)
         await self.members.end(assignment, *(there if last else ()))
         if last:
-            await self.members.left(place)
+            await self.members.wait_departed(place)
         if len(self._workers_at(place)) < processes:  # and not only a lane of one
-            self._step_times.drained((self._clock() - began_ns) / _SECOND_NS)
+            self._step_times.record_drain((self._clock() - began_ns) / _SECOND_NS)
 
     def expect(self, assignments: tuple[Assignment, ...]) -> None:
         """Let rows wait, as long as the queue and their deadlines allow, for `assignments`, which take the place of all
@@ -227,7 +229,7 @@ class FamilyFleet:
             lane = self.members.lanes[item.variant]
             if spent[item]:
                 pace = replace(pace, rows_per_s=pace.rows_per_s * spent[item] / busy[item.placement])
-            found[lane] = found.get(lane, ProfiledPace()).beside(pace)
+            found[lane] = found.get(lane, ProfiledPace()).combine(pace)
         return found
 
     def observe(self) -> dict[str, float]:
@@ -276,12 +278,12 @@ class FamilyFleet:
 
     def _workers_at(self, placement: Placement) -> list[FleetWorker]:
         """Return the processes at a placement, each once."""
-        found: dict[int, FleetWorker] = {
+        workers: dict[int, FleetWorker] = {
             id(member.worker): member.worker
             for member in self.members.all()
             if member.worker is not None and member.assignment.placement == placement
         }
-        return list(found.values())
+        return list(workers.values())
 
     def start_seconds(self) -> Mapping[tuple[str, str, str], float]:
         """See `clover.planning.transition.memory.MemoryAware`."""
@@ -291,7 +293,9 @@ class FamilyFleet:
         """See `clover.planning.transition.memory.MemoryAware`."""
         return self._step_times.drain
 
-    def _noted(self, start: Callable[[Assignment], Awaitable[FleetWorker]]) -> Callable[[Assignment], Awaitable[Any]]:
+    def _timed_start(
+        self, start: Callable[[Assignment], Awaitable[FleetWorker]]
+    ) -> Callable[[Assignment], Awaitable[Any]]:
         """Return `start`, with a note of how long each worker took and what it holds."""
 
         async def noted(item: Assignment) -> FleetWorker:
@@ -305,7 +309,7 @@ class FamilyFleet:
                     beside = (one for one in there if one.placement == item.placement)
                     self._no_room.update(((one, item), until_ns) for one in beside)
                 raise
-            self._step_times.started(item, (self._clock() - began_ns) / _SECOND_NS)
+            self._step_times.record_start(item, (self._clock() - began_ns) / _SECOND_NS)
             learn(self.memory.needs, item, worker)
             return worker
 
@@ -331,8 +335,8 @@ class FamilyFleet:
         """See `Fleet.reset_guard`."""
         self.router.guard.reset()
 
-    def demanded(self) -> dict[str, Asked]:
-        """See `Fleet.demanded`."""
+    def accuracy_demand(self) -> dict[str, Asked]:
+        """See `Fleet.accuracy_demand`."""
         return self.router.demand.report(self._clock())
 
     def decline(self, declined: Mapping[str, Declined], wanted: Callable[[], None]) -> None:
@@ -393,7 +397,7 @@ class FamilyFleet:
 
     def watch(self) -> None:
         """Kill workers that fell silent, and start or end standby workers; call it about once a second."""
-        for worker, reason in self._silence.look():
+        for worker, reason in self._silence.poll():
             self.members.kill(worker, reason)
         self.standby_crew.tend()
 
@@ -403,9 +407,9 @@ class FamilyFleet:
         shared: dict[int, list[Member]] = {}
         for member in self.members.all():
             shared.setdefault(id(member.worker or member), []).append(member)
-        return [self._described(members) for members in shared.values()]
+        return [self._describe_worker(members) for members in shared.values()]
 
-    def _described(self, members: list[Member]) -> dict[str, Any]:
+    def _describe_worker(self, members: list[Member]) -> dict[str, Any]:
         """Return one worker for people: of `members`, which share it, the plan has `variants`, and `standby` stand
         by; it holds what is `resident`."""
         gone, routed = self.members.leaving, set(self.routed)

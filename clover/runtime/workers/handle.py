@@ -143,7 +143,7 @@ class WorkerProcess:
         self._loop = loop
         self._ready = loop.create_future()
         loop.add_reader(self._control.fileno(), self._readable)
-        loop.add_reader(self._pidfd, self._died)
+        loop.add_reader(self._pidfd, self._on_death_seen)
         self._output.bind(loop)
 
     async def until_ready(self, within_s: float) -> None:
@@ -266,7 +266,7 @@ class WorkerProcess:
             if frame is not None:
                 kind, payload, _ = frame
                 if kind is frames.Kind.STATE:
-                    self._reported(frames.decode(payload, frames.WorkerState))
+                    self._on_report(frames.decode(payload, frames.WorkerState))
                 elif kind is frames.Kind.END_ASKED:
                     self._end_asked = True
                     self._deliver_end_asked()
@@ -282,7 +282,7 @@ class WorkerProcess:
         self._loop.remove_reader(self._control.fileno())
         self._timers.append(self._loop.call_later(_STATUS_S, self.kill))
 
-    def _reported(self, state: frames.WorkerState) -> None:
+    def _on_report(self, state: frames.WorkerState) -> None:
         assert self._ready is not None
         self.said_ns.setdefault(state.state, time.monotonic_ns())
         self.fork_ms = state.fork_ms or self.fork_ms
@@ -310,11 +310,16 @@ class WorkerProcess:
         """Note what it holds, from its report that it is ready.  Raises WorkerError if its order names no such
         variant."""
         order = self.order
-        places = {name: lane for lane, name in enumerate((order.variant, *(one.variant for one in order.also)))}
-        found = {one.variant: places.get(one.variant, -1) for one in state.resident} or {order.variant: 0}
-        if order.variant not in found or min(found.values()) < 0:
-            raise WorkerError(f"it holds {', '.join(found)}, and was to hold {', '.join(places)}")
-        self.resident, self.held, self.context_bytes = found, state.resident, state.context_bytes
+        places = {
+            name: lane
+            for lane, name in enumerate((order.variant, *(held_variant.variant for held_variant in order.also)))
+        }
+        lanes = {held_variant.variant: places.get(held_variant.variant, -1) for held_variant in state.resident} or {
+            order.variant: 0
+        }
+        if order.variant not in lanes or min(lanes.values()) < 0:
+            raise WorkerError(f"it holds {', '.join(lanes)}, and was to hold {', '.join(places)}")
+        self.resident, self.held, self.context_bytes = lanes, state.resident, state.context_bytes
         self.left_out = {
             name: printable(reason, _REASON_CHARS) for name, reason in state.left_out.items() if name in places
         }
@@ -330,7 +335,7 @@ class WorkerProcess:
         if self._ended:
             self._finish()
 
-    def _died(self) -> None:
+    def _on_death_seen(self) -> None:
         assert self._loop is not None
         self._loop.remove_reader(self._pidfd)
         self._ended = True
@@ -354,7 +359,7 @@ class WorkerProcess:
                 if (frame := frames.receive(self._control)) is None:
                     break
                 if frame[0] is frames.Kind.STATE:
-                    self._reported(frames.decode(frame[1], frames.WorkerState))
+                    self._on_report(frames.decode(frame[1], frames.WorkerState))
         self.state = "dead"
         self._control.close()
         self._output.close()

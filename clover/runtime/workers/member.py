@@ -50,7 +50,7 @@ class FleetWorker(Protocol):
 
 
 class DrainedInStart(WorkerError):
-    """Nobody is left whom a worker is started for, or who could use it."""
+    """No member is left that needs the worker which is being started."""
 
 
 def holds(worker: FleetWorker, assignment: Assignment) -> bool:
@@ -60,9 +60,9 @@ def holds(worker: FleetWorker, assignment: Assignment) -> bool:
 
 def learn(needs: MemoryNeeds, item: Assignment, worker: FleetWorker) -> None:
     """Let `needs` know what a worker that was started for `item` holds, if it said so."""
-    for one in worker.held:
-        cell = (one.variant, item.placement.profile, worker.backend_of(one.variant))
-        needs.learn(cell, one.weights_bytes + one.peak_bytes, worker.context_bytes)
+    for held in worker.held:
+        cell = (held.variant, item.placement.profile, worker.backend_of(held.variant))
+        needs.learn(cell, held.weights_bytes + held.peak_bytes, worker.context_bytes)
 
 
 def held_bytes(workers: Iterable[FleetWorker]) -> int:
@@ -71,7 +71,7 @@ def held_bytes(workers: Iterable[FleetWorker]) -> int:
     for worker in workers:
         if not worker.held:
             return 0
-        total += worker.context_bytes + sum(one.weights_bytes + one.peak_bytes for one in worker.held)
+        total += worker.context_bytes + sum(held.weights_bytes + held.peak_bytes for held in worker.held)
     return total
 
 

@@ -4,8 +4,8 @@ If the worker of a member dies, another is started after 0.1 s, doubling to 10 s
 for as long as the member exists: nothing here ever gives up.  Once a worker has been well for 30 s, its next death
 counts as a first one.
 
-A worker that others asked to end (SIGTERM) keeps serving until another one of its member is ready, then is drained: no
-row is lost and nothing counts as a failure.  If no other one starts beside it, it goes first.
+If another process asks a worker to end (SIGTERM), it keeps serving until its member has another worker, and is drained
+then: no row is lost and nothing counts as a failure.  If no other worker starts beside it, it is drained first.
 
 Rows of a worker that must die are queued again only when it is dead, not when it is killed: until then it may still
 write into their slots.
@@ -13,9 +13,9 @@ write into their slots.
 Old and new workers may share a placement (that is a swap), so members are identified by their whole assignment.
 
 A worker may hold several variants (`FleetWorker.resident`), and members at one placement then share it: a member whose
-variant a ready worker there holds is ready at once, without a process of its own.  A member that leaves takes its lane
-of the router away; the last one ends the process.  What happens to the process happens to all of its members: they get
-one new worker together, started with a variant that is routed; those whose variant it left out get one of their own.
+variant a ready worker there holds is ready at once, without a process of its own.  A member that leaves closes its lane
+in the router; the last one ends the process.  If the process dies, all of its members get one new worker together,
+started with a variant that is routed.  Members whose variant the new worker left out get one of their own.
 """
 
 from __future__ import annotations
@@ -131,10 +131,14 @@ class Members:
 
     def _gather(self, place: Placement, worker: FleetWorker) -> None:
         """Have members at `place` use the new `worker` instead of one of which it holds all that is used."""
-        there = [one for one in self.spawned.values() if one.assignment.placement == place and one.worker is not worker]
-        for old in {one.worker for one in there if one.worker is not None}:
-            crew = [one for one in there if one.worker is old]
-            if all(one.respawn is None and holds(worker, one.assignment) for one in crew):
+        there = [
+            member
+            for member in self.spawned.values()
+            if member.assignment.placement == place and member.worker is not worker
+        ]
+        for old in {member.worker for member in there if member.worker is not None}:
+            crew = [member for member in there if member.worker is old]
+            if all(member.respawn is None and holds(worker, member.assignment) for member in crew):
                 self._move(crew, worker)
 
     def _move(self, crew: Sequence[Member], worker: FleetWorker) -> None:
@@ -226,7 +230,7 @@ class Members:
         if parting:  # a replaced worker may be there still, and its instance in use
             await asyncio.wait(parting)
 
-    async def left(self, placement: Placement) -> None:
+    async def wait_departed(self, placement: Placement) -> None:
         """Wait until the members that leave a placement have left it, but for those whose device is lost."""
         there = [member for member in self.leaving if member.assignment.placement == placement]
         await asyncio.gather(*(member.gone.wait() for member in there if not member.given_up))
@@ -243,7 +247,7 @@ class Members:
         member.given_up = True  # killed by the server: no request is to blame
         counted = any(other.given_up for other in self._others(member))
         self.given_up += not member.standby and not counted
-        self.note(member, "given up", reason)
+        self.record(member, "given up", reason)
         if member.worker is not None:
             self.leaving.append(member)  # until it is dead: its rows are queued again then
             self._router.leave(member.worker, lambda: None)
@@ -257,7 +261,7 @@ class Members:
         for member in self.all():
             if member.worker is worker and not member.dying:  # one that hangs in a driver is there, silent, for long
                 log.error("%s: worker %d is killed: %s", self._router.name, worker.pid, reason)
-                self.note(member, "killed", reason)
+                self.record(member, "killed", reason)
                 for one in (member, *self._others(member)):
                     one.dying = True
                 self.set_hold()  # else rows that come before it is dead would be refused
@@ -265,7 +269,7 @@ class Members:
                 member.worker.kill()
                 return
 
-    def note(self, member: Member, what: str, reason: str) -> None:
+    def record(self, member: Member, what: str, reason: str) -> None:
         """Append what happened to a member to the events."""
         item = member.assignment
         self.events.append(
@@ -310,12 +314,12 @@ class Members:
         if member.worker is None:
             return  # it died while it drained; its rows were queued again
         if self._others(member):
-            self._gone(member)
+            self._wait_gone(member)
             return
         try:
             await worker.drain_and_exit()
         finally:
-            self._gone(member)
+            self._wait_gone(member)
 
     def _abandon(self, member: Member) -> None:
         """Wait no longer for the rows of a member that is leaving: kill its worker, unless others have that."""
@@ -327,9 +331,9 @@ class Members:
             return
         if all(other.assignment != member.assignment for other in others):  # else its lane has come back
             self._router.leave(member.worker, lambda: None, lane=self.lanes[member.assignment.variant])
-        self._gone(member)
+        self._wait_gone(member)
 
-    def _gone(self, member: Member) -> None:
+    def _wait_gone(self, member: Member) -> None:
         """Clear up after the worker of `member`, which has ended."""
         if member.meter is not None:
             self._account.detach(member.meter)
@@ -346,11 +350,11 @@ class Members:
         excused = any(member.given_up or (member.worker and member.worker.device_lost) for member in members)
         blame = not (excused or self._launch_failures.forgives(reason, self._clock()))
         for member in members[:1]:
-            self.note(member, "died", reason)
+            self.record(member, "died", reason)
         crew = []
         for member in members:
             lived_ns = self._clock() - member.ready_ns
-            self._gone(member)
+            self._wait_gone(member)
             if self.spawned.get(member.assignment) is member:
                 if lived_ns >= WELL_AFTER_S * _SECOND_NS:
                     member.failures = 0
@@ -389,7 +393,7 @@ class Members:
                 crew = self._remaining(crew)
                 if first in crew:
                     self.set_hold()
-                    self.note(first, "failed", str(error))
+                    self.record(first, "failed", str(error))
                     log.warning("%s: %s at %s: %s", self._router.name, item.variant, item.placement.id, error)
         crew = self._remaining(crew)
         alone = [member for member in crew if not member.ready and not self.take_resident(member)]
@@ -415,7 +419,7 @@ class Members:
             elif member.assignment in self.routed and entry is not None:
                 self._router.join(entry)
         for member in crew[:1]:
-            self.note(member, "restarted", "")
+            self.record(member, "restarted", "")
 
     # --- workers that others ask to end -------------------------------------------------------------------------------
 
@@ -442,12 +446,12 @@ class Members:
             return
         first, item = crew[0], crew[0].assignment
         about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
-        self.note(first, "asked to end", "SIGTERM")
+        self.record(first, "asked to end", "SIGTERM")
         for member in crew:
             member.restarts += 1
         self.restarts += not all(member.standby for member in crew)
         if self.one_process(item.placement):
-            log.info("%s: %s, and goes first: its device takes one process", self._router.name, about)
+            log.info("%s: %s; it ends first, since its device takes one process", self._router.name, about)
             await self._go_first(crew, old)
             return
         log.info("%s: %s: another is started in its place", self._router.name, about)
@@ -458,7 +462,7 @@ class Members:
             self._replace_soon(self._crew_of(crew, old), old)
             return
         except CloverError as error:  # there may be no memory for two
-            log.warning("%s: %s, and goes first, as no other starts beside it: %s", self._router.name, about, error)
+            log.warning("%s: %s; it ends first, since no other started beside it: %s", self._router.name, about, error)
             await self._go_first(crew, old)
             return
         crew = self._crew_of(crew, old)
@@ -478,10 +482,10 @@ class Members:
     def _crew_of(self, members: Sequence[Member], old: WorkerHandle) -> list[Member]:
         """Return those of `members` that were not drained, and others that took a lane of `old` meanwhile: what this
         task does is done for them too."""
-        came = [one for one in self.spawned.values() if one.worker is old and one not in members]
-        came = [one for one in came if one.respawn is None or one.respawn.done()]
-        for one in came:
-            one.respawn = asyncio.current_task()
+        came = [member for member in self.spawned.values() if member.worker is old and member not in members]
+        came = [member for member in came if member.respawn is None or member.respawn.done()]
+        for member in came:
+            member.respawn = asyncio.current_task()
         return [*self._remaining(members), *came]
 
     def _split_off(self, member: Member) -> Member | None:

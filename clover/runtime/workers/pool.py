@@ -103,13 +103,13 @@ class Pool:
         async with self._starting:
             link = self._zygote
             if link is not None and link.killed:  # else an order would go to one that is about to end
-                await link.ended(_ZYGOTE_END_S)
+                await link.wait_ended(_ZYGOTE_END_S)
             if link is None or link.dead:
                 if link is not None:
                     _log.warning("the zygote died; starting another")
                 link = self._zygote = ZygoteLink.launch()
             if not link.bound:
-                link.bind(asyncio.get_running_loop(), self._exited)
+                link.bind(asyncio.get_running_loop(), self._on_exit)
                 link.on_end = self._renew_zygote
             await link.ready(self.start_s)
             return link
@@ -120,9 +120,9 @@ class Pool:
         if self._stopped or loop.time() < self._renewed_s + _RENEW_S:
             return  # one that dies again and again costs its imports only if a worker needs it
         self._renewed_s = loop.time()
-        self._renewing = loop.create_task(self._renewed(), name="clover-zygote")
+        self._renewing = loop.create_task(self._on_renewed(), name="clover-zygote")
 
-    async def _renewed(self) -> None:
+    async def _on_renewed(self) -> None:
         try:
             await self._ready_zygote()
         except (CloverError, OSError) as error:
@@ -215,7 +215,7 @@ class Pool:
         worker.kill()
         await worker.dead(_STOP_S)
 
-    def _exited(self, pid: int, code: int) -> None:
+    def _on_exit(self, pid: int, code: int) -> None:
         for worker in self.workers:
             if worker.pid == pid:
                 worker.exited(code)
@@ -245,7 +245,7 @@ class Pool:
         await self._all_dead(_STOP_S)
         if self._zygote is not None:
             if not self._zygote.bound:
-                self._zygote.bind(asyncio.get_running_loop(), self._exited)
+                self._zygote.bind(asyncio.get_running_loop(), self._on_exit)
             await self._zygote.stop(_STOP_S)
         os.close(self._lifeline)
         os.close(self._lifeline_held)

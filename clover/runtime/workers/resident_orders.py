@@ -1,8 +1,8 @@
-"""Which variants a worker is to hold beside the one it is started for, and how much memory all of them may take.
+"""Which variants a worker should hold beside the one it is started for, and how much memory all of them may take.
 
-Those that the plan has at its placement come first, then those that it has elsewhere, then the cheapest; a variant
-whose memory is known from the profile and does not fit any more is passed over.  What is not known is left to the
-worker, which measures and leaves out what does not fit.
+Variants that the plan has at the worker's placement come first, then those that it has elsewhere, then the cheapest.  A
+variant that does not fit any more, by the memory in its profile, is passed over.  If its memory is not known, the
+worker measures it, and leaves the variant out if it does not fit.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def recording(profile: FamilyProfile | None, variant: str, place_profile: str, b
     """Return what a worker on a slice of `place_profile` does about recorded launches of a variant, by what profiling
     found there; to compare them takes seconds, and what fails to be recorded may spoil more."""
     cell = variant, place_profile, backend
-    for one in profile.recorded if profile is not None else ():
-        if (one.variant, one.profile, one.backend) == cell:
-            return "skip" if one.refused else "trust"
+    for recorded in profile.recorded if profile is not None else ():
+        if (recorded.variant, recorded.profile, recorded.backend) == cell:
+            return "skip" if recorded.refused else "trust"
     return "check"
 
 
-def beside(
+def choose_residents(
     profile: FamilyProfile | None,
     first: tuple[str, str],
     place_profile: str,
@@ -62,13 +62,13 @@ def beside(
     if profile is None or most <= 1:
         return ()
     services = services_of(profile)
-    found = [
+    candidates = [
         (variant, backend)
         for (variant, name), backend in backends_of(profile).items()
         if name == place_profile and variant != first[0]
     ]
-    found.sort(key=lambda one: (services[one[0], place_profile].least_energy_j, one[0]))
-    found.sort(key=lambda one: (one[0] not in here, one[0] not in planned))
+    candidates.sort(key=lambda one: (services[one[0], place_profile].least_energy_j, one[0]))
+    candidates.sort(key=lambda one: (one[0] not in here, one[0] not in planned))
     needs = {
         (one.variant, one.backend): one.weights_bytes + one.peak_bytes
         for one in profile.memory
@@ -76,7 +76,7 @@ def beside(
     }
     used = profile.context_bytes.get(place_profile, 0) + needs.get(first, 0)
     kept: list[tuple[str, str]] = []
-    for one in found:
+    for one in candidates:
         if len(kept) + 1 >= most:
             break
         need = needs.get(one, 0)

@@ -1,4 +1,4 @@
-"""How workers are confined by the settings, and what this kernel can do of it."""
+"""How the settings confine workers, and which of that this kernel supports."""
 
 from __future__ import annotations
 
@@ -71,24 +71,24 @@ def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
         "listen.tls_key": listen.tls_key,
         "carbon.electricity_maps_key_file": carbon.electricity_maps_key_file,
         "carbon.watttime_password_file": carbon.watttime_password_file,
-        **{f"the token file of {one.name}": one.token_file for one in config.tenants},
-        **{f"the token file of {one.name}": one.token_file for one in config.tokens},
+        **{f"the token file of {tenant.name}": tenant.token_file for tenant in config.tenants},
+        **{f"the token file of {tenant.name}": tenant.token_file for tenant in config.tokens},
     }
     readable = (*folders, *map(_whole, config.workers.sandbox_read), *map(_whole, config.workers.sandbox_write))
     roots = [Path(folder).resolve() for folder in readable if folder]
-    found = []
+    paths = []
     for name, path in secrets.items():
         home = next((root for root in roots if path and Path(_whole(path)).resolve().is_relative_to(root)), None)
         if home is not None:
-            found.append(f"{name} lies in {home}, which models may read: move it elsewhere")
+            paths.append(f"{name} lies in {home}, which models may read: move it elsewhere")
     for path in map(_whole, config.workers.sandbox_write):
         own = Path(path).resolve()
         installed = map(Path, sandbox.installed())
-        code = next((one for one in installed if one.is_relative_to(own) or own.is_relative_to(one)), None)
+        code = next((tenant for tenant in installed if tenant.is_relative_to(own) or own.is_relative_to(tenant)), None)
         if code is not None:
             text = f"workers.sandbox_write lets models change {path}, and the server runs code of {code}"
-            found.append(f"{text}: name a folder of their own")
-    return found
+            paths.append(f"{text}: name a folder of their own")
+    return paths
 
 
 def _whole(path: str) -> str:

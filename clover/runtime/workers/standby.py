@@ -4,8 +4,8 @@ and ends them in the background, one at every placement that is routed to.
 They are members (`clover.runtime.workers.members`) that get no rows until the router calls for relief
 (`clover.runtime.router.relief`), and that no transition sees.
 
-So are those that answer audits: where the plan asks the best variant of nothing, a worker that holds it anyway answers
-them.  No process is started for that.
+Workers that answer audits are such members too.  If the plan routes no rows to the best variant, a worker that holds it
+anyway answers the audits.  No process is started for that.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StandbyPolicy:
         self._backend = backends_of(profile) if profile is not None else {}
         self._fastest.clear()
 
-    def beside(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
+    def choose(self, routed: Sequence[Assignment]) -> tuple[Assignment, ...]:
         """Return the standby workers for the placements of `routed`: at most one each, all of one variant.  One that is
         in `routed` itself takes all rows of relief without more than that."""
         fastest: dict[str, float] = {}
@@ -74,11 +74,11 @@ class StandbyPolicy:
         best: tuple[Assignment, ...] = ()
         most = 0.0
         for name in self._candidates:
-            found = self._with(name, routed)
-            same = [item for item in routed if item.variant == name and item not in found]
-            rows = sum(map(self.rows_per_s, (*found, *same)))
-            if found and rows > most:
-                best, most = found, rows
+            chosen = self._with(name, routed)
+            same = [item for item in routed if item.variant == name and item not in chosen]
+            rows = sum(map(self.rows_per_s, (*chosen, *same)))
+            if chosen and rows > most:
+                best, most = chosen, rows
             if most >= wanted:
                 break
         return best
@@ -87,15 +87,15 @@ class StandbyPolicy:
         """Return the standby workers that there would be with `variant`, one a placement; the plan's own if it has
         one there."""
         there = {item.placement.id: item for item in routed if item.variant == variant}
-        found = {}
+        by_place = {}
         for item in routed:
             place, backend = item.placement.id, self._backend.get((variant, item.placement.profile))
             if backend is None or self._rank[variant] >= self._rank[item.variant]:
                 continue
             standby = there.get(place) or msgspec.structs.replace(item, variant=variant, backend=backend)
             if place in there or self._fits(item, standby):
-                found[place] = standby
-        return tuple(found.values())
+                by_place[place] = standby
+        return tuple(by_place.values())
 
     def rows_per_s(self, assignment: Assignment) -> float:
         """Return the rows a second that a worker serves in batches so short that a row has time to wait within the SLO;
@@ -129,7 +129,7 @@ class StandbyCrew:
     def tend(self) -> None:
         """Start standby workers that are missing, a few at a time, and end those that are not needed any more."""
         spawned = self._members.spawned
-        wanted = self.chooser.beside(self._members.routed) if self.chooser is not None else ()
+        wanted = self.chooser.choose(self._members.routed) if self.chooser is not None else ()
         self._answering = self._auditors()
         auditors = [item for item in self._answering if item not in wanted]
         standby = [member for member in spawned.values() if member.standby]
@@ -160,14 +160,14 @@ class StandbyCrew:
         if any(item.variant == name for item in self._members.routed):
             return []
         there: set[Placement] = set()
-        found = []
+        auditors = []
         for item in self._members.routed:
             member = self._members.spawned.get(item)
             backend = member.worker.backend_of(name) if member is not None and member.worker is not None else ""
             if backend and item.placement not in there:
                 there.add(item.placement)
-                found.append(msgspec.structs.replace(item, variant=name, backend=backend))
-        return found
+                auditors.append(msgspec.structs.replace(item, variant=name, backend=backend))
+        return auditors
 
     async def _enlist(self, member: Member) -> None:
         """Start the worker of a new standby member, and try again until one starts."""
@@ -176,7 +176,7 @@ class StandbyCrew:
         except CloverError as error:
             item = member.assignment
             if self._members.spawned.get(item) is member:
-                self._members.note(member, "failed", str(error))
+                self._members.record(member, "failed", str(error))
                 log.warning("%s: relief at %s: %s", self._router.name, item.placement.id, error)
                 await self._members.respawn(member)
             return
@@ -208,7 +208,7 @@ class StandbyCrew:
         if chooser is None or wait_ms <= 0.0:
             return None
         routed = self._members.routed
-        beside = [spawned[item] for item in chooser.beside(routed) if item in spawned]
+        beside = [spawned[item] for item in chooser.choose(routed) if item in spawned]
         members = [member for member in beside if member.ready and not member.background]
         if not members:
             return None

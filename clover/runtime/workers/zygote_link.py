@@ -75,7 +75,7 @@ class ZygoteLink:
         self._on_exit = on_exit
         self._hello = loop.create_future()
         loop.add_reader(self._socket.fileno(), self._readable)
-        loop.add_reader(self._pidfd, self._ended)
+        loop.add_reader(self._pidfd, self._on_end)
 
     async def ready(self, within_s: float) -> None:
         """Wait for its hello.  Raises WorkerError if it dies first, takes longer, or has threads."""
@@ -130,7 +130,7 @@ class ZygoteLink:
                     assert self._loop is not None
                     self._loop.remove_reader(self._socket.fileno())  # the end of the process follows
                     return
-                self._received(*frame)
+                self._on_frame(*frame)
         except BlockingIOError:
             return
         except (OSError, WorkerError) as error:
@@ -138,7 +138,7 @@ class ZygoteLink:
                 _log.error("the zygote is ended: %s", error)
             self.kill()
 
-    def _received(self, kind: frames.Kind, payload: bytes, fds: tuple[int, ...]) -> None:
+    def _on_frame(self, kind: frames.Kind, payload: bytes, fds: tuple[int, ...]) -> None:
         if kind is frames.Kind.SPAWNED:
             spawned = frames.decode(payload, frames.Spawned)
             if len(fds) != 1:
@@ -165,7 +165,7 @@ class ZygoteLink:
         else:
             raise WorkerError(f"it sent {kind.name}")
 
-    def _ended(self) -> None:
+    def _on_end(self) -> None:
         """Clear up after the zygote's death: read what it still sent, reap it, and fail the orders that wait."""
         assert self._loop is not None
         assert self._hello is not None
@@ -195,7 +195,7 @@ class ZygoteLink:
             self.killed = True
             self._process.kill()
 
-    async def ended(self, within_s: float) -> None:
+    async def wait_ended(self, within_s: float) -> None:
         """Wait until it is reaped after `kill`; raises WorkerError if that takes longer."""
         try:
             async with asyncio.timeout(within_s):
@@ -216,7 +216,7 @@ class ZygoteLink:
         except (OSError, TimeoutError):
             self.kill()
             try:
-                await self.ended(within_s)
+                await self.wait_ended(within_s)
             except WorkerError as error:  # it is in a call of a driver, which no signal ends
                 _log.error("%s", error)
 

@@ -15,9 +15,9 @@
 The two talk over a unix socket in the state folder (`socket_file`).  The running server may say TakeOverRefused, with a
 reason, in place of 2 and 4; the successor ends then.  After 4 only the successor decides.
 
-Whichever dies, the other serves.  Until 5 the running server has given nothing up: if the connection ends, it serves
-on.  From 2 on the successor has the listening sockets: if the connection ends, it accepts once it is ready, and clients
-that connect meanwhile wait.  A running server that is asked to end (SIGTERM) after 2 says 4 at once, and ends.
+If one of the two dies, the other serves.  Until 5 the running server has given nothing up: if the connection ends, it
+serves on.  From 2 on the successor has the listening sockets: if the connection ends, it accepts once it is ready, and
+clients that connect meanwhile wait.  If the running server gets SIGTERM after 2, it says 4 at once, and ends.
 
 The end of the connection is the end of the running server, in order or not, as only its process holds the other end.
 

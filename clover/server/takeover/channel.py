@@ -80,7 +80,7 @@ _M = TypeVar("_M", bound=Record)
 class Channel:
     """One end of the connection, over a connected socket, which it owns.  It works in one event loop at a time.
 
-    `pid` is the other process, `descriptors` are those that came: whoever uses them takes them out of the list.
+    `pid` is the other process.  `descriptors` are those that came: a user of one removes it from the list.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -121,7 +121,7 @@ class Channel:
             raise TakeOverError(message.reason)
         return message
 
-    async def ended(self, within_s: float) -> bool:
+    async def wait_ended(self, within_s: float) -> bool:
         """Wait until the other end is gone, whatever it says meanwhile; return whether it is within `within_s`
         seconds."""
         try:

@@ -78,13 +78,13 @@ class TakeOvers:
             log.warning("no server can take over from this one: %s", why)
             return
         with contextlib.closing(file):
-            while not await self._serve(parts, front, await _accepted(parts.loop, file.socket)):
+            while not await self._serve(parts, front, await _accept(parts.loop, file.socket)):
                 pass
         log.info("another server has taken over: this one answers what it received, then ends")
         parts.life.handing = asyncio.Event()
         end()
         assert self._heir is not None
-        parts.operators.audit.note(f"process {self._heir.pid}", DOOR, CALL)
+        parts.operators.audit.record(f"process {self._heir.pid}", DOOR, CALL)
 
     async def _serve(self, parts: Parts, front: FrontEnds | None, sock: socket.socket) -> bool:
         """Hand over to the other end of `sock`; return whether that accepts connections now.  Whatever fails, this
@@ -96,7 +96,7 @@ class TakeOvers:
                 # A model in a worker is the same user, and must not see what clients send to the server.
                 log.error("process %d, which this server has started, asked for its sockets: refused", channel.pid)
                 why = "this server has started it"
-                parts.operators.audit.note(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
+                parts.operators.audit.record(f"process {channel.pid}", DOOR, CALL, status=403, error=why)
                 return False
             await self._hand_over(parts, front, channel)
             return True
@@ -179,17 +179,17 @@ class TakeOvers:
         try:
             replace_file(meters_file(path), msgspec.json.encode(closed))
         except OSError as error:
-            log.warning("where the meters stand cannot be left to the next server: %s", error.strerror)
+            log.warning("the meters' readings could not be left for the next server: %s", error.strerror)
         self._heir.close()
 
 
-async def _accepted(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> socket.socket:
+async def _accept(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> socket.socket:
     """Return the next connection; one that cannot be accepted now, as without a free descriptor, waits."""
     while True:
         try:
             return (await loop.sock_accept(listening))[0]
         except OSError as error:
-            log.warning("a server that would take over waits, as its connection cannot be accepted: %s", error.strerror)
+            log.warning("a successor waits, because its connection could not be accepted: %s", error.strerror)
             await asyncio.sleep(_ACCEPT_AGAIN_S)
 
 

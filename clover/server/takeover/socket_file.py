@@ -78,8 +78,8 @@ class ListeningFile:
                 raise
             finally:
                 os.umask(before)
-            found = os.lstat(short)
-        self._file = found.st_dev, found.st_ino
+            status = os.lstat(short)
+        self._file = status.st_dev, status.st_ino
 
     @staticmethod
     def _free(path: Path) -> None:
@@ -98,8 +98,8 @@ class ListeningFile:
         if self.socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
-            found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == self._file:
+            status = self.path.lstat()
+            if (status.st_dev, status.st_ino) == self._file:
                 self.path.unlink()
         self.socket.close()
 

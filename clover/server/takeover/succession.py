@@ -1,8 +1,8 @@
 """What a successor does: asks the running server, starts beside it, accepts in its place, and goes on from its files.
 
-Instances of a real GPU belong to the server that made them, and its driver has no room for a second one; so a
-take-over is refused there before anything is started.  Emulated GPUs are a file: the successor has a box of its own, in
-the other one of two folders.
+Instances of a real GPU belong to the server that made them, and there is no room for the instances of a second server.
+So a take-over is refused there before anything is started.  Emulated GPUs are a file: the successor has a box of its
+own, in the other one of two folders.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ class Succession:
                 with named_wait("the running server to offer its sockets", log.info):
                     channel.send(TakeOverRequest(version=VERSION, clover=__version__, listen=listening(config)))
                     offer = await channel.expect(SocketOffer, STEP_S)
-                return cls._offered(channel, offer, priority, meters)
+                return cls._from_offer(channel, offer, priority, meters)
         except BaseException:
             channel.close()
             raise
         with contextlib.closing(channel), named_wait("the running server, which offers no sockets, to end", log.info):
             limits = config.limits
-            gone = await _gone(channel.pid, limits.drain_delay_s + 2.0 * limits.drain_s + STEP_S)
+            gone = await _wait_gone(channel.pid, limits.drain_delay_s + 2.0 * limits.drain_s + STEP_S)
         if not gone:
             raise TakeOverError("the running server is ending and offers no sockets: start again once it has ended")
         log.warning("the server that ran here has ended before it offered its sockets: this one serves alone")
@@ -106,7 +106,7 @@ class Succession:
         return None
 
     @classmethod
-    def _offered(cls, channel: Channel, offer: SocketOffer, priority: LowPriority, meters: Path) -> Succession:
+    def _from_offer(cls, channel: Channel, offer: SocketOffer, priority: LowPriority, meters: Path) -> Succession:
         if not channel.descriptors:
             raise TakeOverError("the running server's sockets did not come")
         free = free_bytes()
@@ -121,7 +121,7 @@ class Succession:
         control = next((sock for sock in sockets if sock.family == socket.AF_UNIX), None)
         tcp = tuple(sock for sock in sockets if sock is not control)
         log.info("taking over from process %d, Clover %s: it serves until this one is ready", channel.pid, offer.clover)
-        priority.beside(channel.pid)
+        priority.run_beside(channel.pid)
         return cls(channel, offer, Inherited(tcp, control), priority, meters)
 
     @property
@@ -154,19 +154,19 @@ class Succession:
 
     async def _finish(self, parts: Parts, front: FrontEnds | None) -> None:
         """Wait until the server that ran here has ended, and go on from its files."""
-        if not await self._channel.ended(2.0 * parts.config.limits.drain_s + STEP_S):
-            log.warning("the server that ran here has not ended in time: what it counts is counted twice")
+        if not await self._channel.wait_ended(2.0 * parts.config.limits.drain_s + STEP_S):
+            log.warning("the previous server has not ended in time: until it ends, its figures are counted twice")
         try:
             await self._go_on(parts, front)
         except Exception:
-            log.exception("not all that the server that ran here has left could be gone on with: restart this server")
+            log.exception("the state of the previous server could not all be taken over: restart this server")
 
     async def _go_on(self, parts: Parts, front: FrontEnds | None) -> None:
         """Go on from the files of the server that ran here, which has ended."""
         reading = await parts.grid.priced()
         closed = self._closed_meters()
         if closed is None:
-            await _gone(self._channel.pid, GONE_S)  # one that is being killed has closed its files then
+            await _wait_gone(self._channel.pid, GONE_S)  # one that is being killed has closed its files then
         self._channel.close()
         parts.machine.take_over(closed, reading)
         at_ns = closed.at_ns if closed is not None else time.monotonic_ns()
@@ -176,7 +176,7 @@ class Succession:
             parts.ledger.start()
         parts.controller.ledger_files.take_over(parts.controller.context.families.values(), parts.grid.now())
         if front is not None:
-            front.own()
+            front.take_over()
         log.info("the server that ran here has ended")
 
     def _closed_meters(self) -> ClosedMeters | None:
@@ -186,7 +186,7 @@ class Succession:
             self._meters.unlink()
             return closed
         except (OSError, *MALFORMED) as error:
-            log.warning("the server that ran here did not end in order, and meters are read from now on: %s", error)
+            log.warning("the previous server did not stop cleanly, so meters are read from now on: %s", error)
             return None
 
     @property
@@ -206,7 +206,7 @@ class Succession:
         self.inherited.close()
 
 
-async def _gone(pid: int, within_s: float) -> bool:
+async def _wait_gone(pid: int, within_s: float) -> bool:
     """Wait at most `within_s` for the end of a process; return whether it has ended."""
     try:
         process = os.pidfd_open(pid)

@@ -329,7 +329,7 @@ def models(served: Mapping[str, Served]) -> Iterator[Metric]:
 
 def demand(served: Mapping[str, Served]) -> Iterator[Metric]:
     """Yield the metrics of rows that ask for an accuracy of their own."""
-    asked = ((name, model.fleet.demanded()) for name, model in served.items())
+    asked = ((name, model.fleet.accuracy_demand()) for name, model in served.items())
     return collect(DEMAND, (((name, variant), rows) for name, by_name in asked for variant, rows in by_name.items()))
 
 

@@ -66,8 +66,8 @@ class Tracer:
         self._now_ns = now_ns
         self._broken = False
 
-    def answered(self, exchange: Exchange, status: int) -> bytes:
-        """See `RequestTracer.answered`."""
+    def record_answer(self, exchange: Exchange, status: int) -> bytes:
+        """See `RequestTracer.record_answer`."""
         head = exchange.head
         if head.method != "POST" or not head.path.endswith("/infer"):
             return b""

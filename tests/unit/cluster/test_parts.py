@@ -135,19 +135,19 @@ def test_rows_are_shared_out_by_the_requests_since_the_last_look() -> None:
     shares = OriginShares()
     before = {"a": report("a", toy=40.0, ocr=8.0), "b": report("b", toy=5.0)}
     assert shares.shared(before) == before  # nothing is known yet
-    shares.look({"north": {"a": 10}, "south": {"a": 30}})
+    shares.record({"north": {"a": 10}, "south": {"a": 30}})
     assert rates(shares.shared(before), "a") == {
         "toy": {"north": 10.0, "south": 30.0},
         "ocr": {"north": 2.0, "south": 6.0},
     }
     assert rates(shares.shared(before), "b") == {"toy": {"north": 5.0}}
-    shares.look({"north": {"a": 20}, "south": {"a": 30}})
+    shares.record({"north": {"a": 20}, "south": {"a": 30}})
     assert rates(shares.shared(before), "a")["toy"] == {"north": 40.0}
-    shares.look({"north": {"a": 20}, "south": {"a": 30}})  # no request since: as before
+    shares.record({"north": {"a": 20}, "south": {"a": 30}})  # no request since: as before
     assert rates(shares.shared(before), "a")["toy"] == {"north": 40.0}
-    shares.look({"north": {"a": 1}, "south": {"a": 3}})  # the ingress began anew
+    shares.record({"north": {"a": 1}, "south": {"a": 3}})  # the ingress began anew
     assert rates(shares.shared(before), "a")["toy"] == {"north": 10.0, "south": 30.0}
-    shares.look({})
+    shares.record({})
     assert shares.shared(before) == before
 
 
@@ -155,7 +155,7 @@ def test_rows_are_shared_out_by_the_requests_since_the_last_look() -> None:
 def test_no_row_is_lost_or_invented(looks: list[dict[str, int]], rate: float) -> None:
     shares = OriginShares()
     for look in looks:
-        shares.look({origin: {"a": count} for origin, count in look.items()})
+        shares.record({origin: {"a": count} for origin, count in look.items()})
         found = rates(shares.shared({"a": report("a", toy=rate)}), "a")["toy"]
         assert sum(found.values()) == pytest.approx(rate)
         assert all(value >= 0.0 for value in found.values())

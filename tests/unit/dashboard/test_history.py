@@ -47,25 +47,25 @@ def test_a_model_that_comes_later_has_gaps_before() -> None:
 def test_latency_is_that_of_the_last_seconds() -> None:
     window, histogram = LatencyWindow(), Histogram()
     histogram.record(5_000_000, 100)
-    assert [round(value or 0) for value in window.look(0.0, {"m": histogram})["m"]] == [5, 5, 5]
+    assert [round(value or 0) for value in window.observe(0.0, {"m": histogram})["m"]] == [5, 5, 5]
     for second in range(2, 14, 2):
         histogram.record(50_000_000, 10)
-        window.look(float(second), {"m": histogram})
-    p50, _, p99 = window.look(14.0, {"m": histogram})["m"]
+        window.observe(float(second), {"m": histogram})
+    p50, _, p99 = window.observe(14.0, {"m": histogram})["m"]
     assert round(p50 or 0) == round(p99 or 0) == 50, "what was before no longer counts"
     for second in range(16, 40, 2):
-        found = window.look(float(second), {"m": histogram})["m"]
+        found = window.observe(float(second), {"m": histogram})["m"]
     assert found == [None, None, None], "and without answers there is none"
 
 
 def test_a_router_that_counts_anew_is_taken_as_it_is() -> None:
     window, histogram = LatencyWindow(), Histogram()
     histogram.record(5_000_000, 100)
-    window.look(0.0, {"m": histogram})
+    window.observe(0.0, {"m": histogram})
     fresh = Histogram()
     fresh.record(9_000_000)
-    assert [round(value or 0) for value in window.look(2.0, {"m": fresh})["m"]] == [9, 9, 9]
-    assert window.look(4.0, {}) == {}
+    assert [round(value or 0) for value in window.observe(2.0, {"m": fresh})["m"]] == [9, 9, 9]
+    assert window.observe(4.0, {}) == {}
 
 
 def test_numbers_are_short_and_finite() -> None:

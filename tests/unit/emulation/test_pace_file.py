@@ -40,12 +40,12 @@ def test_a_file_is_read_with_what_the_board_really_draws(tmp_path: Path) -> None
     rows = (row(batch=8, ms=30.0, drawn_watts=25.0), row(batch=1, ms=10.0), row(family="other"))
     file = pace.load(written(tmp_path, *rows))
     assert file.source == "made up"
-    drawn = file.drawn("toy")
+    drawn = file.paces_of("toy")
     assert list(drawn) == [("small", "1g.5gb")]
     assert drawn["small", "1g.5gb"].batches == (1, 8)
     assert drawn["small", "1g.5gb"].ms == (10.0, 30.0)
     assert drawn["small", "1g.5gb"].watts == (17.0, 25.0), "without drawn_watts a board draws what is expected"
-    expected = pace.as_pace(pace.by_place(file.of("toy"))["small", "1g.5gb"])
+    expected = pace.as_pace(pace.by_place(file.rows_of("toy"))["small", "1g.5gb"])
     assert expected.watts == (17.0, 17.0), "what a profile expects does not know what is drawn"
 
 

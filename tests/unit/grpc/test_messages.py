@@ -19,7 +19,7 @@ def test_the_descriptors_are_those_of_the_source() -> None:
     pytest.importorskip("grpc_tools", reason="grpcio-tools is not installed")
     kinds = descriptor_pb2.FileDescriptorSet
     kept = (compiler.FOLDER / compiler.DESCRIPTORS).read_bytes()
-    assert kinds.FromString(compiler.compiled()) == kinds.FromString(kept), "run python -m clover.grpc.compile"
+    assert kinds.FromString(compiler.compile_protos()) == kinds.FromString(kept), "run python -m clover.grpc.compile"
 
 
 def test_names_and_numbers_are_those_of_tritons_client() -> None:

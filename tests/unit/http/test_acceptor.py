@@ -218,11 +218,11 @@ def test_those_that_hold_the_most_are_dropped(fast: bool) -> None:
             clients.append(client)
         await until(lambda: stats.received_bytes == sent)
         assert [connection.held() for connection in frontend._connections()].count(900_000) == 1
-        frontend._bound_held()
+        frontend._limit_held()
         await until(lambda: stats.open_connections == 3)
         assert stats.dropped_connections == 1
         assert await gone(clients[1])
-        frontend._bound_held()
+        frontend._limit_held()
         assert stats.dropped_connections == 1
         for client in clients:
             client.close()

@@ -254,7 +254,7 @@ def test_no_more_than_half_of_the_slots_are_lent() -> None:
     house.route(0)
     for _ in range(2):
         lent = []
-        while (found := house.router.ahead(1, 0)) is not None:
+        while (found := house.router.lend(1, 0)) is not None:
             lent.append(found[0])
         assert len(lent) == house.router.admission.lent == 32
         for ticket in lent[:4]:
@@ -262,37 +262,37 @@ def test_no_more_than_half_of_the_slots_are_lent() -> None:
             house.router.close(ticket)
         assert house.router.admission.lent == 28
         for ticket in lent[4:]:
-            house.router.arrived(ticket)
+            house.router.admit_lent(ticket)
             house.router.close(ticket)
         assert house.router.admission.lent == 0
         house.check_slots()
-    assert house.router.ahead(33, 0) is None
-    assert house.router.ahead(0, 0) is None
+    assert house.router.lend(33, 0) is None
+    assert house.router.lend(0, 0) is None
 
 
 def test_nothing_is_lent_while_no_slot_is_free() -> None:
     house = House(slots=64)
     house.route(0)
     held = house.router.open(64)
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
     house.router.close(held)
-    assert house.router.ahead(1, 0) is not None
+    assert house.router.lend(1, 0) is not None
 
 
 def test_rows_that_were_sent_ahead_are_admitted_like_others() -> None:
     house = House(slots=64, queue_rows=4)
     house.route(0)
     lent = []
-    while (found := house.router.ahead(1, 0)) is not None:
+    while (found := house.router.lend(1, 0)) is not None:
         lent.append(found[0])
     house.ask(4), house.ask(4), house.ask(3)
-    house.router.arrived(lent[0])
+    house.router.admit_lent(lent[0])
     house.router.submit(lent[0], house.done.append)
     with pytest.raises(Overloaded):
-        house.router.arrived(lent[1])
+        house.router.admit_lent(lent[1])
     house.router.closed_reason = "the model is unloaded"
     with pytest.raises(Unavailable, match="unloaded"):
-        house.router.arrived(lent[2])
+        house.router.admit_lent(lent[2])
     for ticket in lent:
         house.router.close(ticket)
     assert house.router.admission.lent == 0
@@ -301,14 +301,14 @@ def test_rows_that_were_sent_ahead_are_admitted_like_others() -> None:
 def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there() -> None:
     house = House(slots=16)
     (worker,) = house.route(0)
-    found = house.router.ahead(2, 0)
+    found = house.router.lend(2, 0)
     assert found is not None
     ticket, view = found
     region = house.slab.input(0)
     rows = np.arange(region[0].size * 2).astype(region.dtype).reshape(2, *region.shape[1:])
     view[:] = rows.tobytes()
     house.loop.now_ns += 5 * SECOND  # a slow client
-    house.router.arrived(ticket)
+    house.router.admit_lent(ticket)
     house.router.submit(ticket, house.done.append)
     house.loop.turn()
     assert (region[ticket.slots] == rows).all()
@@ -324,7 +324,7 @@ def test_what_is_written_is_what_a_worker_reads_and_counts_from_when_it_is_there
 def test_slots_that_are_no_neighbours_are_not_lent() -> None:
     house = House(slots=16)
     house.route(0)
-    (rows,) = FixedRows.of(house.slab, "input", house.spec.inputs)
+    (rows,) = FixedRows.from_tensors(house.slab, "input", house.spec.inputs)
     assert rows is not None
     assert rows.view([1, 3]) is None
     view = rows.view([1, 2])
@@ -335,33 +335,33 @@ def test_slots_that_are_no_neighbours_are_not_lent() -> None:
 
 def test_nothing_is_lent_while_nobody_serves() -> None:
     house = House(slots=16)
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
     house.route(0)
-    assert house.router.ahead(1, 0) is not None
+    assert house.router.lend(1, 0) is not None
     house.router.closed_reason = "it goes"
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
 
 
 def test_rows_that_vary_in_shape_are_not_lent() -> None:
     house = House(toy(inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,), max_shape=(2,)),)), slots=16)
     house.route(0)
-    assert house.router.ahead(1, 0) is None
+    assert house.router.lend(1, 0) is None
 
 
 def test_a_queue_that_is_full_says_so_before_a_request_is_read() -> None:
     house = House(slots=16, queue_rows=4)
     (worker,) = house.route(0)
     house.ask(4), house.ask(4)
-    assert house.router.crowded() == 0.0, "two batches are with the worker, and nothing waits"
+    assert house.router.retry_in_s() == 0.0, "two batches are with the worker, and nothing waits"
     house.ask(3)
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     house.ask(1)
-    assert house.router.crowded() == 1.0, "nothing was served yet that would tell how long it takes"
-    assert house.router.crowded() == 1.0
+    assert house.router.retry_in_s() == 1.0, "nothing was served yet that would tell how long it takes"
+    assert house.router.retry_in_s() == 1.0
     assert house.router.traffic.codes == {429: 2}
     house.complete(worker)
     house.loop.turn()
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
 
 
 def test_while_requests_are_refused_workers_make_room() -> None:
@@ -371,11 +371,11 @@ def test_while_requests_are_refused_workers_make_room() -> None:
     tickets = [house.ask() for _ in range(2)] + [house.ask(turn=False) for _ in range(4)]
     house.loop.turn()
     assert len(worker.ring.batches) == 2, "two batches of one row are with the worker, and four rows wait"
-    assert house.router.crowded() > 0.0
+    assert house.router.retry_in_s() > 0.0
     worker.finish(house.loop.now_ns)
-    assert house.router.crowded() > 0.0, "it was looked at a moment ago"
+    assert house.router.retry_in_s() > 0.0, "it was looked at a moment ago"
     house.loop.now_ns += MS
-    assert house.router.crowded() == 0.0, "what waited is with the worker now"
+    assert house.router.retry_in_s() == 0.0, "what waited is with the worker now"
     assert len(worker.ring.batches) == 2
     assert house.done == [], "nobody is answered in the middle of what somebody else is told"
     house.loop.turn()
@@ -393,7 +393,7 @@ def test_rows_that_find_no_room_have_workers_make_some() -> None:
     (worker,) = house.route(0)
     for _ in range(3):
         house.ask(4)
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     with pytest.raises(Overloaded):
         house.router.open(4)
     worker.finish(house.loop.now_ns)
@@ -412,7 +412,7 @@ def test_a_queue_that_fills_within_a_turn_is_handed_out_before_anybody_is_refuse
     for _ in range(8):
         house.ask(turn=False)
     assert worker.ring.batches == []
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     assert [len(slots) for _, slots in worker.ring.batches] == [4, 4]
 
 
@@ -438,10 +438,10 @@ def test_what_is_too_late_is_not_handed_out_to_make_room() -> None:
     for _ in range(2):
         house.ask()
     late = [house.ask(turn=False, timeout_ns=MS) for _ in range(4)]
-    assert house.router.crowded() > 0.0
+    assert house.router.retry_in_s() > 0.0
     worker.finish(house.loop.now_ns)
     house.loop.now_ns += 100 * MS
-    assert house.router.crowded() == 0.0
+    assert house.router.retry_in_s() == 0.0
     assert len(worker.ring.batches) == 1
     house.loop.turn()
     assert [ticket.status for ticket in late] == [504] * 4
@@ -455,6 +455,6 @@ def test_a_full_queue_that_nobody_serves_stays_full() -> None:
         house.ask()
     for _ in range(5):
         house.loop.now_ns += MS
-        assert house.router.crowded() > 0.0
+        assert house.router.retry_in_s() > 0.0
     assert len(worker.ring.batches) == 2
     house.check_slots()

@@ -12,7 +12,7 @@ import pytest
 
 from clover.config import LimitsConfig, ListenConfig, TenantConfig
 from clover.errors import Overloaded
-from clover.http.api.embeddings import shortened
+from clover.http.api.embeddings import shorten
 from clover.tenants import Tenants
 from clover.types import FamilySpec, OpenAiSpec
 from tests.support.http_fakes import Answer, Driver, FakeModel, FakeView, TwoVersions, echo_family, family, tensor
@@ -70,9 +70,9 @@ def test_vectors_come_as_base64_and_are_shortened_to_length_one() -> None:
 
 
 def test_a_vector_of_zeros_stays_one() -> None:
-    assert shortened(np.zeros((1, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
+    assert shorten(np.zeros((1, 3), np.float32), 2).tolist() == [[0.0, 0.0]]
     whole = np.ones((1, 3), np.float32)
-    assert shortened(whole, 3) is whole
+    assert shorten(whole, 3) is whole
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_another_front_end_takes_the_sockets_and_no_connection_is_refused(fast: 
         assert (await asyncio.wait_for(_ask(port), 5.0)).status == 200
         assert second.stats.accepted_connections == 0, "it accepts nothing before it is opened"
         await second.open()
-        second.own()
+        second.take_over()
         hurry = asyncio.Event()
         lingering = asyncio.create_task(first.linger(20.0, hurry))
         await asyncio.sleep(0)

@@ -167,7 +167,7 @@ def test_a_request_that_finds_no_room_holds_up_no_other_tenant() -> None:
     assert not held.hold(Held(7), 7, 0, tenants[1])
     held.wake(), crowd.driver.loop.settle()
     assert gone == [3, 4, 0, 2, 1, 5, 6], "of each tenant the oldest first, and one in turn"
-    assert held.settled()
+    assert held.is_settled()
 
 
 def test_while_refusals_take_too_much_nobody_is_refused_for_the_slo() -> None:

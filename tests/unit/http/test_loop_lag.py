@@ -135,7 +135,7 @@ def test_a_server_that_was_stopped_for_an_hour_was_late_once(since: int) -> None
     serve(LEAST_WINDOWS * WINDOW)
     assert sum(took > STRETCH_NS for took in scene.took) <= WINDOW + 2
     for took in scene.took[: (LEAST_WINDOWS + 1) * WINDOW]:
-        windows.note(took)
+        windows.record(took)
     found = windows.typical()
     assert found is not None
     assert found.ms < 2.0
@@ -214,7 +214,7 @@ def test_on_a_real_loop_a_stall_is_seen(factory: Any) -> None:
 def fill(windows: LagWindows, ms: float, count: int = 1) -> None:
     """Add windows in which a tenth of the probes takes `ms` more than the others."""
     for number in range(count * WINDOW):
-        windows.note(MS // 10 + (round(ms * MS) if number % 10 == 0 else 0))
+        windows.record(MS // 10 + (round(ms * MS) if number % 10 == 0 else 0))
 
 
 def test_too_few_probes_say_nothing() -> None:
@@ -222,7 +222,7 @@ def test_too_few_probes_say_nothing() -> None:
     assert windows.typical() is None
     fill(windows, 5.0, LEAST_WINDOWS - 1)
     for _ in range(WINDOW - 1):
-        windows.note(MS)
+        windows.record(MS)
     assert windows.typical() is None
 
 
@@ -246,7 +246,7 @@ def test_on_a_loop_that_becomes_busy_for_good_even_the_quickest_probes_wait() ->
     assert found is not None
     assert found.ms == 0.0
     for number in range((WINDOWS + 1) * WINDOW):  # turns of 20 ms without a pause: due in one, answered after the next
-        windows.note(20 * MS + number % WINDOW * MS // 2)
+        windows.record(20 * MS + number % WINDOW * MS // 2)
     found = windows.typical()
     assert found is not None
     assert found.ms == pytest.approx(39.0 - 0.1), "by when those of idle windows are forgotten"
@@ -257,7 +257,7 @@ def test_what_every_probe_takes_is_no_waiting(probes_ns: list[int], more_ns: int
     def spread_ms(probes_ns: list[int]) -> float:
         windows = LagWindows()
         for one in LEAST_WINDOWS * probes_ns:
-            windows.note(one)
+            windows.record(one)
         found = windows.typical()
         assert found is not None
         return found.ms

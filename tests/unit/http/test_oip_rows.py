@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench.fuzz_decoder import Fuzzer, outcome
 from bench.oip_cases import Cases
 from clover.errors import RequestError, TooLarge
-from clover.http.oip.inputs import shown
+from clover.http.oip.inputs import quote_input
 from clover.http.oip.request import decode, decode_ahead
 from clover.http.oip.signature import Signature
 from clover.http.oip.tensors import DATATYPES
@@ -211,7 +211,7 @@ def test_errors_name_the_tensor_what_came_and_what_is_taken() -> None:
 
 @given(st.text(max_size=200))
 def test_what_a_client_sent_is_repeated_in_part_and_quoted(text: str) -> None:
-    said = shown(text)
+    said = quote_input(text)
     assert said.isprintable()
     assert len(said) < 450
     assert said[0] in "'\""

@@ -177,19 +177,19 @@ def test_a_flood_of_refused_calls_leaves_room_for_the_others() -> None:
     now = 0.0
     audit = AuditLog(wall=lambda: now)
     for _ in range(500):
-        audit.note("", "http", "pin", status=401)
-    audit.note("token ops", "http", "pin")
+        audit.record("", "http", "pin", status=401)
+    audit.record("token ops", "http", "pin")
     assert len(audit.records) == 61
     assert (audit.calls, audit.refused, audit.records[-1].unrecorded) == (501, 500, 440)
     now = 61.0
-    audit.note("", "http", "pin", status=401)
+    audit.record("", "http", "pin", status=401)
     assert (len(audit.records), audit.records[-1].unrecorded) == (62, 0)
 
 
 def test_what_is_kept_and_what_waits_for_the_ledger_is_bounded() -> None:
     audit = AuditLog(wall=lambda: 0.0)
     for number in range(5000):
-        audit.note("token", "http", "set", arguments={"text": "x" * 10_000, "number": number})
+        audit.record("token", "http", "set", arguments={"text": "x" * 10_000, "number": number})
     assert len(audit.records) == RECORDS
     assert all(len(record.arguments) < 1100 for record in audit.records)
     taken = audit.take()

@@ -81,7 +81,7 @@ def test_it_answers_as_transformers_does(bare_home: Path) -> None:
     assert plan is not None
     before = plan.worker_before.apply({"question": row(QUESTION), "context": row(CONTEXT)}, 1)
     assert not before.refused
-    given = [torch.from_numpy(steps.stacked(before.columns[name])) for name in plan.taken]
+    given = [torch.from_numpy(steps.stack_rows(before.columns[name])) for name in plan.taken]
     load = families.resolve(variant.loader, folder)
     model = load(variant, folder)
     transformers = importlib.import_module("transformers")

@@ -78,7 +78,7 @@ def test_it_finds_what_transformers_finds(bare_home: Path) -> None:
     assert plan is not None
     before = plan.worker_before.apply({"image": rows}, 1)
     assert not before.refused
-    pixels = torch.from_numpy(steps.stacked(before.columns[plan.taken[0]]))
+    pixels = torch.from_numpy(steps.stack_rows(before.columns[plan.taken[0]]))
     with torch.inference_mode():
         logits, boxes = model(pixels)
     logits = logits + 4  # random weights are sure of nothing

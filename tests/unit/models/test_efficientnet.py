@@ -56,10 +56,10 @@ def answered(spec: FamilySpec, name: str, data: bytes) -> dict[str, Any]:
     assert not before.refused
     model = families.resolve(variant.loader, folder)(variant, folder)
     with torch.inference_mode():
-        logits = model(torch.from_numpy(steps.stacked(before.columns[plan.taken[0]]))).numpy()
+        logits = model(torch.from_numpy(steps.stack_rows(before.columns[plan.taken[0]]))).numpy()
     after = plan.worker_after.apply({**before.columns, "logits": logits}, 1)
     found = zip((one.name for one in spec.outputs), plan.given, strict=True)
-    return {name: steps.stacked(after.columns[own])[0] for name, own in found}
+    return {name: steps.stack_rows(after.columns[own])[0] for name, own in found}
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_the_observed_p95_is_that_of_clients_over_http_which_the_front_end_delay
         assert "p95_ms" not in house.fleet.observe(), "nothing was answered"
         now_ns = time.monotonic_ns()
         for _ in range(100):
-            house.router.traffic.finished(200, now_ns, now_ns, now_ns + 4_000_000, 0, 0)
+            house.router.traffic.record_outcome(200, now_ns, now_ns, now_ns + 4_000_000, 0, 0)
         inside = house.fleet.observe()
         house.use(msgspec.structs.replace(profile, front_ms=1.5))
         seen = house.fleet.observe()
@@ -414,9 +414,9 @@ def test_what_a_tenant_sent_and_what_that_cost_stand_together(tmp_path: Path, lo
     account.usage[UsageKey("toy", "full", "cpu0", "p", "acme")] = Usage(0, {"measured": on_host})
     account.usage[UsageKey("other", "full", "gpu0", "p", "acme")] = Usage(3, {"modelled": Line(joules=9.0)})
     own = served(tmp_path, Gpu(is_emulated=False), loop, account=account)
-    own.traffic.of("acme").count(200)
-    own.traffic.refused(429)
-    own.traffic.refused(200)
+    own.traffic.for_tenant("acme").count(200)
+    own.traffic.record_refusal(429)
+    own.traffic.record_refusal(200)
     try:
         acme, none = own.tenants["acme"], own.tenants[""]
         assert (acme.active_j, acme.active_g, acme.requests) == (3.0, 1.0, {200: 1})

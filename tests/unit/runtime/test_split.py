@@ -113,7 +113,7 @@ def test_what_the_new_version_fails_is_answered_by_the_stable_one() -> None:
     assert scene.split.receipt(ticket).version == "1"
     assert scene.split.read(ticket, 0).tolist() == [[0.5, 0.5]]  # type: ignore[union-attr]
     scene.split.close(ticket)
-    scene.tests.look(2.0)
+    scene.tests.evaluate(2.0)
     assert (scene.split.new.failed, scene.split.stable.failed) == (1, 0)
     scene.close()
 
@@ -278,7 +278,7 @@ def test_labels_of_the_new_version_s_answers_are_known_as_long_as_those_answers_
     scene.answer(new=True)
     scene.new.router.remember(7, ticket)  # as for a request by path
     scene.split.close(ticket)
-    assert scene.split.labelled(7, [0], "someone")["right"] == 1
+    assert scene.split.count_labels(7, [0], "someone")["right"] == 1
     scene.close()
 
 
@@ -305,7 +305,7 @@ def test_rows_that_both_answer_are_compared_and_so_are_their_labels() -> None:
     tests = scene.tests.tests
     assert (tests["differs"].count, tests["differs"].mean, scene.split.pairs) == (2, 0.5, 2)
     for number in (11, 12):
-        assert scene.split.labelled(number, [0], "someone")["right"] == 1
+        assert scene.split.count_labels(number, [0], "someone")["right"] == 1
     assert (tests["accuracy"].count, tests["accuracy"].mean) == (2, 0.5)  # the new one is wrong once more
     assert scene.stable.slab.input(0)[0].tolist() == [12.0, 12.0]
     scene.close()
@@ -317,7 +317,7 @@ def test_labels_may_come_before_the_second_answer() -> None:
     scene.answer(new=False, values=(1.0, 0.0))
     scene.split.remember(5, ticket)
     scene.split.close(ticket)
-    assert scene.split.labelled(5, [0], "someone")["right"] == 1
+    assert scene.split.count_labels(5, [0], "someone")["right"] == 1
     assert scene.tests.tests["accuracy"].count == 0
     scene.answer(new=True, values=(0.0, 1.0))
     assert (scene.tests.tests["accuracy"].count, scene.tests.tests["accuracy"].mean) == (1, 1.0)
@@ -333,7 +333,7 @@ def test_latency_and_failures_are_counted_by_version() -> None:
         scene.answer(new)
         scene.split.close(ticket)
     scene.now_s = 1.5
-    scene.tests.look(scene.now_s)
+    scene.tests.evaluate(scene.now_s)
     assert scene.tests.tests["slower"].mean == 1.0
     assert scene.tests.tests["errors"].mean == 0.0
     scene.close()

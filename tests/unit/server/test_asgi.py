@@ -37,7 +37,7 @@ class FakeEngine(FakeView):
         super().__init__(model)
         self.config = config
         self.loop = asyncio.get_running_loop()
-        self.tenants, self.operators = Tenants(config.tenants), Operators.of(config)
+        self.tenants, self.operators = Tenants(config.tenants), Operators.from_config(config)
         self.otel = None
         self.frontend: Any = None
         self.life = Life()

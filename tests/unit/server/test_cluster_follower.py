@@ -42,7 +42,7 @@ class Scene:
 
     def look(self, seconds: float) -> None:
         self.rig.clock.now_s += seconds
-        self.follower.look()
+        self.follower.poll()
 
     @property
     def policy(self) -> str:

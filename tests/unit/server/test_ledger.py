@@ -93,7 +93,7 @@ class Scene:
                 self.account.receipt("m", meter.variant, 90.0, rows, 0.01 * rows, chance.choice(("acme", "")))
                 for _ in range(rows):
                     took_ns = chance.randrange(40) * MS_NS
-                    self.traffic.finished(200, now_ns - took_ns, now_ns - took_ns, now_ns, 0, MS_NS)
+                    self.traffic.record_outcome(200, now_ns - took_ns, now_ns - took_ns, now_ns, 0, MS_NS)
         for device in DEVICES:
             self.joules[device] += chance.uniform(5.0, 15.0)
             if chance.random() < 0.8:
@@ -244,7 +244,7 @@ def test_control_calls_that_were_too_many_are_counted(tmp_path: Path) -> None:
     def dropped(calls: int) -> int:
         scene, chance = Scene(tmp_path / str(calls)), random.Random(1)
         for _ in range(calls):
-            scene.audit.note("token ci", "http", "freeze")
+            scene.audit.record("token ci", "http", "freeze")
         for _ in range(60):
             scene.second(chance)
         return scene.ledger.status.dropped_rows

@@ -55,7 +55,7 @@ def test_answers_of_the_version_before_take_no_labels_and_are_in_no_cache() -> N
     asyncio.run(loading.replace(served, new, cast(Any, "a profile")))
     assert (served.spec.version, router.spec.version, served.state, router.closed_reason) == ("2", "2", "READY", "")
     with pytest.raises(NotFound):
-        router.labelled(7, [0], "someone")
+        router.count_labels(7, [0], "someone")
     again = house.ask(again=5.0)
     assert again.recalled is None
     router.close(again)

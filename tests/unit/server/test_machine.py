@@ -68,7 +68,7 @@ def test_what_profiling_kept_is_read_once_and_not_while_gpus_are_watched() -> No
     machine._polls = GpuPolls()
     asyncio.run(machine.watch())
     assert read == []
-    machine.profiled()
+    machine.use_context_power()
     assert read == ["GPU-1"]
 
 

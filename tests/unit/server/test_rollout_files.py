@@ -23,7 +23,7 @@ def item(tmp_path: Path) -> FamilyConfig:
 
 
 def files(tmp_path: Path) -> RolloutFiles:
-    return RolloutFiles.of(ServerConfig(state_dir=str(tmp_path / "state")))
+    return RolloutFiles.from_config(ServerConfig(state_dir=str(tmp_path / "state")))
 
 
 def version(tmp_path: Path, name: str = "2b") -> FamilySpec:
@@ -31,7 +31,7 @@ def version(tmp_path: Path, name: str = "2b") -> FamilySpec:
 
 
 def test_a_promoted_version_serves_on(tmp_path: Path, item: FamilyConfig) -> None:
-    files(tmp_path).promoted("echo", item.family, version(tmp_path))
+    files(tmp_path).record_promotion("echo", item.family, version(tmp_path))
     after = files(tmp_path)
     spec = after.serve(item)
     assert (spec.version, spec.folder) == ("2b", str(tmp_path / "2"))
@@ -49,7 +49,7 @@ def test_with_some_variants_only_a_promoted_version_has_them_alone(tmp_path: Pat
     item = FamilyConfig(family=str(tmp_path / "1"), only=("more",))
     assert [variant.name for variant in files(tmp_path).serve(item).variants] == ["more"]
     promoted = chosen(load_family(str(tmp_path / "2")), item.only)
-    files(tmp_path).promoted("echo", item.family, promoted)
+    files(tmp_path).record_promotion("echo", item.family, promoted)
     spec = files(tmp_path).serve(item)
     assert (spec.version, [variant.name for variant in spec.variants]) == ("2", ["more"])
     after = files(tmp_path)
@@ -58,7 +58,7 @@ def test_with_some_variants_only_a_promoted_version_has_them_alone(tmp_path: Pat
 
 
 def test_a_trial_is_over_and_the_stable_version_serves(tmp_path: Path, item: FamilyConfig) -> None:
-    files(tmp_path).tried("echo", item.family, version(tmp_path))
+    files(tmp_path).record_trial("echo", item.family, version(tmp_path))
     after = files(tmp_path)
     assert after.serve(item).version == "1"
     assert "while version 2b was tried: version 1 serves" in after.notes["echo"]
@@ -70,11 +70,11 @@ def test_a_trial_is_over_and_the_stable_version_serves(tmp_path: Path, item: Fam
 def test_files_that_changed_another_configuration_and_a_folder_that_is_gone_are_not_served(
     tmp_path: Path, item: FamilyConfig
 ) -> None:
-    files(tmp_path).promoted("echo", "another", version(tmp_path))
+    files(tmp_path).record_promotion("echo", "another", version(tmp_path))
     after = files(tmp_path)
     assert after.serve(item).version == "1"
     assert "another family than before" in after.notes["echo"]
-    files(tmp_path).promoted("echo", item.family, version(tmp_path))
+    files(tmp_path).record_promotion("echo", item.family, version(tmp_path))
     (tmp_path / "2" / "model.py").write_text("changed = 1\n")
     after = files(tmp_path)
     assert after.serve(item).version == "1"
@@ -87,30 +87,30 @@ def test_files_that_changed_another_configuration_and_a_folder_that_is_gone_are_
 
 def test_a_damaged_file_is_passed_over(tmp_path: Path, item: FamilyConfig) -> None:
     found = files(tmp_path)
-    found.promoted("echo", item.family, version(tmp_path))
+    found.record_promotion("echo", item.family, version(tmp_path))
     next((tmp_path / "state").rglob("echo.json")).write_text("{")
     assert files(tmp_path).serve(item).version == "1"
 
 
 def test_a_server_that_writes_nothing_remembers_nothing(tmp_path: Path, item: FamilyConfig) -> None:
-    found = RolloutFiles.of(ServerConfig())
-    found.promoted("echo", item.family, version(tmp_path))
-    found.ended("echo")
+    found = RolloutFiles.from_config(ServerConfig())
+    found.record_promotion("echo", item.family, version(tmp_path))
+    found.record_end("echo")
     assert found.serve(item).version == "1"
-    kept = RolloutFiles.of(ServerConfig(ledger=LedgerConfig(keep="on"), state_dir=str(tmp_path / "state")))
-    kept.promoted("echo", item.family, version(tmp_path))
+    kept = RolloutFiles.from_config(ServerConfig(ledger=LedgerConfig(keep="on"), state_dir=str(tmp_path / "state")))
+    kept.record_promotion("echo", item.family, version(tmp_path))
     assert kept.serve(item).version == "2b"
 
 
 def test_a_trial_that_ends_leaves_the_version_that_was_promoted_before(tmp_path: Path, item: FamilyConfig) -> None:
     found = files(tmp_path)
-    found.promoted("echo", item.family, version(tmp_path))
-    found.tried("echo", item.family, version(tmp_path, "3"))
+    found.record_promotion("echo", item.family, version(tmp_path))
+    found.record_trial("echo", item.family, version(tmp_path, "3"))
     after = files(tmp_path)
     assert after.serve(item).version == "2b"
     assert "while version 3 was tried: version 2b serves" in after.notes["echo"]
-    found.tried("echo", item.family, version(tmp_path, "4"))
-    found.ended("echo")
+    found.record_trial("echo", item.family, version(tmp_path, "4"))
+    found.record_end("echo")
     after = files(tmp_path)
     assert after.serve(item).version == "2b"
     assert after.notes == {"echo": "version 2b serves, which was promoted"}

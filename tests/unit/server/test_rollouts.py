@@ -53,7 +53,7 @@ class Scene:
             drop=self.drop,
         )
         self.loading = SimpleNamespace(
-            changing=asyncio.Lock(), settled=self.settled, replace=self.replace, retire=self.retire
+            changing=asyncio.Lock(), wait_answered=self.wait_answered, replace=self.replace, retire=self.retire
         )
         self.rollouts = RollOuts(
             ServerConfig(limits=LimitsConfig(drain_s=1.0)),
@@ -68,7 +68,7 @@ class Scene:
         self.one.served, self.one.split = cast(Any, self.new), self.split
         self.rollouts._active["toy"] = self.one
 
-    async def settled(self, routers: list[Any]) -> bool:
+    async def wait_answered(self, routers: list[Any]) -> bool:
         return True
 
     async def replace(self, served: Any, spec: Any, profile: Any) -> None:

@@ -30,7 +30,7 @@ def test_a_stop_that_hangs_ends_the_process(
     limit = StopLimit(end)
     limit.start(0.0)
     assert ended.wait(30.0)
-    limit.done()
+    limit.disarm()
     assert codes == [EXIT_CODE]
     assert "the stop took more than 0 s" in caplog.text
     assert "test_a_stop_that_hangs_ends_the_process" in caplog.text, "what hangs is shown"
@@ -54,7 +54,7 @@ def test_a_stop_in_time_ends_nothing() -> None:
         limit = StopLimit(codes.append)
         if begun:
             limit.start(3600.0)
-        limit.done()
+        limit.disarm()
     assert codes == []
     assert not any(thread.name == "clover-stop" for thread in threading.enumerate())
 
@@ -94,7 +94,7 @@ def test_all_that_a_stop_waits_for_has_one_drain_time() -> None:
         loading.stop()
         loop.passed_s += 29.999  # what the front end waited
         before_s = time.monotonic()
-        assert not await loading.settled([busy])
+        assert not await loading.wait_answered([busy])
         served = SimpleNamespace(name="toy", router=busy, fleet=SimpleNamespace(stop=hang))
         await loading.retire(served, "the server is shutting down")
         assert time.monotonic() - before_s < 20.0

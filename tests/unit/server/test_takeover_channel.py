@@ -71,7 +71,7 @@ def test_what_the_other_end_said_last_is_read_though_it_read_nothing_more() -> N
         one.close()
         with pytest.raises(TakeOverError, match="too late"):
             await other.expect(TakeOverAllowed, 5.0)
-        assert await other.ended(5.0)
+        assert await other.wait_ended(5.0)
         other.close()
 
     asyncio.run(main())
@@ -112,9 +112,9 @@ def test_a_silent_end_is_waited_for_no_longer_than_allowed() -> None:
             await other.expect(SocketOffer, 0.0)
         assert other.pid == os.getpid()
         one.send(OFFER)
-        assert not await other.ended(0.01)
+        assert not await other.wait_ended(0.01)
         asyncio.get_running_loop().call_later(0.01, one.close)
-        assert await other.ended(5.0)
+        assert await other.wait_ended(5.0)
         other.close()
 
     asyncio.run(main())

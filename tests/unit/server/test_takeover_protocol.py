@@ -77,9 +77,9 @@ class FaultyChannel(Channel):
         self._step("killed after")
         return found
 
-    async def ended(self, within_s: float) -> bool:
+    async def wait_ended(self, within_s: float) -> bool:
         self._step("killed before")
-        return await super().ended(within_s)
+        return await super().wait_ended(within_s)
 
 
 def running_parts(config: ServerConfig) -> Any:
@@ -186,7 +186,7 @@ async def play(
     with pytest.MonkeyPatch.context() as patch, socket.socket() as listening:
         patch.setattr(handover, "Channel", scene.old.channel)
         patch.setattr(succession, "Channel", scene.new.channel)
-        patch.setattr(succession, "_gone", scene.old_gone)
+        patch.setattr(succession, "_wait_gone", scene.old_gone)
         scene.parts = running_parts(config)
         ended = asyncio.Event()
         take_overs.start(scene.parts, front_of([listening]), ended.set)
@@ -391,7 +391,7 @@ def test_a_running_server_that_ends_without_an_offer_is_waited_for(
                 with pytest.raises(TakeOverError, match="is ending and offers no sockets"):
                     await asking
 
-    monkeypatch.setattr(succession, "_gone", ended)
+    monkeypatch.setattr(succession, "_wait_gone", ended)
     asyncio.run(story())
     assert waits == [3.0 + 2 * 5.0 + succession.STEP_S]
 
@@ -399,11 +399,11 @@ def test_a_running_server_that_ends_without_an_offer_is_waited_for(
 def test_the_end_of_a_process_is_seen() -> None:
     async def story() -> None:
         process = await asyncio.create_subprocess_exec("sleep", "60")
-        assert not await succession._gone(process.pid, 0.0)
+        assert not await succession._wait_gone(process.pid, 0.0)
         process.kill()
-        assert await succession._gone(process.pid, 20.0)
+        assert await succession._wait_gone(process.pid, 20.0)
         await process.wait()
-        assert await succession._gone(process.pid, 0.0)
+        assert await succession._wait_gone(process.pid, 0.0)
 
     asyncio.run(story())
 
@@ -454,4 +454,4 @@ def test_a_connection_that_cannot_be_accepted_waits(monkeypatch: pytest.MonkeyPa
             return answer
 
         loop: Any = SimpleNamespace(sock_accept=accept)
-        assert asyncio.run(handover._accepted(loop, sock)) is sock
+        assert asyncio.run(handover._accept(loop, sock)) is sock

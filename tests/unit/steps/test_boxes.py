@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clover.steps.boxes import Boxes, sigmoid, suppressed
+from clover.steps.boxes import Boxes, sigmoid, suppress
 from clover.steps.step import At
 
 AT = At("logits", "boxes", None)
@@ -65,7 +65,7 @@ def test_what_is_kept_is_as_torchvision_keeps_it() -> None:
         classes, overlap = generator.integers(0, 2, count), float(generator.uniform(0.1, 0.9))
         scores = torch.arange(count, 0, -1).float()
         theirs = ops.batched_nms(torch.from_numpy(boxes), scores, torch.from_numpy(classes), overlap)
-        assert suppressed(boxes, classes, overlap, count) == theirs.tolist()
+        assert suppress(boxes, classes, overlap, count) == theirs.tolist()
 
 
 def test_sigmoid_does_not_overflow() -> None:

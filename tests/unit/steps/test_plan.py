@@ -106,7 +106,7 @@ def test_a_bad_row_leaves_its_neighbours(shades: FamilySpec) -> None:
         found = plan.worker_before.apply({"picture": rows}, 4, steps.thread_mapper(threads))
         assert found.kept == [0, 2]
         assert found.refused == dict.fromkeys((1, 3), "the bytes are not a whole JPEG or PNG image")
-        (taken,) = (steps.stacked(found.columns[name]) for name in plan.taken)
+        (taken,) = (steps.stack_rows(found.columns[name]) for name in plan.taken)
         assert taken.shape == (2, 3, 16, 16)
         assert taken[:, 0, 0, 0].tolist() == [1.0, -1.0]
     nobody = plan.worker_before.apply({"picture": rows[1::2]}, 2)
@@ -131,7 +131,7 @@ def test_steps_of_a_client_are_run_by_its_metadata(tmp_path: Path) -> None:
     assert [(one.name, one.shape) for one in spec.inputs] == [("pixels", (3, 16, 16))]
     assert [one.name for one in spec.outputs] == ["logits"]
     metadata = json.loads(json.dumps(model_metadata("shades", spec, ("1",))))
-    mine = ClientSteps.of(metadata)
+    mine = ClientSteps.from_metadata(metadata)
     assert mine is not None
     assert [one.name for one in mine.inputs] == ["picture"]
     sent = mine.before({"picture": [picture(255), picture(0, 17, 60)]})
@@ -153,20 +153,20 @@ def test_a_split_family_sends_bytes_of_pixels(tmp_path: Path) -> None:
     (wire,) = spec.inputs
     assert (wire.name, wire.datatype, wire.shape) == ("picture", "UINT8", (16, 16, 3))
     assert [one.name for one in spec.outputs] == ["label", "probabilities", "labels"]
-    mine = ClientSteps.of(model_metadata("shades", spec, ("1",)))
+    mine = ClientSteps.from_metadata(model_metadata("shades", spec, ("1",)))
     assert mine is not None
     sent = mine.before({"picture": [picture(255)]})
     plan = steps.plan_for(spec, spec.variants[0])
     assert plan is not None
     found = plan.worker_before.apply(sent.inputs, 1)
-    assert steps.stacked(found.columns[plan.taken[0]]).min() == 1.0
+    assert steps.stack_rows(found.columns[plan.taken[0]]).min() == 1.0
     given = {one.name: np.ones((1, *one.shape)) for one in spec.outputs}
     assert mine.after(sent, given).keys() == given.keys()
 
 
 def test_a_client_without_steps_of_its_own_has_none(shades: FamilySpec) -> None:
-    assert ClientSteps.of(model_metadata("shades", shades, ("1",))) is None
-    assert ClientSteps.of(model_metadata("toy", fixture("toy"), ("1",))) is None
+    assert ClientSteps.from_metadata(model_metadata("shades", shades, ("1",))) is None
+    assert ClientSteps.from_metadata(model_metadata("toy", fixture("toy"), ("1",))) is None
 
 
 def test_labels_of_a_file_are_shown_to_clients_and_belong_to_the_digest(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from clover.steps import BadRow
-from clover.steps.sounds import DecodeWav, Frame, Pad, decode_wav, encode_wav, resampled
+from clover.steps.sounds import DecodeWav, Frame, Pad, decode_wav, encode_wav, resample
 from clover.steps.step import At, bytes_row
 
 AT = At("x", "x", None)
@@ -108,7 +108,7 @@ def test_no_bytes_do_harm(keep: int, junk: bytes) -> None:
 
 @pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (8000, 16000), (16000, 11025)])
 def test_a_tone_stays_a_tone_at_another_rate(rate: int, wanted: int) -> None:
-    found = resampled(tone(0.25, rate).astype(np.float32), rate, wanted)
+    found = resample(tone(0.25, rate).astype(np.float32), rate, wanted)
     inner = slice(wanted // 50, -wanted // 50)
     np.testing.assert_allclose(found[inner], tone(0.25, wanted)[: len(found)][inner], atol=2e-3)
 
@@ -124,7 +124,7 @@ def exactly(given: NDArray[np.float32], rate: int, wanted: int, number: int) -> 
 @pytest.mark.parametrize(("rate", "wanted", "count"), [(44100, 16000, 900), (250, 16000, 9), (15999, 16000, 300)])
 def test_filters_that_repeat_are_those_of_each_sample(rate: int, wanted: int, count: int) -> None:
     given = np.random.default_rng(0).uniform(-1, 1, count).astype(np.float32)
-    found = resampled(given, rate, wanted)
+    found = resample(given, rate, wanted)
     for number in range(0, len(found), 37):
         assert found[number] == pytest.approx(exactly(given, rate, wanted, number), abs=1e-6)
 
@@ -142,7 +142,7 @@ def test_rates_that_share_nothing_need_few_filters(rate: int, wanted: int, monke
 
     sinc = np.sinc
     monkeypatch.setattr(np, "sinc", counted)
-    found = resampled(given, rate, wanted)
+    found = resample(given, rate, wanted)
     monkeypatch.undo()
     assert made <= 1025  # it was one for each of the samples that are made
     assert len(found) > 4000
@@ -183,7 +183,7 @@ def test_a_sound_weighs_by_the_products_that_it_takes() -> None:
 
 
 def test_above_half_the_new_rate_nothing_is_left() -> None:
-    found = resampled(tone(0.25, 44100, 12000.0).astype(np.float32), 44100, 16000)
+    found = resample(tone(0.25, 44100, 12000.0).astype(np.float32), 44100, 16000)
     assert np.abs(found[500:-500]).max() < 2e-3
 
 

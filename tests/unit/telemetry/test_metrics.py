@@ -62,13 +62,13 @@ GUARDED: dict[str, Any] = {
 def source() -> Any:
     traffic = Traffic(["small", "large"])
     for latency_ms in (2, 2, 30):
-        traffic.finished(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
-    traffic.refused(429)
+        traffic.record_outcome(200, arrival_ns=0, submit_ns=0, done_ns=latency_ms * MS, queue_ns=MS, compute_ns=MS)
+    traffic.record_refusal(429)
     traffic.batch(0, 3, 0, MS, SECOND)
     traffic.batch(1, 8, 0, MS, SECOND)
     traffic.poisoned = 1
     traffic.relieved_rows, traffic.diverted_rows, traffic.retried_rows = 4, 5, 6
-    traffic.overloaded("late")
+    traffic.record_overload("late")
     return SimpleNamespace(
         traffic=traffic,
         ready=True,
@@ -78,7 +78,7 @@ def source() -> Any:
             missing=1,
             given_up=3,
             shares={"small": 0.25, "large": 0.75},
-            demanded=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
+            accuracy_demand=lambda: {"large": Asked(accuracy=90.0, rows_per_s=1.5, rows=9, waiting=2, refused=3)},
             observe=lambda: {"queue_rows": 5.0, "accuracy_served": 85.5, "workers": 2.0},
         ),
         router=SimpleNamespace(
@@ -147,7 +147,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     chain: Any = SimpleNamespace(last=reading, errors={("static", "status"): 3}, live={})
     http = HttpStats()
     for _ in range(3):
-        http.answered(200)
+        http.record_answer(200)
     http.open_connections, http.accepted_connections, http.refused_connections = 2, 6, 1
     http.deadlines_missed, http.sent_bytes = 3, 9
     found = scrape(

@@ -110,17 +110,17 @@ def test_the_parent_decides_and_the_ratio_for_roots() -> None:
         tracer = Tracer(noted.append, ratio)
         for flag in (b"00", b"01"):
             one = exchange(b"00-%b-%b-%b" % (TRACE.encode(), SPAN.encode(), flag))
-            answered = tracer.answered(one, 200)
+            answered = tracer.record_answer(one, 200)
             assert answered == b"traceparent: %b\r\n" % one.traceparent
             assert one.traceparent.split(b"-")[1::2] == [TRACE.encode(), flag]
     assert [(item.trace_id, item.parent_id) for item in noted] == [(TRACE.encode(), SPAN.encode())] * 2
     noted.clear()
     draws = iter([(1 << 62) << 64 | 1, ((1 << 62) - 1) << 64 | 1])
     tracer = Tracer(noted.append, 0.25, bits=lambda n: next(draws))
-    flags = [tracer.answered(exchange(), 200)[-4:-2] for _ in range(2)]
+    flags = [tracer.record_answer(exchange(), 200)[-4:-2] for _ in range(2)]
     assert flags == [b"00", b"01"]
     assert len(noted) == 1
-    assert Tracer(noted.append, 1.0).answered(exchange(path="/metrics", method="GET"), 200) == b""
+    assert Tracer(noted.append, 1.0).record_answer(exchange(path="/metrics", method="GET"), 200) == b""
     assert len(noted) == 1
 
 
@@ -130,7 +130,7 @@ def test_a_span_that_cannot_be_noted_costs_no_answer(caplog: pytest.LogCaptureFi
 
     tracer = Tracer(broken, 1.0)
     for _ in range(3):
-        assert tracer.answered(exchange(), 200).startswith(b"traceparent: 00-")
+        assert tracer.record_answer(exchange(), 200).startswith(b"traceparent: 00-")
     assert len(caplog.records) == 1
 
 
@@ -140,7 +140,7 @@ def test_what_a_client_sends_is_noted_within_bounds() -> None:
     parent = b"00-%b-%b-01" % (TRACE.encode(), SPAN.encode())
     for length in (512, 513, 60_000):
         path, state = f"/v2/models/{'m' * length}/infer", b"a=" + b"1" * (length - 2)
-        tracer.answered(exchange(parent, path, tracestate=state), 404)
+        tracer.record_answer(exchange(parent, path, tracestate=state), 404)
     assert [len(item.tracestate) for item in noted] == [512, 0, 0]
     assert {len(item.path) for item in noted} == {512}
 
@@ -149,7 +149,7 @@ def test_nothing_is_noted_of_a_request_without_its_token() -> None:
     noted: list[RequestNote] = []
     one = exchange(b"00-%b-%b-01" % (TRACE.encode(), SPAN.encode()))
     one.head.refusal = (401, "a valid bearer token is needed", b"")
-    assert Tracer(noted.append, 1.0).answered(one, 401).startswith(b"traceparent: 00-")
+    assert Tracer(noted.append, 1.0).record_answer(one, 401).startswith(b"traceparent: 00-")
     assert noted == []
 
 

@@ -35,7 +35,7 @@ class Source:
     def forget(self) -> None:
         self.most = self.now
 
-    def beside(self, grown: int, weights_bytes: int) -> tuple[int, int]:
+    def split_shared(self, grown: int, weights_bytes: int) -> tuple[int, int]:
         return max(0, grown - weights_bytes), max(0, grown - weights_bytes)
 
 

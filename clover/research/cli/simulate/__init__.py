@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.minutes is not None:
             _minutes(given, words, console)
             return DONE
-        found = _simulate(given, words)
-        show(found, console)
+        result = _simulate(given, words)
+        show(result, console)
         if given.output:
-            for path in _write(found, Path(given.output), png=given.png):
+            for path in _write(result, Path(given.output), png=given.png):
                 console.print(f"written: {path}", soft_wrap=True)
     except ConfigError as error:
         return _fail(str(error), USAGE)
@@ -136,15 +136,15 @@ def _minutes(given: argparse.Namespace, words: Sequence[str], console: Console) 
     given.seeds = given.seeds or 1
     cases, inputs = _cases(given)
     played = [(case, relief) for case in cases for relief in dict.fromkeys(("", given.relief))]
-    found = []
+    results = []
     with Progress("simulate", "playing minutes") as progress:
         for done, (case, relief) in enumerate(played):
             progress.note(f"playing {case.world.known.profile.family}, {case.scheme.name}", done, len(played))
-            found.append(minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief))
-    show_minutes(found, inputs, console)
+            results.append(minutes.play(case, seconds=60.0 * given.minutes, gust=given.gust, relief=relief))
+    show_minutes(results, inputs, console)
     if given.output:
         path = Path(given.output) / "minutes.json"
-        document = {"command": ["python", "-m", "clover", "simulate", *words], "inputs": inputs, "runs": found}
+        document = {"command": ["python", "-m", "clover", "simulate", *words], "inputs": inputs, "runs": results}
         path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
         console.print(f"written: {path}", soft_wrap=True)
 
@@ -159,10 +159,10 @@ def _days(given: argparse.Namespace, console: Console) -> None:
     if others:
         raise ConfigError(f"--machine plays one grid, not {1 + len(others)}: give one trace")
     for name in given.families:
-        known = _profiled(given, own, name)
+        known = _find_profiled(given, own, name)
         alone = World(own, known, replace(_rules(given), slo_ms=None))
         with Progress("simulate", f"playing days of {known.profile.family}"):
-            found = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
+            days = [machine.days(alone, trace, load, given.slo_ms) for load in machine.loads_of(alone, given.rate)]
         power = cpu_power(settings.load([], os.environ).config.energy) if given.device == "cpu" else None
         if power is not None and known.method != "modelled":
             power = replace(power, core_range=(1.0, 1.0))
@@ -171,10 +171,10 @@ def _days(given: argparse.Namespace, console: Console) -> None:
         about += [note.partition(":")[0] for note in known.profile.notes if note.startswith("others used")]
         if not known.profile.turn_j:
             about.append("the front end was not profiled, and counts as nothing")
-        show_machine(found, power, "; ".join(about), console)
+        show_machine(days, power, "; ".join(about), console)
 
 
-def _profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
+def _find_profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
     """Return the profile of a family, which is measured quickly if there is none; ConfigError if it cannot be."""
     confidence = parametric.parse(given.confidence)
     try:
@@ -312,7 +312,7 @@ def _machine(given: argparse.Namespace) -> SimulatedMachine:
     return world.gpus(2 if given.gpus is None else given.gpus, whole=given.no_mig)
 
 
-def _known(given: argparse.Namespace, machine: SimulatedMachine) -> list[Known]:
+def _find_families(given: argparse.Namespace, machine: SimulatedMachine) -> list[Known]:
     confidence = parametric.parse(given.confidence)
     names = dict.fromkeys(given.families or families.names())
     return [families.load(name, machine.shapes, confidence) for name in names]
@@ -327,7 +327,7 @@ def _day(given: argparse.Namespace) -> day.DayOptions:
     machine = _machine(given)
     return day.DayOptions(
         machine=machine,
-        known=_known(given, machine),
+        known=_find_families(given, machine),
         traces=_traces(given),
         load=loads.parse(given.load),
         rules=_rules(given),
@@ -343,7 +343,7 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
     more = [world.scheme(name) for name in MIXES] if given.policies is None else []
     if given.resident == "auto":
         schemes, more = _and_shared(schemes), _and_shared(more)
-    played, known = _traces(given), _known(given, machine)
+    played, known = _traces(given), _find_families(given, machine)
     worlds = [World(machine, item, _rules(given)) for item in known]
     cases = [
         Case(own, trace, load, scheme, seed)
@@ -357,13 +357,13 @@ def _cases(given: argparse.Namespace) -> tuple[list[Case], list[RunInput]]:
 
 def _and_shared(schemes: Sequence[world.Scheme]) -> list[world.Scheme]:
     """Return `schemes`, each whose plans may share workers followed by the one that does."""
-    found = []
-    for own in schemes:
-        found.append(own)
-        if own.policy in world.CHAINING and not own.resident:
-            name, at, lam = own.name.partition("@")
-            found.append(world.scheme(f"{name}+{world.SHARED}{at}{lam}"))
-    return list(dict.fromkeys(found))
+    with_shared = []
+    for scheme in schemes:
+        with_shared.append(scheme)
+        if scheme.policy in world.CHAINING and not scheme.resident:
+            name, at, lam = scheme.name.partition("@")
+            with_shared.append(world.scheme(f"{name}+{world.SHARED}{at}{lam}"))
+    return list(dict.fromkeys(with_shared))
 
 
 def _write(found: Results, folder: Path, *, png: bool) -> list[Path]:

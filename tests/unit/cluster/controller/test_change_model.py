@@ -80,7 +80,7 @@ def _light(view: NodeView) -> NodeView:
 
 
 BROKEN: dict[str, tuple[object, str, Callable[..., object], str, str]] = {
-    "not who is healthy": (ClusterActor, "_vouched", _unasked, "kill", "leaves rows without a node"),
+    "not who is healthy": (ClusterActor, "_vouched_nodes", _unasked, "kill", "leaves rows without a node"),
     "not who is in charge": (ClusterController, "_in_charge", _sure, "stops", "an old controller's"),
     "not what is weighted": (controller_acting, "departures", _drained_at_once, "fails", "with a weight of"),
 }

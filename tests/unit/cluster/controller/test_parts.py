@@ -48,9 +48,9 @@ def report(
 
 def test_counters_that_restart_are_summed_over_both_lives() -> None:
     budget = AccuracyBudget(86_400.0, 3600.0)
-    budget.note(0.0, {"a": report(rows=100)})
-    budget.note(10.0, {"a": report(rows=150, at_s=10.0)})
-    budget.note(20.0, {"a": report(rows=30, started_s=15.0, at_s=20.0)})
+    budget.record(0.0, {"a": report(rows=100)})
+    budget.record(10.0, {"a": report(rows=150, at_s=10.0)})
+    budget.record(20.0, {"a": report(rows=30, started_s=15.0, at_s=20.0)})
     assert budget.sums[FAMILY].all_rows == 180
     assert budget.sums[FAMILY].joules == 360.0
     assert budget.grams == pytest.approx(0.18)
@@ -59,14 +59,14 @@ def test_counters_that_restart_are_summed_over_both_lives() -> None:
 def test_an_older_report_that_comes_late_counts_nothing() -> None:
     budget = AccuracyBudget(86_400.0, 3600.0)
     for rows in (100, 40, 110):
-        budget.note(0.0, {"a": report(rows=rows)})
+        budget.record(0.0, {"a": report(rows=rows)})
     assert budget.rows == 110
 
 
 def test_what_a_server_answered_before_the_cluster_is_none_of_its_budget() -> None:
     budget = AccuracyBudget(86_400.0, 3600.0)
-    budget.note(1000.0, {"a": report(rows=10**6, accuracy=50.0, started_s=1.0)})
-    budget.note(1010.0, {"a": report(rows=10**6 + 10, accuracy=50.0, started_s=1.0)})
+    budget.record(1000.0, {"a": report(rows=10**6, accuracy=50.0, started_s=1.0)})
+    budget.record(1010.0, {"a": report(rows=10**6 + 10, accuracy=50.0, started_s=1.0)})
     assert budget.rows == 10
 
 
@@ -78,21 +78,21 @@ def test_rows_are_counted_once_whatever_restarts_and_is_asked_again(parts: list[
             rows, started_s = 0, float(at)
         rows, served = rows + more, served + more
         for _ in range(2):
-            budget.note(float(at), {"a": report(rows=rows, started_s=started_s)})
+            budget.record(float(at), {"a": report(rows=rows, started_s=started_s)})
     assert budget.rows == served
 
 
 def test_a_debt_raises_the_floor_and_a_credit_lowers_it() -> None:
     for accuracy, sign in ((89.9, 1.0), (90.1, -1.0)):
         budget = AccuracyBudget(86_400.0, 3600.0)
-        budget.note(0.0, {"a": report(rows=360_000, accuracy=accuracy)})
+        budget.record(0.0, {"a": report(rows=360_000, accuracy=accuracy)})
         moved = budget.corrected(FAMILY, 90.0, 100.0, 92.0) - 90.0
         assert moved == pytest.approx(sign * 0.1 * 360_000 / (100.0 * 3600.0))
 
 
 def test_a_corrected_floor_is_bounded_and_can_be_reached() -> None:
     budget = AccuracyBudget(86_400.0, 3600.0)
-    budget.note(0.0, {"a": report(rows=10**7, accuracy=50.0)})
+    budget.record(0.0, {"a": report(rows=10**7, accuracy=50.0)})
     assert budget.corrected(FAMILY, 90.0, 1.0, 95.0) == 90.0 + MOST
     assert budget.corrected(FAMILY, 90.0, 1.0, 90.5) == 90.5
     assert budget.corrected(FAMILY, 90.0, 0.0, 95.0) == 90.0
@@ -101,11 +101,11 @@ def test_a_corrected_floor_is_bounded_and_can_be_reached() -> None:
 
 def test_a_saved_budget_goes_on() -> None:
     budget = AccuracyBudget(86_400.0, 3600.0)
-    budget.note(0.0, {"a": report(rows=100)})
-    counters, sums = budget.saved()
+    budget.record(0.0, {"a": report(rows=100)})
+    counters, sums = budget.snapshot()
     other = AccuracyBudget(86_400.0, 3600.0)
     other.restore(counters, sums, 0.0)
-    other.note(0.0, {"a": report(rows=130)})
+    other.record(0.0, {"a": report(rows=130)})
     assert other.rows == 130
 
 
@@ -115,8 +115,8 @@ def test_a_saved_budget_goes_on() -> None:
 def test_a_day_that_is_known_is_expected_again() -> None:
     demand, key = ClusterDemand(), (FAMILY, "north")
     for hour in range(49):
-        demand.note(hour * 3600.0, {key: 500.0 if hour % 24 == 2 else 100.0})
-    found = demand.expected(48 * 3600.0 + 1800.0, 7200.0)
+        demand.record(hour * 3600.0, {key: 500.0 if hour % 24 == 2 else 100.0})
+    found = demand.forecast(48 * 3600.0 + 1800.0, 7200.0)
     (own,) = found
     assert own.rate < 150.0
     assert max(rate for _, rate in own.forecast) > 300.0
@@ -127,29 +127,29 @@ def test_a_rise_that_comes_every_day_is_expected_until_it_is_there() -> None:
     demand, key = ClusterDemand(), (FAMILY, "north")
     for at in range(3 * 144):  # every ten minutes
         at_s, hour = at * 600.0, at / 6.0 % 24.0
-        demand.note(at_s, {key: 700.0 if 12.0 <= hour < 15.0 else 60.0})
+        demand.record(at_s, {key: 700.0 if 12.0 <= hour < 15.0 else 60.0})
         if at >= 2 * 144 and 11.0 <= hour < 15.0:
-            (own,) = demand.expected(at_s, 4800.0)
+            (own,) = demand.forecast(at_s, 4800.0)
             assert max(own.rate, *(rate for _, rate in own.forecast)) > 600.0, f"at {hour:.2f} h"
         if at >= 2 * 144 and (hour < 9.0 or hour > 17.0):
-            (own,) = demand.expected(at_s, 4800.0)
+            (own,) = demand.forecast(at_s, 4800.0)
             assert max(own.rate, *(rate for _, rate in own.forecast)) < 100.0, f"at {hour:.2f} h"
 
 
 def test_what_is_not_counted_any_more_went_away_and_nonsense_is_ignored() -> None:
     demand = ClusterDemand()
-    demand.note(0.0, {(FAMILY, "north"): 100.0})
+    demand.record(0.0, {(FAMILY, "north"): 100.0})
     for at in range(1, 20):
-        demand.note(at * 60.0, {(FAMILY, "south"): math.nan})
+        demand.record(at * 60.0, {(FAMILY, "south"): math.nan})
     assert demand.rates() == {(FAMILY, "north"): 0.0}
 
 
 def test_saved_demand_is_the_same_at_once() -> None:
     demand, key = ClusterDemand(), (FAMILY, "north")
     for at in range(30):
-        demand.note(at * 60.0, {key: 100.0})
+        demand.record(at * 60.0, {key: 100.0})
     other = ClusterDemand()
-    other.restore(demand.saved(), 1800.0)
+    other.restore(demand.snapshot(), 1800.0)
     assert other.rates()[key] == pytest.approx(demand.rates()[key])
 
 
@@ -245,26 +245,26 @@ def membership(*names: str) -> Membership:
 
 def test_a_node_that_falls_silent_is_lost_and_found_again() -> None:
     members = membership("a")
-    assert members.note(0.0, {"a": report()}) == ["a is ready"]
-    assert members.note(10.0, {}) == []
-    assert members.note(20.0, {}) == ["a is lost: no report for 15 s"]
+    assert members.record(0.0, {"a": report()}) == ["a is ready"]
+    assert members.record(10.0, {}) == []
+    assert members.record(20.0, {}) == ["a is lost: no report for 15 s"]
     assert members.for_plan() == ()
-    assert members.note(30.0, {"a": report(at_s=30.0)}) == ["a is ready"]
+    assert members.record(30.0, {"a": report(at_s=30.0)}) == ["a is ready"]
 
 
 def test_the_same_report_again_is_silence() -> None:
     members = membership("a")
     for at_s in (0.0, 10.0, 20.0):
-        members.note(at_s, {"a": report(at_s=1e9)})  # a clock of its own
+        members.record(at_s, {"a": report(at_s=1e9)})  # a clock of its own
     assert members.members["a"].phase == "lost"
 
 
 def test_a_controller_that_reaches_nobody_blames_no_node() -> None:
     members = membership("a")
-    members.note(0.0, {"a": report()})
+    members.record(0.0, {"a": report()})
     for at_s in (10.0, 20.0, 30.0):
         members.unheard(10.0)
-        members.note(at_s, {})
+        members.record(at_s, {})
     assert members.members["a"].phase == "ready"
 
 
@@ -275,7 +275,7 @@ def test_a_start_that_takes_too_long_is_tried_again_later_and_later() -> None:
     for _ in range(4):
         own.enter("waking", now_s)
         now_s += 241.0
-        members.note(now_s, {})
+        members.record(now_s, {})
         assert own.phase == "lost"
         waits.append(own.retry_s - now_s)
         now_s = own.retry_s
@@ -284,8 +284,8 @@ def test_a_start_that_takes_too_long_is_tried_again_later_and_later() -> None:
 
 def test_a_node_that_says_it_is_not_healthy_gets_no_rows_and_is_no_part_of_plans() -> None:
     members = membership("a")
-    members.note(0.0, {"a": report()})
-    members.note(5.0, {"a": report(at_s=5.0, healthy=False, why="no worker")})
+    members.record(0.0, {"a": report()})
+    members.record(5.0, {"a": report(at_s=5.0, healthy=False, why="no worker")})
     own = members.members["a"]
     assert (own.phase, own.usable, own.why) == ("ready", False, "no worker")
     assert members.for_plan() == ()
@@ -296,16 +296,16 @@ def test_the_last_reports_of_a_released_node_do_not_bring_it_back() -> None:
     own = members.members["a"]
     own.enter("released", 100.0)
     own.ended_s = 100.0
-    members.note(105.0, {"a": report(at_s=105.0)})
+    members.record(105.0, {"a": report(at_s=105.0)})
     assert own.phase == "released"
-    members.note(120.0, {"a": report(at_s=120.0)})
+    members.record(120.0, {"a": report(at_s=120.0)})
     assert own.phase == "ready", "somebody started it"
 
 
 def test_a_slow_node_gets_less_and_recovers() -> None:
     members = membership("a")
     for at_s in range(0, 120, 5):
-        members.note(float(at_s), {"a": report(at_s=at_s, p95_ms=150.0, rates={"north": 5.0})})
+        members.record(float(at_s), {"a": report(at_s=at_s, p95_ms=150.0, rates={"north": 5.0})})
         slow = members.pace(float(at_s), {FAMILY: 100.0}, {})
         assert members.members["a"].pace == pytest.approx(max(LEAST_PACE, 0.8 ** (at_s // 10 + 1))), (
             "one step in ten seconds"
@@ -313,21 +313,21 @@ def test_a_slow_node_gets_less_and_recovers() -> None:
     assert members.members["a"].pace == LEAST_PACE
     assert slow == ["a answers digits in 150 ms of 100 ms (p95) and gets 25% of its share"]
     for at_s in range(120, 480, 10):
-        members.note(float(at_s), {"a": report(at_s=at_s, rates={"north": 5.0})})
+        members.record(float(at_s), {"a": report(at_s=at_s, rates={"north": 5.0})})
         assert not members.pace(float(at_s), {FAMILY: 100.0}, {})
     assert members.members["a"].pace == 1.0
 
 
 def test_a_target_may_leave_less_time_than_the_slo() -> None:
     members = membership("a")
-    members.note(0.0, {"a": report(p95_ms=60.0, rates={"north": 5.0})})
+    members.record(0.0, {"a": report(p95_ms=60.0, rates={"north": 5.0})})
     target = NodeTarget(node="a", awake=True, p95_ms={FAMILY: 50.0})
     assert members.pace(0.0, {FAMILY: 100.0}, {"a": target})
 
 
 def test_a_node_is_ready_for_the_rows_of_the_target_it_took_as_long_as_that_holds() -> None:
     members = membership("a")
-    members.note(0.0, {"a": report()})
+    members.record(0.0, {"a": report()})
     own = members.members["a"]
     assert own.ready_for(FAMILY, 0.0) == 0.0, "it has taken none"
     own.taken = NodeTarget(node="a", awake=True, rates={FAMILY: 40.0}, accuracy={FAMILY: 90.0})
@@ -337,58 +337,58 @@ def test_a_node_is_ready_for_the_rows_of_the_target_it_took_as_long_as_that_hold
     own.enter("partitioned", 5.0)
     assert own.ready_for(FAMILY, 90.0) == 0.0, "the lease of its target ends while nobody reaches it"
     own.enter("ready", 10.0)
-    members.note(15.0, {"a": report(at_s=15.0, started_s=12.0)})
+    members.record(15.0, {"a": report(at_s=15.0, started_s=12.0)})
     assert own.ready_for(FAMILY, 90.0) == 0.0, "a new server has taken none"
 
 
 def test_rows_of_a_server_that_does_not_answer_its_agent_have_not_gone_away() -> None:
     memory = ClusterMemory.new(terms([node("a", "north")]), 0.0)
-    memory.note(0.0, {"a": report(rates={"north": 100.0})})
-    memory.note(5.0, {"a": report(at_s=5.0, families=(), healthy=False)})
+    memory.record_reports(0.0, {"a": report(rates={"north": 100.0})})
+    memory.record_reports(5.0, {"a": report(at_s=5.0, families=(), healthy=False)})
     assert sum(memory.demand.rates().values()) > 100.0
-    memory.note(45.0, {"a": report(at_s=45.0, families=(), healthy=False)})
+    memory.record_reports(45.0, {"a": report(at_s=45.0, families=(), healthy=False)})
     assert sum(memory.demand.rates().values()) < 100.0, "by then they are counted where they went"
 
 
 def test_rows_of_a_partitioned_node_count_on_while_it_is_not_known_what_the_ingress_gives_it() -> None:
     memory = ClusterMemory.new(terms([node("a", "north"), node("b", "north")]), 0.0)
     both = {name: report(name, rates={"north": 100.0}) for name in ("a", "b")}
-    memory.note(0.0, both)
+    memory.record_reports(0.0, both)
     memory.members.members["a"].enter("partitioned", 0.0)
     memory.weights, memory.given = {("", "south"): {"b": 1.0}}, {"b": 1.0}  # the answer for the north was lost
     for at_s in range(20, 200, 10):
-        memory.note(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+        memory.record_reports(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
     assert sum(memory.demand.rates().values()) == pytest.approx(200.0, rel=0.05)
     memory.in_force = True  # nothing is given to it any more
     for at_s in range(200, 400, 10):
-        memory.note(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
+        memory.record_reports(float(at_s), {"b": report("b", at_s=at_s, rates={"north": 100.0})})
     assert sum(memory.demand.rates().values()) == pytest.approx(100.0, rel=0.05)
 
 
 def test_an_unknown_node_that_reports_is_taken_in() -> None:
     members = membership()
-    members.note(0.0, {"b": report("b")})
+    members.record(0.0, {"b": report("b")})
     assert [own.name for own in members.for_plan()] == ["b"]
 
 
 def test_saved_members_are_as_they_were() -> None:
     members = membership("a", "b")
-    members.note(0.0, {"a": report()})
+    members.record(0.0, {"a": report()})
     members.members["b"].hold = "released"
     other = membership("a", "b")
-    other.restore(members.saved(), 500.0)
+    other.restore(members.snapshot(), 500.0)
     assert other.members["a"].phase == "ready"
     assert other.members["b"].hold == "released"
-    other.note(510.0, {})
+    other.record(510.0, {})
     assert other.members["a"].phase == "ready", "it has some seconds to answer the new controller"
-    other.note(520.0, {})
+    other.record(520.0, {})
     assert other.members["a"].phase == "lost"
 
 
 def test_a_node_that_reports_other_devices_is_planned_with_those() -> None:
     members = membership("a")
     own = msgspec.structs.replace(node("a", "north"), devices={"gpu": 7})
-    members.note(0.0, {"a": report(node=own)})
+    members.record(0.0, {"a": report(node=own)})
     (found,) = members.for_plan()
     assert isinstance(found, ClusterNode)
     assert found.devices == {"gpu": 7}
@@ -396,10 +396,10 @@ def test_a_node_that_reports_other_devices_is_planned_with_those() -> None:
 
 def test_a_node_that_is_waking_keeps_its_devices_in_plans_before_its_server_has_said_them() -> None:
     members = membership("a")
-    members.note(0.0, {"a": report()})
+    members.record(0.0, {"a": report()})
     members.members["a"].enter("waking", 100.0)
     bare = msgspec.structs.replace(node("a", "north"), devices={}, state="starting")
-    members.note(105.0, {"a": report(at_s=105.0, started_s=100.0, healthy=False, node=bare)})
+    members.record(105.0, {"a": report(at_s=105.0, started_s=100.0, healthy=False, node=bare)})
     (planned,) = members.for_plan()
     assert (planned.devices, planned.state) == ({"gpu": 2}, "starting")
-    assert members.saved()["a"].reported == msgspec.structs.replace(bare, devices={"gpu": 2})
+    assert members.snapshot()["a"].reported == msgspec.structs.replace(bare, devices={"gpu": 2})

@@ -21,7 +21,7 @@ from clover.cluster.ingress.runtime import (
     parse_info,
     parse_server_states,
     parse_statistics,
-    quoted,
+    quote,
     split_replies,
 )
 from clover.errors import ClusterError
@@ -91,7 +91,7 @@ def test_what_is_no_success_is_refused_with_its_text(command: str, reply: str) -
 @pytest.mark.parametrize("command", ["", "a;b", "a\nb", "show stat\r", "a\\b", "a\x00"])
 def test_a_command_is_one_command(command: str) -> None:
     with pytest.raises(ClusterError, match="no single command"):
-        quoted(command)
+        quote(command)
 
 
 @given(st.lists(st.text("ab c", min_size=1, max_size=5000), max_size=30))

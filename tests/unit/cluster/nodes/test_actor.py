@@ -279,7 +279,7 @@ def test_a_node_whose_release_was_cut_off_can_be_woken_again_and_a_report_alone_
             self.did.append("start")
             return False
 
-        async def look(self) -> None:
+        async def revive(self) -> None:
             pass
 
         async def release(self) -> None:
@@ -290,7 +290,7 @@ def test_a_node_whose_release_was_cut_off_can_be_woken_again_and_a_report_alone_
             return NodeReport(node=node, at_s=1.0, started_s=1.0, url="http://x")
 
     async def story() -> None:
-        order = NodeSetup.of(parse(TEXT.format(hook="[]")), "a", tmp_path)
+        order = NodeSetup.from_cluster(parse(TEXT.format(hook="[]")), "a", tmp_path)
         actor = NodeActor(msgspec.json.encode(order))
         agent = Agent()
         actor._agent = agent  # type: ignore[assignment]

@@ -126,7 +126,7 @@ class Scene:
             return (DeviceFrontier(kind="k", family="toy", points=(), idle_w=1.0),)
 
         return NodeAgent(
-            NodeSetup.of(text_of, "a", self.folder),
+            NodeSetup.from_cluster(text_of, "a", self.folder),
             frontiers=frontiers,
             process=self.process,  # type: ignore[arg-type]  # what the agent asks of a process, and no more
             client=self.control,  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         assert (before.node.state, before.families, before.healthy) == ("released", (), False)
         await agent.start()
         await agent.report()
-        await agent.learned()
+        await agent.wait_learned()
         report = await agent.report()
         assert report.node.devices == {"2-cores-some-cpu": 2}
         assert (report.node.state, report.node.awake_w, report.node.correction) == ("ready", 40.0, {"toy": 1.25})
@@ -215,7 +215,7 @@ def test_a_report_has_counters_devices_and_operating_points(tmp_path: Path) -> N
         scene.control.status |= {"cluster": "demo"}
         report = await agent.report()
         assert (report.target_epoch, report.newest_epoch) == (0, 4)  # its lease ended; it takes none below 4
-        await agent.learned()
+        await agent.wait_learned()
         assert len(scene.asked) == 2
 
     tell(story)
@@ -244,14 +244,14 @@ def test_a_dead_server_is_started_again_with_growing_waits(tmp_path: Path) -> No
         await agent.start()
         scene.now_s += 120.0
         scene.process.record = None
-        await agent.look()
+        await agent.revive()
         assert len(scene.process.started) == 2  # it had run for long: at once
         assert agent.restarts == 1
         starts, waits = 2, list[float]()
         died_s = scene.now_s
         for _ in range(4000):
             scene.process.record = None
-            await agent.look()
+            await agent.revive()
             if len(scene.process.started) > starts:
                 starts = len(scene.process.started)
                 waits.append(scene.now_s - died_s)
@@ -270,7 +270,7 @@ def test_a_released_node_stays_released(tmp_path: Path) -> None:
         agent = scene.agent()
         await agent.start()
         await agent.release()
-        await agent.look()
+        await agent.revive()
         assert len(scene.process.started) == 1
         assert (await agent.report()).node.state == "released"
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from clover.cluster.planning.frontiers import device_frontier, undominated
+from clover.cluster.planning.frontiers import device_frontier, drop_dominated
 from clover.cluster.planning.records import DeviceFrontier, OperatingPoint
 from clover.research.simulate import families
 from clover.types import FamilyProfile, ObjectiveConfig
@@ -80,4 +80,4 @@ def test_an_slo_that_nothing_keeps_has_no_points() -> None:
 def test_of_equal_points_one_stays() -> None:
     point = OperatingPoint(rate=10.0, accuracy=90.0, watts=5.0, p95_ms=10.0)
     worse = OperatingPoint(rate=10.0, accuracy=89.0, watts=5.0, p95_ms=10.0)
-    assert undominated([point, worse, point]) == (point,)
+    assert drop_dominated([point, worse, point]) == (point,)

@@ -159,7 +159,7 @@ def a100(family: str, shape: str, rate: float, slo_ms: float) -> tuple[Problem, 
             tuple(row.ms for row in rows),
             tuple(row.ms * row.watts / row.batch / 1e3 for row in rows),
         )
-        for (variant, profile), rows in by_place(shipped().of(family)).items()
+        for (variant, profile), rows in by_place(shipped().rows_of(family)).items()
         if profile == shape
     }
     names = tuple(sorted(services, key=lambda variant: services[variant].mean_ms))[:2]

@@ -100,7 +100,7 @@ def test_limits_and_duals_hold_for_what_lies_in_the_box(seed: int, gpus: int, mo
     relaxation = Relaxation(problem)
     here = counts[relaxation.groups].astype(float)
     shares, capacity = found.shares[0][relaxation.groups], float((here / relaxation.service).sum())
-    used = bounding._used(relaxation, here)
+    used = bounding._workers_used(relaxation, here)
     part = st.floats(0.0, 1.0)
     root = relaxation.root()
     assert root.used[0] <= used <= root.used[1]
@@ -146,7 +146,7 @@ def test_requests_that_wait_are_served_by_a_group_at_least_as_often_as_the_tails
         if not found.stable[0]:
             continue
         here = each[relaxation.groups].astype(float)
-        used = np.array([bounding._used(relaxation, here)])
+        used = np.array([bounding._workers_used(relaxation, here)])
         slowed = relaxation.shares_within(used, used)[2][0]
         busy, share = found.busy[0][relaxation.groups], found.shares[0][relaxation.groups]
         assert (slowed * share <= busy + 1e-12).all()

@@ -24,8 +24,8 @@ RATE = 40.0
 def test_windows_of_short_steps_share_arrivals() -> None:
     """Steps of a second see ten-second windows slide: one look moves a count by a tenth of what chance does to two
     windows apart; in steps of a minute each window is its own."""
-    seconds = replay._observed([RATE] * 4000, 1.0, seed=1)
-    minutes = replay._observed([RATE] * 4000, 60.0, seed=1)
+    seconds = replay._observe_rates([RATE] * 4000, 1.0, seed=1)
+    minutes = replay._observe_rates([RATE] * 4000, 60.0, seed=1)
     chance = (RATE / WINDOW_S) ** 0.5
     for counts in (seconds, minutes):
         assert statistics.mean(counts) == pytest.approx(RATE, rel=0.01)
@@ -36,7 +36,7 @@ def test_windows_of_short_steps_share_arrivals() -> None:
 
 def test_a_window_still_has_what_arrived_before_the_load_rose() -> None:
     rates = [0.0] * 20 + [1000.0] * 20
-    counts = replay._observed(rates, 1.0, seed=1)
+    counts = replay._observe_rates(rates, 1.0, seed=1)
     assert counts[:20] == [0.0] * 20
     assert counts[24] == pytest.approx(500.0, rel=0.1)  # the fifth second of it
     assert counts[-1] == pytest.approx(1000.0, rel=0.1)
@@ -49,7 +49,7 @@ def test_a_window_still_has_what_arrived_before_the_load_rose() -> None:
 @settings(max_examples=examples(40))
 def test_arrivals_that_are_known_are_counted_as_a_server_does(arrivals_s: list[float], step_s: float) -> None:
     steps = int(60.0 / step_s)
-    for index, rate in enumerate(replay._counted(arrivals_s, step_s, steps)):
+    for index, rate in enumerate(replay._count_arrivals(arrivals_s, step_s, steps)):
         end_s = index * step_s + min(replay.LAG_S, step_s)
         within = sum(end_s - WINDOW_S <= at_s < end_s for at_s in arrivals_s)
         assert rate == pytest.approx(within / min(WINDOW_S, end_s))

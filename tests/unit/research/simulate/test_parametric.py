@@ -7,18 +7,18 @@ import pytest
 
 from clover.errors import ConfigError
 from clover.research.simulate import families, world
-from clover.research.simulate.parametric import Confidence, cascade_of, drawn, parse
+from clover.research.simulate.parametric import Confidence, cascade_of, draw_answers, parse
 
 ACCURACY = {"small": 80.0, "large": 85.0}
 
 
 def test_every_variant_is_right_on_exactly_its_part() -> None:
-    found = drawn(ACCURACY, Confidence(), seed=3, rows=2000)
+    found = draw_answers(ACCURACY, Confidence(), seed=3, rows=2000)
     assert [own.right.mean() for own in found.values()] == [0.8, 0.85]
 
 
 def test_scores_are_probabilities_to_be_right() -> None:
-    own = drawn(ACCURACY, Confidence(), seed=1, rows=40_000)["small"]
+    own = draw_answers(ACCURACY, Confidence(), seed=1, rows=40_000)["small"]
     assert 0.0 <= own.scores.min() <= own.scores.max() <= 1.0
     for low, high in ((0.2, 0.4), (0.5, 0.7), (0.8, 0.9), (0.95, 1.0)):
         part = (own.scores >= low) & (own.scores < high)
@@ -26,13 +26,13 @@ def test_scores_are_probabilities_to_be_right() -> None:
 
 
 def test_the_ends_of_both_parameters() -> None:
-    sees = drawn(ACCURACY, Confidence(blur=0.0), seed=1, rows=1000)["small"]
+    sees = draw_answers(ACCURACY, Confidence(blur=0.0), seed=1, rows=1000)["small"]
     assert np.array_equal(sees.scores == 1.0, sees.right), "without blur every error is known"
-    alike = drawn(ACCURACY, Confidence(alike=1.0), seed=1, rows=1000)
+    alike = draw_answers(ACCURACY, Confidence(alike=1.0), seed=1, rows=1000)
     assert not (alike["small"].right & ~alike["large"].right).any(), "what a good one misses the cheap one misses too"
-    apart = drawn(ACCURACY, Confidence(alike=0.0), seed=1, rows=20_000)
+    apart = draw_answers(ACCURACY, Confidence(alike=0.0), seed=1, rows=20_000)
     assert abs(np.corrcoef(apart["small"].right, apart["large"].right)[0, 1]) < 0.03
-    blind = drawn(ACCURACY, Confidence(blur=100.0), seed=1, rows=20_000)["small"]
+    blind = draw_answers(ACCURACY, Confidence(blur=100.0), seed=1, rows=20_000)["small"]
     assert np.ptp(blind.scores) < 0.05, "with all blur a score says nothing but the accuracy"
 
 

@@ -51,7 +51,7 @@ class Traffic:
         for row in range(most):
             client = self.client()
             at = NOISE if client in ill else self.draw.randrange(10)
-            if self.watch.add(at, self.clients.sent(f"10.0.0.{client}")):
+            if self.watch.add(at, self.clients.record_row(f"10.0.0.{client}")):
                 return row + 1
         return None
 
@@ -101,7 +101,7 @@ def test_no_sequence_of_one_client_raises_an_alarm(share: float, others: int, se
     for row in range(3000):
         client = traffic.client()
         at = sent[row % len(sent)] if client == 0 else traffic.draw.randrange(10)
-        assert not traffic.watch.add(at, traffic.clients.sent(str(client)))
+        assert not traffic.watch.add(at, traffic.clients.record_row(str(client)))
 
 
 def test_audits_of_one_client_raise_no_alarm_and_those_of_all_do() -> None:
@@ -112,7 +112,7 @@ def test_audits_of_one_client_raise_no_alarm_and_those_of_all_do() -> None:
         for row in range(most):
             client = draw.randrange(3)
             agrees = client not in liars and draw.random() < 0.9
-            if watch.add(agrees, 0.9, 10_000, 1, clients.sent(str(client))):
+            if watch.add(agrees, 0.9, 10_000, 1, clients.record_row(str(client))):
                 alarm = row
                 break
         assert (alarm is None) == (len(liars) == 1)
@@ -142,7 +142,7 @@ def test_one_client_holds_no_recovery_up() -> None:
     scores, audits = ScoreRecovery(PARTS, 10_000, clients=clients), AgreementRecovery(clients=clients)
     while not (scores.clear.well and audits.clear.well) and scores.clear.rows < 8000:
         client = draw.randrange(4)
-        group = clients.sent(str(client))
+        group = clients.record_row(str(client))
         scores.add(NOISE if client == 0 else draw.randrange(10), group)
         audits.add(client != 0 and draw.random() < 0.9, 0.9, 10_000, 1, group)
     assert 500 < scores.clear.rows < 8000
@@ -153,7 +153,7 @@ def test_while_all_are_ill_nothing_is_well() -> None:
     scores = ScoreRecovery(PARTS, 10_000, clients=clients)
     for _ in range(20_000):
         ill = draw.random() < 0.3
-        scores.add(NOISE if ill else draw.randrange(10), clients.sent(str(draw.randrange(10))))
+        scores.add(NOISE if ill else draw.randrange(10), clients.record_row(str(draw.randrange(10))))
         assert not scores.clear.well
 
 
@@ -162,7 +162,7 @@ def test_while_all_are_ill_nothing_is_well() -> None:
 
 def test_clients_that_come_one_after_the_other_are_in_groups_of_their_own() -> None:
     clients = ClientGroups()
-    assert [clients.sent(str(client)) for client in range(GROUPS)] == list(range(GROUPS))
+    assert [clients.record_row(str(client)) for client in range(GROUPS)] == list(range(GROUPS))
     assert [clients.group_of(str(client)) for client in range(GROUPS)] == list(range(GROUPS))
     assert clients.largest_share == 1 / GROUPS
 
@@ -170,8 +170,8 @@ def test_clients_that_come_one_after_the_other_are_in_groups_of_their_own() -> N
 def test_a_new_client_does_not_join_the_group_of_a_busy_one() -> None:
     clients = ClientGroups()
     for _ in range(1000):
-        clients.sent("busy")
-    assert {clients.sent(str(client)) for client in range(100)} == set(range(1, GROUPS))
+        clients.record_row("busy")
+    assert {clients.record_row(str(client)) for client in range(100)} == set(range(1, GROUPS))
 
 
 @settings(max_examples=50, deadline=None)
@@ -181,21 +181,21 @@ def test_shares_follow_the_latest_rows_and_memory_is_bounded(sent: list[tuple[in
     groups: dict[int, int] = {}
     for client, rows in sent:
         for _ in range(rows):
-            group = clients.sent(str(client))
+            group = clients.record_row(str(client))
         assert groups.setdefault(client, group) == group
         assert sum(clients.recent) < RECENT_ROWS
     client, _ = sent[-1]
     for _ in range(3 * RECENT_ROWS):
-        clients.sent(str(client))
+        clients.record_row(str(client))
     counting = clients.counting().tolist()
     assert counting == [True, *(group != groups[client] for group in range(GROUPS))]
 
 
 def test_no_more_clients_are_remembered_than_that() -> None:
     clients = ClientGroups()
-    first = clients.sent("first")
+    first = clients.record_row("first")
     for client in range(REMEMBERED_CLIENTS):
-        clients.sent(f"{client}")
+        clients.record_row(f"{client}")
         assert clients.group_of("first") == first, "it was there lately"
     assert len(clients._groups) == REMEMBERED_CLIENTS
 
@@ -222,7 +222,7 @@ class Clients(Guarded):
 
     def send(self, client: str, rows: int, *, noise: bool = False) -> None:
         for _ in range(rows):
-            group = self.guard.clients.sent(client)
+            group = self.guard.clients.record_row(client)
             evidence = self.guard.fresh(self.draw.getrandbits(64))
             self.guard.score(SMALL, 0.0 if noise else self.draw.random(), evidence, group)
 
@@ -277,24 +277,26 @@ def test_one_client_does_not_switch_the_cascade_off() -> None:
     house = Clients()
     house.mixed(1000, noisy=("a", "b", "c"), quiet=())
     for row in range(3000):
-        group = house.guard.clients.sent("abc"[row % 3])
+        group = house.guard.clients.record_row("abc"[row % 3])
         agrees = row % 3 > 0 and house.draw.random() < 0.98
-        house.guard.compared(SERVED, SMALL, agrees, 0.98, 2500, group=group)
+        house.guard.record_comparison(SERVED, SMALL, agrees, 0.98, 2500, group=group)
     assert house.guard.alarm_level == TIGHTENED
     for row in range(1000):
-        group = house.guard.clients.sent("abc"[row % 3])
-        house.guard.compared(SERVED, SMALL, False, 0.98, 2500, group=group)
+        group = house.guard.clients.record_row("abc"[row % 3])
+        house.guard.record_comparison(SERVED, SMALL, False, 0.98, 2500, group=group)
     assert house.guard.alarm_level == CASCADE_OFF
 
 
 def test_rows_of_one_chain_are_counted_by_client() -> None:
     house = Clients()
     for row in range(6000):
-        group = house.guard.clients.sent("abc"[row % 3])
-        house.guard.followed(WATCHED, row % 3 == 0 or house.draw.random() < 0.1, 1, group)
+        group = house.guard.clients.record_row("abc"[row % 3])
+        house.guard.record_overrules(WATCHED, row % 3 == 0 or house.draw.random() < 0.1, 1, group)
     assert house.guard.alarm_level == OK
     for row in range(1500):
-        house.guard.followed(WATCHED, house.draw.random() < 0.6, 1, house.guard.clients.sent("abc"[row % 3]))
+        house.guard.record_overrules(
+            WATCHED, house.draw.random() < 0.6, 1, house.guard.clients.record_row("abc"[row % 3])
+        )
     assert house.guard.alarm_level == TIGHTENED
 
 

@@ -141,7 +141,7 @@ def test_no_hour_lies_below_the_least_also_where_audits_fail(hours: list[tuple[i
         sampler.set(share)
         for row in range(rows):
             if sampler.pick(hour * HOUR_NS + row) and rng.random() < failing and row < rows - 1:
-                sampler.failed()
+                sampler.take_back()
         if failing == 0.0:
             assert sampler.taken >= LEAST * rows
         assert sampler.taken + sampler.owed >= LEAST * rows - 1e-9
@@ -153,7 +153,7 @@ def test_what_an_hour_owes_is_made_up_for_in_the_next() -> None:
     tried = 0
     for row in range(10_000):
         if sampler.pick(row):
-            sampler.failed()
+            sampler.take_back()
             tried += 1
     assert sampler.owed == pytest.approx(10.0)
     assert tried <= MOST * 10_000 + 1  # however long it fails
@@ -168,7 +168,7 @@ def test_debts_of_more_than_an_hour_are_forgotten() -> None:
     for hour in range(5):
         for row in range(5000):
             if sampler.pick(hour * HOUR_NS + row):
-                sampler.failed()
+                sampler.take_back()
     sampler.pick(5 * HOUR_NS)
     assert sampler.owed < 6.0
 
@@ -177,7 +177,7 @@ def test_what_was_urgent_and_failed_is_no_reason_to_leave_debts() -> None:
     sampler = Sampler(URGENT)
     for row in range(2_000):
         if sampler.pick(row):
-            sampler.failed()
+            sampler.take_back()
     sampler.set(LEAST)
     picked = [sampler.pick(2_000 + row) for row in range(2_000)]
     assert sampler.taken == sum(picked)

@@ -24,9 +24,9 @@ class Family:
         self.refused: dict[int, int] = {}
 
     def row(self, client: int, wants: float) -> None:
-        self.clients.sent(f"10.0.0.{client}")
+        self.clients.record_row(f"10.0.0.{client}")
         sender = self.clients.latest
-        self.limit.answered(sender, PLANNED)
+        self.limit.record_row(sender, PLANNED)
         self.rows[client] = self.rows.get(client, 0) + 1
         if self.draw.random() < wants and not self.limit.allows(sender, sender.group):
             self.refused[client] = self.refused.get(client, 0) + 1
@@ -75,8 +75,8 @@ def test_an_unknown_plan_limits_nothing() -> None:
     clients = ClientGroups()
     limit = EscalationLimit(clients, 2.0)
     for at in range(1000):
-        clients.sent(str(at % 4))
-        limit.answered(clients.latest, 0.0)
+        clients.record_row(str(at % 4))
+        limit.record_row(clients.latest, 0.0)
         assert limit.allows(clients.latest, 0)
 
 
@@ -84,14 +84,14 @@ def test_a_connection_is_a_client_while_its_address_sends_nearly_all_rows() -> N
     clients = ClientGroups()
     for _ in range(NEW_ROWS + 1):
         for flow in range(1, 9):
-            clients.sent("proxy", flow)
+            clients.record_row("proxy", flow)
     assert len({clients.group_of("proxy", flow) for flow in range(1, 9)}) > 4
     assert clients.sender("proxy", 3).name == "proxy, connection 3"
     assert clients.sender("proxy", 3).payer is None
     assert clients.sender("proxy", 99).payer is clients.sender("proxy", 98).payer is clients.newcomers
     assert clients.leader == "proxy"
     for _ in range(200):
-        clients.sent("other", 50)
+        clients.record_row("other", 50)
     assert clients.leader is None
     assert clients.sender("proxy", 3).name == "proxy"
     assert clients.sender("other", 50).name == "other"

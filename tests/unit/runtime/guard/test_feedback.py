@@ -163,10 +163,10 @@ def test_a_router_remembers_what_it_answered() -> None:
     house.says(SMALL, 1)
     house.router.remember(7, ticket)
     house.close(ticket)
-    assert house.router.labelled(7, [1], "me")["right"] == 1
+    assert house.router.count_labels(7, [1], "me")["right"] == 1
     assert house.router.guard_report()["feedback"]["estimate"]["rows"] == 1
     with pytest.raises(NotFound):
-        house.router.labelled(8, [1], "me")
+        house.router.count_labels(8, [1], "me")
 
 
 def test_a_family_with_a_metric_of_its_own_takes_no_labels_later() -> None:
@@ -177,7 +177,7 @@ def test_a_family_with_a_metric_of_its_own_takes_no_labels_later() -> None:
     house.router.remember(7, ticket)
     house.close(ticket)
     with pytest.raises(BadRequest, match="metric of its own, 'scores:near'"):
-        house.router.labelled(7, [1], "me")
+        house.router.count_labels(7, [1], "me")
     found = house.router.guard_report()["feedback"]
     assert (found["remembered"], found["refused"]["unfit"]) == (0, 1)
 

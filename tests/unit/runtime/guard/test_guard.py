@@ -28,7 +28,7 @@ def made(acts: bool = True) -> tuple[Guard, list[int]]:
 
 def disagree(guard: Guard, kind: str = SERVED, rows: int = 2 * FEWEST_AUDITS) -> None:
     for _ in range(rows):
-        guard.compared(kind, SMALL, False, 0.98, 2500)
+        guard.record_comparison(kind, SMALL, False, 0.98, 2500)
 
 
 def test_scores_as_profiled_change_nothing() -> None:
@@ -108,14 +108,14 @@ def test_only_answers_that_clients_got_make_it_step_aside() -> None:
     disagree(guard, OWN, 1000)
     assert guard.alarm_level == TIGHTENED
     for _ in range(5000):
-        guard.compared(SERVED, SMALL, True, 0.98, 2500)
+        guard.record_comparison(SERVED, SMALL, True, 0.98, 2500)
     assert guard.alarm_level == TIGHTENED
 
 
 def test_agreement_after_tightening_is_counted_anew() -> None:
     guard, _ = made()
     while guard.alarm_level == OK:
-        guard.compared(SERVED, SMALL, False, 0.98, 2500)
+        guard.record_comparison(SERVED, SMALL, False, 0.98, 2500)
     assert guard.report()["variants"].get("small", {}).get(SERVED) is None
 
 
@@ -154,17 +154,17 @@ def test_a_tighter_threshold_lets_half_of_the_rest_through() -> None:
     guard, _ = made()
 
     def tightened(threshold: float) -> RoutedChain:
-        return guard.tightened(RoutedChain((SMALL, LARGE), (threshold,), (), ()))
+        return guard.tighten_chain(RoutedChain((SMALL, LARGE), (threshold,), (), ()))
 
     assert tightened(0.5).thresholds[0] == pytest.approx(0.75, abs=0.02)
     assert tightened(0.0).thresholds[0] == pytest.approx(0.5, abs=0.02)
     assert tightened(2.0).thresholds == (2.0,)
-    assert Guard("toy", VARIANTS).tightened(RoutedChain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
+    assert Guard("toy", VARIANTS).tighten_chain(RoutedChain((SMALL, LARGE), (0.5,), (), ())).thresholds == (0.5,)
     # The best variant says otherwise of a tenth of the rows in every tenth of scores, of which eight lie below 0.75.
     assert tightened(0.5).overruled == pytest.approx(0.08)
     assert tightened(0.5).overruled_rows == 5000
     assert tightened(2.0).overruled == pytest.approx(0.1)
-    longer = guard.tightened(
+    longer = guard.tighten_chain(
         RoutedChain((SMALL, MEDIUM, LARGE), (0.5, 0.5), (), (), overruled=0.1, overruled_rows=5000)
     )
     assert (len(longer.thresholds), longer.overruled_rows) == (2, 0)

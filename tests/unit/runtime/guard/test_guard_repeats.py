@@ -34,10 +34,10 @@ def test_repeats_of_inputs_like_the_profiles_raise_no_alarm(inputs: int, repeats
             for digest, score, overruled, own, served in sent:
                 if guard.fresh(digest):
                     guard.score(SMALL, score)
-                    guard.followed(WATCHED, overruled, 1)
+                    guard.record_overrules(WATCHED, overruled, 1)
                 if guard.fresh_audit(digest):
-                    guard.compared(OWN, SMALL, own, 0.9, 10_000)
-                    guard.compared(SERVED, SMALL, served, 0.98, 2500)
+                    guard.record_comparison(OWN, SMALL, own, 0.9, 10_000)
+                    guard.record_comparison(SERVED, SMALL, served, 0.98, 2500)
         assert (guard.alarms, guard.detected_level) == (0, OK)
         assert guard.inputs == inputs
         assert guard.report()["repeats"] >= inputs * (repeats - 1)
@@ -53,7 +53,7 @@ def test_a_circle_longer_than_the_memory_raises_no_alarm() -> None:
         for digest, score, overruled in sent:
             if guard.fresh(digest):
                 guard.score(SMALL, score)
-                guard.followed(WATCHED, overruled, 1)
+                guard.record_overrules(WATCHED, overruled, 1)
     assert guard.inputs > count
     assert (guard.alarms, guard.detected_level) == (0, OK)
 
@@ -68,10 +68,10 @@ def test_repeats_of_the_worst_inputs_there_can_be_raise_no_alarm(inputs: int, re
         for digest in range(1, inputs + 1):
             if guard.fresh(digest):
                 guard.score(SMALL, 0.0)
-                guard.followed(WATCHED, 1, 1)
+                guard.record_overrules(WATCHED, 1, 1)
             if guard.fresh_audit(digest):
-                guard.compared(OWN, SMALL, False, 0.9, 10_000)
-                guard.compared(SERVED, SMALL, False, 0.98, 2500)
+                guard.record_comparison(OWN, SMALL, False, 0.9, 10_000)
+                guard.record_comparison(SERVED, SMALL, False, 0.98, 2500)
     assert (guard.alarms, guard.detected_level, guard.inputs) == (0, OK, inputs)
 
 
@@ -82,7 +82,7 @@ def test_the_same_few_inputs_take_one_step_and_not_a_second(inputs: int) -> None
         for digest in range(1, inputs + 1):
             evidence = guard.fresh_audit(digest)
             if evidence:
-                guard.compared(SERVED, SMALL, digest % 5 < 3, 0.98, 2500, evidence=evidence)
+                guard.record_comparison(SERVED, SMALL, digest % 5 < 3, 0.98, 2500, evidence=evidence)
     assert (guard.alarms, guard.detected_level) == (1, TIGHTENED)
 
 
@@ -144,9 +144,9 @@ def test_a_handful_of_inputs_raises_no_alarm() -> None:
     for _ in range(150):
         house.guard.score(SMALL, 0.0)
     for _ in range(FEWEST_AUDITS - 1):
-        house.guard.compared(SERVED, SMALL, False, 0.98, 2500)
+        house.guard.record_comparison(SERVED, SMALL, False, 0.98, 2500)
     assert house.guard.alarms == 0
-    house.guard.compared(SERVED, SMALL, False, 0.98, 2500)
+    house.guard.record_comparison(SERVED, SMALL, False, 0.98, 2500)
     assert house.guard.alarms == 1
 
 

@@ -108,10 +108,10 @@ def test_an_accusation_has_the_evidence_of_health_begin_anew() -> None:
 
 def test_audits_too_count_once_after_an_alarm() -> None:
     guard = Guarded().guard
-    assert [guard.fresh_audit(7), guard.fresh_audit(7), guard.audited(7)] == [DRIFT, 0, True]
+    assert [guard.fresh_audit(7), guard.fresh_audit(7), guard.was_audited(7)] == [DRIFT, 0, True]
     guard.alarm(SERVED, SMALL, "")
-    assert not guard.audited(7)
-    assert [guard.fresh_audit(7), guard.fresh_audit(7), guard.audited(7)] == [RECOVERY, 0, True]
+    assert not guard.was_audited(7)
+    assert [guard.fresh_audit(7), guard.fresh_audit(7), guard.was_audited(7)] == [RECOVERY, 0, True]
     guard.reset()
     assert guard.fresh_audit(7) == DRIFT
 
@@ -137,7 +137,7 @@ def test_one_that_only_watches_comes_down_through_the_router() -> None:
     house = Audited(share=1.0, guard="watch")
     guard = house.router.guard
     for _ in range(2 * FEWEST_AUDITS):
-        guard.compared(SERVED, SMALL, False, 0.98, 2500)
+        guard.record_comparison(SERVED, SMALL, False, 0.98, 2500)
     assert (guard.detected_level, guard.alarm_level) == (CASCADE_OFF, OK)
     house.router.audits.sampler.set(1.0)
     for found in (TIGHTENED, OK):
@@ -150,7 +150,7 @@ def test_one_that_only_watches_comes_down_through_the_router() -> None:
             while house.sent(LARGE):
                 house.says(LARGE, 1)
         house.loop.now_ns += LEAST_STAY_NS
-        guard.look()
+        guard.evaluate()
         assert guard.detected_level == found
 
 
@@ -165,7 +165,7 @@ def test_every_accusation_has_to_be_cleared() -> None:
     house = Guarded()
     house.ill()
     while house.guard.alarms < 2:
-        house.guard.compared(OWN, SMALL, False, 0.9, 10_000)
+        house.guard.record_comparison(OWN, SMALL, False, 0.9, 10_000)
     house.scores(5000)
     house.wait(DAY)
     assert house.guard.alarm_level == TIGHTENED
@@ -180,9 +180,9 @@ def test_overruling_is_cleared_by_rows_or_by_audits(kind: str) -> None:
     house.guard.alarm(OVERRULED, SMALL, "")
     for _ in range(6000):
         if kind == OWN:
-            house.guard.compared(OWN, SMALL, house.draw.random() < 0.9, 0.9, 10_000)
+            house.guard.record_comparison(OWN, SMALL, house.draw.random() < 0.9, 0.9, 10_000)
         else:
-            house.guard.followed(WATCHED, house.draw.random() < 0.1, 1)
+            house.guard.record_overrules(WATCHED, house.draw.random() < 0.1, 1)
     house.wait(DAY)
     assert house.guard.alarm_level == OK
 
@@ -294,7 +294,7 @@ def test_who_relapses_at_once_comes_down_seven_times_in_a_day() -> None:
 def aside() -> Audited:
     house = Audited(share=1.0)
     for _ in range(2 * FEWEST_AUDITS):
-        house.router.guard.compared(SERVED, SMALL, False, 0.98, 2500)
+        house.router.guard.record_comparison(SERVED, SMALL, False, 0.98, 2500)
     assert house.router.guard.alarm_level == CASCADE_OFF
     house.router.audits.sampler.set(1.0)
     return house

@@ -24,7 +24,7 @@ def test_a_clients_part_of_the_rows_is_its_own_behind_a_proxy_too(proxy: bool, u
     clients = ClientGroups()
     for number in range(1000):
         connection = 1 + number % 4
-        clients.sent("10.0.0.9" if proxy else f"10.0.0.{connection}", connection)
+        clients.record_row("10.0.0.9" if proxy else f"10.0.0.{connection}", connection)
     group = clients.group_of("10.0.0.9" if proxy else f"10.0.0.{unusual}", unusual)
     blaming: Any = Blaming(group)
     found = pattern_of(clients, EscalationLimit(clients, 2.0), "", [cast(Detector, blaming)])
@@ -49,7 +49,7 @@ def test_rows_that_mostly_repeat_inputs_look_like_a_probe_whoever_sends_them(
 ) -> None:
     clients = ClientGroups()
     for number in range(1000):
-        clients.sent(f"10.0.0.{number % addresses}", 1 + number % 10)
+        clients.record_row(f"10.0.0.{number % addresses}", 1 + number % 10)
         clients.latest.inputs += number < inputs
         clients.latest.repeats += number >= inputs
     found = pattern_of(clients, EscalationLimit(clients, 2.0), "", [])
@@ -73,7 +73,7 @@ def test_a_client_over_its_limit_sent_the_same_input_though_others_sent_that_bef
     clients = ClientGroups()
     for number in range(1000):
         connection = 1 + number % 4
-        clients.sent(f"10.0.0.{connection}", connection)
+        clients.record_row(f"10.0.0.{connection}", connection)
         clients.latest.repeats += 1
     for sender in clients.senders():
         sender.inputs += inputs

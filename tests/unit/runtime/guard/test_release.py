@@ -33,14 +33,14 @@ class Release:
         for new, count in ((True, 10), (False, 90)):
             for latency_ms in 20.0 * load * np.exp(0.4 * self.random.standard_normal(count)):
                 failed = self.random.random() < (failing if new else 0.0) + both_failing
-                self.tests.answered(new, bool(failed), latency_ms * (slow if new else 1.0), rows, self.now_s)
+                self.tests.record_request(new, bool(failed), latency_ms * (slow if new else 1.0), rows, self.now_s)
         self.now_s += 1.0
 
     def until_decided(self, seconds: int = 500, **how: float) -> str:
         for _ in range(seconds):
             self.second(**how)  # type: ignore[arg-type]
             for _ in range(20):
-                self.tests.compared(bool(self.random.random() < 0.97))
+                self.tests.record_comparison(bool(self.random.random() < 0.97))
             found = self.tests.verdict(self.now_s)
             if found.action:
                 return f"{found.action}: {found.why}"
@@ -74,7 +74,7 @@ def test_a_version_that_is_slow_for_a_third_of_its_requests_is_rolled_back_for_i
     for _ in range(300):
         release.second()
         for latency_ms in (500.0,) * 5:
-            release.tests.answered(True, False, latency_ms, 1, release.now_s)
+            release.tests.record_request(True, False, latency_ms, 1, release.now_s)
         if release.tests.verdict(release.now_s).action:
             break
     found = release.tests.verdict(release.now_s)
@@ -92,7 +92,7 @@ def test_a_client_that_asks_seldom_is_enough_to_find_a_version_that_fails() -> N
     tests = ReleaseTests(ReleaseLimits(), 0.0)
     for count in range(400):  # one request in 2 seconds, so that no second has one of each version
         new = count % 10 == 0
-        tests.answered(new, new, 0.0 if new else 10.0, 1, 2.0 * count)
+        tests.record_request(new, new, 0.0 if new else 10.0, 1, 2.0 * count)
     assert tests.tests["errors"].count > 30
     assert tests.verdict(800.0).action == "roll back"
 
@@ -110,8 +110,8 @@ def test_requests_are_compared_with_those_of_their_size_only() -> None:
     release = Release()
     for at in range(40):
         for _ in range(5):
-            release.tests.answered(True, False, 200.0, 64, float(at))
-            release.tests.answered(False, False, 20.0, 1, float(at))
+            release.tests.record_request(True, False, 200.0, 64, float(at))
+            release.tests.record_request(False, False, 20.0, 1, float(at))
     assert release.tests.tests["slower"].count == 0
 
 
@@ -121,7 +121,7 @@ def test_labels_decide_where_the_version_answers_worse() -> None:
     rows = 0
     while not tests.verdict(0.0).action:
         place = random.random()
-        tests.labelled(new_right=place > 0.03, stable_right=not 0.03 <= place < 0.04)  # 3 % lost, 1 % won
+        tests.count_label(new_right=place > 0.03, stable_right=not 0.03 <= place < 0.04)  # 3 % lost, 1 % won
         rows += 1
     found = tests.verdict(0.0)
     assert (found.action, found.why.partition(":")[0]) == ("roll back", "accuracy")
@@ -138,7 +138,7 @@ def test_a_version_that_answers_a_quarter_of_the_rows_differently_is_rolled_back
     for limits, found in ((LIMITS, "roll back"), (ReleaseLimits(differs=1.0), "")):
         tests = ReleaseTests(limits, 0.0)
         for at in range(400):
-            tests.compared(at % 4 != 0)
+            tests.record_comparison(at % 4 != 0)
         assert tests.verdict(0.0).action == found
 
 

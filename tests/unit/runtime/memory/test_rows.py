@@ -30,7 +30,7 @@ def test_each_row_lies_in_its_slot_whatever_their_order(datatype: str, slots: li
     spec = family(datatype)
     slab = Slab.create(Layout(spec, SLOTS))
     try:
-        (fixed,) = FixedRows.of(slab, "input", spec.inputs)
+        (fixed,) = FixedRows.from_tensors(slab, "input", spec.inputs)
         assert fixed is not None
         region = slab.input(0)
         rows = np.array([[slot, -slot] for slot in slots], region.dtype)

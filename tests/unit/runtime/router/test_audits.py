@@ -135,7 +135,7 @@ def test_an_audit_makes_no_haste_and_no_queue() -> None:
     house.loop.advance(60 * MS)
     house.says(SMALL, 1)
     house.close(first)
-    assert len(house.router.audits.queued()) == 1
+    assert len(house.router.audits.list_queued()) == 1
     assert house.router.observe()["queue_rows"] == 0.0
     assert house.sent(LARGE) == []
     house.ask(cascade=False, min_accuracy=91.0)
@@ -252,7 +252,7 @@ def test_waiting_audits_do_not_keep_a_server_from_stopping(house: Audited) -> No
     for _ in range(2):
         house.worker(LARGE).finish(house.loop.now_ns)
     house.worker(LARGE).ring.batches.clear()
-    assert len(house.router.audits.queued()) == 1
+    assert len(house.router.audits.list_queued()) == 1
     house.router.fail_waiting("over")
     assert house.router.audits.waiting == {}
 

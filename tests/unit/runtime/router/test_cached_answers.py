@@ -117,7 +117,7 @@ def test_tenants_do_not_share_answers() -> None:
     first, second = tenants.named("a"), tenants.named("b")
     assert [scene.cached(tenant=first), scene.cached(tenant=second), scene.cached()] == [False, False, False]
     assert [scene.cached(tenant=first), scene.cached(tenant=second), scene.cached()] == [True, True, True]
-    assert scene.router.traffic.of("a").requests[200] == 2
+    assert scene.router.traffic.for_tenant("a").requests[200] == 2
 
 
 def test_a_tenant_that_asks_much_does_not_take_the_room_of_another() -> None:
@@ -209,7 +209,7 @@ def test_labels_may_come_for_an_answer_of_the_cache() -> None:
     ticket = scene.asked()
     scene.router.remember(7, ticket)
     scene.router.close(ticket)
-    assert scene.router.labelled(7, [0], "client")["rows"] == 1
+    assert scene.router.count_labels(7, [0], "client")["rows"] == 1
     assert scene.router.feedback.labelled == [0, 0, 1]
 
 

@@ -74,7 +74,7 @@ class Siege(Audited):
             else:
                 self.row(self.draw.choice(others), self.draw.random())
             if at % 100 == 99:
-                self.router.guard.look()
+                self.router.guard.evaluate()
 
     def part(self, sources: list[Source]) -> float:
         """Return the part of the rows of some sources that were escalated."""
@@ -82,7 +82,7 @@ class Siege(Audited):
 
     @property
     def pattern(self) -> dict[str, Any]:
-        self.router.guard.look()
+        self.router.guard.evaluate()
         found: dict[str, Any] = self.router.guard_report()["pattern"]
         return found
 

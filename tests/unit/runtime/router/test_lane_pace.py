@@ -12,11 +12,11 @@ def served(
     pace: LanePace, batches: int, *, rows: int = 4, waiting: int = 100, every_ns: int = 10 * MS, now_ns: int = SECOND
 ) -> int:
     """Let a saturated lane send `batches` batches from `now_ns` on; return the time after them."""
-    pace.saturated(now_ns, True)
+    pace.record_saturation(now_ns, True)
     for _ in range(batches):
         now_ns += every_ns
-        pace.left(now_ns, rows, waiting, 4)
-        pace.saturated(now_ns, True)
+        pace.record_departure(now_ns, rows, waiting, 4)
+        pace.record_saturation(now_ns, True)
     return now_ns
 
 
@@ -34,10 +34,10 @@ def test_a_pace_is_known_after_a_few_batches_and_forgotten_when_the_workers_chan
 def test_time_in_which_no_row_waits_does_not_count() -> None:
     pace = LanePace()
     now_ns = served(pace, 20)
-    pace.saturated(now_ns, False)
+    pace.record_saturation(now_ns, False)
     assert pace.since_ns == 0
-    pace.saturated(now_ns + 5 * SECOND, True)
-    pace.left(now_ns + 5 * SECOND + 10 * MS, 4, 0, 4)
+    pace.record_saturation(now_ns + 5 * SECOND, True)
+    pace.record_departure(now_ns + 5 * SECOND + 10 * MS, 4, 0, 4)
     assert pace.wait_ns(now_ns + 5 * SECOND + 10 * MS, 40) == pytest.approx(100 * MS)
 
 
@@ -64,31 +64,31 @@ def test_the_expected_time_of_a_batch_follows_what_was_seen() -> None:
     pace = LanePace()
     assert pace.expected_ns == 0
     for _ in range(50):
-        pace.done(20 * MS)
+        pace.record_batch(20 * MS)
     assert pace.expected_ns == pytest.approx(20 * MS, rel=0.01)
-    pace.done(10 * SECOND)  # one pause
+    pace.record_batch(10 * SECOND)  # one pause
     assert pace.expected_ns > 5 * SECOND
     for _ in range(40):
-        pace.done(20 * MS)
+        pace.record_batch(20 * MS)
     assert pace.expected_ns < 100 * MS
     for took_ms in (10, 30) * 40:
-        pace.done(took_ms * MS)
+        pace.record_batch(took_ms * MS)
     assert pace.expected_ns > 35 * MS  # most are done by then
 
 
 def test_the_least_time_is_that_of_the_fastest_of_the_latest_batches() -> None:
     pace = LanePace()
     for took_ms in (600, 25, 22):
-        pace.done(took_ms * MS)
+        pace.record_batch(took_ms * MS)
     assert pace.least_ns == 0  # too few to say
-    pace.done(24 * MS)
+    pace.record_batch(24 * MS)
     assert pace.least_ns == 22 * MS
-    pace.done(5 * SECOND)
+    pace.record_batch(5 * SECOND)
     assert pace.least_ns == 22 * MS  # one pause condemns no row
     for _ in range(70):
-        pace.done(40 * MS)
+        pace.record_batch(40 * MS)
     assert pace.least_ns == 40 * MS
-    pace.done(10 * MS)
+    pace.record_batch(10 * MS)
     assert pace.least_ns == 10 * MS
     pace.forget()
     assert pace.least_ns == 0

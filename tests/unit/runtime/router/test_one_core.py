@@ -44,7 +44,7 @@ def busy(**config: float) -> House:
     for client in range(1, 65):
         made.ask(client=client, turn=client % 32 == 0)
     client = 100
-    while made.router.crowded(client) == 0.0:
+    while made.router.retry_in_s(client) == 0.0:
         made.ask(client=client)
         client += 1
     made.loop.now_ns += MS
@@ -55,11 +55,11 @@ def test_before_rows_are_refused_that_would_wait_too_long_workers_make_room(monk
     made = busy()
     (worker,) = made.workers
     monkeypatch.setattr(os, "sched_yield", lambda: None)
-    assert made.router.crowded(7) > 0.0
+    assert made.router.retry_in_s(7) > 0.0
     monkeypatch.setattr(os, "sched_yield", lambda: worker.finish(made.loop.now_ns))
-    assert made.router.crowded(7) > 0.0, "it was looked at a moment ago"
+    assert made.router.retry_in_s(7) > 0.0, "it was looked at a moment ago"
     made.loop.now_ns += MS
-    assert made.router.crowded(7) == 0.0
+    assert made.router.retry_in_s(7) == 0.0
     assert len(worker.ring.batches) == 2
     assert set(made.router.traffic.overload) == {"slo"}
     assert made.done == [], "nobody is answered in the middle of what somebody else is told"
@@ -99,7 +99,7 @@ def test_a_loop_that_refuses_by_time_keeps_half_of_the_core(
     begin_ns = loop.now_ns
     while loop.now_ns - begin_ns < SECOND // 10:
         loop.now_ns += 50 * US
-        assert made.router.crowded(7) > 0.0
+        assert made.router.retry_in_s(7) > 0.0
     assert set(made.router.traffic.overload) == {why}
     assert 0.8 * most <= yielded_ns / (loop.now_ns - begin_ns) <= most + 0.02, "it begins with the core yielded"
 
@@ -110,12 +110,12 @@ def test_whether_a_request_would_be_refused_is_said_without_refusing_it() -> Non
     codes = dict(router.traffic.codes)
     assert router.room(7) == router.room(7, 0, acme) == LATE_ROOM
     router.take_late(True)
-    assert router.crowded(7) == 0.0
+    assert router.retry_in_s(7) == 0.0
     assert router.room(7) == LATE_ROOM
     assert router.traffic.codes == codes
     router.take_late(False)
-    assert router.crowded(7) > 0.0
-    router.expired(acme)
+    assert router.retry_in_s(7) > 0.0
+    router.count_expired(acme)
     assert router.traffic.codes == codes | {429: codes.get(429, 0) + 1, 504: 1}
     assert router.traffic.by_tenant()["acme"].requests == {504: 1}
 

@@ -65,7 +65,7 @@ def test_requests_are_refused_unread_while_a_row_would_wait_longer_than_the_fami
     router = load.house.router
 
     def ask(number: int) -> None:
-        if router.crowded(1 + number % 64) == 0.0:
+        if router.retry_in_s(1 + number % 64) == 0.0:
             load.ask(1 + number % 64, 60 * SECOND)
 
     load.run(30.0, 2.0 * load.capacity, ask)
@@ -74,7 +74,7 @@ def test_requests_are_refused_unread_while_a_row_would_wait_longer_than_the_fami
     refused = router.traffic.overload["late"]
     assert router.traffic.codes[429] == refused > 0.4 * 30.0 * load.capacity
     load.run(5.0, 0.0, print)
-    assert router.crowded(7) == 0.0
+    assert router.retry_in_s(7) == 0.0
 
 
 def test_what_is_refused_unread_counts_with_the_usual_rows_of_a_request() -> None:
@@ -83,7 +83,7 @@ def test_what_is_refused_unread_counts_with_the_usual_rows_of_a_request() -> Non
     router = load.house.router
 
     def ask(number: int) -> None:
-        if router.crowded(1 + number % 64) == 0.0:
+        if router.retry_in_s(1 + number % 64) == 0.0:
             load.ask(1 + number % 64, 60 * SECOND, rows=32)
 
     load.run(20.0, 2.0 * load.capacity / 32, ask)
@@ -205,8 +205,8 @@ def test_a_part_of_the_queue_and_of_the_slots_is_kept_for_clients_that_have_litt
         load.house.loop.turn()
     router = load.house.router
     assert router.state.batcher.depth() == 56
-    assert router.crowded(1) > 0.0
-    assert router.crowded(2) == 0.0
+    assert router.retry_in_s(1) > 0.0
+    assert router.retry_in_s(2) == 0.0
     assert [load.ask(client) is not None for client in range(2, 12)] == [True] * 8 + [False] * 2
     assert router.traffic.overload["queue"] == 4
     load = loaded(slots=64)

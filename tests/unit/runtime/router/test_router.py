@@ -721,7 +721,7 @@ def test_rows_of_a_failed_batch_are_not_rows_answered(house: House) -> None:
 def test_nanoseconds_of_the_statistics_have_64_bits_and_begin_again_after_these() -> None:
     traffic, seen = Traffic(["small"]), []
     for _ in range(17):  # a thousand requests that wait at any time come to 2^60 within a fortnight
-        traffic.finished(200, 0, 0, 1 << 60, 1 << 60, 1 << 60)
+        traffic.record_outcome(200, 0, 0, 1 << 60, 1 << 60, 1 << 60)
         seen.append(traffic.report("toy", "1", 1 << 60)["inference_stats"])
     for name in ("success", "queue", "compute_infer"):
         assert [stats[name]["ns"] for stats in seen] == [count % 16 << 60 for count in range(1, 18)]

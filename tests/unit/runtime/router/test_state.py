@@ -15,9 +15,9 @@ NEVER_NS = 1 << 62
 
 def test_company_is_expected_until_it_is_known_that_none_comes() -> None:
     company = Company(7)
-    assert company.expected(7)
-    company.came(9)
-    assert company.expected(9 + SECOND), "of one request nothing is known"
+    assert company.expects_more(7)
+    company.record_arrival(9)
+    assert company.expects_more(9 + SECOND), "of one request nothing is known"
 
 
 def in_turn(
@@ -28,14 +28,14 @@ def in_turn(
     waited = 0
     for _ in range(requests):
         for _ in range(clients):
-            company.came(now_ns)
+            company.record_arrival(now_ns)
             now_ns += MS // 50
-        if company.expected(now_ns):
+        if company.expects_more(now_ns):
             waited += 1
             now_ns += wait_ns
         now_ns += MS // 2
         for _ in range(clients):
-            company.left(now_ns)
+            company.record_departure(now_ns)
             now_ns += MS // 100
         now_ns += pause_ns
     return now_ns, waited
@@ -61,17 +61,17 @@ def poisson(rate: float, seconds: float, company: Company, rng: random.Random, n
         now_ns = min(next_ns, leaves_ns, done_ns)
         if now_ns == done_ns:
             for _ in range(here):
-                company.left(now_ns)
+                company.record_departure(now_ns)
             here, done_ns = 0, NEVER_NS
         elif now_ns == leaves_ns:
             batches, leaves_ns, done_ns = batches + 1, NEVER_NS, now_ns + MS // 2
         else:
-            company.came(now_ns)
+            company.record_arrival(now_ns)
             next_ns += int(rng.expovariate(rate) * SECOND) + 1
             here += 1
             if done_ns == NEVER_NS:
                 leaves_ns = min(leaves_ns, now_ns + WAIT_NS)
-                if not company.expected(now_ns):
+                if not company.expects_more(now_ns):
                     short, leaves_ns = short + 1, now_ns
     return now_ns, short / batches
 
@@ -113,8 +113,8 @@ def test_a_client_that_waits_for_answers_among_rare_others_does_not_wait() -> No
     for _ in range(200):
         now_ns, w = in_turn(1, 100, company, now_ns)
         waited += w
-        company.came(now_ns)  # another client, while none of its own is here
-        company.left(now_ns + MS)
+        company.record_arrival(now_ns)  # another client, while none of its own is here
+        company.record_departure(now_ns + MS)
         now_ns += MS
     assert waited < 40
 
@@ -122,9 +122,9 @@ def test_a_client_that_waits_for_answers_among_rare_others_does_not_wait() -> No
 def test_more_than_are_told_apart_are_counted_alike() -> None:
     company = Company(0)
     for request in range(10 * MOST_HERE):
-        company.came(request * MS)
-        assert company.expected(request * MS)
+        company.record_arrival(request * MS)
+        assert company.expects_more(request * MS)
     assert company.here == 10 * MOST_HERE
     for _ in range(10 * MOST_HERE):
-        company.left(SECOND)
+        company.record_departure(SECOND)
     assert company.here == 0

@@ -327,7 +327,7 @@ class Operators:
         """No row waits for a lane that has no worker if none that may serve it comes."""
         self.house.check_slots()
         lanes, table = self.router.state.lanes, self.router.state.table
-        for slot, ticket in table.queued():
+        for slot, ticket in table.list_queued():
             lane = ticket.variants[ticket.slots.index(slot)]
             assert ticket.phase == PENDING
             if not lanes.staffed >> lane & 1 and not self.router.state.coming & lanes.able(ticket.min_accuracy):

@@ -59,11 +59,11 @@ def test_one_that_comes_back_too_early_is_refused_unread() -> None:
     house.route(0)
     (acme,) = tenants(acme={"rate": 1.0})
     asked(house, acme)
-    assert house.router.crowded(5, 0, acme) == 0.0
+    assert house.router.retry_in_s(5, 0, acme) == 0.0
     refused(house, acme, connection=5)
     with pytest.raises(Overloaded, match="over its limit"):
-        house.router.crowded(5, 0, acme)
-    assert house.router.crowded(6, 0, acme) == 0.0, "another connection of it is read"
+        house.router.retry_in_s(5, 0, acme)
+    assert house.router.retry_in_s(6, 0, acme) == 0.0, "another connection of it is read"
     assert house.router.traffic.by_tenant()["acme"].requests == {429: 2}
 
 
@@ -96,16 +96,16 @@ def test_slots_are_not_lent_to_a_tenant_over_its_rate() -> None:
     house = House(slots=64)
     house.route(0)
     (acme,) = tenants(acme={"rate": 1.0, "burst": 3})
-    found = house.router.ahead(2, 0, 9, 0, acme)
+    found = house.router.lend(2, 0, 9, 0, acme)
     assert found is not None
-    house.router.arrived(found[0])
+    house.router.admit_lent(found[0])
     assert (found[0].tenant, found[0].connection) == (acme, 9)
-    assert house.router.ahead(2, 0, 9, 0, acme) is None
-    late = house.router.ahead(1, 0, 9, 0, acme)
+    assert house.router.lend(2, 0, 9, 0, acme) is None
+    late = house.router.lend(1, 0, 9, 0, acme)
     assert late is not None
     asked(house, acme)  # it takes the last row of the rate meanwhile
     with pytest.raises(Overloaded, match="over its limit"):
-        house.router.arrived(late[0])
+        house.router.admit_lent(late[0])
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -209,6 +209,10 @@ def test_the_queue_sees_the_tenant_and_the_guard_the_tenant_and_its_connections(
     assert (ticket.flow, ticket.connection, ticket.request) == (acme.flow, 12, 34)
     assert house.router.open(1, 12, 0, acme).request == -12, "without an id it is known by its connection"
     clients = house.router.guard.clients
-    groups = [clients.sent(acme.client, 12), clients.sent(acme.client, 13), clients.sent("10.0.0.1", 14)]
+    groups = [
+        clients.record_row(acme.client, 12),
+        clients.record_row(acme.client, 13),
+        clients.record_row("10.0.0.1", 14),
+    ]
     assert groups[0] != groups[2]
     assert clients.sender(acme.client, 12).name in ("tenant acme", "tenant acme, connection 12")

@@ -161,7 +161,7 @@ class Waits:
         house, state = self.house, self.router.state
         house.check_slots()
         lanes, now_ns = state.lanes, house.loop.now_ns
-        for slot, ticket in state.table.queued():
+        for slot, ticket in state.table.list_queued():
             lane = ticket.variants[ticket.row_of(slot)]
             free = [link for link in lanes.links if link.attached and link.lane == lane and link.process.held < 2]
             if free:

@@ -184,7 +184,7 @@ def test_a_worker_is_stuck_after_so_much_time_in_which_somebody_looked(gaps_s: l
         gap_ns = int(gap_s * SECOND)
         house.loop.now_ns += gap_ns
         seen_ns += min(gap_ns, MOST_BETWEEN_NS)
-        assert bool(silence.look()) == (seen_ns > LIMIT_NS)
+        assert bool(silence.poll()) == (seen_ns > LIMIT_NS)
 
 
 @pytest.mark.parametrize(
@@ -207,5 +207,5 @@ def test_the_reason_says_what_the_worker_was_doing(tmp_path: Path, stat: str | N
         (tmp_path / "7/stat").write_text(stat)
     for _ in range(2):
         house.loop.now_ns += SECOND
-        found = silence.look()
+        found = silence.poll()
     assert found == [(worker, f"silent for more than 1 s{words}")]

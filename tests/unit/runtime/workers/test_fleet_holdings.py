@@ -44,7 +44,7 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         async def slowly() -> None:
             house.now_ns += 2 * SECOND
 
-        house.fleet.members.start = house.fleet._noted(start)
+        house.fleet.members.start = house.fleet._timed_start(start)
         await house.fleet.spawn(at(0, "small"))
         assert house.fleet.resident(at(0, "large"))
         assert not house.fleet.resident(at(1, "large"))
@@ -68,13 +68,13 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
 
 def test_newer_starts_count_more() -> None:
     times = StepTimes()
-    times.started(at(0), 1.0)
-    times.started(at(1), 2.0)
-    times.started(at(0), 0.0)
+    times.record_start(at(0), 1.0)
+    times.record_start(at(1), 2.0)
+    times.record_start(at(0), 0.0)
     assert times.starts == {("small", "eager", "1c"): pytest.approx(1.3)}
     assert times.drain is None
-    times.drained(2.0)
-    times.drained(1.0)
+    times.record_drain(2.0)
+    times.record_drain(1.0)
     assert times.drain == pytest.approx(1.7)
 
 

@@ -42,7 +42,7 @@ def test_what_a_dead_worker_s_child_sends_does_not_hold_up_the_server() -> None:
         for thread in flooding:
             thread.start()
         worker.exited(-9)
-        finishing = threading.Thread(target=worker._died, daemon=True)
+        finishing = threading.Thread(target=worker._on_death_seen, daemon=True)
         finishing.start()
         finishing.join(10)
         hangs = finishing.is_alive()
@@ -116,7 +116,7 @@ def reporting(*states: frames.WorkerState, also: tuple[str, ...] = ()) -> tuple[
         except WorkerError as error:
             failure = error
         worker.exited(0)
-        worker._died()
+        worker._on_death_seen()
         return worker, failure or (WorkerError("killed") if killed else None)
 
     try:

@@ -9,7 +9,7 @@ import pytest
 
 from clover.config import FamilyConfig
 from clover.runtime.workers import resident_orders
-from clover.runtime.workers.resident_orders import beside, recording, resident_bytes
+from clover.runtime.workers.resident_orders import choose_residents, recording, resident_bytes
 from clover.types import FamilyProfile, MemoryMeasurement, RecordedLaunches
 from tests.support import profiles_fixture
 
@@ -19,7 +19,7 @@ FIRST = ("medium", "eager")
 
 def names(profile: FamilyProfile | None, shape: str = "1c", **changes: Any) -> list[str]:
     given = {"most": 9, "limit_bytes": 0, **changes}
-    found = beside(profile, FIRST, shape, **given)
+    found = choose_residents(profile, FIRST, shape, **given)
     assert all(backend == "eager" for _, backend in found)
     return [variant for variant, _ in found]
 

@@ -33,7 +33,7 @@ def chosen(found: tuple[Assignment, ...]) -> set[str]:
 
 @pytest.mark.parametrize(("plan", "expected"), [("large", "small"), ("medium", "tiny"), ("small", "tiny")])
 def test_auto_is_the_most_accurate_that_serves_three_times_as_much(plan: str, expected: str) -> None:
-    found = understudies().beside([worker(plan, 0), worker(plan, 1)])
+    found = understudies().choose([worker(plan, 0), worker(plan, 1)])
     assert chosen(found) == {expected}
     assert {item.placement.start for item in found} == {0, 1}
     assert {item.backend for item in found} == {"onnxruntime"}
@@ -41,32 +41,32 @@ def test_auto_is_the_most_accurate_that_serves_three_times_as_much(plan: str, ex
 
 def test_where_none_serves_three_times_as_much_it_is_who_serves_most() -> None:
     services = {name: Service((1,), (ms,), (1.0,)) for name, ms in (("tiny", 8.0), ("small", 7.0), ("large", 10.0))}
-    assert chosen(understudies(**services).beside([worker("large")])) == {"small"}
+    assert chosen(understudies(**services).choose([worker("large")])) == {"small"}
 
 
 def test_the_configured_one_is_taken_whatever_it_serves() -> None:
-    assert chosen(understudies("medium").beside([worker("large")])) == {"medium"}
+    assert chosen(understudies("medium").choose([worker("large")])) == {"medium"}
 
 
 def test_nobody_stands_by_beside_a_cheaper_one_or_on_a_shape_that_was_not_measured() -> None:
-    found = understudies("small").beside([worker("tiny", 0), worker("small", 1), worker("large", 2)])
+    found = understudies("small").choose([worker("tiny", 0), worker("small", 1), worker("large", 2)])
     assert [item.placement.start for item in found] == [2]
-    assert understudies("tiny").beside([worker("large", shape="7g")]) == ()
-    assert understudies().beside([worker("tiny")]) == ()
-    assert understudies().beside([]) == ()
+    assert understudies("tiny").choose([worker("large", shape="7g")]) == ()
+    assert understudies().choose([worker("tiny")]) == ()
+    assert understudies().choose([]) == ()
 
 
 def test_nobody_stands_by_if_the_device_has_no_room_for_another() -> None:
     found = understudies()
     found._fits = lambda one, other: one.placement.device != "gpu0"
-    assert found.beside([worker("large")]) == ()
+    assert found.choose([worker("large")]) == ()
 
 
 def test_workers_of_its_own_variant_count_among_those_that_serve() -> None:
     """Half of the slices have small already: with the others they serve 1,600 of the 1,000 rows/s there are now, which
     is too little; tiny beside all serves 4,000."""
     plan = [worker("large", 0), worker("large", 1), worker("small", 2), worker("small", 3)]
-    found = understudies().beside(plan)
+    found = understudies().choose(plan)
     assert chosen(found) == {"tiny"}
     assert len(found) == 4
 
@@ -74,14 +74,14 @@ def test_workers_of_its_own_variant_count_among_those_that_serve() -> None:
 def test_a_process_with_several_variants_serves_as_much_as_with_the_fastest() -> None:
     """1,000 rows/s if it serves tiny alone, so that small with 400 would be no relief; tiny is there already."""
     both = [worker("tiny"), worker("large")]
-    assert understudies().beside(both) == (worker("tiny"),)
-    assert understudies("tiny").beside(both) == (worker("tiny"),)
-    assert chosen(understudies("small").beside(both)) == {"small"}
-    found = understudies("tiny").beside([*both, worker("large", 1)])
+    assert understudies().choose(both) == (worker("tiny"),)
+    assert understudies("tiny").choose(both) == (worker("tiny"),)
+    assert chosen(understudies("small").choose(both)) == {"small"}
+    found = understudies("tiny").choose([*both, worker("large", 1)])
     assert [(item.placement.start, item.backend) for item in found] == [(0, "eager"), (1, "onnxruntime")]
     # Three times 167 rows/s of medium, not of medium and large: small with 400 would not do for 267 either.
     services = {name: Service((1, 8), (ms, 8 * ms), (1.0, 1.0)) for name, ms in (MS | {"small": 1.9}).items()}
-    assert chosen(understudies(**services).beside([worker("medium"), worker("large")])) == {"small"}
+    assert chosen(understudies(**services).choose([worker("medium"), worker("large")])) == {"small"}
 
 
 def test_speed_is_that_of_batches_that_leave_time_to_wait() -> None:
@@ -100,7 +100,7 @@ def test_a_row_may_wait_half_of_the_slo() -> None:
 def test_without_a_profile_nobody_stands_by() -> None:
     found = understudies()
     found.use(None)
-    assert found.beside([worker("large")]) == ()
+    assert found.choose([worker("large")]) == ()
     assert found.rows_per_s(worker("large")) == 0.0
 
 
@@ -108,7 +108,7 @@ def test_a_profile_says_who_can() -> None:
     found = StandbyPolicy(list(VARIANTS), "auto", lambda: 100.0)
     found.use(profile())
     best = Placement(device="cpu0", profile="1c", start=0, size=1)
-    (one,) = found.beside([Assignment(placement=best, family="toy", variant="large", backend="eager")])
+    (one,) = found.choose([Assignment(placement=best, family="toy", variant="large", backend="eager")])
     assert one.variant == "small"
     assert found.rows_per_s(one) > 0.0
 
@@ -119,6 +119,6 @@ def test_nobody_stands_by_where_memory_does_not_hold_both() -> None:
     known = understudies()
     found._services, found._backend = known._services, known._backend
     plan = [worker("large", 0), worker("large", 1)]
-    assert [item.placement.start for item in found.beside(plan)] == [0]
+    assert [item.placement.start for item in found.choose(plan)] == [0]
     full.clear()
-    assert [item.placement.start for item in found.beside(plan)] == [0, 1]
+    assert [item.placement.start for item in found.choose(plan)] == [0, 1]

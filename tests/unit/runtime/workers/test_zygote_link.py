@@ -80,7 +80,7 @@ def test_a_zygote_that_no_signal_ends_does_not_hold_up_a_stop(
             await link.stop(0.01)
         assert not link.dead
         process.kill()
-        await link.ended(20.0)
+        await link.wait_ended(20.0)
 
     asyncio.run(main())
     assert process.stdin is not None
