@@ -353,7 +353,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    backends: Annotated[tuple[str, ...], _help("backends the profiler may choose from")] = (
+    backends: Annotated[tuple[str, ...], _help("backends to try")] = (
         "eager",
         "eager-tf32",
         "eager-fp16",
@@ -365,7 +365,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "onnxruntime-int8",
         "openvino-int8",
     )
-    start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
+    start_s: Annotated[float, _help("most seconds a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
     memory_bytes: Annotated[
         int, _help("bytes of addresses of a worker, and of a file that it writes; 0 sets no limit", ge=0)

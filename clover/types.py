@@ -461,7 +461,7 @@ class RecordedLaunches(Record, frozen=True, kw_only=True):
     refused: str = ""
 
 
-class LeftOut(Record, frozen=True, kw_only=True):
+class RejectedBackend(Record, frozen=True, kw_only=True):
     """A backend that was tried for a variant and not measured to the end, or refused, and why.  `cpu_s_per_row` is
     known of one that fell behind, in batches of `batch` rows (0: not known)."""
 
@@ -495,7 +495,7 @@ class FamilyProfile(Record, frozen=True, kw_only=True):
     context_bytes: dict[str, int] = {}
     """Bytes that a worker holds on a slice beside its variants, by profile."""
     recorded: tuple[RecordedLaunches, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[RejectedBackend, ...] = ()
 
 
 # --- carbon and energy ------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ from clover.types import (
     FamilyProfile,
     FamilySpec,
     LatencyMeasurement,
-    LeftOut,
     Placement,
+    RejectedBackend,
 )
 
 log = logging.getLogger("clover.profiling")
@@ -230,7 +230,8 @@ class _Measurement:
             mine = [item for item in found.accuracy if item.variant == variant.name]
             costs = [m for m in found.latency if m.variant == variant.name]
             backend[variant.name], refused = choose_backend(mine, costs)
-            found.left_out += [LeftOut(variant=variant.name, backend=name, why=why) for name, why in refused.items()]
+            for name, why in refused.items():
+                found.left_out.append(RejectedBackend(variant=variant.name, backend=name, why=why))
             if others is not None:
                 # Now, while the instance stands that it was scored on.
                 setup = WorkerSetup(variant, backend[variant.name], places[first[variant.name]])

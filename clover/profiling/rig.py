@@ -28,10 +28,10 @@ from clover.types import (
     AccuracyMeasurement,
     FamilySpec,
     LatencyMeasurement,
-    LeftOut,
     MemoryMeasurement,
     Placement,
     RecordedLaunches,
+    RejectedBackend,
     SandboxOrder,
     VariantSpec,
 )
@@ -67,7 +67,7 @@ class Findings:
     calibration: dict[str, Answers] = field(default_factory=dict)
     """Answers to the calibration rows by variant, with the backend that was chosen."""
 
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[RejectedBackend] = field(default_factory=list)
     """Backends that were tried and not measured to the end, or refused."""
 
     def of(self, variant: str, backend: str) -> dict[int, float]:
@@ -80,7 +80,7 @@ class Findings:
         self.latency = [m for m in self.latency if (m.variant, m.backend) != which]
         self.accuracy = [item for item in self.accuracy if (item.variant, item.backend) != which]
         self.left_out.append(
-            LeftOut(variant=which[0], backend=which[1], why=why, batch=batch, cpu_s_per_row=cpu_s_per_row)
+            RejectedBackend(variant=which[0], backend=which[1], why=why, batch=batch, cpu_s_per_row=cpu_s_per_row)
         )
 
     def note(self, text: str, error: Exception) -> None:

@@ -50,8 +50,8 @@ from clover.types import (
     EnergySample,
     FamilyProfile,
     LatencyMeasurement,
-    LeftOut,
     Placement,
+    RejectedBackend,
     VariantSpec,
 )
 from clover.worker.frames import HeldMemory
@@ -866,8 +866,10 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
 
 def test_backends_that_were_left_out_are_in_the_table_with_the_reason() -> None:
     gone = (
-        LeftOut(variant="v", backend="y", why="a row takes 1.4 x the CPU or more", batch=1, cpu_s_per_row=0.0014),
-        LeftOut(variant="v", backend="z", why="its worker died"),
+        RejectedBackend(
+            variant="v", backend="y", why="a row takes 1.4 x the CPU or more", batch=1, cpu_s_per_row=0.0014
+        ),
+        RejectedBackend(variant="v", backend="z", why="its worker died"),
     )
     faster_x = (latency("eager", 1, 0.004, cpu_s_per_row=0.004), latency("x", 1, 0.001))
     profile = msgspec.structs.replace(profile_of_v(), latency=faster_x, left_out=gone)

@@ -432,9 +432,9 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
         meter.add(4, SECOND, SECOND)
         meter.charge(["acme", "acme", "acme", ""])
     model = source()
-    model.traffic.of("acme").count(429)
-    model.traffic.of("acme").limited = 1
-    model.traffic.answered_to(0, ["acme"] * 2)
+    model.traffic.for_tenant("acme").count(429)
+    model.traffic.for_tenant("acme").limited = 1
+    model.traffic.record_tenants(0, ["acme"] * 2)
     chain: Any = SimpleNamespace(last=reading, errors={}, live={})
     found = scrape(Metrics(families=lambda: {"m": model}, account=account, chain=chain))
 
