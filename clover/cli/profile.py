@@ -41,7 +41,7 @@ OPTIONS = (
     Option("--quick", "take few samples at three batch sizes, as the first start does"),
     Option(
         "--compile",
-        "compile all variants for all backends first (aoti: half a minute each)",
+        "compile all for all backends first (aoti: half a minute each)",
     ),
     Option("--force", "measure again even if a profile is kept"),
     Option("--json", "also write the profiles to this file, as a JSON list", "FILE"),
