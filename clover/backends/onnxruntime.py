@@ -91,13 +91,7 @@ class OnnxRuntimeBackend:
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
         """Load the model (see `clover.interfaces.Backend`).  Raises WorkerError if the artifact is missing, and on a
         GPU."""
-        if device != "cpu":
-            raise WorkerError(f"{variant.name} cannot run with {self.name} on a GPU: it runs on CPU cores here")
-        path = Path(folder) / MODEL
-        if not path.is_file():
-            command = f"python -m clover profile {families.reference(family)} --compile"
-            raise WorkerError(f"{variant.name} is not compiled for {self.name} here: run `{command}`")
-        loaded = session(path, threads)
+        loaded = session(on_cores(self.name, family, variant, Path(folder) / MODEL, device), threads)
         names = [item.name for item in loaded.get_inputs()]
         # Without names it would ask its outputs for theirs in each run: a tenth of what a small model takes for a row.
         outputs = [item.name for item in loaded.get_outputs()]
@@ -107,6 +101,16 @@ class OnnxRuntimeBackend:
             return answers
 
         return run
+
+
+def on_cores(backend: str, family: FamilySpec, variant: VariantSpec, path: Path, device: str) -> Path:
+    """Return the file `path` of an artifact.  Raises WorkerError if it is missing, or `device` is a GPU."""
+    if device != "cpu":
+        raise WorkerError(f"{variant.name} cannot run with {backend} on a GPU: it runs on CPU cores here")
+    if not path.is_file():
+        command = f"python -m clover profile {families.reference(family)} --compile"
+        raise WorkerError(f"{variant.name} is not compiled for {backend} here: run `{command}`")
+    return path
 
 
 def session(path: Path, threads: int) -> Any:

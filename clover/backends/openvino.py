@@ -10,20 +10,20 @@ quantised.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from clover import families
 from clover.backends import quantised
 from clover.backends.artifacts import lacks_bf16, package_version
-from clover.backends.onnxruntime import MODEL, OnnxRuntimeBackend
+from clover.backends.onnxruntime import MODEL, OnnxRuntimeBackend, on_cores
 from clover.backends.quantised import QuantisedBackend
 from clover.backends.targets import CPU, Target
 from clover.backends.tensors import cannot_round, example_inputs
-from clover.errors import ProfileError, WorkerError
+from clover.errors import ProfileError
 from clover.types import FamilySpec, VariantSpec
 
 GRAPH = "model.xml"
@@ -34,7 +34,7 @@ class OpenVinoBackend:
 
     compiles = True
     gpu_only = False
-    imports: tuple[str, ...] = ("clover.backends.no_telemetry", "openvino")
+    imports: tuple[str, ...] = ()  # importing OpenVINO starts a thread, so each worker does it for itself
 
     def __init__(self, precision: str) -> None:
         self.name = "openvino" if precision == "f32" else f"openvino-{precision}"
@@ -62,10 +62,7 @@ class OpenVinoBackend:
         reason = self.available() or self.supports(family, variant, target)
         if reason:
             raise ProfileError(reason)
-        import openvino
-
-        import clover.backends.no_telemetry  # noqa: F401
-
+        openvino = runtime()
         exported = quantised.made(self._source, family, variant, folder) / MODEL
         try:
             model = openvino.Core().read_model(str(exported))
@@ -83,16 +80,8 @@ class OpenVinoBackend:
     ) -> Callable[[list[NDArray[Any]]], list[NDArray[Any]]]:
         """Load the model (see `clover.interfaces.Backend`).  Raises WorkerError if the artifact is missing, and on a
         GPU."""
-        if device != "cpu":
-            raise WorkerError(f"{variant.name} cannot run with {self.name} on a GPU: it runs on CPU cores here")
-        path = Path(folder) / GRAPH
-        if not path.is_file():
-            command = f"python -m clover profile {families.reference(family)} --compile"
-            raise WorkerError(f"{variant.name} is not compiled for {self.name} here: run `{command}`")
-        import openvino
-
-        import clover.backends.no_telemetry  # noqa: F401
-
+        path = on_cores(self.name, family, variant, Path(folder) / GRAPH, device)
+        openvino = runtime()
         request = openvino.Core().compile_model(str(path), "CPU", {
             "INFERENCE_PRECISION_HINT": self._hint,
             "INFERENCE_NUM_THREADS": threads,
@@ -108,3 +97,15 @@ class OpenVinoBackend:
             return [request.get_output_tensor(index).data for index in outputs]
 
         return run
+
+
+def runtime() -> Any:
+    """Return the package `openvino`, imported without its telemetry.
+
+    The package `openvino-telemetry`, which comes with OpenVINO, writes an identifier of the user to the home folder
+    when OpenVINO is imported, and reports use to a web analytics service.  OpenVINO works without that package.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # so that importing it raises
+    import openvino
+
+    return openvino
