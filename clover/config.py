@@ -99,10 +99,9 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str,
         _help(
-            "synthetic (an invented grid) | static:G | trace:FILE | auto:ZONE (live, without a key) | neso | "
-            "energy-charts:DE | energinet:DK1 | rte | electricity-maps:ZONE | watttime:REGION | "
-            "carbon-aware-sdk:LOCATION; a comma-separated list is a fallback chain. FILE is a CSV with the columns "
-            "datetime_utc,carbon_intensity_gco2_per_kwh, or of Electricity Maps or NESO"
+            "where the carbon intensity comes from: synthetic (an invented grid), static:G, trace:FILE, auto:ZONE "
+            "(live, without a key) or a provider as electricity-maps:ZONE (`clover carbon providers` lists them); a "
+            "comma-separated list is a fallback chain"
         ),
     ] = "synthetic"
     trace_speed: Annotated[float, _help("seconds of the carbon trace that pass in one second", gt=0)] = 1.0
@@ -127,8 +126,8 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     pue: Annotated[
         float,
         _help(
-            "power usage effectiveness: energy of the whole data centre divided by that of its computers; multiplies "
-            "all joules that become grams, and neither joules themselves nor embodied carbon",
+            "power usage effectiveness: energy of the data centre divided by the energy of its computers; grams are "
+            "multiplied by it, joules are not",
             ge=1,
         ),
     ] = 1.5
@@ -284,8 +283,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0-3,6 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
-            "emulated:NAME[:COUNT[:NUMBERS]], as emulated:a100-40gb:2 or a100-40gb:8:0-3 | emulated:pod-1g.10gb"
+            "what workers run on: cpu, nvidia, nvidia:0-3,6, nvidia:mig (GPUs with MIG on), mig:UUID,... (instances as "
+            "they are), emulated:NAME[:COUNT[:NUMBERS]] as emulated:a100-40gb:2, or emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
@@ -294,7 +293,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     ] = False
     cores: Annotated[
         str,
-        _help("cores of workers, as 0-3,6 (all); auto: what five minutes show to do"),
+        _help("cores of workers, as 0-3,6; all by default; auto: as many as the load needs"),
     ] = ""
     core_sleep_w: Annotated[
         float,
