@@ -283,8 +283,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "what workers run on: cpu, nvidia, nvidia:0-3,6, nvidia:mig (GPUs with MIG on), mig:UUID,... (instances as "
-            "they are), emulated:NAME[:COUNT[:NUMBERS]] as emulated:a100-40gb:2, or emulated:pod-1g.10gb"
+            "cpu, nvidia, nvidia:0-3,6, nvidia:mig (GPUs with MIG on), mig:UUID,... (as they are), "
+            "emulated:NAME[:COUNT[:NUMBERS]] as emulated:a100-40gb:2, or emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
