@@ -8,9 +8,10 @@ Clover serves the family by its default (`clover`) and as BASE (`base`: always t
 serves the best variant, and once more the second-best, with its own batching, in an environment of its own
 (`bench.wire.peers`).  What can be compiled is compiled before, for all of them alike: for ONNX Runtime, and with
 `--others` for OpenVINO too; Clover may take forms in fewer bits where answers agree.  A family may also be a folder, as
-one of photographs with labels (models/efficientnet_lite/README.md).  All get the same
-requests of held-out rows (`bench.headline_requests`), in an open loop at the same rate.  A server's whole tree has core 0 and the load generator core 1.  Servers stay up together
-and idle ones are stopped (SIGSTOP), rounds go through them in turn, and each round goes on with the rows after those of
+one of photographs with labels (models/efficientnet_lite/README.md).  All get the same requests of held-out rows
+(`bench.headline_requests`), in an open loop at the same rate.  A server's whole tree has core 0 and the load generator
+core 1.  Servers stay up together and idle ones are stopped (SIGSTOP), rounds go through them in turn, and each round
+goes on with the rows after those of
 the last.  Before a round the load is on for some seconds, so that Clover's controller has seen the rate that begins:
 what a change of the load costs is not measured here, all else that it does is.  CPU is the tree's, from the scheduler's
 nanosecond counters.

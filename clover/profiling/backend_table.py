@@ -42,19 +42,18 @@ def backend_table(profile: FamilyProfile, width: int, columns: int, shown: Calla
             if not cost and gone is not None and gone.batch:
                 cost = {gone.batch: gone.cpu_s_per_row}
             largest = max(best)
-            why = gone.why if gone is not None else f"{times(cost, best):.2f} x the CPU"
             rows.append((
                 variant,
                 shown(variant, name),
                 *(f"{cost[batch] * 1e3:.3f}" if batch in cost else "" for batch in (1, largest)),
                 f"{score.value:.2f}" if score is not None else "",
                 f"{score.agreement:.2%}" if score is not None else "",
-                "chosen" if name == chosen else why,
+                "chosen" if name == chosen else gone.why if gone is not None else "",
             ))  # fmt: skip
     lines, _ = plain(_COLUMNS, rows, width)
     about = (
-        "backends that were tried, with their mean over batches beside the chosen one; one whose answers may differ "
-        "from eager's has to save a tenth"
+        "backends that were tried, one after the other: the chosen one was measured again later; one whose answers may "
+        "differ from eager's has to save a tenth"
     )
     return ["", wrapped(about, columns, "  "), *lines, *(wrapped(text, columns, "  ") for text in gains(profile))]
 

@@ -69,7 +69,7 @@ def refusal(item: AccuracyMeasurement, eager: AccuracyMeasurement) -> str:
 def choose_backend(
     accuracy: Sequence[AccuracyMeasurement], latency: Sequence[LatencyMeasurement]
 ) -> tuple[str, dict[str, str]]:
-    """Return the backend of one variant, and by name the reasons why others were refused.
+    """Return the backend of one variant, and by name the reasons why others were not chosen.
 
     It is the one with the least energy a row of those that agree with eager, as the geometric mean over the batch sizes
     that all were measured with; one of `ROUNDED` has to cost clearly less.  Raises ProfileError without a measurement
@@ -86,7 +86,8 @@ def choose_backend(
         raise ProfileError("the backends were measured with different batch sizes")
     cost = {name: _geometric([costs[name][batch] for batch in shared]) for name in fit}
     chosen = min(fit, key=lambda name: cost[name] / (ROUNDED_COST if name in ROUNDED else 1.0))
-    return chosen, refused
+    dearer = {name: f"a row takes {cost[name] / cost[chosen]:.2f} x the energy" for name in fit if name != chosen}
+    return chosen, refused | dearer
 
 
 def times(cost: Mapping[int, float], best: Mapping[int, float]) -> float:

@@ -162,7 +162,8 @@ def latency(backend: str, batch: int, energy: float, **changes: Any) -> LatencyM
 
 def test_the_cheapest_backend_that_agrees_is_elected() -> None:
     costs = [latency("eager", 1, 4.0), latency("eager", 8, 2.0), latency("x", 1, 1.0), latency("x", 8, 1.0)]
-    assert choose_backend([score("eager", 90), score("x", 90)], costs) == ("x", {})
+    dearer = {"eager": "a row takes 2.83 x the energy"}
+    assert choose_backend([score("eager", 90), score("x", 90)], costs) == ("x", dearer)
     chosen, refused = choose_backend([score("eager", 90), score("x", 90, agrees=0.99)], costs)
     assert chosen == "eager"
     assert refused == {"x": "it agrees with eager on 99.00% of rows"}
@@ -175,7 +176,8 @@ def test_the_cheapest_backend_that_agrees_is_elected() -> None:
 def test_fewer_bits_may_differ_on_a_few_rows_if_that_pays(name: str) -> None:
     costs = [latency("eager", 1, 4.0), latency("x", 1, 2.0), latency(name, 1, 1.0)]
     exact = [score("eager", 90), score("x", 90)]
-    assert choose_backend([*exact, score(name, 89.8, agrees=0.991)], costs) == (name, {})
+    dearer = {"eager": "a row takes 4.00 x the energy", "x": "a row takes 2.00 x the energy"}
+    assert choose_backend([*exact, score(name, 89.8, agrees=0.991)], costs) == (name, dearer)
     chosen, refused = choose_backend([*exact, score(name, 89.8, agrees=0.989)], costs)
     assert chosen == "x"
     assert "agrees with eager on 98.90%" in refused[name]
@@ -183,7 +185,7 @@ def test_fewer_bits_may_differ_on_a_few_rows_if_that_pays(name: str) -> None:
     assert choose_backend(published, costs)[0] == "x", "without labels agreement is all that is known"
     assert choose_backend([*exact, score(name, 88.8, agrees=0.996)], costs)[0] == "x"
     costs[-1] = latency(name, 1, 1.85)  # other answers for less than a tenth of the energy
-    assert choose_backend([*exact, score(name, 90)], costs) == ("x", {})
+    assert choose_backend([*exact, score(name, 90)], costs)[0] == "x"
 
 
 def test_what_promises_most_is_tried_first() -> None:
@@ -840,7 +842,7 @@ def test_table_marks_the_choice_and_labels_figures() -> None:
     rows = [line.split() for line in text.splitlines()]
     assert ["v", "1c", "x", "1", "1", "1.000", "1.000", "1.000", "1.000", "90.00", "(published)"] in rows
     assert ["v", "x", "1.000", "1.000", "90.00", "100.00%", "chosen"] in rows
-    assert ["v", "eager", "1.000", "1.000", "90.00", "100.00%", "1.00", "x", "the", "CPU"] in rows
+    assert ["v", "eager", "1.000", "1.000", "90.00", "100.00%"] in rows
     assert "energy modelled" in text
     figures = "p95 2.00 ms (measured), 1.000 mJ/row (modelled), 90.00 % (published)"
     assert f"BASE: v with x on 1 x 1 core at 60 % load: {figures}" in text
