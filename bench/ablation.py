@@ -155,9 +155,9 @@ async def _quickest(self: WayFinder, target: Any) -> Way:
 _check = Triggers.check
 
 
-def _blind(self: Triggers, seen: Any, *, intensity_change: float, rate_change: float) -> str:
+def _blind(self: Triggers, seen: Any, *, follows_grid: bool = True) -> str:
     """Stand in for `Triggers.check`: the intensity is no reason to plan."""
-    return _check(self, seen, intensity_change=1e9, rate_change=rate_change)
+    return _check(self, seen, follows_grid=False)
 
 
 async def _unverified(*_: object) -> bool:

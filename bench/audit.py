@@ -35,9 +35,9 @@ from typing import Any
 from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
 from bench.load import Result, open_loop
 from clover.accounting.devices import LINES
+from clover.server.ledger import FLUSH_S
 from clover.telemetry.ledger import LedgerReader
 
-FLUSH_S = 5.0
 LOST_S = FLUSH_S + 1.0
 """Seconds that a kill may lose: since the last write, of figures that are taken once a second."""
 PARTS = (("restarted", 0.5), ("killed", 0.25), ("ended", 0.25))
@@ -97,7 +97,7 @@ def play(options: argparse.Namespace, folder: Path) -> list[RunBooks]:
     speed = options.days * 86_400.0 / total_s
     arguments = [
         *("fashion", "--device", options.device, "--state-dir", str(folder), "--ledger", "on"),
-        *("--carbon", source, "--trace-speed", str(speed), "--ledger-flush-s", str(FLUSH_S)),
+        *("--carbon", source, "--trace-speed", str(speed)),
         *("--ledger-name", "audit"),
     ]
     started_s = time.monotonic()

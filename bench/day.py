@@ -276,7 +276,7 @@ def main() -> None:
     check = scorer(answers, labels)
     best = max(100.0 * float(np.mean(own.argmax(axis=1) == labels)) for own in answers.values())
     shared = ["fashion", "--carbon", f"trace:{Path(options.trace).resolve()}"]
-    shared += ["--trace-speed", str(3600 / options.hour_s), "--poll-s", "0.5"]
+    shared += ["--trace-speed", str(3600 / options.hour_s)]
     if options.start:
         shared += ["--trace-start", options.start]
     for flag in ("accuracy_floor", "slo_ms", "objective"):

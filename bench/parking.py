@@ -43,6 +43,7 @@ from bench.common import ROOT, show, write_json
 from clover.backends import child_environment
 from clover.carbon.synthetic import StaticSource
 from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerConfig, WorkersConfig
+from clover.control import controller
 from clover.devices import tables
 from clover.errors import CloverError
 from clover.planning.model.problem import services_of
@@ -83,7 +84,7 @@ def paces(profiles: dict[str, int]) -> dict[str, Any]:
 
 
 class Times(NamedTuple):
-    """Seconds of the controller's settings."""
+    """Seconds of the controller."""
 
     interval_s: float
     verify_s: float
@@ -119,6 +120,8 @@ class Day:
 
     def __init__(self, given: argparse.Namespace, folder: Path, sleep: Literal["park", "off"]) -> None:
         self.given, self._sleep = given, sleep
+        times = times_of(given.day_s)
+        controller.INTERVAL_S = times.interval_s
         config = ServerConfig(
             families=(FamilyConfig(family=TOY, slo_ms=SLO_MS, accuracy_floor=FLOOR, accuracy_margin=0.0),),
             workers=WorkersConfig(
@@ -133,7 +136,8 @@ class Day:
                 objective="floor",
                 cascade=False,
                 waits=False,
-                **times_of(given.day_s)._asdict(),
+                verify_s=times.verify_s,
+                sleep_after_s=times.sleep_after_s,
             ),
             cache_dir=str(folder),
             state_dir=str(folder),

@@ -43,6 +43,7 @@ import uvloop
 import clover
 from bench.common import ROOT, binary_bodies, fashion_rows, provenance, show, write_json
 from bench.load import OpenLoop, quantile
+from clover.control import controller as control
 from clover.errors import CloverError
 
 TICK_NS = 1_000_000
@@ -249,6 +250,7 @@ async def until(found: Callable[[], dict[str, Any] | None], seconds: float) -> d
 
 async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
     """Run the whole bench on one server."""
+    control.INTERVAL_S = 0.2
     server = clover.Server(
         "fashion",
         port=0,
@@ -256,7 +258,6 @@ async def run(options: argparse.Namespace, cache: str) -> dict[str, Any]:
         cache_dir=cache,
         carbon=f"static:{STEPS[1]:g}",
         trace_speed=3000.0,  # a constant is read again every five minutes of grid time: ten times a second
-        interval_s=0.2,
         verify_s=0.5,
         energy_meter="modelled",
         log_level="error",

@@ -146,8 +146,7 @@ def run(options: argparse.Namespace, bodies: list[Body], check: Check, folder: P
     trace = folder / "slices.csv"
     stages = options.changes + 1
     write_trace(trace, stages)
-    timing = ["--trace-speed", str(3600 / options.stage_s), "--poll-s", "0.2"]
-    timing += ["--verify-s", "0.5", "--interval-s", "0.2", "--capacity-floor", str(options.load)]
+    timing = ["--trace-speed", str(3600 / options.stage_s), "--verify-s", "0.5"]
     with served([*shared, "--carbon", f"trace:{trace}", *timing], log=log) as server:
         watch = Watch(server, capacities(options.cache_dir))
         whole = sum(watch.capacity[variant, name] * count for variant, name, count in SLICES[0])  # of BASE

@@ -174,7 +174,7 @@ class Server:
             *(*joining, sys.executable, "-m", "clover.serve", "bench.echo:SOAK", "--port", str(self.port)),
             *("--carbon", "carbon-aware-sdk:here?signal=average", "--carbon-aware-sdk-url", self.provider.url),
             *("--cache-dir", str(self.cache), "--state-dir", str(self.state), "--ledger", "on"),
-            *("--ledger-flush-s", "1", "--slo-ms", str(SLO_MS), "--accuracy-floor", "80", "--silent-s", "2"),
+            *("--slo-ms", str(SLO_MS), "--accuracy-floor", "80", "--silent-s", "2"),
             *("--energy-meter", "modelled", *more),
         ]
         log = self.folder / f"server-{self.number}.log"

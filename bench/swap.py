@@ -131,8 +131,7 @@ def main() -> None:
         capacity = len(closed.samples) / closed.seconds
         rate = options.load * capacity
         arguments = [*exact, "--policy", "bench.bands:Bands", "--carbon", f"trace:{trace}"]
-        arguments += ["--trace-speed", str(3600 / options.stage_s), "--poll-s", "0.2"]
-        arguments += ["--verify-s", "0.5", "--interval-s", "0.2"]
+        arguments += ["--trace-speed", str(3600 / options.stage_s), "--verify-s", "0.5"]
         arguments += ["--slo-ms", "1000", "--accuracy-floor", "1", "--no-waits"]
         with served(arguments, log=log) as server:
             since = time.time()

@@ -15,7 +15,7 @@ A judge looks on who knows the truth.  What a look changed is *worse* if what ra
 runs after it does not, or if it costs more joules at no more accuracy (by more than `SLACK`).  A step is *late* if its
 p95 is above the SLO although the best plan of the truth meets it on the devices that are left.  A late step is said to
 be *on the way* if workers were exchanged during it, and *barred* if the capacity floor forbade the way out (an operator
-may lift it, or a change may pay for itself: `controller.capacity_loss_payback_s`): these count like any other.
+may lift it, or a change may pay for itself: `PAYBACK_S` of the planner): these count like any other.
 
 No controller foresees that the load rises, a device is lost, or the run begins.  The step in which that happens is
 *unforeseen* if it is above the SLO: whoever looks a second later and needs ten seconds to start a worker has served a

@@ -66,16 +66,13 @@ class ListenConfig(Section, frozen=True, kw_only=True):
 
 class LimitsConfig(Section, frozen=True, kw_only=True):
     body_bytes: Annotated[int, _help("largest request body, also after decompression, bytes", ge=1)] = 64 << 20
-    line_bytes: Annotated[int, _help("longest request line, bytes", ge=64)] = 16 << 10
     head_bytes: Annotated[int, _help("largest request line and headers together, bytes", ge=64)] = 32 << 10
-    headers: Annotated[int, _help("most headers in a request", ge=1)] = 100
     json_bytes: Annotated[
         int,
         _help(
             "largest JSON of an infer request, also after decompression, bytes; binary tensors do not count", ge=1024
         ),
     ] = 4 << 20
-    json_depth: Annotated[int, _help("deepest nesting of JSON", ge=1)] = 100
     connections: Annotated[int, _help("most open connections", ge=1)] = 8192
     held_bytes: Annotated[
         int,
@@ -96,19 +93,15 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     drain_delay_s: Annotated[
         float, _help("seconds at shutdown during which readiness fails but requests are still accepted", ge=0)
     ] = 0.0
-    take_over_s: Annotated[
-        float, _help("seconds that a server started with --take-over may take until it is ready", gt=0)
-    ] = 600.0
 
 
 class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str,
         _help(
-            "synthetic (an invented grid) | static:G | trace:FILE | auto:ZONE (live, without a key) | neso | "
-            "energy-charts:DE | energinet:DK1 | rte | electricity-maps:ZONE | watttime:REGION | "
-            "carbon-aware-sdk:LOCATION; a comma-separated list is a fallback chain. FILE is a CSV with the columns "
-            "datetime_utc,carbon_intensity_gco2_per_kwh, or of Electricity Maps or NESO"
+            "where the carbon intensity comes from: synthetic (an invented grid), static:G, trace:FILE, auto:ZONE "
+            "(live, without a key) or a provider as electricity-maps:ZONE (`clover carbon providers` lists them); a "
+            "comma-separated list is a fallback chain"
         ),
     ] = "synthetic"
     trace_speed: Annotated[float, _help("seconds of the carbon trace that pass in one second", gt=0)] = 1.0
@@ -119,10 +112,6 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
             "by default now, or first if the trace neither covers now nor just ended, or is sped up"
         ),
     ] = ""
-    poll_s: Annotated[
-        float,
-        _help("seconds between two requests to a remote source, and between two looks whether a file changed", gt=0),
-    ] = 5.0
     max_age_s: Annotated[
         float,
         _help("seconds (of the carbon data's time) that the last good value may be used if the source fails", ge=0),
@@ -137,8 +126,8 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
     pue: Annotated[
         float,
         _help(
-            "power usage effectiveness: energy of the whole data centre divided by that of its computers; multiplies "
-            "all joules that become grams, and neither joules themselves nor embodied carbon",
+            "power usage effectiveness: energy of the data centre divided by the energy of its computers; grams are "
+            "multiplied by it, joules are not",
             ge=1,
         ),
     ] = 1.5
@@ -255,9 +244,6 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    interval_s: Annotated[float, _help("seconds between two checks whether a new plan is due", gt=0)] = 1.0
-    intensity_change: Annotated[float, _help("relative change of intensity that triggers a plan", ge=0)] = 0.05
-    rate_change: Annotated[float, _help("relative change of the arrival rate that triggers a plan", ge=0)] = 0.25
     verify_s: Annotated[float, _help("seconds that a new plan is watched before it counts as good", ge=0)] = 5.0
     max_utilisation: Annotated[float, _help("highest utilisation that plans give any worker", gt=0, lt=1)] = 0.85
     cascade: (
@@ -270,14 +256,6 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    profile_error: Annotated[
-        float,
-        _help(
-            "safety margin: fraction by which batches may take longer than profiled without a plan missing its SLO",
-            ge=0,
-            lt=1,
-        ),
-    ] = 0.0
     waits: (
         Annotated[
             bool,
@@ -290,30 +268,12 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
     design_rate: Annotated[
         float, _help("plan for at least this arrival rate, rows per second; 0 plans for the observed rate", ge=0)
     ] = 0.0
-    capacity_floor: Annotated[
-        float,
-        _help(
-            "fraction of BASE's capacity kept during each change of configuration; never less than what arrives",
-            ge=0,
-            le=1,
-        ),
-    ] = 0.0
-    allow_capacity_loss: Annotated[
-        bool, _help("make a change even if it cannot keep that capacity on the way")
-    ] = False
+    allow_capacity_loss: Annotated[bool, _help("make a change even if it cannot keep that capacity on the way")] = False
     sleep_after_s: Annotated[
         float,
         _help(
             "seconds for which GPUs (cores, if cores is auto) keep workers after more of them were needed, before "
             "plans may leave some without",
-            ge=0,
-        ),
-    ] = 300.0
-    capacity_loss_payback_s: Annotated[
-        float,
-        _help(
-            "make a change that cannot keep that capacity if the workers that run miss the targets, and would refuse "
-            "or answer late more rows within this many seconds than the change does; 0: never",
             ge=0,
         ),
     ] = 300.0
@@ -323,8 +283,8 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     device: Annotated[
         str,
         _help(
-            "cpu | nvidia | nvidia:0-3,6 | nvidia:mig (only with MIG on) | mig:UUID,... (as they are) | "
-            "emulated:NAME[:COUNT[:NUMBERS]], as emulated:a100-40gb:2 or a100-40gb:8:0-3 | emulated:pod-1g.10gb"
+            "cpu, nvidia, nvidia:0-3,6, nvidia:mig (GPUs with MIG on), mig:UUID,... (as they are), "
+            "emulated:NAME[:COUNT[:NUMBERS]] as emulated:a100-40gb:2, or emulated:pod-1g.10gb"
         ),
     ] = "cpu"
     pace: Annotated[str, _help("JSON file with how fast variants run on slices of emulated GPUs")] = ""
@@ -333,7 +293,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     ] = False
     cores: Annotated[
         str,
-        _help("cores of workers, as 0-3,6 (all); auto: what five minutes show to do"),
+        _help("cores of workers, as 0-3,6; all by default; auto: as many as the load needs"),
     ] = ""
     core_sleep_w: Annotated[
         float,
@@ -346,13 +306,6 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
             "off: all GPUs and cores have workers"
         ),
     ] = "park"
-    gpu_sleep_w: (
-        Annotated[
-            float,
-            _help("watts that plans take a parked GPU to spare (modelled); default: as measured, else 35", ge=0),
-        ]
-        | None
-    ) = None
     backends: Annotated[tuple[str, ...], _help("backends to try")] = (
         "eager",
         "eager-tf32",
@@ -365,7 +318,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
         "onnxruntime-int8",
         "openvino-int8",
     )
-    start_s: Annotated[float, _help("most seconds a worker may take to start", gt=0)] = 60.0
+    start_s: Annotated[float, _help("most seconds that a worker may take to start", gt=0)] = 60.0
     silent_s: Annotated[float, _help("seconds that a batch may run before its worker is restarted", gt=0)] = 30.0
     memory_bytes: Annotated[
         int, _help("bytes of addresses of a worker, and of a file that it writes; 0 sets no limit", ge=0)

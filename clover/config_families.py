@@ -53,10 +53,6 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         | None
     ) = None
     share: Annotated[float, _help("weight by which this family gets cores or GPUs beside the others", gt=0)] = 1.0
-    slots: Annotated[int, _help("rows that may wait or run at once; 0 takes as many as fit into slab_bytes", ge=0)] = 0
-    slab_bytes: Annotated[
-        int, _help("most shared memory for the inputs and outputs of this family, bytes", ge=4096)
-    ] = 128 << 20
     queue_rows: Annotated[int, _help("rows that may wait for a worker; 0 sets no limit below slots", ge=0)] = 0
     max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
     timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
@@ -86,15 +82,6 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             "fit into resident_memory, a number at most so many, off one"
         ),
     ] = "auto"
-    resident_memory: Annotated[
-        float,
-        _help(
-            "part of a slice's memory, or of the machine's memory for a core-set's share of the cores, that the "
-            "variants of a worker may take together",
-            gt=0,
-            le=1,
-        ),
-    ] = 0.7
     audit: Annotated[
         float,
         _help(
@@ -128,9 +115,6 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             le=65_536,
         ),
     ] = 0.0
-    cache_answers_s: Annotated[float, _help("longest time that an answer is kept for, seconds", gt=0, le=604_800)] = (
-        300.0
-    )
     feedback_rows: Annotated[
         int,
         _help(

@@ -25,11 +25,6 @@ class LedgerConfig(Section, frozen=True, kw_only=True):
     name: Annotated[
         str, _help("name of the file; by default made of the address that is bound, so that each server has its own")
     ] = ""
-    flush_s: Annotated[float, _help("seconds between two writes: a kill loses no more", ge=1, le=60)] = 10.0
-    minutes_days: Annotated[float, _help("days after which minutes are put together into hours", ge=1)] = 14.0
-    hours_days: Annotated[
-        float, _help("days after which hours are put together into days, and events are removed", ge=2)
-    ] = 400.0
     max_bytes: Annotated[
         int,
         _help(
@@ -72,33 +67,7 @@ class RolloutConfig(Section, frozen=True, kw_only=True):
     percent: Annotated[
         float, _help("percent of the requests that a new version of a model answers while it is tried", gt=0, le=50)
     ] = 10.0
-    paired: Annotated[
-        float,
-        _help(
-            "percent of the stable version's requests that the new one answers too, in the background, to compare them",
-            ge=0,
-            le=100,
-        ),
-    ] = 10.0
-    errors: Annotated[float, _help("points of failed requests beside the stable version that matter", gt=0, le=50)] = (
-        0.5
-    )
-    slower: Annotated[float, _help("times the stable version's latency that matter", ge=1)] = 1.25
-    slower_ms: Annotated[float, _help("milliseconds beside that which do not matter", ge=0)] = 1.0
-    differs: Annotated[
-        float,
-        _help("percent of the rows that may be answered differently; 100 does not compare answers", gt=0, le=100),
-    ] = 10.0
-    accuracy: Annotated[
-        float, _help("points of accuracy below the stable version, by late labels, that matter", gt=0, le=50)
-    ] = 1.0
-    needs_labels: Annotated[bool, _help("promote no version that labels do not speak for")] = False
     risk: Annotated[float, _help("percent of the good versions that may be rolled back for chance", gt=0, le=50)] = 1.0
-    warmup_s: Annotated[float, _help("first seconds of a new version, whose latencies do not count", ge=0)] = 10.0
-    block_s: Annotated[
-        float, _help("seconds of requests that count as one observation of latency and of failures", gt=0)
-    ] = 1.0
-    min_s: Annotated[float, _help("least seconds before a new version is promoted: labels may come late", ge=0)] = 600.0
     max_s: Annotated[float, _help("seconds after which a version that is still undecided is rolled back", gt=0)] = (
         86_400.0
     )

@@ -88,7 +88,7 @@ class Device(Protocol):
 class CarbonSource(Protocol):
     """Gives the grid's carbon intensity at a grid time.  `step_s`: how long one value holds, in grid seconds, if a
     reading does not say so itself. `remote`: a reading costs a call over the network, which is made every
-    `carbon.poll_s` at most and backs off."""
+    five seconds at most and backs off."""
 
     name: str
     step_s: float

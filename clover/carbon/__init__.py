@@ -38,9 +38,17 @@ __all__ = [
     "format_time",
 ]
 
+POLL_S = 5.0
+"""Seconds between two looks at a remote source or a file.  Each provider says itself when to come again; five seconds
+are soon enough for one that answers at once."""
+
 
 def build(
-    config: CarbonConfig, *, monotonic: Callable[[], float] = boot_seconds, wall: Callable[[], float] = time.time
+    config: CarbonConfig,
+    *,
+    monotonic: Callable[[], float] = boot_seconds,
+    wall: Callable[[], float] = time.time,
+    poll_s: float = POLL_S,
 ) -> tuple[SourceChain, GridClock]:
     """Return the chain and the grid clock that `config` asks for; ConfigError if anything in it cannot be used.
 
@@ -52,8 +60,6 @@ def build(
     """
     if not config.max_age_s >= 0:
         raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
-    if not config.poll_s > 0:
-        raise ConfigError(f"carbon.poll_s must be positive, not {config.poll_s}")
     if not config.pue >= 1:
         raise ConfigError(f"carbon.pue is total power over computing power and cannot be below 1, not {config.pue}")
     _check_intensity(config.configured_g_per_kwh, "carbon.configured_g_per_kwh")
@@ -80,7 +86,7 @@ def build(
         max_age_s=config.max_age_s,
         configured_g_per_kwh=config.configured_g_per_kwh,
         monotonic=monotonic,
-        poll_s=config.poll_s,
+        poll_s=poll_s,
     )
     if isinstance(sources[0], TraceSource) and not sources[0].covers(start_s):
         chain.links[0].good = sources[0].last()  # as if it had been read in time

@@ -1,6 +1,6 @@
 """The controller: looks at every family, plans if there is a reason, and verifies what it deployed.
 
-Every `interval_s` it looks at each family (`state.triggers` says what counts as a reason).  For a reason the state goes
+Every second it looks at each family (`state.triggers` says what counts as a reason).  For a reason the state goes
 to the policy in the solver process and a plan comes back (`plan.planner`).  Routing is the fast knob: a plan of the
 configuration that runs is applied at once.  Configuration is the slow one: it changes never to a configuration that was
 rolled back lately, and never with a loss of capacity unless allowed (`plan.gate`).  If it may not change, the workers
@@ -67,6 +67,10 @@ from clover.types import FamilyProfile, FamilySpec, FrontLag
 
 log = logging.getLogger("clover.control")
 
+INTERVAL_S = 1.0
+"""Seconds between two looks.  Grids and loads that a plan can follow move more slowly, as a change of workers takes
+seconds itself."""
+
 START = PlanRequest(trigger="start", force=True)
 
 
@@ -77,7 +81,8 @@ class Controller:
     share.  What is learned is kept beside the profiles of `store`, budgets in `ledger_files`; without these both are
     lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
     `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
-    do.  `least_saving`: what a routing has to spare to be worth its accuracy (None: anything).
+    do.  `least_saving`: what a routing has to spare to be worth its accuracy (None: anything).  `interval_s`: the
+    seconds between two looks, by default `INTERVAL_S`.
     """
 
     def __init__(
@@ -94,7 +99,9 @@ class Controller:
         fewest_cores: FewestCores | None = None,
         clocks: Clocks | None = None,
         least_saving: LeastSaving | None = None,
+        interval_s: float | None = None,
     ) -> None:
+        self._interval_s = INTERVAL_S if interval_s is None else interval_s
         clocks = clocks or Clocks()
         self.context = Context(config, devices, grid, clocks, least_saving or LeastSaving())
         self.shadows = Shadows(self.context, alternatives)
@@ -219,7 +226,7 @@ class Controller:
 
     async def _run(self) -> None:
         while True:
-            await self._sleep(self.context.config.interval_s)
+            await self._sleep(self._interval_s)
             await self._look_safely()
 
     async def _look_safely(self) -> None:
@@ -248,9 +255,9 @@ class Controller:
             self.learner.save()
 
     def hasten(self) -> None:
-        """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
+        """Look soon, as rows wait for a worker that is not there; once between two looks at most."""
         now_s = self.context.monotonic()
-        if self._stopped or now_s < self._hasty_s + self.context.config.interval_s:
+        if self._stopped or now_s < self._hasty_s + self._interval_s:
             return  # the next look will do
         if self._hasty is None or self._hasty.done():
             self._hasty_s = now_s
@@ -315,9 +322,7 @@ class Controller:
                 rate=family.rate(config),
                 missing=family.missing,
             )
-            trigger = family.triggers.check(
-                seen, intensity_change=math.inf if rests else config.intensity_change, rate_change=config.rate_change
-            )
+            trigger = family.triggers.check(seen, follows_grid=not rests)
         if not trigger and policy in SPENDING and not rests and family.ledger.due(context.grid.now()):
             return "forecast step"  # an hour is over: what it served counts, and the forecast moved on
         return trigger or family.learned.trigger(now_s)

@@ -23,6 +23,7 @@ from clover._version import __version__
 from clover.carbon.chain import SourceChain
 from clover.carbon.grid import Grid
 from clover.carbon.labels import caveat
+from clover.control.state.triggers import INTENSITY_CHANGE
 from clover.control_time import control_task
 from clover.dashboard import snapshot
 from clover.dashboard.history import LatencyWindow, SampleHistory
@@ -61,7 +62,6 @@ class FeedSources:
     draining: Callable[[], bool]
     grid: Grid
     chain: SourceChain
-    intensity_change: Callable[[], float]
     today: Callable[[float], Today] | None = None
 
 
@@ -161,7 +161,7 @@ class Feed:
             "ready": sources.ready(),
             "draining": sources.draining(),
             "caveat": caveat(reading),
-            "intensity_change": sources.intensity_change(),
+            "intensity_change": INTENSITY_CHANGE,
             "providers": self._providers(),
             "today": self._today,
             "ledger": sources.today is not None,

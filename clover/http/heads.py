@@ -30,6 +30,10 @@ _DIGITS = b"0123456789"
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{0,5}))?\Z")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
 _ANY_BODY = ("a request body", " (limits.body_bytes)")
+MOST_LINE_BYTES = 16 << 10
+"""The longest request line: twice what Apache takes by default."""
+MOST_FIELDS = 100
+"""The most header fields of a request, as Apache has it by default."""
 _MEMO_HEADS = 1024
 _MEMO_BYTES = 2048
 NOBODY = b"\0"
@@ -132,7 +136,7 @@ def check_prefix(data: bytes, start: int, limits: LimitsConfig) -> None:
         raise MalformedError(431, "the request head is too large")
     newline = data.find(b"\n", start)
     if newline < 0:
-        if size > limits.line_bytes:
+        if size > MOST_LINE_BYTES:
             raise MalformedError(414, "the request line is too long")
         if b"\0" in data[start:]:
             raise MalformedError(400, "the request holds a NUL byte")
@@ -152,11 +156,11 @@ def parse_head(raw: bytes, limits: LimitsConfig) -> Head:
         raise MalformedError(400, "the request head holds a NUL byte")
     if b"\n " in raw or b"\n\t" in raw:
         raise MalformedError(400, "folded header fields are not accepted")
-    if lines - 2 > limits.headers:
+    if lines - 2 > MOST_FIELDS:
         raise MalformedError(431, "the request has too many header fields")
     end = raw.index(b"\r\n")
     head = Head()
-    authority = _request_line(head, raw[:end], limits)
+    authority = _request_line(head, raw[:end])
     fields = _Fields()
     parser = httptools.HttpRequestParser(fields)
     try:
@@ -169,9 +173,9 @@ def parse_head(raw: bytes, limits: LimitsConfig) -> Head:
     return head
 
 
-def _request_line(head: Head, line: bytes, limits: LimitsConfig) -> bytes | None:
+def _request_line(head: Head, line: bytes) -> bytes | None:
     """Fill in method, target and version; return the authority of an absolute target."""
-    if len(line) > limits.line_bytes:
+    if len(line) > MOST_LINE_BYTES:
         raise MalformedError(414, "the request line is too long")
     parts = line.split(b" ")
     if len(parts) != 3:

@@ -30,7 +30,7 @@ from clover.http.heads import Head
 from clover.http.held import HeldRequests
 from clover.http.oip.request import decode, decode_ahead
 from clover.http.oip.response import brief, encode
-from clover.http.oip.signature import NO_INPUTS, InferRequest, Rows, Signature
+from clover.http.oip.signature import JSON_DEPTH, NO_INPUTS, InferRequest, Rows, Signature
 from clover.http.oip.tensors import Body
 from clover.http.server_state import ConnectionBase
 from clover.interfaces import ROOM, Model, SplitModel, Ticket
@@ -100,7 +100,7 @@ class InferEndpoint:
         self.held: HeldRequests | None = None
         model.take_late(False)  # an endpoint that was looked up before this one may have begun it
         self.proxied = by_agreement(spec or model.spec)
-        self.signature = Signature(spec or model.spec, model.most_rows, limits.json_depth, name, limits.json_bytes)
+        self.signature = Signature(spec or model.spec, model.most_rows, JSON_DEPTH, name, limits.json_bytes)
 
     @property
     def current(self) -> bool:

@@ -54,8 +54,11 @@ another where a worker died that was to hold several."""
 ALSO_PART = 0.5
 """The part of the time for starting (`workers.start_s`) after which a worker begins to load no further variant."""
 
+SLAB_BYTES = 128 << 20
+"""The most shared memory for the inputs and outputs of one family.  Pages are taken once they are written to, so that
+a slab costs what waits in it; `queue_rows` limits that."""
 LEAST_SLOTS_PER_BATCH = 4
-"""Slots are at least this many batches' worth, whatever `slab_bytes` says: two credits running, as many waiting."""
+"""Slots are at least this many batches' worth, whatever `SLAB_BYTES` says: two credits running, as many waiting."""
 
 
 def measured_threads(profile: FamilyProfile | None, variant: str, shape: str, backend: str) -> int | None:
@@ -111,11 +114,7 @@ class Served:
         self._devices = devices
         self._workers = workers
         self._cache = cache
-        layout = (
-            Layout(spec, config.slots)
-            if config.slots
-            else Layout.fitting(spec, config.slab_bytes, least=spec.max_batch * LEAST_SLOTS_PER_BATCH)
-        )
+        layout = Layout.fitting(spec, SLAB_BYTES, least=spec.max_batch * LEAST_SLOTS_PER_BATCH)
         self.slab = Slab.create(layout)
         numa.keep_near(self.slab.memory, devices.values(), self.name)
         self.router = Router(
@@ -204,9 +203,7 @@ class Served:
         most = self.config.most_resident(len(self.spec.variants))
         if self.config.variant or most == 1 or self._why_single(assignment.variant, placement.profile, first=True):
             return order
-        limit_bytes = resident_bytes(
-            self.config, device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes
-        )
+        limit_bytes = resident_bytes(device, placement, share=self.memory_share, limit_bytes=self._workers.memory_bytes)
         left_bytes = self.fleet.memory.left_bytes(placement, part_of_machine(device, placement, self.memory_share))
         if left_bytes is not None:  # it loads beside a worker, whose rows need their memory
             limit_bytes = max(1, min(limit_bytes, left_bytes))

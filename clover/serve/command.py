@@ -43,6 +43,14 @@ OPTIONS = (
     Option("--take-over", "take the place of the running server with this configuration; no request fails"),
     Option("--version", "print the version and exit"),
 )
+FIRST = (
+    *("listen.host", "listen.port", "listen.token", "listen.tls_cert", "listen.tls_key"),
+    *("families.slo_ms", "families.accuracy_floor", "families.accuracy_budget", "families.variant"),
+    *("carbon.source", "carbon.trace_speed", "carbon.pue"),
+    *("controller.mode", "controller.policy", "workers.device", "workers.cores"),
+    *("log.level", "log.json", "cache_dir", "state_dir", "profile"),
+)
+"""Settings that people start with, which `--help` shows."""
 USAGE = "[FAMILY|FOLDER|MODULE:ATTRIBUTE|CONFIG.toml]... [flags]"
 ABOUT = (
     "Serve families of model variants over the Open Inference Protocol, choosing variants and their cores by the "
@@ -63,7 +71,7 @@ def main(
     words = list(sys.argv[1:] if argv is None else argv)
     environment = os.environ if environ is None else environ
     if {"-h", "--help"} & set(words):
-        print(settings.help_text(f"{_command_line()} {USAGE}", ABOUT, OPTIONS))
+        print(settings.help_text(f"{_command_line()} {USAGE}", ABOUT, OPTIONS, first=None if "all" in words else FIRST))
         return 0
     try:
         given = settings.load(words, environment, options=OPTIONS)

@@ -1,6 +1,6 @@
 """The ledger of a server: takes what was counted each second, and hands it to the thread that writes it.
 
-The intensity in force is taken every second, all other figures every `ledger.flush_s` seconds and when a minute begins.
+The intensity in force is taken every second, all other figures every `FLUSH_S` seconds and when a minute begins.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ from clover.telemetry.ledger.writing import CLOSE_S, LedgerStatus, LedgerThread,
 from clover.types import FamilyProfile, Reading
 
 log = logging.getLogger("clover.ledger")
+
+FLUSH_S = 10.0
+"""A kill loses what was counted in this time.  A write takes half a millisecond of the event loop."""
+MINUTES_DAYS = 14.0
+"""Minutes become hours after two weeks, when nobody looks for a single incident any more."""
+HOURS_DAYS = 400.0
+"""Hours become days, and events go, once the report of a whole year and the month after it can be written."""
 
 _SECRETS = ("token", "password", "secret", "key", "user")
 
@@ -65,7 +72,7 @@ class ServerLedger:
         self._thread = LedgerThread(
             ledger_path(config.state_dir, server_name(kept.name, listen.host, listen.port)),
             RunStart(wall(), __version__, platform.node(), os.getpid(), digest, configuration, self._facts()),
-            Retention(kept.minutes_days * DAY_S, kept.hours_days * DAY_S, kept.max_bytes),
+            Retention(MINUTES_DAYS * DAY_S, HOURS_DAYS * DAY_S, kept.max_bytes),
             wall=wall,
             monotonic=monotonic,
         )
@@ -163,7 +170,7 @@ class ServerLedger:
 
     def _slot_of(self, at_s: float) -> tuple[int, int]:
         """Return the minute, and the interval between two writes."""
-        return int(at_s // MINUTE_S), int(at_s // self._config.ledger.flush_s)
+        return int(at_s // MINUTE_S), int(at_s // FLUSH_S)
 
     def _flush(self, at_s: float, mono_s: float) -> None:
         collector = self._collector

@@ -363,8 +363,6 @@ def spared(workers: WorkersConfig, meter: EnergyMeter, others: int) -> tuple[flo
         return None, "none"
     if others or (isinstance(meter, energy.NvmlMeter) and meter.kept_awake):
         return 0.0, "modelled"
-    if workers.gpu_sleep_w is not None:
-        return workers.gpu_sleep_w, "configured"
     if isinstance(meter, energy.NvmlMeter) and meter.idle.resident_by != "unknown":
         method: Method = "configured" if meter.idle.resident_by == "configured" else meter.method
         return float(round(meter.idle.resident_w - meter.idle.bare_w)), method

@@ -48,7 +48,6 @@ class DashboardPage:
                 draining=lambda: parts.life.draining,
                 grid=parts.grid,
                 chain=parts.chain,
-                intensity_change=lambda: context.config.intensity_change,
                 today=today if ledger is not None else None,
             )
         )

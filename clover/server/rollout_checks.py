@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -34,16 +33,9 @@ def settings_of(configured: RolloutConfig, given: Mapping[str, Any]) -> RolloutC
             names = ("model", "folder", "version", "action", *known, "dry_run")
             raise BadRequest(f"roll-out has no argument {key!r}, known: {', '.join(names)}{did_you_mean(key, names)}")
     try:
-        settings = msgspec.convert({**msgspec.to_builtins(configured), **given}, RolloutConfig)
+        return msgspec.convert({**msgspec.to_builtins(configured), **given}, RolloutConfig)
     except msgspec.ValidationError as error:
         raise BadRequest(f"roll-out: {error}") from error
-    others = 100.0 - settings.percent
-    if settings.paired > (most := 100.0 * (others - settings.percent) / others):
-        raise BadRequest(
-            f"with percent {settings.percent:g} and paired {settings.paired:g} the new version would have more to do "
-            f"than the stable one, and so be slower: paired is at most {math.floor(most)} then"
-        )
-    return settings
 
 
 def find_version(

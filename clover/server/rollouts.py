@@ -45,6 +45,8 @@ from clover.types import Assignment, Declined, FamilySpec, Routing
 log = logging.getLogger("clover.server")
 
 OUTCOMES = ("promoted", "rolled back", "failed")
+PAIRED = 0.1
+"""The part of the stable version's requests that a new one answers too: enough pairs to compare, little energy."""
 _SETTLE_STEP_S = 0.02
 _OVER = "the roll-out is over"
 
@@ -273,7 +275,8 @@ class RollOuts:
         split = one.split = VersionSplit(
             ServedVersion(served.router, served.slab), ServedVersion(new.router, new.slab), tests
         )
-        split.share, split.paired = settings.percent / 100.0, settings.paired / 100.0
+        split.share = settings.percent / 100.0
+        split.paired = paired_part(split.share)
         versions = {f"{one.name}@{one.stable.version}": families.own_model(one.name)}
         families.lead({**versions, one.key: families.own_model(one.key), one.name: split})
         one.phase = "trial"
@@ -452,20 +455,13 @@ class RollOuts:
 
 
 def limits_of(settings: RolloutConfig) -> ReleaseLimits:
-    """Return settings, which are in percent and points, as the tests take them."""
-    return ReleaseLimits(
-        errors=settings.errors / 100.0,
-        slower=settings.slower,
-        slower_ms=settings.slower_ms,
-        differs=settings.differs / 100.0 if settings.paired > 0.0 else 1.0,
-        accuracy=settings.accuracy / 100.0,
-        risk=settings.risk / 100.0,
-        needs_labels=settings.needs_labels,
-        warmup_s=settings.warmup_s,
-        block_s=settings.block_s,
-        min_s=settings.min_s,
-        max_s=settings.max_s,
-    )
+    """Return the limits of the tests, with those that `settings` give."""
+    return ReleaseLimits(risk=settings.risk / 100.0, max_s=settings.max_s)
+
+
+def paired_part(share: float) -> float:
+    """Return the part of the stable version's requests that a new one with `share` of all requests answers too."""
+    return min(PAIRED, (1.0 - 2.0 * share) / (1.0 - share))
 
 
 def _text(given: dict[str, Any], key: str) -> str:

@@ -65,8 +65,6 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(f"families.{index}.name {family.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
         if names.count(names[index]) > 1:
             raise ConfigError(f"two families are called {names[index]!r}: give one of them another name")
-        if family.slots and family.queue_rows > family.slots:
-            raise ConfigError(f"families.{index}: queue_rows {family.queue_rows} exceeds slots {family.slots}")
         if not _RESIDENT.fullmatch(family.resident):
             raise ConfigError(f"families.{index}.resident {family.resident!r} must be auto, off or a number from 1")
     _check_listen(config.listen, bool(config.tenants or config.tokens))

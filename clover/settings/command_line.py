@@ -67,7 +67,9 @@ def parse(argv: Sequence[str], options: Sequence[Option] = ()) -> CommandLine:
         elif negated is not None and negated.boolean and not equals:
             line.settings[negated.key] = (negated, "false")
         else:
-            raise ConfigError(f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *own])} (--help lists them all)")
+            raise ConfigError(
+                f"unknown flag {flag}{did_you_mean(flag, [*FLAGS, *own])} (clover serve --help all lists them)"
+            )
     return line
 
 

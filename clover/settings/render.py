@@ -40,22 +40,31 @@ _ORIGIN_COLUMN = 44
 
 
 def help_text(
-    usage: str, description: str, options: Sequence[Option] = (), *, only: Collection[str] | None = None
+    usage: str,
+    description: str,
+    options: Sequence[Option] = (),
+    *,
+    only: Collection[str] | None = None,
+    first: Collection[str] | None = None,
 ) -> str:
     """Return the help of a command: its own options first, then settings by section.
 
     `only` names the keys of the settings that the command uses; the help says that it accepts the others, too, so that
-    one command line, file and environment fit the server and this command.
+    one command line, file and environment fit the server and this command.  `first` names those that the help is about;
+    it says how to see the others.
     """
+    shown_keys = only if only is not None else first
     width = max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
     called = textwrap.wrap(f"usage: {usage}", width, subsequent_indent="  ", break_long_words=False)
     parts = [*called, "", textwrap.fill(description, width), "", "Options"]
     for option in (*options, CONFIG):
         parts += _help_line(f"{option.flag} {option.metavar}".strip(), option.help, width)
-    parts += _help_line("-h, --help", "show this help", width)
+    parts += _help_line(
+        "-h, --help", "show this help" if first is None else "show this help; --help all: all of it", width
+    )
     for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
         given = [setting for setting in _of(section) if setting is not ENTRY]
-        used = [setting for setting in given if only is None or setting.key in only]
+        used = [setting for setting in given if shown_keys is None or setting.key in shown_keys]
         if used:
             parts += ["", _TITLES.get(section, section.capitalize())]
         for setting in used:
@@ -67,6 +76,8 @@ def help_text(
     if only is not None:
         every = "The server's other settings are accepted and not used. Every flag"
         example = "--cores is CLOVER_CORES) and a key of the TOML file (workers.cores)"
+    if first is not None:
+        every = f"{len(SETTINGS) - 1 - len(first)} more settings: --help all. Every flag"
     parts += [
         "",
         *textwrap.wrap(f"{every} is also an environment variable ({example}.", width),

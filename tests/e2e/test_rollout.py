@@ -21,6 +21,8 @@ import pytest
 
 import clover
 from clover.cli.ctl import main as ctl
+from clover.runtime.guard.release import ReleaseLimits
+from clover.server import rollouts
 from tests.support.toy_family import TOY, settings
 
 ROWS = 8
@@ -122,8 +124,11 @@ def wait(condition: Callable[[], bool], within_s: float = 60.0) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("forked_zygotes")
 def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notices(
-    toy_cache: Path, capsys: pytest.CaptureFixture[str]
+    toy_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    limits = ReleaseLimits(errors=0.05, slower=2.0, slower_ms=5.0, warmup_s=0.5, block_s=0.1, min_s=3.0, max_s=600.0)
+    monkeypatch.setattr(rollouts, "limits_of", lambda settings: limits)
+    monkeypatch.setattr(rollouts, "PAIRED", 0.4)
     folder = toy_cache / "versions"
     good, worse = version(folder, "2"), version(folder, "3", wrong=0.02)
     slow, other = version(folder, "4", delay_s=0.05), version(folder, "5", shape=5)
@@ -134,15 +139,6 @@ def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notice
         "state_dir": str(toy_cache / "state"),
         "rollout_root": str(folder),
         "rollout_percent": 25.0,
-        "rollout_paired": 40.0,
-        "rollout_errors": 5.0,
-        "rollout_slower": 2.0,
-        "rollout_slower_ms": 5.0,
-        "rollout_warmup_s": 0.5,
-        "rollout_block_s": 0.1,
-        "rollout_min_s": 1.0,
-        "rollout_max_s": 600.0,
-        "rollout_needs_labels": True,
         "feedback_rows": 500_000,
     }
     with clover.Server(TOY, **how) as server:
@@ -181,7 +177,8 @@ def test_versions_are_promoted_or_rolled_back_by_themselves_and_no_client_notice
             assert clients.versions["4"] > 0
 
             # Workers of the new version that die cost no client an answer; an operator may end it.
-            operate(str(worse), "--accuracy", "50", "--differs", "100", "--errors", "50")
+            limits = ReleaseLimits(errors=0.5, differs=1.0, accuracy=0.5)
+            operate(str(worse))
             wait(lambda: bool(engine.served["toy@3"].fleet.describe()))
             for worker in engine.served["toy@3"].fleet.describe():
                 os.kill(worker["pid"], signal.SIGKILL)

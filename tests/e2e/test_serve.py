@@ -127,9 +127,9 @@ def test_first_start_banner_answer_reload_and_end(
     config.write_text(good + "[lgo]\nlevel = 'debug'\n", encoding="utf-8")
     serving.process.send_signal(signal.SIGHUP)
     serving.wait_for("SIGHUP: nothing was changed: .*did you mean log", serving.err, 10)
-    config.write_text(good + "[log]\nlevel = 'debug'\n[limits]\nheaders = 50\n", encoding="utf-8")
+    config.write_text(good + "[log]\nlevel = 'debug'\n[limits]\nhead_bytes = 20000\n", encoding="utf-8")
     serving.process.send_signal(signal.SIGHUP)
-    serving.wait_for("limits.headers changes at a restart only", serving.err, 10)
+    serving.wait_for("limits.head_bytes changes at a restart only", serving.err, 10)
     serving.wait_for("SIGHUP: 1 of 2 changed settings are live", serving.err, 10)
 
     # Tokens come and go while it serves, and who changed what is remembered.

@@ -53,7 +53,10 @@ class Load:
 
 
 @pytest.mark.usefixtures("forked_zygotes")
-def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) -> None:
+def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(
+    toy_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clover.control.controller.INTERVAL_S", 0.1)
     before = children()
 
     async def main() -> None:
@@ -61,7 +64,6 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(toy_cache: Path) 
             "carbon": f"trace:{trace(toy_cache / 'bands.csv')}?loop=1",
             "trace_speed": 3600 / STAGE_S,
             "policy": f"{Bands.__module__}:{Bands.__name__}",
-            "interval_s": 0.1,
             "verify_s": 0.2,
             "slo_ms": 1000.0,
             "waits": False,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clover.control import controller
 from clover.energy.gpu_probe import Probe, Value
 from tests.support.mig_server import Load, gpu, say, server
 
@@ -66,6 +67,7 @@ async def scene(cache: Path) -> None:
 
 
 def main(cache: str) -> None:
+    controller.INTERVAL_S = 0.1
     asyncio.run(scene(Path(cache)))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clover.config import CarbonConfig, ControllerConfig, FamilyConfig, ServerConfig, WorkersConfig
+from clover.control import controller as looks
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
 from clover.server.server import Server
@@ -33,7 +34,7 @@ def server(cache: Path, gpus: int, *names: str, **controller: Any) -> Server:
         families=families,
         workers=WorkersConfig(device=f"emulated:{BOX}:{gpus}", backends=("eager",)),
         carbon=CarbonConfig(source="static:300"),
-        controller=ControllerConfig(interval_s=0.1, verify_s=0.2, **settings),
+        controller=ControllerConfig(verify_s=0.2, **settings),
         cache_dir=str(cache),
         state_dir=str(cache),
     )
@@ -110,6 +111,7 @@ async def shared(cache: Path) -> dict[str, Any]:
 
 
 def main(cache: str, story: str) -> None:
+    looks.INTERVAL_S = 0.1
     stories: dict[str, Callable[[Path], Any]] = {"parked": parked, "shared": shared}
     began_s = time.monotonic()
     try:

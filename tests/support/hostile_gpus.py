@@ -21,6 +21,7 @@ from typing import Any
 
 import clover.server
 from clover import devices
+from clover.control import controller
 from clover.devices.mig import MigDevice
 from clover.emulation import emulated
 from clover.errors import CloverError
@@ -142,6 +143,7 @@ async def laptop(cache: Path) -> None:
 
 
 def main(cache: str, story: str) -> None:
+    controller.INTERVAL_S = 0.1
     with contextlib.suppress(KeyboardInterrupt):
         stories = {"mig": mig, "exclusive": exclusive, "laptop": laptop}
         asyncio.run(stories[story](Path(cache)))

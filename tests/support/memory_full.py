@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 import clover.server
+from clover.control import controller
 from clover.errors import CloverError, RequestError
 from clover.profiling import stored
 from clover.runtime.workers.pool import Pool, WorkerProcess
@@ -170,7 +171,6 @@ async def exchange(folder: Path, what: str) -> dict[str, Any]:
         carbon="static:300",
         allow_capacity_loss=True,
         energy_meter="modelled",
-        interval_s=0.1,
         verify_s=0.2,
         **settings,
     ) as server:
@@ -199,6 +199,7 @@ async def exchange(folder: Path, what: str) -> dict[str, Any]:
 
 
 def main(folder: str, what: str) -> None:
+    controller.INTERVAL_S = 0.1
     setattr(stored, "QUICK", SHORT)  # noqa: B010  (it is not exported)
     print(json.dumps(asyncio.run(exchange(Path(folder), what))))
 

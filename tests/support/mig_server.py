@@ -25,6 +25,7 @@ import numpy as np
 
 import clover.server
 from clover.backends.artifacts import package_version
+from clover.control import controller
 from clover.control.state.apply import Applier
 from clover.devices.mig import MigDevice
 from clover.errors import CloverError
@@ -57,7 +58,6 @@ def server(cache: Path, **settings: Any) -> clover.Server:
         **{
             "device": f"emulated:{BOX}:2",
             "policy": policy_name(BaseOnTwoGpus),
-            "interval_s": 0.1,
             "verify_s": 0.2,
             **settings,
         },
@@ -192,6 +192,7 @@ def of_session(session: int) -> list[int]:
 
 
 def main(cache: str, what: str) -> None:
+    controller.INTERVAL_S = 0.1
     if what == "faults":
         asyncio.run(faults(Path(cache)))
     else:
@@ -202,13 +203,9 @@ FAULTS: dict[str, tuple[disturb.Fault, ...]] = {
     "in use for two tries": (disturb.Fault(symbol="nvmlGpuInstanceDestroy", error="IN_USE", count=2),),
     "in use for ever": (disturb.Fault(symbol="nvmlGpuInstanceDestroy", gpu=0, error="IN_USE", count=0),),
     "compute instance fails": (disturb.Fault(symbol="nvmlGpuInstanceCreateComputeInstance", error="UNKNOWN"),),
-    "no resources": (
-        disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="INSUFFICIENT_RESOURCES"),
-    ),
+    "no resources": (disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="INSUFFICIENT_RESOURCES"),),
     "no permission": (disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="NO_PERMISSION"),),
-    "third creation fails": (
-        disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN", nth=3),
-    ),
+    "third creation fails": (disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", error="UNKNOWN", nth=3),),
     "creation fails for ever": (
         disturb.Fault(symbol="nvmlDeviceCreateGpuInstanceWithPlacement", gpu=1, error="UNKNOWN", count=0),
     ),

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import clover.server
+from clover.control import controller
 from tests.support.mig_server import TOY, Load, answers, gpu, say, standing
 from tests.support.scene_policies import TWO_INSTANCES, BestOnTwoInstances, policy_name
 
@@ -31,7 +32,6 @@ async def serve(cache: Path) -> None:
         waits=False,
         accuracy_floor=1.0,
         carbon="static:300",
-        interval_s=0.1,
         verify_s=0.2,
     )
     async with server as running:
@@ -58,6 +58,7 @@ async def serve(cache: Path) -> None:
 
 
 def main(cache: str) -> None:
+    controller.INTERVAL_S = 0.1
     asyncio.run(serve(Path(cache)))
 
 

@@ -32,7 +32,7 @@ _WIDTH = 140
 _TIMEOUT_S = 150.0
 """A change waits for workers to start; longer than `workers.start_s` twice."""
 
-_ROLLOUT = tuple(name for name in RolloutConfig.__struct_fields__ if name not in ("needs_labels", "root"))
+_ROLLOUT = tuple(name for name in RolloutConfig.__struct_fields__ if name != "root")
 _SETTABLE = {name: arguments(SetCommand)[name].kind for name in SetCommand.changes}
 _PLANNABLE = {name: arguments(PlanCommand)[name].kind for name in (*TARGETS, *INPUTS)}
 _CHANGE_NOTHING = ("state", "tenants", "decisions", "audit", "plan", "set")
@@ -171,9 +171,6 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     ):
         what.add_argument(f"--{action}", action="store_const", const=action, dest="action", help=about)
     rollout.add_argument("--version", default="", help="version to serve it as [that of its family.toml]")
-    rollout.add_argument(
-        "--needs-labels", action="store_true", help="promote it only if labels that clients send speak for it"
-    )
     for name in _ROLLOUT:
         flag = "--" + name.replace("_", "-")
         rollout.add_argument(flag, type=float, metavar="X", help=f"instead of the server's setting rollout.{name}")
@@ -280,8 +277,6 @@ def _roll_out(given: argparse.Namespace) -> dict[str, Any]:
         body["model"] = models[0]
     if given.version:
         body["version"] = given.version
-    if given.needs_labels:
-        body["needs_labels"] = True
     return body | {name: getattr(given, name) for name in _ROLLOUT if getattr(given, name) is not None}
 
 

@@ -45,14 +45,13 @@ class Executor:
         context = self._context
         context.look_at_memory(family)
         shapes, share = self.shapes(), context.share_of(family)
-        own = context.devices_of(family.name)
         return Ways(
             running=family.desired,
             target=target,
             devices=shapes,
             leg=lambda before, after, floor, replaced: self._steps(family, before, after, shapes, floor, replaced),
             capacity=family.capacity(share),
-            floor=family.capacity_floor(context.config, own, share) if family.desired else 0.0,
+            floor=family.capacity_floor() if family.desired else 0.0,
             durations=family.step_seconds(shapes, target),
             resident=family.slice_memory().resident,
         )

@@ -30,6 +30,9 @@ from clover.types import Configuration, Decision, Plan, State, Transition
 
 _RATE_FELL = 0.95
 """How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
+PAYBACK_S = 300.0
+"""A change may lose capacity for a moment if it misses fewer rows than the workers that run would within this time:
+for five minutes a load that is too much for them can be expected to last."""
 _WITHOUT_MARGINS = (
     "without the margin for what chance does to accuracy, with which no plan keeps the limits",
     "without the margins for what chance does to accuracy and rate, with which no plan keeps the limits",
@@ -238,7 +241,7 @@ class Planner:
             slo_ms=family.targets.slo_ms,
             rate=family.arrivals.rows_per_s(),
             capacity=served(family.desired, family.capacity(context.share_of(family))),
-            within_s=context.config.capacity_loss_payback_s,
+            within_s=PAYBACK_S,
         )
 
     async def _here(self, family: Family, state: State) -> Plan | None:

@@ -189,9 +189,7 @@ class Context:
         share, limit_bytes = self.share_of(family), family.slice_memory().limit_bytes
         places = {item.profile: item for shape in self.devices_of(family.name) for own in shape.layouts for item in own}
         return {
-            profile: resident_bytes(
-                family.config, self._devices[item.device], item, share=share, limit_bytes=limit_bytes
-            )
+            profile: resident_bytes(self._devices[item.device], item, share=share, limit_bytes=limit_bytes)
             for profile, item in places.items()
             if item.device in self._devices
         }

@@ -28,7 +28,7 @@ from clover.interfaces import Fleet
 from clover.planning.budget.forecast import Outlook
 from clover.planning.model.margin import AccuracySample
 from clover.planning.model.objective import derive_lambda
-from clover.planning.model.problem import LEAST_RATE, accuracies, base_capacity, services_of
+from clover.planning.model.problem import LEAST_RATE, accuracies, services_of
 from clover.planning.model.queueing import Service
 from clover.planning.transition.memory import MemoryAware, MemoryNeeds, SliceMemory
 from clover.planning.transition.stages import StepSeconds, typical_spawn_s
@@ -271,7 +271,7 @@ class Family:
             lam=targets.lam,
             reference_g_per_kwh=self.reference(config).g_per_kwh,
             max_utilisation=config.max_utilisation / math.sqrt(slower),
-            profile_error=(1.0 + config.profile_error) * slower - 1.0,
+            profile_error=slower - 1.0,
             cascade=self.cascades(config),
             waits=self.may_wait(config, targets),
             accuracy_budget=accuracy_budget,
@@ -447,11 +447,10 @@ class Family:
         asked = (routing.chain, routing.thresholds)
         return next((point.reach for point in points if (point.chain, point.thresholds) == asked), ())
 
-    def capacity_floor(self, config: ControllerConfig, devices: Sequence[DeviceShape], share: float) -> float:
-        """Return the rows a second that no transition may go below: the configured share of BASE on `devices`, what
-        arrives now, and in any case one worker that answers."""
-        base = base_capacity(self.corrected, devices, share) if config.capacity_floor else 0.0
-        return max(config.capacity_floor * base, self.observed.get("arrival_rate", 0.0), LEAST_RATE)
+    def capacity_floor(self) -> float:
+        """Return the rows a second that no transition may go below: what arrives now, and in any case one worker that
+        answers."""
+        return max(self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:
         """Keep `configuration` from being planned for a while, twice as long each time it fails; return the monotonic

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from clover.types import Reading
 
 WORKER_LOOKS = 5
+INTENSITY_CHANGE = 0.05
+"""Relative: it follows every step of a grid of half hours, and plans nothing for what a provider corrects later."""
+RATE_CHANGE = 0.25
+"""Relative: chance moves a steady rate by less, and plans leave workers time to spare."""
 LEAST_RATE_CHANGE = 1.0
 RETRY_S = 10.0
 
@@ -51,21 +55,22 @@ class Triggers:
         """Ask for a plan at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
         self.again_s = at_s if self.again_s is None else min(self.again_s, at_s)
 
-    def _moved(self, rate: float, rate_change: float) -> bool:
+    def _moved(self, rate: float) -> bool:
         moved = abs(rate - self.planned_rate)
-        return moved > rate_change * self.planned_rate and moved >= LEAST_RATE_CHANGE
+        return moved > RATE_CHANGE * self.planned_rate and moved >= LEAST_RATE_CHANGE
 
-    def check(self, seen: Observation, *, intensity_change: float, rate_change: float) -> str:
-        """Return why to plan now, in words; empty if there is no reason."""
+    def check(self, seen: Observation, *, follows_grid: bool = True) -> str:
+        """Return why to plan now, in words; empty if there is no reason.  Unless the family `follows_grid`, a change of
+        intensity is none."""
         self._away = self._away + 1 if seen.missing != self.planned_missing else 0
         if self.planned_intensity is None:
             return "start"
         if self._away >= WORKER_LOOKS:
             return f"worker capacity changed: {seen.missing} missing"
         planned_g = self.planned_intensity.g_per_kwh
-        if abs(seen.g_per_kwh - planned_g) > intensity_change * max(planned_g, 1.0):
+        if follows_grid and abs(seen.g_per_kwh - planned_g) > INTENSITY_CHANGE * max(planned_g, 1.0):
             return f"intensity moved from {planned_g:.1f} to {seen.g_per_kwh:.1f} g/kWh"
-        if self._moved(seen.rate, rate_change):
+        if self._moved(seen.rate):
             return f"rate moved from {self.planned_rate:.1f} to {seen.rate:.1f} rows/s"
         if self.again_s is not None and seen.now_s >= self.again_s:
             return "a plan was held back or failed before"

@@ -14,6 +14,7 @@ from clover.control.plan.executor import Executor
 from clover.control.state.arrivals import WINDOW_S
 from clover.control.state.family import DeployedPlan, Family, Watch
 from clover.control.state.slo.pressure import LEAST_QUEUE
+from clover.control.state.triggers import RATE_CHANGE
 
 WORSE = 1.5
 LEAST_ROWS = 20.0
@@ -37,7 +38,7 @@ async def verify(family: Family, config: ControllerConfig, executor: Executor, n
         return False
     elif now_s < watch.since_s + config.verify_s:
         return False
-    elif _worse(family, deployed, watch, config.rate_change):
+    elif _worse(family, deployed, watch):
         if now_s < watch.since_s + max(config.verify_s, WINDOW_S):
             return False
         missed = seen["p95_ms"] <= watch.late_ms  # also what it replaced missed the SLO, and by more
@@ -72,12 +73,12 @@ def _works_off_queue(family: Family, watch: Watch) -> bool:
     return shrinks
 
 
-def _worse(family: Family, deployed: DeployedPlan, watch: Watch, rate_change: float) -> bool:
+def _worse(family: Family, deployed: DeployedPlan, watch: Watch) -> bool:
     """Return whether the p95 is beyond the SLO and clearly worse than predicted, at no more than the planned load."""
     seen = family.observed
     p95_ms = seen.get("p95_ms")
     if p95_ms is None or seen.get("rows", 0.0) - watch.rows < LEAST_ROWS:
         return False
-    expected_load = watch.rate * (1.0 + rate_change) + 1.0
+    expected_load = watch.rate * (1.0 + RATE_CHANGE) + 1.0
     limit_ms = max(family.targets.slo_ms, WORSE * deployed.plan.prediction.p95_ms)
     return p95_ms > limit_ms and seen.get("arrival_rate", 0.0) <= expected_load

@@ -8,13 +8,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from clover.config import LimitsConfig
 from clover.errors import BadRequest, CloverError, NotFound, PlanError, PolicyFault, RequestError, shortage
 from clover.http.access import Access
 from clover.http.audit import AuditLog
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
 from clover.http.oip.request import parse_json
+from clover.http.oip.signature import JSON_DEPTH
 from clover.http.oip.tensors import Body
 from clover.interfaces import ServerView
 from clover.verbs import VERBS
@@ -41,14 +41,11 @@ Begin = Callable[[dict[str, Any], str], Coroutine[Any, Any, Any]]
 class ControlCalls:
     """The handlers of these paths, for one socket."""
 
-    def __init__(
-        self, view: ServerView, loop: asyncio.AbstractEventLoop, access: Access, audit: AuditLog, limits: LimitsConfig
-    ) -> None:
+    def __init__(self, view: ServerView, loop: asyncio.AbstractEventLoop, access: Access, audit: AuditLog) -> None:
         self._view = view
         self._loop = loop
         self._access = access
         self._audit = audit
-        self._depth = limits.json_depth
         self._tasks: set[asyncio.Task[None]] = set()
 
     def load(self, exchange: Exchange, body: Body, name: str) -> None:
@@ -104,7 +101,7 @@ class ControlCalls:
         asked: dict[str, Any] = {}
         try:
             who = self._access.check_change(exchange)
-            asked = object_of(body, self._depth)
+            asked = object_of(body)
             change = begin(asked, who)
         except RequestError as error:
             self._record(who or self._caller(head), head.path, asked, status=error.status, error=error.message)
@@ -181,11 +178,11 @@ class ControlCalls:
         )
 
 
-def object_of(body: Body, depth: int) -> dict[str, Any]:
+def object_of(body: Body) -> dict[str, Any]:
     """Return the JSON object of a body, empty for an empty body; raises BadRequest for anything else."""
     if not len(body):
         return {}
-    document = parse_json(body, depth, DOCUMENT_BYTES)
+    document = parse_json(body, JSON_DEPTH, DOCUMENT_BYTES)
     if type(document) is not dict:
         raise BadRequest("the body is not a JSON object")
     return document

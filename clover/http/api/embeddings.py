@@ -23,6 +23,7 @@ from clover.http.api import named
 from clover.http.exchange import Exchange, trace_ids
 from clover.http.inference import PROXIED, receipt_field
 from clover.http.oip.request import parse_json
+from clover.http.oip.signature import JSON_DEPTH
 from clover.http.oip.tensors import Body
 from clover.interfaces import Model, Ticket
 from clover.runtime.memory.bytes_codec import pack_element
@@ -92,7 +93,7 @@ class EmbeddingRoutes:
 
     def embed(self, exchange: Exchange, body: Body, name: str) -> None:
         """Answer POST /v1/embeddings; raises RequestError, and then holds nothing."""
-        ask = EmbeddingAsk(parse_json(body, self._limits.json_depth, self._limits.json_bytes))
+        ask = EmbeddingAsk(parse_json(body, JSON_DEPTH, self._limits.json_bytes))
         model = self._model(ask.model)
         index = output_of(model.spec)
         size = model.spec.outputs[index].shape[0]

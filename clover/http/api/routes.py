@@ -75,7 +75,7 @@ class Routes:
         self._limits = config.limits
         self._loop = loop
         self._access = access
-        self.calls = ControlCalls(view, loop, access, audit if audit is not None else AuditLog(), config.limits)
+        self.calls = ControlCalls(view, loop, access, audit if audit is not None else AuditLog())
         self._inflating: deque[tuple[ServerState, Exchange, Inflation]] = deque()
         self._endpoints: dict[str, InferEndpoint] = {}
         self._described: dict[str, tuple[Model, bytes, bytes]] = {}
@@ -367,7 +367,7 @@ class Routes:
     # --- repository ---------------------------------------------------------------------------------------------------
 
     def _repository_index(self, exchange: Exchange, body: Body, name: str) -> None:
-        ready_only = object_of(body, self._limits.json_depth).get("ready", False)
+        ready_only = object_of(body).get("ready", False)
         if type(ready_only) is not bool:
             raise BadRequest("ready is not true or false")
         rows = []

@@ -22,6 +22,8 @@ from clover.http.oip.tensors import Body
 from clover.types import FamilySpec, TensorSpec
 
 JSON_BYTES = 4 << 20
+JSON_DEPTH = 100
+"""The deepest nesting of JSON: rows of a tensor need as many levels as it has axes, and a few around them."""
 """Most bytes of the JSON of an infer request, unless the configuration says otherwise."""
 
 ID_CHARACTERS = 1024
@@ -121,7 +123,12 @@ class Signature:
     )
 
     def __init__(
-        self, spec: FamilySpec, most_rows: int, json_depth: int = 100, name: str = "", json_bytes: int = JSON_BYTES
+        self,
+        spec: FamilySpec,
+        most_rows: int,
+        json_depth: int = JSON_DEPTH,
+        name: str = "",
+        json_bytes: int = JSON_BYTES,
     ) -> None:
         self.name = name or spec.name
         self.most_rows = most_rows

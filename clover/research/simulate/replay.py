@@ -101,16 +101,16 @@ class _Replay:
         grid_clock = GridClock(trace.start_s, 1.0, clock.now_s)
         source = ForecastSource(trace.source, rules.forecast, case.seed)
         chain = SourceChain([source], monotonic=clock.now_s)
-        settings = msgspec.structs.replace(case.settings, interval_s=self.step_s)
         config = self._config()
-        targets = default_targets(world.known.profile, config, settings)
+        targets = default_targets(world.known.profile, config, case.settings)
         devices = simulated(world.machine.shapes)
         controller = Controller(
-            settings,
+            case.settings,
             devices=devices,
             grid=Grid(chain, grid_clock.now),
             solver=LocalSolver(world.memory, seed=case.seed, spared_w=case.spared_w),
             clocks=Clocks(monotonic=clock.now_s, wall=grid_clock.now, sleep=self._until_the_next_look),
+            interval_s=self.step_s,
         )
         fleet = SimulatedFleet(
             world.model(targets.slo_ms, case.seed),

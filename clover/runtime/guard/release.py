@@ -54,9 +54,15 @@ _TAIL_LEAST = 40
 
 @dataclass(frozen=True, kw_only=True)
 class ReleaseLimits:
-    """What matters, in what time.  `errors`, `differs` and `accuracy` are fractions; `slower` is a factor, to which
-    `slower_ms` milliseconds are added.  Latencies of the first `warmup_s` seconds do not count.  `risk`: the
-    probability of rolling back a version that is within all margins.  `differs` 1 leaves that test out."""
+    """The least differences that matter, and how long a release is watched.
+
+    `errors`, `differs` and `accuracy` are fractions of requests or rows; with `differs` 1 that test is left out.  A
+    request is slow if it takes longer than `slower` times a request of the stable version plus `slower_ms`: a quarter
+    is more than neighbours on a machine differ by, and 1 ms is what a timer may add to the fastest request.  Latencies
+    of the first `warmup_s` seconds do not count: caches are cold.  Requests of `block_s` share a queue, so they are one
+    observation.  No release is promoted before `min_s`, as labels come late, or undecided after `max_s`.  `risk` is the
+    probability of rolling back a version that is within all margins.
+    """
 
     errors: float = 0.005
     slower: float = 1.25
@@ -64,7 +70,6 @@ class ReleaseLimits:
     differs: float = 0.1
     accuracy: float = 0.01
     risk: float = 0.01
-    needs_labels: bool = False
     warmup_s: float = 10.0
     block_s: float = 1.0
     min_s: float = 600.0
@@ -252,7 +257,7 @@ class ReleaseTests:
     @property
     def needed(self) -> tuple[str, ...]:
         """The tests that have to be passed: that of labels if some came, or some must."""
-        labels = self.limits.needs_labels or self.tests["accuracy"].count > 0
+        labels = self.tests["accuracy"].count > 0
         left_out = {name for name, out in (("differs", self.limits.differs >= 1.0), ("accuracy", not labels)) if out}
         return tuple(name for name in TESTS if name not in left_out)
 

@@ -181,6 +181,10 @@ class CachedAnswers:
         return self._plan
 
 
+LONGEST_NS = 300 * 1_000_000_000
+"""An answer is kept for five minutes: longer than a client repeats itself, and not beyond what an operator changes."""
+
+
 def build(
     state: RouterState,
     config: FamilyConfig,
@@ -192,5 +196,5 @@ def build(
     """Return the cached answers of a family; None if it has no cache."""
     if not config.cache_answers:
         return None
-    cache = AnswerCache(state.memory, state.spec, int(config.cache_answers * 1e6), int(config.cache_answers_s * 1e9))
+    cache = AnswerCache(state.memory, state.spec, int(config.cache_answers * 1e6), LONGEST_NS)
     return CachedAnswers(state, cache, monitor, standby, escalation, account)

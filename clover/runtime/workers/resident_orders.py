@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from clover.config import FamilyConfig
 from clover.interfaces import Device
 from clover.planning.model.problem import backends_of, services_of
 from clover.runtime.memory.free import machine_memory
 from clover.types import FamilyProfile, Placement
 from clover.worker.frames import Recording
+
+MEMORY_PART = 0.7
+"""The part of a slice's memory that resident variants may take: the rest is for what batches take while they run."""
 
 
 def part_of_machine(device: Device, placement: Placement, share: float) -> float:
@@ -22,10 +24,8 @@ def part_of_machine(device: Device, placement: Placement, share: float) -> float
     return share * placement.size / max(1, device.shape().slices)
 
 
-def resident_bytes(
-    config: FamilyConfig, device: Device, placement: Placement, *, share: float, limit_bytes: int = 0
-) -> int:
-    """Return the bytes that the variants of a worker at `placement` may take together: a part (`resident_memory`) of
+def resident_bytes(device: Device, placement: Placement, *, share: float, limit_bytes: int = 0) -> int:
+    """Return the bytes that the variants of a worker at `placement` may take together: a part (`MEMORY_PART`) of
     the slice's own memory, or, on cores, of their part of the family's `share` of the machine's, at most of
     `limit_bytes` (the limit of a worker; 0: none).  0 if nothing is known."""
     memory = device.memory_bytes(placement)
@@ -33,7 +33,7 @@ def resident_bytes(
         memory = int(machine_memory() * part_of_machine(device, placement, share))
         if limit_bytes:
             memory = min(memory, limit_bytes) if memory else limit_bytes
-    return int(config.resident_memory * memory)
+    return int(MEMORY_PART * memory)
 
 
 def recording(profile: FamilyProfile | None, variant: str, place_profile: str, backend: str) -> Recording:

@@ -41,6 +41,8 @@ DOOR, CALL = "take-over socket", "take-over"
 _INITS = ("docker-init", "tini", "dumb-init", "catatonit")
 """What containers have as process 1 with `--init` (Docker, Podman), or in their image."""
 _ACCEPT_AGAIN_S = 1.0
+READY_S = 600.0
+"""How long a successor may take until it is ready: it may have to load, and to measure a changed family."""
 _PAUSE = "pause"
 """Process 1 of a pod of Kubernetes whose containers share their processes."""
 
@@ -139,7 +141,7 @@ class TakeOvers:
         )
         channel.send(offer, every)
         self._heir = channel
-        await channel.expect(SuccessorReady, self._config.limits.take_over_s)
+        await channel.expect(SuccessorReady, READY_S)
         if reason := hindrance(parts) or self._stale(parts):
             raise TakeOverError(reason)
         channel.send(TakeOverAllowed())

@@ -24,7 +24,7 @@ BODY = orjson.dumps(echo_body(id="a"))
 ROWS = orjson.dumps({"inputs": [{"name": "IN", "shape": [1, 4], "datatype": "FP32",
                                  "parameters": {"binary_data_size": 16}}]})  # fmt: skip
 HOST = b"Host: localhost\r\n"
-LIMITS = LimitsConfig(head_bytes=2048, line_bytes=512, headers=12, body_bytes=1 << 16, json_bytes=4096, pipelined=4)
+LIMITS = LimitsConfig(head_bytes=2048, body_bytes=1 << 16, json_bytes=4096, pipelined=4)
 STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 414, 415, 417, 421, 422, 429, 431, 501, 503, 505}
 
 DICTIONARY = (

@@ -54,8 +54,9 @@ class Scene:
     """The chain and the grid of a configuration, before a replay server."""
 
     def __init__(self, source: str, server: CarbonServer, now: Now, **settings: Any) -> None:
+        poll_s = settings.pop("poll_s", carbon.POLL_S)
         config = CarbonConfig(source=source, **{**server.settings(), **settings})
-        self.chain, clock = carbon.build(config, monotonic=now, wall=now.wall)
+        self.chain, clock = carbon.build(config, monotonic=now, wall=now.wall, poll_s=poll_s)
         self.grid = Grid(self.chain, clock.now)
         self.now = now
 

@@ -399,7 +399,6 @@ def test_sources_that_do_not_exist_are_refused_with_help(source: str, words: str
     ("settings", "words"),
     [
         ({"pue": 0.9}, "carbon.pue"),
-        ({"poll_s": 0.0}, "carbon.poll_s"),
         ({"max_age_s": -1.0}, "carbon.max_age_s"),
         ({"configured_g_per_kwh": math.inf}, "carbon.configured_g_per_kwh"),
         ({"trace_start": "noon"}, "ISO 8601"),

@@ -135,7 +135,7 @@ class Served:
         self.now_s = 0.0
         self.wrote = 0
         self.write(rows or [(T0, 100.0), (T0 + HOUR, 110.0)])
-        config = CarbonConfig(source=f"trace:{path},static:300", poll_s=5.0)
+        config = CarbonConfig(source=f"trace:{path},static:300")
         self.chain, self.clock = build(config, monotonic=lambda: self.now_s, wall=lambda: T0 + 60.0 + self.now_s)
         self.chain.links[0].refresh_wait_s = 60.0  # what is read in the thread is seen, however busy the machine is
 
@@ -161,7 +161,7 @@ def test_a_file_that_changes_on_disk_is_read_again(tmp_path: Path) -> None:
     served = Served(tmp_path / "day.csv")
     assert served.after(0.0).g_per_kwh == 100.0
     served.write([(T0, 170.0), (T0 + HOUR, 180.0), (T0 + 2 * HOUR, 190.0)])
-    assert served.after(4.9).g_per_kwh == 100.0  # looked at every poll_s
+    assert served.after(4.9).g_per_kwh == 100.0  # looked at every five seconds
     assert served.after(0.1).g_per_kwh == 100.0  # it changed: it may still be written
     found = served.after(5.0)  # it was left alone
     assert (found.g_per_kwh, found.state) == (170.0, "fresh")

@@ -101,7 +101,7 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
         (["freeze", "--off"], ("POST", "/v2/clover/freeze", {"on": False})),
         (["roll-out", "/m/2"], ("POST", "/v2/clover/roll-out", {"folder": "/m/2"})),
         (
-            ["roll-out", "toy", "/m/2", "--percent", "5", "--version", "2b", "--needs-labels", "--dry-run"],
+            ["roll-out", "toy", "/m/2", "--percent", "5", "--version", "2b", "--dry-run"],
             (
                 "POST",
                 "/v2/clover/roll-out",
@@ -110,7 +110,6 @@ def ctl(server: Any, *argv: str, **environ: str) -> int:
                     "folder": "/m/2",
                     "percent": 5.0,
                     "version": "2b",
-                    "needs_labels": True,
                     "dry_run": True,
                 },
             ),

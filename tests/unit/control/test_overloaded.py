@@ -7,10 +7,11 @@ import asyncio
 import msgspec
 import pytest
 
+from clover.control.plan import planner
 from tests.support.control_fixture import Rig, cpu
 
 
-async def on_one_large_worker(payback_s: float) -> Rig:
+async def on_one_large_worker() -> Rig:
     """Return a rig on which one worker has both cores, so that none could serve while they are cut in two."""
     family = {"accuracy_floor": 92.0, "slo_ms": 45.0}
     rig = Rig(
@@ -18,7 +19,6 @@ async def on_one_large_worker(payback_s: float) -> Rig:
         family=family,
         max_utilisation=0.97,
         allow_capacity_loss=True,
-        capacity_loss_payback_s=payback_s,
     )
     await rig.settled()
     await rig.controller.command("apply", {"configuration": {"large@2c": 1}, "force": True}, "alice")
@@ -30,7 +30,7 @@ async def on_one_large_worker(payback_s: float) -> Rig:
 
 def test_capacity_is_lost_for_a_moment_rather_than_the_slo_for_an_hour() -> None:
     async def story() -> None:
-        rig = await on_one_large_worker(300.0)
+        rig = await on_one_large_worker()
         rig.fleet.figures["arrival_rate"] = 720.0
         await rig.look(10.0)
         assert rig.last["action"] == "applied"
@@ -41,9 +41,11 @@ def test_capacity_is_lost_for_a_moment_rather_than_the_slo_for_an_hour() -> None
     asyncio.run(story())
 
 
-def test_an_operator_can_forbid_that() -> None:
+def test_a_loss_that_does_not_pay_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "PAYBACK_S", 0.0)
+
     async def story() -> None:
-        rig = await on_one_large_worker(0.0)
+        rig = await on_one_large_worker()
         rig.fleet.figures["arrival_rate"] = 720.0
         await rig.look(10.0)
         assert rig.last["action"] == "kept"

@@ -54,7 +54,6 @@ class Scene:
                 draining=lambda: False,
                 grid=self.grid,  # type: ignore[arg-type]
                 chain=chain,  # type: ignore[arg-type]
-                intensity_change=lambda: 0.05,
                 **more,
             ),
             wall_s=lambda: self.now_s,

@@ -51,7 +51,7 @@ def test_the_state_is_as_its_schema_says() -> None:
         ("cluster", {"action": "follow"}, False),
         ("roll-out", {"action": "status"}, True),
         ("roll-out", {"action": "status", "percent": 5.0}, False),
-        ("roll-out", {"folder": "echo-2", "percent": 5.0, "needs_labels": True}, True),
+        ("roll-out", {"folder": "echo-2", "percent": 5.0, "risk": 2.0}, True),
         ("roll-out", {"folder": "echo-2", "percent": 90.0}, False),
         ("roll-out", {"folder": "echo-2", "action": "promote"}, False),
         ("roll-out", {"model": "echo"}, False),

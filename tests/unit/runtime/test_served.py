@@ -210,7 +210,8 @@ def test_a_worker_is_to_hold_the_other_variants_beside_its_own_one(
 ) -> None:
     both = profile_of((1, 10.0, 0.2), (8, 80.0, 0.5), variants=("full", "half"))
     monkeypatch.setenv(emulated.STATE, "/a/box")
-    house = served(tmp_path, Gpu(True), loop, resident_memory=0.5)
+    monkeypatch.setattr(resident_orders, "MEMORY_PART", 0.5)
+    house = served(tmp_path, Gpu(True), loop)
     try:
         house.use(both)
         order = house.order(assignment())
@@ -245,7 +246,8 @@ def test_a_worker_that_starts_beside_another_on_cores_fills_its_part_of_what_is_
 ) -> None:
     monkeypatch.setattr(resident_orders, "machine_memory", lambda: 7000 << 20)
     monkeypatch.setattr("clover.runtime.served.free_bytes", lambda: 700 << 20)
-    house = served(tmp_path, Cores(False), loop, WorkersConfig(), resident_memory=0.5)
+    monkeypatch.setattr(resident_orders, "MEMORY_PART", 0.5)
+    house = served(tmp_path, Cores(False), loop, WorkersConfig())
     try:
         house.use(profile_of((1, 10.0, 0.2), (8, 80.0, 0.5), variants=("full", "half")))
         assert house.order(assignment()).resident_bytes == 1000 << 20, "two of seven cores, a half"

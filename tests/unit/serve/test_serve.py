@@ -59,6 +59,11 @@ def run(*argv: str, environ: dict[str, str] | None = None) -> int:
 
 def test_help_is_grouped_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 92, "two screens"
+    assert "--port" in short
+    assert "--limit-body-bytes" not in short
+    assert run("--help", "all") == 0
     text = capsys.readouterr().out
     for head in ("Options", "Listen", "Carbon", "Controller", "Workers", "Limits"):
         assert f"\n{head}" in text

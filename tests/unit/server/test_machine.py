@@ -48,9 +48,6 @@ def test_a_gpu_that_others_keep_awake_spares_nothing() -> None:
     config = WorkersConfig(sleep="park")
     assert spared(config, Idle(False), 0) == (40.0, "measured")
     assert spared(config, Idle(True), 0) == spared(config, Idle(False), 6) == (0.0, "modelled")
-    configured = msgspec.structs.replace(config, gpu_sleep_w=30.0)
-    assert spared(configured, Idle(False), 0) == (30.0, "configured")
-    assert spared(configured, Idle(False), 6) == (0.0, "modelled")
     assert spared(msgspec.structs.replace(config, sleep="off"), Idle(True), 6) == (None, "none")
 
 

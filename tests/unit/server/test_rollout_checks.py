@@ -117,10 +117,9 @@ def test_a_version_of_some_variants_only_has_them_alone(tmp_path: Path) -> None:
 
 
 def test_settings_of_a_command_are_checked_like_those_of_the_server() -> None:
-    assert settings_of(RolloutConfig(), {"percent": 5, "needs_labels": True}).percent == 5.0
+    assert settings_of(RolloutConfig(), {"percent": 5, "risk": 2.0}).percent == 5.0
     for given, why in (
         ({"percent": 55.0}, "<= 50"),
-        ({"percent": 30.0, "paired": 58.0}, "paired is at most 57 then"),
         ({"percent": "5"}, "percent"),
         ({"per_cent": 5.0}, "did you mean"),
         ({"root": "/"}, "no argument"),

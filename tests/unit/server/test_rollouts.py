@@ -15,7 +15,7 @@ from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVer
 from clover.runtime.split import ServedVersion, VersionSplit
 from clover.server.life import Life
 from clover.server.rollout_files import RolloutFiles
-from clover.server.rollouts import RollOut, RollOuts, limits_of
+from clover.server.rollouts import RollOut, RollOuts, limits_of, paired_part
 from clover.server.server import Server
 from tests.support.control_fixture import Rig
 from tests.support.router_fixture import House, family
@@ -232,9 +232,14 @@ def test_an_operator_may_end_it_once() -> None:
 
 
 def test_settings_are_in_points_and_tests_in_parts() -> None:
-    limits = limits_of(RolloutConfig(accuracy=2.0, differs=25.0, paired=0.0))
-    assert (limits.accuracy, limits.errors, limits.risk) == (0.02, 0.005, 0.01)
-    assert limits.differs == 1.0  # nothing is compared
+    limits = limits_of(RolloutConfig(risk=2.0, max_s=3600.0))
+    assert (limits.risk, limits.max_s, limits.errors, limits.accuracy) == (0.02, 3600.0, 0.005, 0.01)
+
+
+def test_a_new_version_never_has_more_to_do_than_the_stable_one() -> None:
+    assert paired_part(0.1) == 0.1
+    assert paired_part(0.5) == 0.0
+    assert paired_part(0.48) == pytest.approx(0.04 / 0.52)
 
 
 def test_a_caller_in_this_process_gets_the_version_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,15 +176,14 @@ async def play(
     take_over_s: float = 60.0,
 ) -> Scene:
     """Run both sides to their ends; `while_loading` is awaited, with the scene, before the successor is ready."""
-    config = ServerConfig(
-        state_dir=str(folder), listen=ListenConfig(port=9000), limits=LimitsConfig(take_over_s=take_over_s)
-    )
+    config = ServerConfig(state_dir=str(folder), listen=ListenConfig(port=9000))
     scene = Scene(config, Process(old_fault), Process(new_fault), Next(config, breaks))
     take_overs = scene.take_overs = TakeOvers(config)
     path = socket_file.place(config)
     assert path is not None
     with pytest.MonkeyPatch.context() as patch, socket.socket() as listening:
         patch.setattr(handover, "Channel", scene.old.channel)
+        patch.setattr(handover, "READY_S", take_over_s)
         patch.setattr(succession, "Channel", scene.new.channel)
         patch.setattr(succession, "_wait_gone", scene.old_gone)
         scene.parts = running_parts(config)

@@ -377,7 +377,7 @@ def test_what_is_frozen_loses_a_gpu_and_takes_it_up_when_let_go() -> None:
 
 def test_the_family_of_a_lost_gpu_gets_one_of_another_after_that_moved() -> None:
     async def story() -> None:
-        of = rig(3, capacity_floor=0.0)
+        of = rig(3)
         second, fleet = of.second(share=2.0)
         await of.controller.start()
         await of.controller.stop()
@@ -491,10 +491,11 @@ def test_a_single_full_gpu_is_not_emptied_unless_allowed() -> None:
 
 def test_two_gpus_change_one_after_the_other_above_the_floor() -> None:
     async def story() -> None:
-        of = rig(2, capacity_floor=0.45)
+        of = rig(2)
         await of.deploy()
         await apply(of, large__7g_40gb=2)
         base = capacity_of(of)
+        of.fleet.figures["arrival_rate"] = 0.45 * base
         lowest = base
         route = of.fleet.route
 

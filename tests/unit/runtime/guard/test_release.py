@@ -16,7 +16,7 @@ from clover.runtime.guard.release import (
     log_wealth,
 )
 
-LIMITS = ReleaseLimits(warmup_s=2.0, min_s=20.0, max_s=400.0, needs_labels=False)
+LIMITS = ReleaseLimits(warmup_s=2.0, min_s=20.0, max_s=400.0)
 ENOUGH = math.log(len(TESTS) / LIMITS.risk)
 
 
@@ -126,12 +126,6 @@ def test_labels_decide_where_the_version_answers_worse() -> None:
     found = tests.verdict(0.0)
     assert (found.action, found.why.partition(":")[0]) == ("roll back", "accuracy")
     assert 1000 < rows < 20_000
-
-
-def test_labels_are_waited_for_if_they_are_needed() -> None:
-    release = Release(ReleaseLimits(warmup_s=2.0, min_s=20.0, max_s=100.0, needs_labels=True))
-    found = release.until_decided()
-    assert found.startswith("roll back: undecided after 100 s: accuracy: nothing was observed")
 
 
 def test_a_version_that_answers_a_quarter_of_the_rows_differently_is_rolled_back_unless_that_is_allowed() -> None:

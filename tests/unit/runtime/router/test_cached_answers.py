@@ -21,7 +21,7 @@ class Scene(House):
     """A router that keeps answers; its worker answers each row with its input plus one."""
 
     def __init__(self, **config: Any) -> None:
-        super().__init__(**({"cache_answers": 1.0, "cache_answers_s": 60.0, "audit": 0.0} | config))
+        super().__init__(**({"cache_answers": 1.0, "audit": 0.0} | config))
         [self.worker] = self.route(2, shares=(0.0, 0.0, 1.0))
 
     def serve(self, worker: FakeWorker | None = None) -> None:
@@ -104,7 +104,7 @@ def test_rows_of_the_cache_have_a_line_of_their_own_and_plans_leave_them_out() -
 def test_answers_age() -> None:
     scene = Scene()
     scene.cached()
-    scene.loop.advance(60 * SECOND)
+    scene.loop.advance(300 * SECOND)
     assert scene.cached()
     scene.loop.advance(SECOND)
     assert not scene.cached()
@@ -177,9 +177,9 @@ def test_requests_may_forbid_the_cache() -> None:
 def test_a_fresh_answer_replaces_the_one_that_is_kept() -> None:
     scene = Scene()
     scene.cached()
-    scene.loop.advance(50 * SECOND)
+    scene.loop.advance(250 * SECOND)
     scene.cached(uncached=NO_CACHE)
-    scene.loop.advance(50 * SECOND)
+    scene.loop.advance(250 * SECOND)
     assert scene.cached()
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.config import FamilyConfig
 from clover.runtime.workers import resident_orders
 from clover.runtime.workers.resident_orders import choose_residents, recording, resident_bytes
 from clover.types import FamilyProfile, MemoryMeasurement, RecordedLaunches
@@ -79,14 +78,14 @@ class Device:
 
 
 def test_the_limit_is_a_part_of_the_slice_or_of_the_cores_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = FamilyConfig(family="toy", resident_memory=0.5)
+    monkeypatch.setattr(resident_orders, "MEMORY_PART", 0.5)
     two_cores = profiles_fixture.placement(0, 2)
     slice_: Any = Device(600 * MIB)
     cores: Any = Device(0)
     monkeypatch.setattr(resident_orders, "machine_memory", lambda: 1000 * MIB)
 
     def limit(device: Any, share: float = 1.0, limit_bytes: int = 0) -> int:
-        return resident_bytes(config, device, two_cores, share=share, limit_bytes=limit_bytes)
+        return resident_bytes(device, two_cores, share=share, limit_bytes=limit_bytes)
 
     assert limit(slice_, limit_bytes=100 * MIB) == 300 * MIB
     assert limit(cores) == 250 * MIB
