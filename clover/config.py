@@ -293,7 +293,7 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     ] = False
     cores: Annotated[
         str,
-        _help("cores of workers, as 0-3,6; all by default; auto: as many as the load needs"),
+        _help("cores of workers, as 0-3,6 (all); auto: what the load needs"),
     ] = ""
     core_sleep_w: Annotated[
         float,

@@ -23,7 +23,7 @@ def counted(server: Any) -> tuple[float, float, int]:
 
 
 def test_what_two_runs_count_is_in_the_ledger(tmp_path: Path) -> None:
-    keeping = {"ledger": "on", "state_dir": str(tmp_path / "state"), "ledger_flush_s": 1, "ledger_name": "toy"}
+    keeping = {"ledger": "on", "state_dir": str(tmp_path / "state"), "ledger_name": "toy"}
     path = ledger_path(str(tmp_path / "state"), "toy")
     joules, grams, rows = [], [], []
 

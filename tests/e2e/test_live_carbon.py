@@ -48,7 +48,7 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
 
     async def main(replay: CarbonServer) -> None:
         own = {"http": True, "port": 0, "carbon": "neso,static:300", "neso_url": replay.url}
-        own |= {"ledger": "on", "ledger_name": "drill", "ledger_flush_s": 1.0, "state_dir": str(tmp_path)}
+        own |= {"ledger": "on", "ledger_name": "drill", "state_dir": str(tmp_path)}
         async with (
             clover.Server(TOY, **settings(toy_cache) | own) as server,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session,
