@@ -97,7 +97,8 @@ def line_of(picture: bytes) -> NDArray[np.uint8]:
 
 def objects_named(run: Run, names: list[bytes], edge: int, size: int, rows: NDArray[Any]) -> NDArray[Any]:
     """Return the likeliest name [rows, 1] of what is on pictures [rows, 1]."""
-    logits = run([np.stack([pixels_of(picture, edge, size) for picture in rows.reshape(-1)])])[0]
+    pixels = np.stack([pixels_of(picture, edge, size) for picture in rows.reshape(-1)])  # in the order of `pixels_of`
+    logits = run([np.ascontiguousarray(pixels)])[0]
     found = np.empty((len(rows), 1), object)
     found[:, 0] = [names[at] for at in logits.argmax(axis=1)]
     return found
