@@ -106,6 +106,8 @@ class Served:
         self._services: dict[tuple[str, str], Service] = {}
         self.state = "LOADING"
         self.reason = ""
+        self.unmeasured = ""
+        """Why it is served without a profile, if it is to have one."""
         self.left_out = LeftOut()
         self._passed_over: dict[tuple[str, str], int] = {}
         self._alone: dict[str, int] = {}  # until when (ns), by profiles of slices where one with several variants died
@@ -161,6 +163,7 @@ class Served:
             self._standby_policy.use(profile)
         self._know_memory(profile)
         self.router.expect(profile)
+        self.router.admission.unmeasured = bool(self.unmeasured) and not any(self.router.accuracy)
 
     @property
     def targets(self) -> dict[str, float]:
