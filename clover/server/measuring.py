@@ -66,3 +66,4 @@ class Measuring:
             served.use(profile, served.drawn)
             self._families.account.add_family(served.name, TURNS * profile.turn_j)
             await self._loading.plan(served)
+        log.info("%s is measured, and planned from now on", served.name)
