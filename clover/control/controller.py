@@ -144,6 +144,8 @@ class Controller:
         made or applied, or if there are fewer GPUs than families."""
         if short := self.context.device_pool.short():
             raise StartError(short)
+        async with self.context.lock:
+            await self.context.read_grid()  # families that are served without a plan are priced, too
         if initial:
             for name in list(self.context.families):
                 with named_wait(f"the first plan of {name} and its workers", log.info):

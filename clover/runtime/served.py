@@ -162,8 +162,7 @@ class Served:
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
         self._know_memory(profile)
-        self.router.expect(profile)
-        self.router.admission.unmeasured = bool(self.unmeasured) and not any(self.router.accuracy)
+        self.router.expect(profile, unmeasured=bool(self.unmeasured))
 
     @property
     def targets(self) -> dict[str, float]:

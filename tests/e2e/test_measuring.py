@@ -99,6 +99,7 @@ def test_a_family_is_served_by_its_best_variant_until_it_is_planned(
             with pytest.raises(clover.BadRequest, match="reaches an accuracy of 100"):
                 await server.ainfer({"INPUT0": ROWS}, min_accuracy=100.0)
             found = model(server)
+            assert found["accuracy_served"] > 90.0, "those before the profile count as well"
             assert (found["profile"], found["unmeasured"]) == ("measured", "")
             assert found["requests"].get("200", 0) >= len(answers)
             assert {code for code in found["requests"] if code not in ("200", "400")} == set()
