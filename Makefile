@@ -20,38 +20,38 @@ INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc
 .PHONY: serve test test-quick test-deep test-cluster test-gpu test-checked test-wheel sanitize fuzz lint bench \
 	bench-peers bench-kernels build docs sbom audit reproducible train-fashion soak house clean
 
-serve: $(VENV)/.serve
+serve: $(VENV)/.built $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
 
 # Compiled once, not in each of the hundreds of processes that tests start, whatever this says outside.
 test test-quick test-deep test-cluster test-gpu test-checked sanitize: export PYTHONDONTWRITEBYTECODE :=
 
 # All tests; with ARGS, pytest gets these alone: make test ARGS="tests/native -x"
-test: $(VENV)/.test
+test: $(VENV)/.built $(VENV)/.test
 	$(PY) -m pytest $(or $(ARGS),$(PARALLEL))
 
 # Those that start no server and take no more than a second or two each, and of generated examples a quarter: the inner
 # loop.  They compute more than they wait: a process a core, each of which collects all tests first.
-test-quick: $(VENV)/.test
+test-quick: $(VENV)/.built $(VENV)/.test
 	$(PY) -m pytest $(PARALLEL) --numprocesses auto --maxprocesses $(JOBS) -m "not slow" --hypothesis-profile quick $(or $(ARGS),tests/unit tests/native)
 
 # Generated examples by the hundreds or thousands, not the same ones each time, of tests that plan, simulate and read
 # clusters: a quarter of an hour or more.  With ARGS, of others: make test-deep ARGS=tests/unit/http
-test-deep: $(VENV)/.test
+test-deep: $(VENV)/.built $(VENV)/.test
 	$(PY) -m pytest --hypothesis-profile deep --timeout 3600 $(or $(ARGS),$(PARALLEL) tests/unit/cluster/planning tests/unit/cluster)
 
 # A whole cluster on this machine: Ray's processes, HAProxy (Debian: haproxy) and three servers, which takes minutes.
-test-cluster: $(VENV)/.cluster
+test-cluster: $(VENV)/.built $(VENV)/.cluster
 	TEST_CLUSTER=1 $(PY) -m pytest tests/e2e/test_cluster.py $(ARGS)
 
 # What only a machine with an NVIDIA GPU can show; each test says what it needs if that is missing.  With TensorRT, whose
 # libraries come from NVIDIA's own package index: make test-gpu GPU_EXTRAS=onnx,dashboard,test,tensorrt
-test-gpu: $(VENV)/.gpu
+test-gpu: $(VENV)/.built $(VENV)/.gpu
 	$(PY) -m pytest tests/gpu $(ARGS)
 
 # The kernels' own tests against a build with bounds checks and assertions, which lies beside the release build; and
 # the tests of compiled modules through their source.
-test-checked: $(VENV)/.dev
+test-checked: $(VENV)/.built $(VENV)/.dev
 	CLOVER_BUILD=checked $(PY) setup.py --quiet build_ext --build-lib build/checked
 	CLOVER_NATIVE=build/checked/clover/_native $(PY) -m pytest tests/native $(ARGS)
 	CLOVER_SOURCE=1 $(PY) -m pytest tests/unit $(ARGS)
@@ -60,7 +60,7 @@ test-checked: $(VENV)/.dev
 # (which takes long), and the ring under ThreadSanitizer.  Python's own allocator would hide what is read behind
 # an object's end.
 SANITIZED := build/sanitized
-sanitize: $(VENV)/.dev
+sanitize: $(VENV)/.built $(VENV)/.dev
 	CLOVER_BUILD=checked CLOVER_SANITIZE=1 $(PY) setup.py --quiet build_ext --build-lib $(SANITIZED)
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
@@ -71,28 +71,28 @@ SANITIZE_TESTS := tests/native $(wildcard tests/unit/emulation/test_nvml_emulato
 	tests/unit/worker tests/unit/accounting tests/conformance tests/fuzz/test_targets.py
 
 # Each target for so long, guided by branches: make fuzz ARGS="front_end oip --seconds 1800"
-fuzz: $(VENV)/.dev
+fuzz: $(VENV)/.built $(VENV)/.dev
 	$(PY) -m tests.fuzz $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.built $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
 # The data plane beside reference servers of the same wire, three minutes; the peers are installed first, each in an
 # environment of its own (over a gigabyte in all), and with five rounds of three seconds take half an hour more.
-bench: $(VENV)/.test
+bench: $(VENV)/.built $(VENV)/.test
 	$(PY) -m bench.wire --rounds 2 --seconds 2 $(ARGS)
 
-bench-peers: $(VENV)/.test
+bench-peers: $(VENV)/.built $(VENV)/.test
 	$(PY) -m bench.wire --peers fastapi litserve mlserver bentoml ray pytriton $(ARGS)
 
-bench-kernels: $(VENV)/.test $(VENV)/.dev
+bench-kernels: $(VENV)/.built $(VENV)/.test $(VENV)/.dev
 	$(PY) -m bench.kernels $(ARGS)
 
 # The time of the last commit is the time of every file in the wheel, so that the same tree gives the same bytes.
 build reproducible: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 
-build: $(VENV)/.dev
+build: $(VENV)/.built $(VENV)/.dev
 	$(PY) -m build --outdir dist .
 
 # The wheel in bare environments below .venv-wheel: each family that brings its weights, served and asked as its card shows.
@@ -100,33 +100,33 @@ test-wheel: build
 	$(PY) -m tests.wheel $(ARGS)
 
 # Builds the wheel twice, in two folders, and compares the bytes; takes as long as two builds.
-reproducible: $(VENV)/.dev
+reproducible: $(VENV)/.built $(VENV)/.dev
 	$(PY) packaging/reproducible.py $(ARGS)
 
 # The documents as a site in dist/site, made without network; a warning or a dead link is an error.
-docs: $(VENV)/.dev
+docs: $(VENV)/.built $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file packaging/mkdocs.yml $(ARGS)
 
 # dist/clover.cdx.json (CycloneDX) and THIRD-PARTY-NOTICES.md, from what is installed, and so with all that users may need.
-sbom: $(VENV)/.users
+sbom: $(VENV)/.built $(VENV)/.users
 	$(PY) packaging/sbom.py $(ARGS)
 
 # Known vulnerabilities of what is installed, by PyPI's advisories (ARGS="-s osv" asks osv.dev), beside the bill of
 # materials.  A package that could not be asked about is an error too.
-audit: sbom $(VENV)/.dev
+audit: $(VENV)/.built sbom $(VENV)/.dev
 	$(PY) -m pip_audit --strict --skip-editable --progress-spinner off $(ARGS) || { code=$$?; \
 		echo "make audit: NOT PASSED: a package above is vulnerable, or its advisories could not be read (without network, or from" >&2; \
 		echo "a mirror that has none, 'not found on PyPI' is said of the first one and nothing is checked)" >&2; exit $$code; }
 
-train-fashion: $(VENV)/.serve
+train-fashion: $(VENV)/.built $(VENV)/.serve
 	$(PY) -m clover.models.fashion.train $(ARGS)
 
 # Load with every fault there is, a quarter of an hour or as long as ARGS="--minutes 240" says; build/soak gets the figures.
-soak: $(VENV)/.test
+soak: $(VENV)/.built $(VENV)/.test
 	$(PY) -m bench.soak $(ARGS)
 
 # How large Clover is, in lines, modules, settings and pages; it fails nothing.
-house: $(VENV)/.serve
+house: $(VENV)/.built $(VENV)/.serve
 	$(PY) packaging/house.py $(ARGS)
 
 clean:
@@ -134,7 +134,10 @@ clean:
 	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 	rm -f $(VENV)/.built $(VENV)/.serve $(VENV)/.test $(VENV)/.gpu $(VENV)/.dev $(VENV)/.users $(VENV)/.cluster
 
-# --- set-up: one stamp for what is compiled, one for each set of packages --------------------------------------------------
+# --- set-up: one stamp for what is compiled, one for each set of packages; both at once -----------------------------------
+
+# Compiling takes the cores, and packages mostly the network.
+MAKEFLAGS += --jobs=2
 
 $(PY):
 	@echo "set-up: making $(VENV) with $(PYTHON) ..."
@@ -144,26 +147,26 @@ $(VENV)/.built: $(INPUTS) | $(PY)
 	@./setup.sh $(VENV) clover
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.built
+$(VENV)/.serve: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages onnx,dashboard,client
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.built
+$(VENV)/.test: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages openvino,dashboard,analysis,test
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.gpu: $(VENV)/.built
+$(VENV)/.gpu: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages $(GPU_EXTRAS)
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.cluster: $(VENV)/.built
+$(VENV)/.cluster: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages onnx,dashboard,test,ray
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.dev: $(VENV)/.built
+$(VENV)/.dev: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages onnx,dashboard,test,dev
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.users: $(VENV)/.built
+$(VENV)/.users: pyproject.toml | $(PY)
 	@./setup.sh $(VENV) packages $(USER_EXTRAS)
 	@touch $@ $(VENV)/.serve

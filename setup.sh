@@ -60,6 +60,7 @@ extras = project["optional-dependencies"]
 print(*project["dependencies"], *(package for extra in sys.argv[1].split(",") for package in extras[extra]), sep="\n")
 EOF
     )
+    exec 9>"$venv/.packages" && flock 9 # one pip at a time changes them
     say "installing packages that are missing ..."
     # Which build of torch, and why: see packaging/torch_build.py.
     cpu=$(echo "$requirements" | tr '\n' '\0' | xargs -0 "$python" packaging/torch_build.py)

@@ -359,6 +359,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
         bool, _help("refuse families without manifest.sha256 (clover family manifest writes one)")
     ] = False
     profile: Annotated[
-        Literal["auto", "require", "force"],
-        _help("auto measures a missing profile at start, require refuses to start without one, force always measures"),
+        Literal["auto", "wait", "require", "force"],
+        _help(
+            "auto serves at once and measures a missing profile meanwhile (on GPUs before), wait measures it before, "
+            "require refuses to start without one, force always measures"
+        ),
     ] = "auto"

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from clover import plugins
 from clover.cache import replace_file
 from clover.errors import ProfileError
 from clover.hints import program
@@ -158,7 +159,7 @@ def versions(backends: Sequence[str]) -> dict[str, str]:
     """Return the installed versions behind `backends` ("" if one is not installed), without importing anything."""
     by_package = {}
     for backend in backends:
-        for distribution in _DISTRIBUTIONS.get(backend, (backend,)):
+        for distribution in _DISTRIBUTIONS.get(backend) or plugins.distributions("backends", backend):
             try:
                 by_package[f"{backend}/{distribution}"] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:

@@ -94,7 +94,7 @@ class Account:
         """Have a family take its part of what the front end and control use, from now on.  Its rows are taken to need
         `front_end_j` joules of the front end each until some were answered."""
         self._answered.setdefault(family, 0)
-        self._front_end.setdefault(family, front_end_j)
+        self._front_end[family] = front_end_j
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
         """Note that a worker now holds its slices; return its meter."""

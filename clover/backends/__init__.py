@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from clover import plugins
 from clover.backends.aoti import AotiBackend
 from clover.backends.artifacts import CpuBudget, artifact_dir, compile_in_background, is_compiled
 from clover.backends.cuda import device_for
@@ -73,6 +74,7 @@ class CompilingBackend(Backend, Protocol):
         call may overwrite.  Raises WorkerError."""
 
 
+# An installed package's own are added when they are first asked for (`clover.plugins`).
 BACKENDS: dict[str, CompilingBackend] = {
     backend.name: backend
     for backend in (
@@ -93,10 +95,11 @@ BACKENDS: dict[str, CompilingBackend] = {
 
 def get(name: str) -> CompilingBackend:
     """Return the backend of that name; raises ConfigError."""
-    try:
-        return BACKENDS[name]
-    except KeyError as error:
-        raise ConfigError(f"unknown backend {name!r}; one of {', '.join(BACKENDS)}") from error
+    if name not in BACKENDS:
+        if (make := plugins.find("backends", name)) is None:
+            raise ConfigError(f"unknown backend {name!r}; one of {', '.join(names())}")
+        BACKENDS[name] = make()
+    return BACKENDS[name]
 
 
 def shown(backend: str, variant: VariantSpec) -> str:
@@ -111,4 +114,4 @@ def runs_itself(variant: VariantSpec) -> bool:
 
 def names() -> tuple[str, ...]:
     """Return all backends by name."""
-    return tuple(BACKENDS)
+    return tuple(dict.fromkeys((*BACKENDS, *plugins.names("backends"))))

@@ -30,7 +30,7 @@ from typing import IO, Protocol, Self
 
 import msgspec
 
-from clover import families
+from clover import families, plugins
 from clover.backends.environment import child_environment
 from clover.backends.targets import CPU, Target
 from clover.cache import check_private, make_private
@@ -149,6 +149,11 @@ class CompileOrder(Record, frozen=True, kw_only=True):
 
 
 @functools.cache
+def _distribution_of(backend: str) -> str:
+    """Return the package whose version says how a backend compiles."""
+    return _VERSION_OF.get(backend) or next(iter(plugins.distributions("backends", backend)), "torch")
+
+
 def package_version(name: str) -> str:
     """Return the version of an installed package without importing it; "" if it is not installed."""
     try:
@@ -205,7 +210,7 @@ def recipe(
         variant=families.digest_of_variant(family, variant),
         structure=families.structure_of_variant(family, variant),
         backend=backend,
-        backend_version=package_version(_VERSION_OF.get(backend, "torch")) if version is None else version,
+        backend_version=package_version(_distribution_of(backend)) if version is None else version,
         torch=package_version("torch"),
         python=platform.python_version(),
         precision=variant.precision,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from clover import plugins
 from clover.carbon.chain import SourceChain
 from clover.carbon.grid import GridClock, boot_seconds
 from clover.carbon.labels import caveat, describe
@@ -108,7 +109,10 @@ def build_source(text: str, config: CarbonConfig | None = None, *, bounds: Bound
     if name in PROVIDERS:
         return PROVIDERS[name].build(argument, read_options(name, options), config or CarbonConfig(), bounds)
     if name not in SOURCES:
-        known = [*sorted(SOURCES), AUTO, *PROVIDERS]
+        if (make := plugins.find("carbon", name)) is not None:
+            added: CarbonSource = make(rest)
+            return added
+        known = [*sorted(SOURCES), AUTO, *PROVIDERS, *plugins.names("carbon")]
         raise ConfigError(f"unknown carbon source {name!r}, known: {', '.join(known)}{did_you_mean(name, known)}")
     return SOURCES[name](argument, read_options(name, options))
 

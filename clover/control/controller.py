@@ -63,7 +63,7 @@ from clover.policies import SPENDING
 from clover.policies.demanded import heeds
 from clover.profiles import ProfileStore
 from clover.runtime.guard.guard import ALARM_LEVELS
-from clover.types import FamilyProfile, FamilySpec, FrontLag
+from clover.types import Assignment, FamilyProfile, FamilySpec, FrontLag
 
 log = logging.getLogger("clover.control")
 
@@ -144,6 +144,8 @@ class Controller:
         made or applied, or if there are fewer GPUs than families."""
         if short := self.context.device_pool.short():
             raise StartError(short)
+        async with self.context.lock:
+            await self.context.read_grid()  # families that are served without a plan are priced, too
         if initial:
             for name in list(self.context.families):
                 with named_wait(f"the first plan of {name} and its workers", log.info):
@@ -187,11 +189,21 @@ class Controller:
             except CloverError as error:
                 log.warning("%s: makes no room for %s: %s", other.name, family.name, error)
 
-    async def adopt(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> None:
-        """Take a family under control and deploy its first plan.  StartError if that fails; the family is then dropped
-        again."""
+    async def adopt(
+        self,
+        spec: FamilySpec,
+        profile: FamilyProfile,
+        fleet: Fleet,
+        config: FamilyConfig,
+        running: tuple[Assignment, ...] = (),
+    ) -> None:
+        """Take a family under control and deploy its first plan, in place of the workers that were `running` without
+        one.  StartError if that fails; the family is then dropped again."""
         family = self.add(spec, profile, fleet, config)
         try:
+            if running:
+                async with self.context.lock:
+                    await self._planner.take_over(family, running)
             await self.deploy(family.name)
         except BaseException:
             del self.context.families[family.name]

@@ -109,7 +109,9 @@ def verdict(answer: Mapping[str, Any]) -> str:
     found = _met(answer, totals, all_judged=not free)
     if not free:
         return found
-    return f"{found}; {listed(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
+    why = "; ".join(f"{name} is {text}" for name in free if (text := totals[name].get("unmeasured")))
+    without = f"{listed(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
+    return "; ".join(filter(None, (found, without, why)))
 
 
 def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bool) -> str:

@@ -63,6 +63,8 @@ class ReceiptLine:
         if everything:
             end += f", pue={round(receipt.pue, 3):g}{_source(receipt.intensity)}"
             end += f', path="{format_paths(receipt.path)}"' if receipt.path else ""
+        if receipt.accuracy == 0.0:
+            end += ", accuracy-method=unknown"  # the model is not measured yet
         if receipt.limited:
             end += f", limited={receipt.limited}"
         if receipt.cached:
@@ -431,6 +433,7 @@ def receipt_json(receipt: Receipt, own_id: str) -> dict[str, Any]:
         "intensity_state": receipt.intensity_state,
         "pue": receipt.pue,
         **_intensity(receipt.intensity),
+        **({"accuracy_method": "unknown"} if receipt.accuracy == 0.0 else {}),
         **({"path": list(receipt.path)} if receipt.path else {}),
         **({"limited": receipt.limited} if receipt.limited else {}),
         **({"cached": True} if receipt.cached else {}),

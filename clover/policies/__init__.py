@@ -15,6 +15,7 @@ co2opt            the first-listed (least accurate) variant on the smallest slic
 oracle            the best f with load and intensity known, devices free
 oracle:alike      the same, all devices of a kind alike
 module:attribute  a policy of your own: a class or function called without arguments, or an instance
+NAME              one that an installed package adds (`clover.plugins`)
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from clover import plugins
 from clover.errors import ConfigError
 from clover.hints import search_here
 from clover.interfaces import Policy
@@ -61,8 +63,10 @@ def build(name: str) -> Policy:
         path, options = "clover.policies.objective:StaticPolicy", {"variant": rest}
     elif colon and rest:
         return _custom(kind, rest)
+    elif (make := plugins.find("policies", name)) is not None:
+        return _checked(make, name)
     else:
-        known = ", ".join((*POLICIES, "static:VARIANT"))
+        known = ", ".join((*POLICIES, *plugins.names("policies"), "static:VARIANT"))
         raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
     module, _, attribute = path.partition(":")
     policy: Policy = getattr(importlib.import_module(module), attribute)(**options)
@@ -71,8 +75,7 @@ def build(name: str) -> Policy:
 
 def ships(name: str) -> bool:
     """Return whether `name` is a policy of Clover's, and not one of a user's own."""
-    kind, _, rest = name.partition(":")
-    return name in POLICIES or kind == "static" or not rest
+    return name in POLICIES or name.partition(":")[0] == "static"
 
 
 def _custom(module: str, attribute: str) -> Policy:
@@ -82,6 +85,11 @@ def _custom(module: str, attribute: str) -> Policy:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"policy {name}: {error}") from error
+    return _checked(found, name)
+
+
+def _checked(found: Any, name: str) -> Policy:
+    """Return the policy that `found` is or makes.  Raises ConfigError."""
     is_policy = hasattr(found, "propose") and not isinstance(found, type)
     if not is_policy and not callable(found):
         raise ConfigError(f"policy {name} is neither a policy nor callable")

@@ -67,9 +67,9 @@ async def ensure(
 ) -> FamilyProfile:
     """Return the profile of `spec` on `device` (one, or several by name), as `config.profile` says.
 
-    "auto" measures (quickly) what is missing or damaged; "require" refuses what is missing or damaged; "force" always
-    measures.  For emulated devices this machine's cores are measured, and the profile is calculated from that (or taken
-    from the pace file) and kept beside it.
+    "auto" and "wait" measure (quickly) what is missing or damaged; "require" refuses what is missing or damaged;
+    "force" always measures.  For emulated devices this machine's cores are measured, and the profile is calculated from
+    that (or taken from the pace file) and kept beside it.
 
     Nothing else may read `pool.completions` meanwhile.  `progress` None: a bar on a terminal, otherwise log lines.
     Raises ProfileError, or ConfigError for a pace file that cannot be used.
@@ -83,7 +83,7 @@ async def ensure(
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
     if config.profile != "force":
-        found = store.get(spec.name, key, put_aside=config.profile == "auto")
+        found = store.get(spec.name, key, put_aside=config.profile in ("auto", "wait"))
         if found is not None and not (lost := missing_artifacts(found, spec, config, device)):
             return found
         if config.profile == "require":

@@ -106,6 +106,8 @@ class Served:
         self._services: dict[tuple[str, str], Service] = {}
         self.state = "LOADING"
         self.reason = ""
+        self.unmeasured = ""
+        """Why it is served without a profile, if it is to have one."""
         self.left_out = LeftOut()
         self._passed_over: dict[tuple[str, str], int] = {}
         self._alone: dict[str, int] = {}  # until when (ns), by profiles of slices where one with several variants died
@@ -160,7 +162,7 @@ class Served:
         if self._standby_policy is not None:
             self._standby_policy.use(profile)
         self._know_memory(profile)
-        self.router.expect(profile)
+        self.router.expect(profile, unmeasured=bool(self.unmeasured))
 
     @property
     def targets(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from clover.families import published
 from clover.hints import program
 from clover.profiling.measurement import INFLATED
 from clover.quantities import joules, slice_words
+from clover.runtime.served import Served
 from clover.server import Server
 from clover.telemetry.ledger.writing import LedgerStatus
 from clover.types import Assignment, FamilyProfile, FamilySpec, Placement
@@ -67,7 +68,7 @@ def text(server: Server, columns: int = terminal.UNWRAPPED) -> str:
             if advice := model["profile_correction"]["advice"]:
                 rows.append(("warning", advice))
         else:
-            rows.append(("", "served without a plan: it was not profiled"))
+            rows.append(("", _unplanned(served)))
         rows.append(("", f"now {_running(served.fleet.ready_assignments(), served.spec)}"))
         if untrained := published.caution(served.spec):
             rows.append(("warning", untrained))
@@ -154,6 +155,14 @@ def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
     notes = profile.notes if profile is not None and slo_ms is None else ()
     doubt = next((note for note in notes if INFLATED in note), "")
     return f"that target is loose: {doubt}; `--profile force` measures anew at the next start" if doubt else ""
+
+
+def _unplanned(served: Served) -> str:
+    """Return why a family is served without a plan, and what that means."""
+    if not served.unmeasured:
+        return "served without a plan: it was not profiled"
+    best = served.spec.variants[-1].name
+    return f"{served.unmeasured} while it serves: until it is planned {best} answers, and no target is set"
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:

@@ -18,6 +18,7 @@ import msgspec
 from clover import profiling
 from clover.config import TenantConfig, TokenConfig
 from clover.control.baselines.saved import compared
+from clover.control_time import control_task
 from clover.errors import ProfileError, StartError
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
@@ -25,9 +26,10 @@ from clover.planning.model.queueing import TURNS
 from clover.runtime.served import Served
 from clover.server.family_checks import check_floor, without_plan
 from clover.server.front_ends import FrontEnds
+from clover.server.measuring import BEING_MEASURED, Measuring
 from clover.server.page import DashboardPage
 from clover.server.parts import Parts
-from clover.server.periodic import TICK_S
+from clover.server.periodic import TICK_S, cancel_task
 from clover.server.takeover.succession import Succession
 from clover.server.totals import closing_words
 from clover.server.unplanned import Unplanned
@@ -171,6 +173,9 @@ class Engine:
         if self._succession is not None:
             stack.push_async_callback(self._succession.settle)
         parts.periodic.start(stack)
+        if waiting := [served for served in self.served.values() if served.unmeasured]:
+            measuring = Measuring(self.config, parts.families, self.devices, parts.loading)
+            stack.push_async_callback(cancel_task, control_task(measuring.run(waiting), name="clover: measuring"))
         if self.frontend is not None:
             self.frontend.watch()
         if self.page is not None:
@@ -230,9 +235,10 @@ class Engine:
         if planless := without_plan(spec):
             log.info("%s", planless)
             return None
+        serve_first = self.config.profile == "auto" and not self.machine.gpus and self._succession is None
         paced = any(device.shape().emulated for device in self.devices.values())
         pinned = served.config.variant if not paced else ""
-        if self.config.profile == "auto" and not paced and (pinned or self.machine.gpus):
+        if self.config.profile == "auto" and not paced and (pinned or serve_first or self.machine.gpus):
             try:
                 stored = msgspec.structs.replace(self.config, profile="require")
                 return await profiling.ensure(spec, self.devices, self.parts.pool, stored)
@@ -240,6 +246,11 @@ class Engine:
                 if pinned:
                     # There is no variant to choose: a profile would only make receipts better, at a slow start's price.
                     log.info("%s is pinned to %s and served without a profile: %s", spec.name, pinned, error)
+                    return None
+                if serve_first:
+                    served.unmeasured = BEING_MEASURED
+                    best = spec.variants[-1].name
+                    log.info("%s is measured while it serves; until then %s answers, without a plan", spec.name, best)
                     return None
         if not paced:
             await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring

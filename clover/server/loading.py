@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -32,7 +32,7 @@ class Loading:
     def __init__(
         self,
         controller: Controller,
-        unplanned: Mapping[str, Unplanned],
+        unplanned: dict[str, Unplanned],
         *,
         drain_s: float,
         changed: Callable[[], None],
@@ -128,6 +128,17 @@ class Loading:
         served.router.decline_stranded("")
         served.state, served.reason = "READY", ""
         self._changed()
+
+    async def plan(self, served: Served) -> None:
+        """Have a family that has a profile by now planned; its workers serve until those of the first plan do.
+        `changing` is held by the caller.  Raises CloverError, and leaves its workers as they are, if there is no
+        plan."""
+        if served.state == "READY":
+            assert served.profile is not None
+            running = self._unplanned[served.name].running
+            await self._controller.adopt(served.spec, served.profile, served.fleet, served.config, running)
+            self._changed()
+        self._unplanned.pop(served.name).hand_over()
 
     def stop(self) -> None:
         """Let all that is waited for from now on have `drain_s` together: the server stops."""

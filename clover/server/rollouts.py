@@ -31,6 +31,7 @@ from clover.runtime.split import ServedVersion, VersionSplit
 from clover.server.families import ServedFamilies
 from clover.server.life import Life
 from clover.server.loading import Loading
+from clover.server.measuring import BEING_MEASURED
 from clover.server.rollout_checks import (
     find_version,
     has_changed,
@@ -208,6 +209,8 @@ class RollOuts:
             raise Unavailable("the server is shutting down")
         if served.state != "READY" or not served.ready:
             raise Conflict(f"{served.name} is not ready: there is nothing to compare a new version with")
+        if served.unmeasured == BEING_MEASURED:
+            raise Conflict(f"{served.name} is {BEING_MEASURED}: try a new version once it is planned")
         settings = settings_of(self._config.rollout, given)
         listed, only = self._config.require_manifest, served.config.only
         spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root, listed, only)

@@ -74,6 +74,8 @@ def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: b
     name, traffic = served.name, served.traffic
     return {
         "state": served.state,
+        "profile": served.profile.base.method if served.profile is not None else "none",
+        "unmeasured": served.unmeasured,
         **account.totals(name),
         "sci": sci.model_json(name),
         "joules_per_row": {

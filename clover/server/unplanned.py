@@ -81,6 +81,17 @@ class Unplanned:
             self._spawned.append(item)
             self._route()
 
+    @property
+    def running(self) -> tuple[Assignment, ...]:
+        """The workers that it started."""
+        return tuple(self._spawned)
+
+    def hand_over(self) -> None:
+        """Leave the workers and their instances to the controller."""
+        self._spawned.clear()
+        self._desired = ()
+        self._context.unplanned.pop(self._served.name, None)
+
     async def clear(self) -> None:
         """Release its instances.  Call it once its workers are gone; instances that cannot be removed are logged."""
         for item in self._desired:  # not only spawned: a start that failed half way holds some without a worker

@@ -48,5 +48,6 @@ def settings(folder: Path) -> dict[str, Any]:
         "policy": f"tests.support.toy_family:{HalfThenFull.__name__}",
         "slo_ms": 1000.0,
         "waits": False,
+        "profile": "wait",
         "accuracy_floor": 1.0,
     }

@@ -17,8 +17,8 @@ from clover.control.plan.executor import Executor
 from clover.control.plan.recording import PlanResult, record
 from clover.control.plan.ways import Solver, Way, WayFinder
 from clover.control.state.context import Context
-from clover.control.state.family import Family
-from clover.control.state.request import PlanRequest
+from clover.control.state.family import DeployedPlan, Family
+from clover.control.state.request import Pin, PlanRequest
 from clover.control.state.triggers import RETRY_S
 from clover.errors import CloverError, PlanError, PolicyFault
 from clover.planning.budget.forecast import Outlook
@@ -26,7 +26,7 @@ from clover.planning.model.problem import LEAST_RATE
 from clover.planning.transition.stages import served
 from clover.policies import SPENDING
 from clover.policies.demanded import heeds, with_met
-from clover.types import Configuration, Decision, Plan, State, Transition
+from clover.types import Assignment, Configuration, Decision, Plan, State, Transition, configuration_of
 
 _RATE_FELL = 0.95
 """How far the rate has to fall before it is asked again whether a plan is feasible that was not."""
@@ -97,6 +97,14 @@ class Planner:
         gate.checked(plan, family, state.objective.slo_ms)
         context.least_saving.planned(plan.seconds)
         return with_met(state, plan), plan
+
+    async def take_over(self, family: Family, running: tuple[Assignment, ...]) -> None:
+        """Put in force what is `running` of a family that had no plan.  PlanError if it could not be planned so."""
+        await self._context.read_grid()
+        pin = Pin(configuration=configuration_of(running))
+        _, plan = await self.propose(family, PlanRequest(trigger="start", pin=pin, force=True))
+        family.applier.adopt(running)
+        family.deployed = DeployedPlan(running, plan.routing, plan)
 
     async def _bold(
         self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None

@@ -169,6 +169,11 @@ class Applier:
         """The workers that were spawned and not drained."""
         return tuple(self._workers)
 
+    def adopt(self, workers: Sequence[Assignment]) -> None:
+        """Take over `workers`, which run and get all rows, with the instances that the family holds for them."""
+        self._workers, self._routed = list(workers), list(workers)
+        self._places = {item.placement.id: item.placement for item in workers}
+
     async def run(
         self,
         transition: Transition,

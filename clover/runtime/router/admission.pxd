@@ -33,6 +33,7 @@ cdef class Admission:
     cdef double _max_wait_slo
     cdef double _slo_ms
     cdef double _floor
+    cdef public bint unmeasured
     cdef double _longest_ns
     cdef double _most_rows_per_s
     cdef double _usual_rows

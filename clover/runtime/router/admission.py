@@ -72,7 +72,8 @@ _OTHERS = 0.5
 
 class Admission:
     """Takes requests in.  `lent`: slots that clients still write to.  `takes_late`: none is refused for the longest
-    wait.  The argument `closed` of methods: why nothing new is taken, empty while something is."""
+    wait.  `unmeasured`: no accuracy is known yet; the best variant alone runs, and answers rows that ask for one too.
+    The argument `closed` of methods: why nothing new is taken, empty while something is."""
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Admission:
     ) -> None:
         self.lent = 0
         self.takes_late = False
+        self.unmeasured = False
         self._state = state
         self._cached = cached
         self._dispatch = dispatch
@@ -409,6 +411,8 @@ class Admission:
             raise state.record_refusal(DeadlineMissed("the deadline has passed already"))
         if 0.0 < min_accuracy <= 1.0:
             raise state.record_refusal(BadRequest(_FRACTION))
+        if self.unmeasured:
+            min_accuracy = 0.0
         if self._cached is not None and self._cached.answer(ticket, min_accuracy, cascade, now_ns):
             ticket.context, ticket.on_done = context, on_done
             self._completion.recall(ticket)

@@ -7,6 +7,7 @@ so that workers get their next batches before answers are written.
 from __future__ import annotations
 
 import logging
+from operator import mul
 
 from clover.accounting.account import Account
 from clover.runtime.memory.rows import InputDigests
@@ -53,6 +54,13 @@ class Completion:
         """Rows that kept the answer of an earlier lane (`Escalation.kept`), as far as meters know of them."""
         self._right = 0.0
         """`Traffic.accuracy_rows`, as far as meters know of it."""
+
+    def recount(self) -> None:
+        """Count what was answered so far by the accuracies that are expected now."""
+        state = self._state
+        before = state.traffic.accuracy_rows
+        state.traffic.accuracy_rows = sum(map(mul, state.traffic.rows, state.accuracy))
+        self._right += state.traffic.accuracy_rows - before
 
     # --- batches ------------------------------------------------------------------------------------------------------
 

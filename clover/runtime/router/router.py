@@ -328,9 +328,13 @@ class Router(Model):
         for lane, pace in enumerate(self.state.lanes.paces):
             pace.use_profile(paces.get(lane, ProfiledPace()))
 
-    def expect(self, profile: FamilyProfile | None) -> None:
-        """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`."""
+    def expect(self, profile: FamilyProfile | None, *, unmeasured: bool = False) -> None:
+        """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`;
+        `unmeasured`: it is None for now (`Admission`)."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
+        if self.admission.unmeasured and any(self.accuracy):
+            self._completion.recount()
+        self.admission.unmeasured = unmeasured and not any(self.accuracy)
         self.front_ms = profile.front_ms if profile is not None else 0.0
         self.state.lanes.expect(profile.cascade if profile is not None else None)
         self.monitor.expect(profile)

@@ -160,7 +160,8 @@ def beginning(monkeypatch: pytest.MonkeyPatch, profile_for: Any, **stable: Any) 
     """Return a server whose model has no roll-out yet, and what the controller knows of the model."""
     scene = Scene()
     scene.rollouts._active.clear()
-    vars(scene.stable).update(state="READY", ready=True, fleet=SimpleNamespace(routed=(), routing=None), **stable)
+    fleet = SimpleNamespace(routed=(), routing=None)
+    vars(scene.stable).update(state="READY", ready=True, unmeasured="", fleet=fleet, **stable)
     del scene.families.served["toy@2"]
     found = SimpleNamespace(frozen=False, trial="", deployed=None, mode=None)
     scene.rig.controller.context.families["toy"] = found  # type: ignore[assignment]

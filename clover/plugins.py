@@ -1,0 +1,48 @@
+"""Policies, carbon sources and backends that installed packages add, by entry points.
+
+A package names them in its `pyproject.toml`, and settings name them as they name Clover's own:
+
+    [project.entry-points."clover.policies"]    # --policy frugal
+    frugal = "our_package:FrugalPolicy"         # called without arguments: a clover.interfaces.Policy
+
+    [project.entry-points."clover.carbon"]      # --carbon rooftop:7
+    rooftop = "our_package:RooftopSource"       # called with what follows the colon: a clover.interfaces.CarbonSource
+
+    [project.entry-points."clover.backends"]    # --backends eager,ours
+    ours = "our_package:OurBackend"             # called without arguments: a clover.backends.CompilingBackend
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import entry_points
+from typing import Any
+
+from clover.errors import ConfigError
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Return what installed packages add of a `kind`: "policies", "carbon" or "backends"."""
+    return tuple(sorted({entry.name for entry in entry_points(group=f"clover.{kind}")}))
+
+
+@functools.cache
+def find(kind: str, name: str) -> Any:
+    """Return the class or function of that name, None if no package adds it.  ConfigError if two do, or if it cannot be
+    imported."""
+    found = [*entry_points(group=f"clover.{kind}", name=name)]
+    if not found:
+        return None
+    whose = ", ".join(entry.dist.name if entry.dist is not None else entry.value for entry in found)
+    if len(found) > 1:
+        raise ConfigError(f"{name} of clover.{kind} is in several packages ({whose}): uninstall all but one")
+    try:
+        return found[0].load()
+    except Exception as error:
+        raise ConfigError(f"{name} of clover.{kind}, from {whose}: {type(error).__name__}: {error}") from error
+
+
+@functools.cache
+def distributions(kind: str, name: str) -> tuple[str, ...]:
+    """Return the packages that add `name`, whose versions say whether it is what it was."""
+    return tuple(entry.dist.name for entry in entry_points(group=f"clover.{kind}", name=name) if entry.dist is not None)

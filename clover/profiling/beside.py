@@ -1,0 +1,102 @@
+"""Measuring a family for a server that serves it already, in a process that takes the cores where they are idle.
+
+    python -P -m clover.profiling.beside < order
+
+Standard input has the number of bytes of a `MeasureOrder` on a line of its own, then the order.  The profile is kept
+where the server finds it.  Exit status 0 says that it is there; else standard output says why not.  The process ends
+when its standard input does, as it would if the server died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+
+import msgspec
+import uvloop
+
+from clover import devices
+from clover.cache import cache_folder
+from clover.config import ServerConfig
+from clover.errors import CloverError, ProfileError
+from clover.profiling.stored import ensure
+from clover.runtime.workers.pool import Pool
+from clover.telemetry import logs
+from clover.types import FamilySpec
+
+_NICE = 19
+"""The least claim on a core that Linux knows: live rows come first."""
+
+
+class MeasureOrder(msgspec.Struct, frozen=True):
+    """Measure `spec` on the devices of `config`, as it says."""
+
+    spec: FamilySpec
+    config: ServerConfig
+
+
+def order_of(spec: FamilySpec, config: ServerConfig) -> bytes:
+    """Return what `main` reads on standard input.  No secret of `config` is in it."""
+    bare = ServerConfig(workers=config.workers, energy=config.energy, log=config.log, cache_dir=config.cache_dir)
+    data = msgspec.msgpack.encode(MeasureOrder(spec, bare))
+    return b"%d\n" % len(data) + data
+
+
+async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: dict[str, str]) -> None:
+    """Have `spec` measured in a process of its own with `environment`, which ends if the caller is cancelled.
+    Raises ProfileError with the reason if there is no profile then."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", __name__,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(order_of(spec, config))
+        said = (await process.stdout.read()).decode(errors="replace").strip()
+        status = await process.wait()
+    finally:
+        process.stdin.close()  # so it ends, and its workers with it
+        await asyncio.shield(process.wait())
+    if status != 0:
+        raise ProfileError(said or f"the process that measured {spec.name} ended with status {status}")
+
+
+def main() -> int:
+    """Read the order, measure, and return the exit status."""
+    os.nice(_NICE)
+    stdin = sys.stdin.buffer
+    order = msgspec.msgpack.decode(stdin.read(int(stdin.readline())), type=MeasureOrder)
+    threading.Thread(target=_end_with, args=(stdin.fileno(),), daemon=True).start()
+    logs.configure(order.config.log)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_measure(order.spec, order.config))
+    except CloverError as error:
+        print(" ".join(str(error).split()), flush=True)
+        return 1
+    return 0
+
+
+async def _measure(spec: FamilySpec, config: ServerConfig) -> None:
+    found = devices.build(config.workers, cache_folder(config.cache_dir))
+    pool = Pool.launch(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
+    try:
+        await pool.start()
+        await ensure(spec, found, pool, config)
+    finally:
+        await pool.stop()
+        devices.close(found)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process at once when there is no more of standard input; its workers end with its pipes."""
+    while os.read(descriptor, 1):
+        pass
+    os._exit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

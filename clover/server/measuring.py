@@ -1,0 +1,69 @@
+"""Families that are served before they were measured: measured beside, then planned.
+
+Such a family is served by its best variant with its plainest backend, which keeps any accuracy floor and refuses no row
+by a prediction (`clover.server.unplanned`).  The measurement takes the cores where they are idle.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from clover import profiling
+from clover.backends import child_environment
+from clover.config import ServerConfig
+from clover.errors import CloverError
+from clover.interfaces import Device
+from clover.planning.model.problem import accuracies
+from clover.planning.model.queueing import TURNS
+from clover.profiling.beside import measure_beside
+from clover.runtime.served import Served
+from clover.server.families import ServedFamilies
+from clover.server.family_checks import check_floor
+from clover.server.loading import Loading
+from clover.types import FamilyProfile
+
+BEING_MEASURED = "being measured"
+"""`Served.unmeasured` of a family that is to have a profile soon."""
+
+log = logging.getLogger("clover.server")
+
+
+class Measuring:
+    """Measures families one after another, and has each one planned once it has a profile."""
+
+    def __init__(
+        self, config: ServerConfig, families: ServedFamilies, devices: Mapping[str, Device], loading: Loading
+    ) -> None:
+        self._config = config
+        self._families = families
+        self._devices = devices
+        self._loading = loading
+
+    async def run(self, waiting: Sequence[Served]) -> None:
+        """Measure the families of `waiting` and have them planned.  One that cannot be measured stays as it is."""
+        for served in waiting:
+            try:
+                profile = await self._profile(served)
+                check_floor(served.name, accuracies(profile), served.config.accuracy_floor)
+                await self._plan(served, profile)
+            except CloverError as error:
+                served.unmeasured = f"cannot be planned: {error}"
+                log.error("%s %s; it stays served by its best variant", served.name, served.unmeasured)
+
+    async def _profile(self, served: Served) -> FamilyProfile:
+        """Return the profile of a family, measured in a process of its own."""
+        kept = msgspec.structs.replace(self._config, profile="require")
+        await measure_beside(served.spec, self._config, child_environment())
+        return await profiling.ensure(served.spec, self._devices, self._families.pool, kept)
+
+    async def _plan(self, served: Served, profile: FamilyProfile) -> None:
+        """Have a family planned from now on.  Its workers serve until those of the first plan do."""
+        async with self._loading.changing:
+            served.unmeasured = ""
+            served.use(profile, served.drawn)
+            self._families.account.add_family(served.name, TURNS * profile.turn_j)
+            await self._loading.plan(served)
+        log.info("%s is measured, and planned from now on", served.name)
