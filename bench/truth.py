@@ -274,15 +274,15 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
         active_j += used_j
         served_g += grams_per_j * (idle_j + used_j)
         base_g += grams_per_j * (both_j + base_j)
-        host.look()
+        host.poll()
         account.window(meter.sample(machine.now_ns), Reading(g_per_kwh=grams_per_j * 3.6e6, at_s=0.0, provider="truth"))
         rig.clock.now_s += 1.0
         rig.controller.shadows.window(account.take())
         rig.fleet.work, before = account.work_report("toy"), rig.fleet.energy_factors
-        rig.controller.learner.look(rig.family)
+        rig.controller.learner.poll(rig.family)
         if rig.fleet.energy_factors is not before:
             account.correct("toy", rig.fleet.energy_factors)
-        rig.controller.shadows.look()
+        rig.controller.shadows.poll()
     devices = account.devices()
     counted_j = sum(float(devices["cpu0"][f"{line}_j"]) for line in ("active", "front_end", "control"))
     found = saved(rig.controller.shadows.of["toy"], devices)

@@ -150,7 +150,7 @@ class Account:
         the last leaves it open.
         """
         self.reading = reading
-        self._prices.note(reading, now_ns or sample.at_ns)
+        self._prices.record(reading, now_ns or sample.at_ns)
         device = self._devices.setdefault(sample.device, DeviceAccount(slices=1))
         host = self.host if sample.device == self.host_device else None
         everywhere = host is not None and not any(meter.device == sample.device for meter in self._meters)
@@ -167,7 +167,7 @@ class Account:
         if host is not None:
             host.close()
         self._book(sample, closed)
-        self._feedback.note(sample.device, closed)
+        self._feedback.record(sample.device, closed)
 
     def _book(self, sample: EnergySample, closed: ClosedWindow) -> None:
         spans, prices = self._spans, closed.prices

@@ -275,7 +275,7 @@ class DeviceAccount:
         self.method, self.idle_w, self.awake_w = sample.method, sample.idle_w, sample.awake_w
         self.shared = sample.shared
         self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
-        self._look(here)
+        self._observe_slices(here)
         last = self.last
         if last is not None and sample.epoch == last.epoch and sample.at_ns <= last.at_ns:
             self.frozen = True
@@ -411,7 +411,7 @@ class DeviceAccount:
         ):
             self.lines[line].add(joules, closed.prices)
 
-    def _look(self, here: Iterable[WorkerMeter]) -> None:
+    def _observe_slices(self, here: Iterable[WorkerMeter]) -> None:
         """Note which worker holds which share of the slices.
 
         This is called once for every sample: once a window, or more often if the window was frozen.

@@ -41,7 +41,7 @@ class ProfileFeedback:
         """Give the meter of a new worker what was learned of workers like it."""
         meter.factor = self._factors.get(meter.family, {}).get((meter.variant, meter.shape), 1.0)
 
-    def note(self, device: str, closed: ClosedWindow) -> None:
+    def record(self, device: str, closed: ClosedWindow) -> None:
         """Keep what a window of `device` says of profiles."""
         before, unclaimed = self._unclaimed.pop(device, {}), dict[WorkerMeter | None, Joules]()
         parts: dict[tuple[str, tuple[str, str]], tuple[float, float]] = {}
@@ -54,7 +54,7 @@ class ProfileFeedback:
                 continue
             joules += _reached(earlier or (), reach_s)
             if of is None:
-                self._note_shared(device, joules, expected)
+                self._record_shared(device, joules, expected)
                 continue
             key = of.family, (of.variant, of.shape)
             joules_before, expected_before = parts.get(key, (0.0, 0.0))
@@ -63,7 +63,7 @@ class ProfileFeedback:
         for (family, own), (joules, expected_j) in parts.items():
             self._keep(family, MeteredWindow(device=device, joules=joules, expected_j={own: expected_j}, shared=False))
 
-    def _note_shared(self, device: str, joules: float, expected: Parts) -> None:
+    def _record_shared(self, device: str, joules: float, expected: Parts) -> None:
         families = {meter.family for meter, expected_j in expected if expected_j > 0.0}
         if len(families) != 1:
             return  # of several families on one meter

@@ -46,4 +46,4 @@ cdef class WorkerMeter:
     @cython.locals(tenant=str, work=list)
     cpdef charge(self, list tenants)
     @cython.locals(tenant=str)
-    cpdef note_answered(self, list tenants)
+    cpdef record_answered(self, list tenants)

@@ -232,7 +232,7 @@ class WorkerMeter:
                 work[0] += 1.0
                 work[1] += self._latest_j
 
-    def note_answered(self, tenants: list[str]) -> None:
+    def record_answered(self, tenants: list[str]) -> None:
         """Count which tenants' rows are among those that were `answered`, one a row (empty: of none)."""
         for tenant in tenants:
             if tenant:

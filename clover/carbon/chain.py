@@ -128,7 +128,7 @@ class SourceChain:
         with named_wait(f"the carbon source ({self.name})", log.info):
             await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
         for link in self.links:
-            self._note_failure(link)
+            self._record_failure(link)
 
     async def close(self) -> None:
         """Cancel what sources are asked for."""
@@ -140,11 +140,11 @@ class SourceChain:
         source."""
         for link in self.links:
             await link.refresh(self._monotonic())
-            self._note_failure(link)
+            self._record_failure(link)
         async with self._lock:
             reading, error = await self._choose(grid_s)
             if reading.state in ("fresh", "stale"):
-                self.links[0].bridge.note(reading, grid_s)
+                self.links[0].bridge.record(reading, grid_s)
             if reading.state == "fresh" and self.links[0].source.remote:
                 await self.links[0].begin_forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
         self.counts[reading.state] += 1
@@ -158,7 +158,7 @@ class SourceChain:
         for index, link in enumerate(self.links):
             async with contextlib.nullcontext() if link.source.remote else self._lock:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-            self._note_failure(link)
+            self._record_failure(link)
             if readings:
                 return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
         return []
@@ -168,7 +168,7 @@ class SourceChain:
         error, stated = "", None
         for index, link in enumerate(self.links):
             reading = await link.read(grid_s, self._monotonic())
-            error = self._note_failure(link) or error
+            error = self._record_failure(link) or error
             if reading is None:
                 error = error or link.error
                 continue
@@ -190,7 +190,7 @@ class SourceChain:
             state="configured",
         ), error
 
-    def _note_failure(self, link: ChainedSource) -> str:
+    def _record_failure(self, link: ChainedSource) -> str:
         """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
         if link.failures == link.noted_failures:
             return ""

@@ -194,7 +194,7 @@ class ChainedSource:
         self._past.answered()
         for reading in past:
             if reading.at_s + reading.step_s <= grid_s and not self._plausibility.doubt(reading):
-                self.bridge.note(reading, reading.at_s)
+                self.bridge.record(reading, reading.at_s)
 
     def _past_due(self, now_s: float) -> bool:
         """Return whether the past is still to be asked for, and may be."""
@@ -398,9 +398,9 @@ class Bridge:
         self._foreseen: list[Reading] = []
         self._times: list[float] = []
 
-    def note(self, reading: Reading, grid_s: float) -> None:
+    def record(self, reading: Reading, grid_s: float) -> None:
         """Note a value of the source that was in force at `grid_s`."""
-        self.history.note(grid_s, reading.g_per_kwh)
+        self.history.record(grid_s, reading.g_per_kwh)
         self._last = reading
 
     def foresee(self, readings: Sequence[Reading]) -> None:

@@ -54,7 +54,7 @@ class CoreNeed:
         self._asked_s = -math.inf
         self._asking: asyncio.Task[None] | None = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask for one family whose load or targets have moved."""
         now_s = self._context.monotonic()
         busy = self._asking is not None and not self._asking.done()

@@ -132,7 +132,7 @@ class FixedInstances:
         for lock in self._locks:
             lock.close()
 
-    def look(self) -> InstanceInventory:
+    def inspect(self) -> InstanceInventory:
         """Return the instances that still exist."""
         return InstanceInventory(ours=self._gpu.walk(), foreign=())
 

@@ -116,7 +116,7 @@ class MigDevice:
         )
         try:
             device = cls(session, gpu, instances, **options)
-            device._books.sort(session.call_sync(instances.look))
+            device._books.sort(session.call_sync(instances.inspect))
         except BaseException:
             instances.close()
             raise
@@ -487,7 +487,7 @@ class MigDevice:
     async def _look(self) -> None:
         """Find what exists, and whose it is; forget what does not exist."""
         before = set(self._books.ours)
-        self._books.sort(await self._ask(self._instances.look))
+        self._books.sort(await self._ask(self._instances.inspect))
         if self.fixed and (gone := before - set(self._books.ours)):
             log.warning("%s was taken away from this process", ", ".join(map(self._books.id_of, sorted(gone))))
         self._shape = None

@@ -98,7 +98,7 @@ class BoardIdle:
                 looks.pop()
         self.disturb()
 
-    def look(self, at_ns: int, watts: float, holders: object) -> None:
+    def observe(self, at_ns: int, watts: float, holders: object) -> None:
         """Count a look at a GPU that nobody works on, at `watts`, with `holders` on it (anything that tells processes
         apart)."""
         if self._still_ns is None or holders != self._holders:

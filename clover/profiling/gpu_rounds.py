@@ -61,7 +61,7 @@ class GpuRounds:
                     await self._worker(setup, duties)
                 except WorkerError as error:
                     left.remove((variant, name))
-                    self._found.note(f"{setup} was measured once only", error)
+                    self._found.record(f"{setup} was measured once only", error)
         for index, m in enumerate(self._found.latency):
             key = (m.variant, m.backend, m.batch)
             if m.profile != profile or (m.variant, m.backend) not in left or key not in self._points:

@@ -58,7 +58,7 @@ class LatencyGrid:
                 cause = error.__cause__
                 if self._rig.on_cores or not isinstance(cause, WorkerError) or index == len(places) - 1:
                     raise
-                self._found.note(f"{variant.name} does not run on {place.profile}", cause)
+                self._found.record(f"{variant.name} does not run on {place.profile}", cause)
             else:
                 return index
         raise AssertionError("the loop returns or raises at its last place")
@@ -91,7 +91,7 @@ class LatencyGrid:
                 if name == "eager":
                     text = f"{variant.name} of {rig.spec.name} cannot be measured: {error}"
                     raise ProfileError(text) from error
-                self._found.note(f"{name} is not used for {variant.name}", error)
+                self._found.record(f"{name} is not used for {variant.name}", error)
 
     async def larger(self, variant: VariantSpec, name: str, place: Placement) -> None:
         """Measure latency on a larger profile, with the thread count that is worth it."""
@@ -117,7 +117,7 @@ class LatencyGrid:
             except WorkerError as error:
                 if rig.on_cores:
                     raise
-                self._found.note(f"{variant.name} with {name} does not run on {place.profile}", error)
+                self._found.record(f"{variant.name} with {name} does not run on {place.profile}", error)
                 return
             times = {m.batch: m.mean_ms for m in found}
             if threads == 1 or faster(times, one):
@@ -160,7 +160,7 @@ class LatencyGrid:
                     found = await self._round(setup, part)
                 except WorkerError as error:
                     del kinds[variant, name, profile, threads]
-                    self._found.note(f"{setup} was measured once only", error)
+                    self._found.record(f"{setup} was measured once only", error)
                     continue
                 for batch, one in found.items():
                     timed.setdefault((variant, name, profile, batch), []).append(one)
@@ -180,7 +180,6 @@ class LatencyGrid:
                 cell, window = await rig.timed(worker, setup.place, batch, effort)
                 found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         return found
-
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""

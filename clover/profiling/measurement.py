@@ -82,9 +82,7 @@ LEAST_LOAD = 0.3
 """The lightest load at which the joules of a row of BASE are measured: below it a GPU's clocks and rests count most."""
 
 
-async def measure(
-    spec: FamilySpec, device: Devices, pool: Pool, options: MeasureOptions
-) -> FamilyProfile:
+async def measure(spec: FamilySpec, device: Devices, pool: Pool, options: MeasureOptions) -> FamilyProfile:
     """Return the profile of every variant of `spec` on every profile of `device` (one, or several by name).
 
     The answers behind its cascades are written to `options.cache_dir`.  Nobody else may read the pool's completions
@@ -405,7 +403,7 @@ class _Measurement:
         try:
             front = await front_end.measure(self._rig.rows, self._options.silent_s)
         except (CloverError, OSError) as error:
-            self._found.note("what HTTP adds was not measured, and the default SLO leaves it out", error)
+            self._found.record("what HTTP adds was not measured, and the default SLO leaves it out", error)
             return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
         known = structs.replace(profile, front_ms=front.ms)
         return with_light_load(known, light, front) if light is not None else known

@@ -66,7 +66,7 @@ class Findings:
     calibration: dict[str, Answers] = field(default_factory=dict)
     """Answers to the calibration rows by variant, with the backend that was chosen."""
 
-    def note(self, text: str, error: Exception) -> None:
+    def record(self, text: str, error: Exception) -> None:
         """Keep "text: error" as a note of the profile, and log it."""
         self.notes.append(f"{text}: {error}")
         log.warning("%s: %s", text, error)
@@ -79,7 +79,7 @@ class MemoryFindings:
         self._held: dict[tuple[str, str, str], tuple[int, int]] = {}
         self.context_bytes: dict[str, int] = {}
 
-    def note(self, profile: str, backend: str, held: Sequence[HeldMemory], context_bytes: int) -> None:
+    def record(self, profile: str, backend: str, held: Sequence[HeldMemory], context_bytes: int) -> None:
         """Keep what a worker with `backend` on a slice of `profile` holds."""
         for one in held:
             before = self._held.get((one.variant, profile, backend), (0, 0))
@@ -101,7 +101,7 @@ class RecordingFindings:
     def __init__(self) -> None:
         self._refused: dict[tuple[str, str, str], str] = {}
 
-    def note(self, profile: str, backend: str, recorded: Mapping[str, str]) -> None:
+    def record(self, profile: str, backend: str, recorded: Mapping[str, str]) -> None:
         """Keep what a worker with `backend` on a slice of `profile` found, by variant."""
         for variant, refused in recorded.items():
             known = self._refused.get((variant, profile, backend), "")
@@ -214,8 +214,8 @@ class Rig:
             sandbox=self.sandbox,
         )
         worker = await self.pool.spawn(order, self.slab)
-        self.memory.note(place.profile, backend, worker.held, worker.context_bytes)
-        self.recorded.note(place.profile, backend, worker.recorded)
+        self.memory.record(place.profile, backend, worker.held, worker.context_bytes)
+        self.recorded.record(place.profile, backend, worker.recorded)
         try:
             await self.meters.rest(place)
             yield worker

@@ -232,7 +232,7 @@ class Machine:
                 self._close(name, meter, reading)
 
         await asyncio.gather(*(read(name, meter) for name, meter in self.meters.items()))
-        self._host.look()
+        self._host.poll()
         for name, meter in self.meters.items():
             if name not in gpus:
                 self._close(name, meter, reading)
@@ -280,7 +280,7 @@ class Machine:
     def take_over(self, closed: ClosedMeters | None, reading: Reading) -> None:
         """Go on where the meters of another server stand; with those that cannot be continued, or if it did not say
         where, from now on."""
-        self._host.look()
+        self._host.poll()
         now_ns = time.monotonic_ns()
         marks = {mark.device: mark for mark in closed.meters} if closed is not None else {}
         for name, meter in self.meters.items():
@@ -309,7 +309,7 @@ class Machine:
     async def watch(self) -> None:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
         if self.core_idle is not None and self.core_idle.due:
-            await asyncio.to_thread(self.core_idle.look)
+            await asyncio.to_thread(self.core_idle.poll)
         there = await self._polls.answering(self.gpus)
         if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
             self._retry_s = time.monotonic() + _RETRY_S

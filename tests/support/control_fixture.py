@@ -213,7 +213,7 @@ class FakeChain:
         self.trouble = ""
 
     async def read(self, grid_s: float) -> Reading:
-        self.history.note(grid_s, self.g_per_kwh)
+        self.history.record(grid_s, self.g_per_kwh)
         known = {"method": "stand-in", **self.known} if self.state == "configured" else self.known
         return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state, **known)
 
@@ -303,7 +303,7 @@ class Rig:
     async def look(self, seconds: float = 1.0, looks: int = 1) -> None:
         for _ in range(looks):
             self.clock.now_s += seconds
-            await self.controller.look()
+            await self.controller.poll()
 
     async def deploy(self) -> None:
         await self.controller.deploy("toy")

@@ -69,7 +69,7 @@ class SavingServer(Rig):
             span.share.idle_j, span.share.idle_g = 2.0, 2.0 * g
             self.controller.shadows.window(spans)
             if look:
-                self.controller.shadows.look()
+                self.controller.shadows.poll()
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
 

@@ -46,8 +46,8 @@ class ClusterDemand:
             rate = counted.get(key, 0.0)
             if not (math.isfinite(rate) and rate >= 0.0):
                 continue
-            self._rates.setdefault(key, ArrivalRate()).note(now_s + self._set_back_s, rate)
-            self._histories.setdefault(key, History()).note(now_s, rate)
+            self._rates.setdefault(key, ArrivalRate()).record(now_s + self._set_back_s, rate)
+            self._histories.setdefault(key, History()).record(now_s, rate)
 
     def rates(self) -> dict[Key, float]:
         """Return the rows/s to plan for now."""
@@ -88,7 +88,7 @@ class ClusterDemand:
             key = (own.family, own.origin)
             self._histories.setdefault(key, History()).restore(own.history)
             if own.rate > 0.0:
-                self._rates.setdefault(key, ArrivalRate()).note(now_s, own.rate, math.inf)
+                self._rates.setdefault(key, ArrivalRate()).record(now_s, own.rate, math.inf)
 
 
 class OriginShares:

@@ -53,7 +53,7 @@ _FEW = 100
 
 
 class Shadow:
-    """The shadow of one family.  `look` when the controller looks, `window` when the account closes a window."""
+    """The shadow of one family.  `observe` when the controller polls, `window` when the account closes a window."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -105,7 +105,7 @@ class Shadow:
 
     # --- what is compared with ----------------------------------------------------------------------------------------
 
-    def look(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
+    def observe(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
         """Follow the devices and the targets."""
         # What else could serve does not depend on the reference intensity, which may be another one each hour.
         asked = structs.replace(objective, reference_g_per_kwh=1.0)

@@ -50,7 +50,7 @@ class Shadows:
             shadow = self._known.get(name)
             if shadow is None or shadow.family is not family:
                 shadow = self._known[name] = Shadow(family) if shadow is None else shadow.renewed(family)
-                self._look(shadow)
+                self._observe(shadow)
             overheads = Overheads.none()
             for device, line in spans.unowned.items():
                 overheads.unowned += self._part(name, device) * np.array(line)
@@ -67,21 +67,21 @@ class Shadows:
             return 1.0 / max(len(self._context.families), 1)
         return device_pool.part(family, device)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Follow devices and targets; if alternatives are missing, ask for those of one family."""
         context = self._context
         asking = self._asking is not None and not self._asking.done()
         for name, shadow in self._known.items():
             if context.families.get(name) is not shadow.family:
                 continue
-            self._look(shadow)
+            self._observe(shadow)
             rate = None if asking else shadow.wanted(context.monotonic())
             if rate is not None and self._alternatives is not None:
                 asking = True
                 task = self._ask(shadow, rate, self._alternatives)
                 self._asking = control_task(task, name="clover-shadow")
 
-    def _look(self, shadow: Shadow) -> None:
+    def _observe(self, shadow: Shadow) -> None:
         context, family = self._context, shadow.family
         budgeted = context.policy_of(family) in BUDGETED
         objective = family.objective(
@@ -89,7 +89,7 @@ class Shadows:
         )
         if self._context.policy_of(family) in SPENDING and context.grid.perfect_forecast:
             shadow.perfect_forecast = True
-        shadow.look(context.devices_of(family.name), context.device_pool.share(family.name), objective)
+        shadow.observe(context.devices_of(family.name), context.device_pool.share(family.name), objective)
 
     async def _ask(self, shadow: Shadow, rate: float, find: FindAlternatives) -> None:
         question = shadow.question

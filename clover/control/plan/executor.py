@@ -210,7 +210,7 @@ class Executor:
             family.triggers.again(family.back_off(target.configuration, now_s))
             if not error.restored:
                 self._take_stock(family)
-            follows = [family.memory_troubles.note(failed, target.deployment) for failed in error.starts]
+            follows = [family.memory_troubles.record(failed, target.deployment) for failed in error.starts]
             if any(follows) and family.deployed is None:
                 family.triggers.again(now_s)  # nothing runs, and the next plan is another one
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))

@@ -75,7 +75,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s)
+            family.ledger.observe(grid_s, family.observed, horizon_s)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -84,7 +84,7 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
-        family.sample.look(family.fleet.guard_report())
+        family.sample.observe(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
@@ -129,8 +129,8 @@ class Planner:
         that was made is in the decision."""
         context = self._context
         started_s = context.monotonic()
-        family.look(started_s)
-        family.demand.look(started_s, family.fleet.demanded())
+        family.observe(started_s)
+        family.demand.observe(started_s, family.fleet.demanded())
         family.transition = None
         try:
             state, plan = await self.propose(family, request)

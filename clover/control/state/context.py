@@ -164,7 +164,7 @@ class Context:
             devices = self.device_pool.of(name, occupied) if family.desired and family.whole else ()
             if spared_w(devices) is not None:
                 may.update(device.device for device in devices)
-        self.parked.look(self.device_pool.shapes(), may, taken, self.monotonic())
+        self.parked.observe(self.device_pool.shapes(), may, taken, self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""
@@ -208,7 +208,7 @@ class Context:
             for place in places
             if name != family.name and place.device in common
         )
-        family.memory_troubles.look((family.profile.key, shapes, others))
+        family.memory_troubles.observe((family.profile.key, shapes, others))
 
     def declined(self, family: Family) -> dict[str, Declined]:
         """Return the variants that no worker will be started for, and why: rows that need one are refused."""

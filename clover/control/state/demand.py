@@ -55,7 +55,7 @@ class DemandMemory:
         self._held: dict[str, str] = {}
         self._missing_since_s: dict[str, float] = {}
 
-    def look(self, now_s: float, seen: Mapping[str, Asked]) -> None:
+    def observe(self, now_s: float, seen: Mapping[str, Asked]) -> None:
         """Note what the fleet counted until now."""
         part = int(now_s // _PART_S)
         for variant, asked in seen.items():

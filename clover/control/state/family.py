@@ -172,12 +172,12 @@ class Family:
         """Changes of thresholds or chain on the same workers."""
         self.rollbacks = 0
 
-    def look(self, now_s: float) -> dict[str, float]:
+    def observe(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
-        self.sleep.gusts.note(now_s, seen.get("arrival_rate", 0.0))
-        self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
+        self.sleep.gusts.record(now_s, seen.get("arrival_rate", 0.0))
+        self.arrivals.record(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
 
     @property

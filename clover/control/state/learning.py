@@ -121,11 +121,11 @@ class Learning:
         self._joules.interrupt()
 
     def see_front(self, lag: FrontLag | None, now_s: float) -> None:
-        """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
-        known."""
+        """Take how long requests wait for the front end's event loop by now; None if it is not known.  Call it before
+        `observe`."""
         self.collected += self.front.see(lag, now_s)
 
-    def look(self, report: WorkReport, share: float, now_s: float) -> bool:
+    def observe(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
         factors in force changed."""
         since_s, self._reported_s = min(self._reported_s, now_s), now_s

@@ -49,7 +49,7 @@ class MemoryTroubles:
         self._wait_s = FIRST_WAIT_S
         self._anew_s: float | None = None
 
-    def look(self, under: Hashable) -> None:
+    def observe(self, under: Hashable) -> None:
         """Forget everything if the devices or the profile (`under`) are other ones than before."""
         if under != self._under:
             if self.refused:
@@ -70,7 +70,7 @@ class MemoryTroubles:
             self.refused.clear()
             self._wait_s, self._anew_s = min(2.0 * self._wait_s, LONGEST_WAIT_S), None
 
-    def note(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
+    def record(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
         """Take note of a start that failed on the way to `target`; return what follows from it, empty if memory was not
         the reason."""
         if not says_out_of_memory(failed.reason):

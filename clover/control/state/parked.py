@@ -30,14 +30,14 @@ class ParkedTime:
 
 
 class ParkedGpus:
-    """The parked GPUs of a server.  `look` counts the time."""
+    """The parked GPUs of a server.  `observe` counts the time."""
 
     def __init__(self) -> None:
         self.known: dict[str, ParkedTime] = {}
         """By name, of the GPUs that may be parked."""
         self._looked_s: float | None = None
 
-    def look(
+    def observe(
         self, shapes: Mapping[str, DeviceShape], may: Collection[str], taken: Collection[str], now_s: float
     ) -> None:
         """Count the time since the last look; `may`: the GPUs of families that may leave some without workers;

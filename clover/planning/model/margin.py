@@ -210,7 +210,7 @@ class AccuracySample:
         margin (None)."""
         return 0.0 if self.configured is None else None
 
-    def look(self, guard_report: Mapping[str, Any]) -> None:
+    def observe(self, guard_report: Mapping[str, Any]) -> None:
         """Take what is known of live labels from the guard's report."""
         if self.configured is not None:
             return

@@ -24,7 +24,7 @@ from clover.planning.model.problem import fitting
 from clover.planning.packing.candidates import Kinds, configurations_of, kinds_of
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
 from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
-from clover.policies.paper.walk import Trial, look
+from clover.policies.paper.walk import Trial, evaluate
 from clover.types import Candidate
 
 SMALL = 5_000
@@ -72,7 +72,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
     if best is not None:
         ranked = sorted(others, key=lambda item: (not item.feasible, -item.score))
         return Best([best, *ranked], asked, len(rows), True, chosen)
-    looks = sorted(((look(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
+    looks = sorted(((evaluate(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
     least, chosen = looks[0]
     longer = fifo.candidate(least.counts, least.forms, 0)
     rest = [item.candidate for item, _ in looks[1:]]
@@ -135,7 +135,7 @@ def best_free(fifo: Fifo, kinds: PaperFleet, fleet: PaperFleet, running: At | No
     best = others[0] if others else None
     steps = climbed(fifo, fleet, spread)
     if running is not None:
-        standing = look(fifo, fleet.counts(running))
+        standing = evaluate(fifo, fleet.counts(running))
         if standing.candidate.feasible and standing.rank < steps[0].look.rank:
             steps += climbed(fifo, fleet, running)
     steps.sort(key=lambda step: step.look.rank)
@@ -172,7 +172,7 @@ def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
     A step takes the best new deal of one unit that keeps the limits, and gives it to as many of the units that are
     equal to that one as makes f better still.
     """
-    at, here = start, look(fifo, fleet.counts(start))
+    at, here = start, evaluate(fifo, fleet.counts(start))
     way = [ClimbStep(at, here)]
     for _ in range(_ROUNDS):
         standing = _standing(fleet, at)
@@ -201,7 +201,7 @@ def _better(fifo: Fifo, rows: Counts, than: Trial) -> tuple[int, Trial] | None:
     hopeful = (forms.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~forms.late & (forms.score > least)
     order = [row for row in np.argsort(-forms.score, kind="stable").tolist() if hopeful[row]]
     for row in order[:_TRIED]:
-        found = look(fifo, rows[row])
+        found = evaluate(fifo, rows[row])
         if found.candidate.feasible and found.candidate.score > least:
             return row, found
     return None

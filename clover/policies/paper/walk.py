@@ -88,11 +88,11 @@ class Walk:
     def __contains__(self, counts: Counts) -> bool:
         return counts.tobytes() in self._looks
 
-    def look(self, counts: Counts) -> Trial:
+    def evaluate(self, counts: Counts) -> Trial:
         """Look at a configuration."""
         key = counts.tobytes()
         if key not in self._looks:
-            self._looks[key] = look(self._fifo, counts)
+            self._looks[key] = evaluate(self._fifo, counts)
         found = self._looks[key]
         self.times += 1
         self._new += 1
@@ -125,7 +125,7 @@ class Walk:
         return [best, *(item.candidate for item in ranked if item.candidate.configuration != best.configuration)]
 
 
-def look(fifo: Fifo, counts: Counts) -> Trial:
+def evaluate(fifo: Fifo, counts: Counts) -> Trial:
     """Try one configuration by a short play."""
     forms = fifo.closed_forms(stacked([counts]))
     p95_ms = fifo.glanced_p95_ms(counts, forms.shares[0])
@@ -147,7 +147,7 @@ def annealed(
     standing, temperature = -math.inf, HOT
     while True:
         seen.add(at)
-        candidate = walk.look(fleet.counts(at)).candidate
+        candidate = walk.evaluate(fleet.counts(at)).candidate
         worth = penalty(candidate.score, candidate.prediction.p95_ms, fifo.objective.slo_ms)
         if moves(standing, worth, temperature, rng):
             centre, standing = at, worth
@@ -173,7 +173,7 @@ def wandered(fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, *, known: bo
     seen: set[tuple[object, ...]] = set()
     counts = fleet.counts(start)
     while True:
-        walk.look(counts)
+        walk.evaluate(counts)
         for _ in range(TRIES):
             code, counts = fleet.drawn(rng)
             if code not in seen:

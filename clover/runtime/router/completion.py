@@ -129,7 +129,7 @@ class Completion:
                 self._account.rows_done(state.name, answered)
                 meter.answered += answered
                 if batch.tenants is not None:
-                    meter.note_answered(batch.tenants)
+                    meter.record_answered(batch.tenants)
                     state.traffic.answered_to(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept

@@ -212,7 +212,7 @@ def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: fl
         clocks.server_ns += 2_000_000 + 200_000 * (due - answered)
         total_j += 4.0 + 8.0 * (0.002 + 0.0005 * (due - answered))
         answered = due
-        host.look()
+        host.poll()
         book.window(sample(second, total_j, 4.0), GRID)
     totals, line = book.totals("toy"), book.devices()["cpu0"]
     every = sorted(joules for own in receipts.values() for joules in own)
@@ -250,7 +250,7 @@ def test_receipts_follow_what_a_row_takes_of_the_front_end_as_the_load_changes()
             book.rows_done("toy", rows)
             clocks.server_ns += rows * front_end_ns
             second, total_j = second + 1, total_j + 8.0 * rows * front_end_ns / 1e9
-            host.look()
+            host.poll()
             book.window(sample(second, total_j, 0.0), GRID)
         return book.receipt("toy", "small", 90.0, 1, 0.0).energy_j
 
@@ -595,7 +595,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         latest_s = max(latest_s, now_s[device])
         epoch[device] += anew
         drawn_j = watts * seconds
-        host.look()
+        host.poll()
         method: Method = "measured"
         if device == "cpu0" and modelled:
             method, own = "modelled", host.own_seconds()

@@ -118,7 +118,7 @@ def test_cpu_time_tells_variants_apart() -> None:
         own.add(8, SECOND, 0)
         clocks.processes[own.pid] += used_s * SECOND
     assert account.host is not None
-    account.host.look()
+    account.host.poll()
     account.window(EnergySample(device="cpu0", at_ns=SECOND, total_j=8.0, idle_w=0.0, method="modelled"), GRID)
     found = {tuple(window.expected_j): window.joules for window in account.work_report("toy").metered}
     assert found == {(("small", "1g"),): pytest.approx(2.0), (("large", "1g"),): pytest.approx(6.0)}
@@ -218,7 +218,7 @@ def test_joules_of_a_worker_that_ended_no_batch_yet_are_those_of_its_batch() -> 
             clocks.processes[own.pid] += SECOND
         if second == 2:
             own.add(8, 2 * SECOND, 0)
-        account.host.look()
+        account.host.poll()
         sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=0.0, method="modelled")
         account.window(sample, GRID)
     (window,) = account.work_report("toy").metered

@@ -32,7 +32,7 @@ class Scene:
 
     def look(self, measured_j: float = 0.0, seconds: int = 1) -> None:
         """A second later, the window is closed; `measured_j` is what a measured meter shows of it."""
-        self.host.look()
+        self.host.poll()
         self.measured_j += measured_j
         at_ns = self.second * SECOND
         sample = self.meter.sample(at_ns)
@@ -130,7 +130,7 @@ def test_what_a_worker_used_at_its_end_is_counted_once() -> None:
     scene = Scene()
     small = scene.worker()
     scene.clocks.processes[small.pid] += SECOND
-    scene.host.look()  # the meter hung: the window stays open
+    scene.host.poll()  # the meter hung: the window stays open
     scene.clocks.processes[small.pid] += SECOND // 2
     small.add(1, SECOND // 4, SECOND // 4)
     scene.clocks.end(small.pid)

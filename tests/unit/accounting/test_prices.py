@@ -62,13 +62,13 @@ readings = st.lists(
 @given(readings, st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5))
 def test_the_mean_price_of_any_stretch(history: list[tuple[int, float, str]], cuts: list[float]) -> None:
     prices = Prices(pue=1.0)
-    prices.note(grid(1.0), 0)
+    prices.record(grid(1.0), 0)
     pieces: list[tuple[int, int, float]] = []
     now = 0
     for seconds, g_per_kwh, method in history:
         pieces.append((now, now + seconds, g_per_kwh))
         now += seconds
-        prices.note(grid(g_per_kwh, method), now * SECOND)
+        prices.record(grid(g_per_kwh, method), now * SECOND)
     ends = sorted({0, now, *(round(cut * now) for cut in cuts)})
     for start, end in itertools.pairwise(ends):
         found = prices.between(prices.at(start * SECOND), prices.at(end * SECOND))
@@ -80,6 +80,6 @@ def test_the_mean_price_of_any_stretch(history: list[tuple[int, float, str]], cu
 def test_before_the_first_reading_nothing_is_priced_and_an_empty_stretch_costs_the_last() -> None:
     prices = Prices(pue=2.0)
     assert prices.between(prices.at(0), prices.at(5)) == ()
-    prices.note(grid(360.0), 7)
+    prices.record(grid(360.0), 7)
     (price,) = prices.between(prices.at(7), prices.at(7))
     assert (price.method, price.part, price.grams_per_j) == ("synthetic", 1.0, pytest.approx(2e-4))

@@ -38,7 +38,7 @@ def batch(one: WorkerMeter, *tenants: str, escalated: int = 0) -> None:
     one.charge(names)
     names[:escalated] = [""] * escalated
     one.answered += len(names) - escalated
-    one.note_answered(names)
+    one.record_answered(names)
 
 
 def key(tenant: str, variant: str = "small") -> UsageKey:

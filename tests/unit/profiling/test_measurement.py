@@ -64,7 +64,7 @@ def test_of_several_reports_of_memory_the_most_counts() -> None:
 
     def note(profile: str, backend: str, weights: int, peak: int, context: int) -> None:
         held = HeldMemory(variant="v", weights_bytes=weights, peak_bytes=peak)
-        found.note(profile, backend, (held,), context)
+        found.record(profile, backend, (held,), context)
 
     note("2c", "eager", 5, 9, 30)
     note("1c", "eager", 5, 7, 20)

@@ -89,7 +89,7 @@ class SloPressure:
         """Whether raising the factor brought nothing, or it cannot be raised further."""
         return self._futile >= FUTILE or self.factor >= MOST
 
-    def look(self, seen: SloSight, windows: SloWindows, closed: bool) -> str:
+    def observe(self, seen: SloSight, windows: SloWindows, closed: bool) -> str:
         """Raise or lower the factor if it is time (`closed`: a window ended just now); return why to plan, in words,
         empty if it stays."""
         if self._runs[0] is not seen.deployment or self._runs[1] is not seen.routing:

@@ -323,7 +323,7 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
         last = Spans(seconds=1.0)
         last.of("toy").rows = {"large": 50}
         rig.controller.shadows.window(last)
-        rig.controller.shadows.look()
+        rig.controller.shadows.poll()
         assert rig.shadow.on_base.rows == 21 * RATE, "what it answered at the end counts"
         rig.controller.shadows.window(Spans(seconds=1.0))
         await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings)
@@ -470,7 +470,7 @@ def test_base_is_verified_by_its_variant_and_the_past_restated_by_what_is_better
         def learn(factors: dict[tuple[str, str], float], errors: dict[tuple[str, str], float]) -> None:
             learned.energy, learned.energy_errors, learned.changed = factors, errors, learned.changed + 1
             learned.corrected = corrected(rig.profile, {}, factors)
-            rig.controller.shadows.look()
+            rig.controller.shadows.poll()
 
         def base_j() -> float:
             return float(rig.shadow.on_base.change[2, 0])

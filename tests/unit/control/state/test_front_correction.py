@@ -39,7 +39,7 @@ class Probed:
             self.now_s += EVERY_S
             self.windows += 1
             self.learned.see_front(FrontLag(ms=lag_ms, windows=self.windows), self.now_s)
-            self.learned.look(WorkReport(), 1.0, self.now_s)
+            self.learned.observe(WorkReport(), 1.0, self.now_s)
 
     @property
     def ms(self) -> float:
@@ -61,7 +61,7 @@ def test_without_probes_the_profile_holds() -> None:
     learned = Learning("toy", measured())
     for second in range(120):
         learned.see_front(None, float(second))
-        learned.look(WorkReport(), 1.0, float(second))
+        learned.observe(WorkReport(), 1.0, float(second))
     assert learned.corrected is learned.profile
     assert learned.collected == 0
     assert learned.words() == ""
@@ -165,7 +165,7 @@ def test_what_was_learned_survives_a_restart_and_fades_meanwhile(tmp_path: Path)
             assert again.fleet.front_ms == again.family.corrected.front_ms
             assert again.family.learned.trigger(again.clock.now_s) == "", "the first plan takes it anyway"
             again.family.learned.see_front(FrontLag(ms=1.0, windows=3), again.clock.now_s)
-            again.family.learned.look(WorkReport(), 1.0, again.clock.now_s + FIRST_REST_S)
+            again.family.learned.observe(WorkReport(), 1.0, again.clock.now_s + FIRST_REST_S)
             assert again.family.corrected.front_ms == pytest.approx(1.6, rel=0.06), "news counts at once"
 
     asyncio.run(play())

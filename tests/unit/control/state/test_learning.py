@@ -85,7 +85,7 @@ def fed(learned: Learning, seconds: int, *, since_s: float = 0.0, time: float = 
             served={("large", "1c", 1): (20, 20 * service.seconds(1) * time)},
             metered=(MeteredWindow(device="cpu0", joules=energy, expected_j={("large", "1c"): 1.0}, shared=False),),
         )
-        learned.look(work, 1.0, now_s)
+        learned.observe(work, 1.0, now_s)
     return now_s
 
 
@@ -184,8 +184,8 @@ def test_a_family_with_half_of_the_machine_may_take_twice_as_long() -> None:
     service = services_of(half.profile)["large", "1c"]
     for second in range(1, 60):
         work = WorkReport(served={("large", "1c", 1): (20, 20 * service.seconds(1) * 1.8)})
-        half.look(work, 0.5, float(second))
-        whole.look(work, 1.0, float(second))
+        half.observe(work, 0.5, float(second))
+        whole.observe(work, 1.0, float(second))
     assert half.time.get(("large", "1c", 1), 1.0) == pytest.approx(1.0, rel=0.02)
     assert whole.time["large", "1c", 1] == pytest.approx(1.8, rel=0.05)
 
@@ -280,7 +280,7 @@ class SharedMeter:
         at_ns = self.second * 1_000_000_000
         sample = EnergySample(device="gpu0", at_ns=at_ns, total_j=self.total_j, idle_w=0.0, method="measured")
         self.account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="test"))
-        self.learned.look(self.account.work_report("toy"), 1.0, float(self.second))
+        self.learned.observe(self.account.work_report("toy"), 1.0, float(self.second))
 
     def errors(self) -> dict[str, float]:
         """Return the standard errors that the state shows."""
@@ -400,7 +400,7 @@ def test_what_was_learned_is_in_the_state() -> None:
 def test_a_profile_without_the_variant_that_is_reported_is_not_corrected() -> None:
     learned = Learning("toy", profile(variants={"small": (88.0, 1.0), "large": (92.0, 4.0)}))
     for second in range(60):
-        learned.look(WorkReport(served={("medium", "1c", 1): (20, 9.0)}), 1.0, float(second))
+        learned.observe(WorkReport(served={("medium", "1c", 1): (20, 9.0)}), 1.0, float(second))
     assert learned.changed == 0
 
 
@@ -408,7 +408,7 @@ def test_looks_between_two_evaluations_only_collect() -> None:
     learned = Learning("toy", profile())
     fed(learned, 60)
     looked_s = learned._looked_s
-    learned.look(WorkReport(), 1.0, looked_s + EVERY_S / 2)
+    learned.observe(WorkReport(), 1.0, looked_s + EVERY_S / 2)
     assert learned._looked_s == looked_s
 
 

@@ -364,7 +364,7 @@ class Loop:
         )
         for _ in range(seconds):
             self.now_s += 1.0
-            closed = self.windows.look(self.now_s, p95_ms, False, 10.0)
+            closed = self.windows.observe(self.now_s, p95_ms, False, 10.0)
             sight = SloSight(
                 now_s=self.now_s,
                 slo_ms=10.0,
@@ -380,7 +380,7 @@ class Loop:
             )
             if not sight.late:
                 self.pressure.met()
-            reason = self.pressure.look(sight, self.windows, closed)
+            reason = self.pressure.observe(sight, self.windows, closed)
             if reason:
                 self.reasons.append((self.now_s, reason))
                 self.routing = Routing(shares={"small": 1.0})  # a plan follows
@@ -507,9 +507,9 @@ def test_the_share_held_is_of_the_windows_in_which_rows_were_asked() -> None:
         nonlocal now_s
         for _ in range(10 * count):
             now_s += 1.0
-            windows.look(now_s, p95_ms, waiting, 30.0)
+            windows.observe(now_s, p95_ms, waiting, 30.0)
 
-    windows.look(0.0, None, False, 30.0)
+    windows.observe(0.0, None, False, 30.0)
     assert windows.share() == (0, 0)
     pass_by(6, None)
     pass_by(3, 20.0)
