@@ -249,7 +249,7 @@ class Replay:
     def limit(self, accuracy: float) -> float:
         """Return grams of the exact optimum over all hours at that accuracy, each hour anywhere on its frontier's
         hull."""
-        given = PlanningInput.of(self.state)
+        given = PlanningInput.from_state(self.state)
         shapes = {
             rate: [plan.point for plan in frontier(given.problem, given.objective, rate, seed=self.state.seed)]
             for rate in set(self.rates.tolist())

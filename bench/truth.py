@@ -285,7 +285,7 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
         rig.controller.shadows.poll()
     devices = account.devices()
     counted_j = sum(float(devices["cpu0"][f"{line}_j"]) for line in ("active", "front_end", "control"))
-    found = saved(rig.controller.shadows.of["toy"], devices)
+    found = saved(rig.controller.shadows.by_family["toy"], devices)
     assert found is not None
     told = found["base"]
     return Draw(

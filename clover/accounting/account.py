@@ -174,17 +174,17 @@ class Account:
         book_active(self.usage, sample, closed.active, prices)
         spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
-            for share in (*self._booked(meter, sample), spans.of(meter.family).share):
+            for share in (*self._booked(meter, sample), spans.for_family(meter.family).share):
                 share.add_active(part_j, prices)
         for meter, part_j in closed.audits:
-            span = spans.of(meter.family)
+            span = spans.for_family(meter.family)
             for share in (span.control, self._overhead_share(meter.family, "control", sample.method)):
                 share.add_active(part_j, prices)
         for meter, part_j in (*closed.active, *closed.audits):
             if meter.device == sample.device:  # and not what a worker of a GPU uses of its host
                 self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
         for meter, rows, gone_on, right, expected_j, computed in closed.rows:
-            span = spans.of(meter.family)
+            span = spans.for_family(meter.family)
             span.gone_on += gone_on
             span.right += right
             span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
@@ -193,7 +193,7 @@ class Account:
             work.rows += computed
             work.expected_j += expected_j
         for meter, part_j in closed.idle:
-            for share in (*self._booked(meter, sample), spans.of(meter.family).share):
+            for share in (*self._booked(meter, sample), spans.for_family(meter.family).share):
                 share.add_idle(part_j, prices)
         for meter, part_j in closed.kept:
             self._kept_j[meter.family] = self._kept_j.get(meter.family, 0.0) + part_j
@@ -215,7 +215,7 @@ class Account:
         caused_j = max(closed.front_end_j - min(self._front_end_w, default=0.0) * closed.seconds, 0.0)
         for family, rows in answered.items():
             part = rows / total if total else 1.0 / len(answered)
-            span = self._spans.of(family)
+            span = self._spans.for_family(family)
             for name, booked, active_j in (
                 ("front_end", span.front_end, closed.front_end_j),
                 ("control", span.control, closed.control_j),

@@ -50,7 +50,7 @@ class Spans:
     unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def of(self, family: str) -> Span:
+    def for_family(self, family: str) -> Span:
         """Return the span of `family`, made if it is missing."""
         return self.families.setdefault(family, Span())
 

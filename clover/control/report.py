@@ -156,7 +156,7 @@ def capacity_gauges(context: Context, family: Family) -> dict[str, float]:
     if deployed is not None:
         reach = family.reach(deployed.routing)
         running = running_capacity(deployed.deployment, family.capacity(share), deployed.routing, reach)
-    floor = family.floor_capacity.of(
+    floor = family.floor_capacity.rows_per_s(
         family.corrected,
         context.devices_of(family.name),
         share=share,
@@ -175,7 +175,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
     pin = family.pin
-    saved_here = saved(shadows.of.get(family.name), devices)
+    saved_here = saved(shadows.by_family.get(family.name), devices)
     return {
         "mode": context.mode_of(family),
         "frozen": context.frozen_of(family),

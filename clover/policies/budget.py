@@ -47,7 +47,7 @@ class BudgetPolicy:
             state = _flattened(state)
         if self.online:
             state = msgspec.structs.replace(state, online=True)
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         target = budget_target(given)
         if state.ahead and state.objective.cascade and state.profile.cascade is not None:
             found = steer(given, target)
@@ -69,7 +69,9 @@ class StaticMixPolicy:
         if rest in state.profile.backend:  # a variant of that name is what was meant
             return StaticPolicy(rest).propose(state)
         target = target_of(state)
-        return mixed(PlanningInput.of(state), target, policy=self.name, note=f"the static mix at {target:.2f} %")
+        return mixed(
+            PlanningInput.from_state(state), target, policy=self.name, note=f"the static mix at {target:.2f} %"
+        )
 
 
 def mixed(given: PlanningInput, accuracy: float, *, policy: str, note: str) -> Plan:

@@ -32,7 +32,7 @@ class ObjectivePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan; PlanError if no configuration exists at all."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         kept = counting_kept(problem, state.running)
         found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
@@ -48,7 +48,7 @@ class StaticPolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan that serves only the variant; PlanError if it was not measured on these devices."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         if self.variant not in problem.variants:
             raise PlanError(f"{self.variant} was not measured here; measured: {', '.join(problem.variants)}")
@@ -73,7 +73,7 @@ class BasePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return BASE's plan; PlanError if the best variant was not measured on whole devices."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         usable = [device for device in state.devices if device.layouts]
         least = 1 if self._fitted else len(usable)

@@ -220,7 +220,7 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     """Return the plan that runs exactly `configuration`, with its best routing; PlanError if it cannot run here.
 
     With an accuracy budget, the routing aims at what the budget asks of this moment."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     problem, objective = given.problem, given.objective
     for group in configuration:
         for variant in group.variants:
@@ -244,7 +244,7 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
 def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
     """Return the best routing of exactly these workers, which need not fill the devices; None if no routing of theirs
     keeps the targets."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     if not measured(given.problem, configuration):
         return None
     best = _best_on(given.problem, given.objective, configuration)

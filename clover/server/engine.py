@@ -85,7 +85,7 @@ class Engine:
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: controller.context.decisions.counts,
-            compared=lambda: compared(controller.shadows.of, self.account.devices()),
+            compared=lambda: compared(controller.shadows.by_family, self.account.devices()),
             sci=parts.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in controller.context.families.items()},
             parked=lambda: controller.context.parked.known,
@@ -212,7 +212,7 @@ class Engine:
             log.warning("the energy of the last second is not counted: the carbon source did not answer")
         devices = self.account.devices()
         idle = self.controller.core_need.report(devices)
-        for words in closing_words(self.controller.shadows.of.values(), devices, idle):
+        for words in closing_words(self.controller.shadows.by_family.values(), devices, idle):
             log.info("%s", words)
 
     def _close(self) -> None:

@@ -78,7 +78,7 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
     """Yield the same as figures, for the metrics."""
     for name, shadow in shadows.items():
         for kind in KINDS:
-            found = _Comparison.of([shadow], kind, devices or {})
+            found = _Comparison.from_shadows([shadow], kind, devices or {})
             if found is not None:
                 (served_j, served_g), (shadow_j, shadow_g) = found.sides()
                 yield Compared(
@@ -178,7 +178,7 @@ class _Comparison:
         self.early = self.rows < LEAST_ROWS
 
     @classmethod
-    def of(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
+    def from_shadows(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
         """Return the comparison; None if no rows can be compared yet."""
         parts = [(shadow, sums_of(shadow, kind)) for shadow in shadows]
         parts = [(shadow, sums) for shadow, sums in parts if sums.rows]
@@ -248,7 +248,7 @@ def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
     out |= {"rows": rows, "label": label, "boundary": DEFAULT, "grid": grid, "perfect_forecast": perfect}
     out["known"] = "; ".join(known)
     for kind in KINDS:
-        found = _Comparison.of(shadows, kind, devices)
+        found = _Comparison.from_shadows(shadows, kind, devices)
         waiting = held if kind != "base" else 0
         out[kind] = _figures(found, known, rows - waiting, waiting) if found is not None else None
     return out

@@ -120,7 +120,7 @@ class Shadow:
             self._deployed = None
             self.base = base(self.family.corrected, devices, share)
             profile = self.family.corrected
-            self._found = {at: Frontier.of(profile, mixes, share) for at, mixes in self._answers.items()}
+            self._found = {at: Frontier.from_fixed(profile, mixes, share) for at, mixes in self._answers.items()}
         if self._changed != self.family.learned.changed:
             self._restate()
         self._changed = self.family.learned.changed
@@ -210,7 +210,7 @@ class Shadow:
             del self._answers[oldest], self._found[oldest]
         step = _step(rate)
         self._answers[step] = mixes
-        self._found[step] = Frontier.of(self.family.corrected, mixes, self._share)
+        self._found[step] = Frontier.from_fixed(self.family.corrected, mixes, self._share)
         held, self.held = self.held, {}
         for step, window in held.items():
             self._book(window, math.exp(step * _STEP))

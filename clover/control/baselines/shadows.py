@@ -39,7 +39,7 @@ class Shadows:
         self._asking: asyncio.Task[None] | None = None
 
     @property
-    def of(self) -> Mapping[str, Shadow]:
+    def by_family(self) -> Mapping[str, Shadow]:
         """The shadows of families that were under control while energy was counted."""
         return self._known
 

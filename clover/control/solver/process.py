@@ -64,7 +64,7 @@ def solve(order: SolverOrder) -> SolverAnswer:
         if order.policy == ALTERNATIVES:
             return SolverAnswer(id=order.id, alternatives=fixed_mixes(order.state, order.state.arrival_rate))
         if order.policy == FEWEST:
-            given = PlanningInput.of(order.state)
+            given = PlanningInput.from_state(order.state)
             least = fewest_cores(given.problem, given.objective)
             return SolverAnswer(id=order.id, cores=None if least is None else least[0])
         if order.policy == ROUTING:

@@ -126,7 +126,7 @@ class Context:
 
     def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
         """Return the devices that a family (also one served without a plan) may use now."""
-        return self.device_pool.of(family, self.occupied())
+        return self.device_pool.devices_for(family, self.occupied())
 
     def share_of(self, family: Family) -> float:
         """Return the part of the devices' time that is a family's."""
@@ -161,7 +161,7 @@ class Context:
         may: set[str] = set()
         for name, family in self.families.items():
             # A GPU whose workers were lost is to have them again: no plan parked it.
-            devices = self.device_pool.of(name, occupied) if family.desired and family.whole else ()
+            devices = self.device_pool.devices_for(name, occupied) if family.desired and family.whole else ()
             if spared_w(devices) is not None:
                 may.update(device.device for device in devices)
         self.parked.observe(self.device_pool.shapes(), may, taken, self.monotonic())

@@ -162,7 +162,7 @@ class DevicePool:
             self._divided_s = now_s
         return changed
 
-    def of(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
+    def devices_for(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
         """Return the devices that `family` may plan with now."""
         shapes = self.shapes()
         if not self.exclusive:

@@ -69,7 +69,7 @@ class FrontierPlan:
 def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
     """Return the best fixed mixes at `rate` rows a second, from the most frugal up; none if nothing keeps the limits of
     `state`.  PlanError if no device can be used."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     plans = frontier(given.problem, given.objective, rate, seed=state.seed)
     return tuple(Fixed(configuration=plan.configuration, shares=plan.shares) for plan in plans)
 

@@ -114,7 +114,7 @@ class OraclePolicy:
 def _fifo(state: State, lam: float | None = None) -> Fifo:
     """Return the problem under the paper's objective, whatever form is configured.  `lam`: L if none is
     configured."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     objective = replace(given.objective, form="paper")
     if lam is not None and state.objective.lam is None:
         objective = replace(objective, lam=lam)

@@ -55,8 +55,8 @@ def test_nothing_is_said_before_anything_was_served() -> None:
         assert rig.controller.state()["models"]["toy"]["saved"] is None
         await rig.serve({}, 3)
         assert rig.controller.state()["models"]["toy"]["saved"] is None, "idle power alone is no saving of 0 %"
-        assert saved_by_all(rig.controller.shadows.of.values()) is None
-        assert not list(compared(rig.controller.shadows.of))
+        assert saved_by_all(rig.controller.shadows.by_family.values()) is None
+        assert not list(compared(rig.controller.shadows.by_family))
         assert not rig.asked
 
     drive(story)
@@ -305,7 +305,7 @@ def test_rows_that_a_silent_meter_tells_of_at_once_are_no_burst() -> None:
         for seconds, rows in ((0.0, 0), (0.0, 0), (300.0, 300 * 50)):
             spans = Spans(seconds=seconds)
             if rows:
-                spans.of("toy").rows = {"large": rows}
+                spans.for_family("toy").rows = {"large": rows}
             rig.controller.shadows.window(spans)
         assert rig.shadow.rate == pytest.approx(RATE)
         assert rig.told("base")["rows_beyond_shadow"] == 0
@@ -318,10 +318,10 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
         rig = SavingServer()
         await rig.deploy()
         await rig.serve({"large": 1.0}, 20)
-        before = {(item.model, item.against): item for item in compared(rig.controller.shadows.of)}
+        before = {(item.model, item.against): item for item in compared(rig.controller.shadows.by_family)}
         await rig.controller.release("toy")
         last = Spans(seconds=1.0)
-        last.of("toy").rows = {"large": 50}
+        last.for_family("toy").rows = {"large": 50}
         rig.controller.shadows.window(last)
         rig.controller.shadows.poll()
         assert rig.shadow.on_base.rows == 21 * RATE, "what it answered at the end counts"
@@ -329,7 +329,7 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
         await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings)
         rig.family = rig.controller.context.families["toy"]
         await rig.serve({"large": 1.0}, 20)
-        for item in compared(rig.controller.shadows.of):
+        for item in compared(rig.controller.shadows.by_family):
             then = before.get((item.model, item.against))
             assert then is None or item.shadow_g > then.shadow_g
 
@@ -345,12 +345,12 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
         await rig.serve({"large": 1.0}, 4)
         assert rig.shadow.on_base.overheads.idle[0] == pytest.approx(4 * 2.0)
         assert rig.shadow.on_base.overheads.unowned[0] == pytest.approx(4 * 0.25)
-        assert rig.controller.shadows.of["second"].on_base.overheads.unowned[0] == pytest.approx(4 * 0.75)
+        assert rig.controller.shadows.by_family["second"].on_base.overheads.unowned[0] == pytest.approx(4 * 0.75)
         rig.controller.shadows.window(Spans(seconds=1.0, unowned={"host": (3.0, 0.0)}))
         for name, before in (("toy", 1.0), ("second", 3.0)):
-            unowned = rig.controller.shadows.of[name].on_base.overheads.unowned[0]
+            unowned = rig.controller.shadows.by_family[name].on_base.overheads.unowned[0]
             assert unowned == pytest.approx(before + 1.5), "the host beside devices is everybody's"
-        told = saved_by_all(rig.controller.shadows.of.values())
+        told = saved_by_all(rig.controller.shadows.by_family.values())
         assert told is not None
         assert told["base"]["rows"] == 4 * RATE, "a family that served nothing takes no part"
         assert told["since_s"] == rig.shadow.since_s
@@ -394,18 +394,18 @@ def test_rows_that_a_cascade_passes_on_are_compared_when_their_answer_comes() ->
         await rig.fleet.spawn(worker("small", 0, 1))
         for rows, gone_on in (({"small": 5}, 5), ({"large": 5}, 0)):
             spans = Spans(seconds=1.0)
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows, span.gone_on, span.share.active_j = rows, gone_on, 0.5
             rig.controller.shadows.window(spans)
         sums = rig.shadow.on_base
         assert (rig.shadow.rows, sums.rows) == (5, 5)
         assert sums.active[0] == 1.0, "what small used belongs to the answers of large"
         spans = Spans(seconds=1.0)
-        spans.of("toy").gone_on = -1
+        spans.for_family("toy").gone_on = -1
         rig.controller.shadows.window(spans)
         assert rig.shadow.rows == 5, "a row that kept an answer of before counts with the next ones"
         spans = Spans(seconds=1.0)
-        spans.of("toy").rows = {"large": 2}
+        spans.for_family("toy").rows = {"large": 2}
         rig.controller.shadows.window(spans)
         assert (rig.shadow.rows, sums.rows) == (8, 8)
 

@@ -96,7 +96,7 @@ def test_the_boundary_is_the_servers() -> None:
         await rig.deploy()
         for _ in range(10):
             spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)})
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
             span.share.idle_j, span.share.idle_g = 4.0, 400.0
@@ -114,7 +114,7 @@ def test_the_boundary_is_the_servers() -> None:
         found = saved(rig.shadow)
         assert found is not None
         assert (found["boundary"], found["grid"]) == ("server", "synthetic")
-        [item] = [item for item in compared(rig.controller.shadows.of) if item.against == "base"]
+        [item] = [item for item in compared(rig.controller.shadows.by_family) if item.against == "base"]
         estimates = dict(item.estimates)
         assert estimates["likely"] == pytest.approx(-16_000.0)
         assert estimates["low"] < -16_000.0 < estimates["high"]
@@ -209,7 +209,7 @@ def test_a_loss_says_how_much_of_it_is_control() -> None:
         await rig.deploy()
         for _ in range(10):
             spans = Spans(seconds=1.0)
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
             span.control.active_j, span.control.active_g = 16.0, 1600.0

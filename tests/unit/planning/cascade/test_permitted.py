@@ -129,7 +129,9 @@ def test_a_slo_that_only_some_keep_leaves_the_others_out() -> None:
 
 @pytest.mark.parametrize(("rate", "rests"), [(0.1, True), (700.0, False)])
 def test_nothing_is_to_save_only_where_the_best_variant_can_answer(rate: float, rests: bool) -> None:
-    now = PlanningInput.of(msgspec.structs.replace(moment([300.0], base=cascading(rate=rate)), least_saving_w=1e9))
+    now = PlanningInput.from_state(
+        msgspec.structs.replace(moment([300.0], base=cascading(rate=rate)), least_saving_w=1e9)
+    )
     found = steer(now, budget_target(now))
     assert found is not None
     assert found.nothing_to_save is rests
@@ -247,7 +249,7 @@ def test_what_must_be_reached_now_is_reached_even_if_workers_must_change() -> No
     now = moment([300.0], rows=RATE * 36_000.0, accuracy=90.9)
     running = plan_fixed(now, on("medium", "small")).deployment
     owing = msgspec.structs.replace(now, running=running)
-    asked = PlanningInput.of(owing)
+    asked = PlanningInput.from_state(owing)
     found = steer(asked, budget_target(asked))
     assert found is not None
     assert found.best.prediction.accuracy > 91.5
@@ -259,7 +261,7 @@ def test_a_given_configuration_is_routed_as_the_budget_wants_it() -> None:
     plan = plan_fixed(now, on("small", "large"))
     assert plan.configuration == on("small", "large")
     assert plan.routing.chain == ("small", "large")
-    found = steer_on(PlanningInput.of(now), on("small", "large"))
+    found = steer_on(PlanningInput.from_state(now), on("small", "large"))
     assert found is not None
     assert found.best.routing == plan.routing
     assert {item.chain for item in plan.permitted} >= {("small", "large")}
