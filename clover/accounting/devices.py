@@ -255,11 +255,11 @@ class DeviceAccount:
         """Return the idle power of the slice of a worker, in watts."""
         return self.idle_w * meter.slices / max(self.slices + self.foreign, meter.slices)
 
-    def refactored(self, part: float) -> None:
+    def rescale_modelled(self, part: float) -> None:
         """Note that modelled energies of its workers are `part` times what they were, as their factors changed."""
         self.overall.modelled_j *= part
 
-    def window(
+    def close_window(
         self,
         sample: EnergySample,
         here: Sequence[WorkerMeter],
@@ -390,10 +390,10 @@ class DeviceAccount:
             prices.between(before, self._mark),
             learnable,
         )
-        self._book(closed, measured_j)
+        self._add_to_lines(closed, measured_j)
         return closed
 
-    def _book(self, closed: ClosedWindow, measured_j: float) -> None:
+    def _add_to_lines(self, closed: ClosedWindow, measured_j: float) -> None:
         self.total.add(measured_j, closed.prices)
         held_j, kept_j = sum(part_j for _, part_j in closed.idle), sum(part_j for _, part_j in closed.kept)
         self.rest_j += closed.unowned_j + closed.foreign_j + held_j

@@ -77,13 +77,13 @@ class ProfileFeedback:
     def _keep(self, family: str, window: MeteredWindow) -> None:
         self._windows.setdefault(family, deque(maxlen=_KEPT)).append(window)
 
-    def take(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
+    def collect(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
         """Return what workers of `family`, whose meters are among `meters`, did since the last call."""
         served: dict[tuple[str, str, int], tuple[float, float]] = {}
         for meter in meters:
             if meter.family != family:
                 continue
-            for rows, (batches, seconds) in meter.take_batches().items():
+            for rows, (batches, seconds) in meter.collect_batches().items():
                 key = meter.variant, meter.shape, rows
                 before = served.get(key, (0, 0.0))
                 served[key] = before[0] + batches, before[1] + seconds
@@ -101,7 +101,7 @@ class ProfileFeedback:
                 if meter.family == family:
                     self.attach(meter)
             if before_j > 0.0:  # the running ratio is of modelled energies with the factors of before
-                device.refactored(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
+                device.rescale_modelled(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
             for meter in here:
                 meter.ratio = device.ratio_of(meter)
 

@@ -240,7 +240,7 @@ class Machine:
     def _close(self, name: str, meter: EnergyMeter, reading: Reading) -> None:
         sample = self._sample(name, meter)
         if sample is not None:
-            self._account.window(sample, reading, time.monotonic_ns())
+            self._account.close_window(sample, reading, time.monotonic_ns())
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open; None if there
@@ -262,7 +262,7 @@ class Machine:
             if since_ns is not None:
                 log.info("%s: its energy is read again after %.0f s", name, (now_ns - since_ns) / 1e9)
         if sample is None or (before is not None and (sample.epoch, sample.at_ns) == (before.epoch, before.at_ns)):
-            self._account.unmetered(name, (now_ns - looked_ns) / 1e9)
+            self._account.count_unmetered(name, (now_ns - looked_ns) / 1e9)
         return sample
 
     def marks(self) -> tuple[MeterMark, ...]:
@@ -303,7 +303,7 @@ class Machine:
             if sample.method == "measured" and name == self._account.host_device:
                 self._host.close()  # what was used until now is in the other server's account
             self._samples[name] = sample
-            self._account.window(sample, reading, sample.at_ns)
+            self._account.close_window(sample, reading, sample.at_ns)
         self.beside = False
 
     async def watch(self) -> None:

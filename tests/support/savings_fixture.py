@@ -67,7 +67,7 @@ class SavingServer(Rig):
             active_j = rows * served.joules(rate) * self.ratio if served is not None else 0.0
             span.share.active_j, span.share.active_g = active_j, active_j * g
             span.share.idle_j, span.share.idle_g = 2.0, 2.0 * g
-            self.controller.shadows.window(spans)
+            self.controller.shadows.compare(spans)
             if look:
                 self.controller.shadows.poll()
                 await asyncio.sleep(0)

@@ -43,7 +43,7 @@ class Shadows:
         """The shadows of families that were under control while energy was counted."""
         return self._known
 
-    def window(self, spans: Spans) -> None:
+    def compare(self, spans: Spans) -> None:
         """Compare what was served since the last call with what its shadows would have used."""
         context, grid_s = self._context, self._context.grid.now()
         for name, family in context.families.items():
@@ -54,10 +54,10 @@ class Shadows:
             overheads = Overheads.none()
             for device, line in spans.unowned.items():
                 overheads.unowned += self._part(name, device) * np.array(line)
-            shadow.window(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
+            shadow.compare(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
         for name in spans.families.keys() & self._known.keys() - context.families.keys():
             # before it was unloaded
-            self._known[name].window(spans.families[name], Overheads.none(), spans.seconds, grid_s)
+            self._known[name].compare(spans.families[name], Overheads.none(), spans.seconds, grid_s)
 
     def _part(self, family: str, device: str) -> float:
         """Return the part of a device's unheld energy that is a family's: its share, or its part of a GPU; of the host

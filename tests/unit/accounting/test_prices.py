@@ -21,7 +21,7 @@ def grid(g_per_kwh: float, method: str = "synthetic") -> Reading:
 
 def window(account: Account, second: float, total_j: float, reading: Reading, now: float, idle_w: float = 0.0) -> None:
     sample = EnergySample(device="gpu0", at_ns=int(second * SECOND), total_j=total_j, idle_w=idle_w, method="measured")
-    account.window(sample, reading, int(now * SECOND))
+    account.close_window(sample, reading, int(now * SECOND))
 
 
 def test_late_energy_is_priced_at_the_intensities_of_its_own_time() -> None:
@@ -49,7 +49,7 @@ def test_every_gram_says_how_the_intensity_was_known() -> None:
     share = account.shares["toy", "small", "measured"]
     idle = {grid: grams for (part, grid), grams in share.grids.items() if part == "idle"}
     assert idle == {"synthetic": pytest.approx(10.0 * 1e-4), "configured": pytest.approx(30.0 * 2e-4)}
-    assert account.take().families["toy"].grids == {"synthetic", "configured"}
+    assert account.collect_spans().families["toy"].grids == {"synthetic", "configured"}
 
 
 readings = st.lists(

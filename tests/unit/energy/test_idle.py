@@ -352,7 +352,7 @@ def test_what_a_server_says_it_saved_is_what_physics_say(tmp_path: Path, idle_w:
             span.share.idle_j = span.share.idle_g = sample.idle_w
             span.share.active_j = span.share.active_g = sample.total_j - before_j - sample.idle_w
             before_j = sample.total_j
-            rig.controller.shadows.window(spans)
+            rig.controller.shadows.compare(spans)
         found = saved(rig.controller.shadows.by_family["toy"])
         assert found is not None
         more_j = 285 * (base_w - own_w)

@@ -279,7 +279,7 @@ class SharedMeter:
     def _look(self) -> None:
         at_ns = self.second * 1_000_000_000
         sample = EnergySample(device="gpu0", at_ns=at_ns, total_j=self.total_j, idle_w=0.0, method="measured")
-        self.account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="test"))
+        self.account.close_window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="test"))
         self.learned.observe(self.account.work_report("toy"), 1.0, float(self.second))
 
     def errors(self) -> dict[str, float]:

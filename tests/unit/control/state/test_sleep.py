@@ -159,7 +159,7 @@ def test_all_idle_energy_is_idle_also_of_the_front_ends_core_and_of_cores_that_a
         sample = EnergySample(
             device="cpu0", at_ns=second * 1_000_000_000, total_j=8.0 * second, idle_w=8.0, method="measured"
         )
-        book.window(sample, reading(300.0))
+        book.close_window(sample, reading(300.0))
 
     async def run() -> None:
         one = rig(300.0)
