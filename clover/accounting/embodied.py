@@ -80,7 +80,7 @@ class EmbodiedLedger:
     models: dict[str, EmbodiedGrams | None] = field(default_factory=dict)
     """None: the model held hardware whose TE is unknown."""
 
-    def window(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
+    def charge(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
         """Charge the time since the last call; `workers` hold slices now."""
         here = list(workers)
         since_ns, self.since_ns = self.since_ns, max(now_ns, self.since_ns)

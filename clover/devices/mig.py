@@ -443,15 +443,15 @@ class MigDevice:
             if self.lost:
                 await self._ask(self._gpu.reopen)
             await self._ask(self._gpu.alive)
-            self._reports.answered()
+            self._reports.record_answer()
             if self.lost and not self._reports.condemned:
                 await self._return()
             elif self.fixed:
                 await self._look()
         except DeviceLost:
-            self._reports.gone()
+            self._reports.record_loss()
         except NvmlError as error:
-            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
+            if self._reports.record_failure(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
                 self._lose()
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
             said, self._said = self._said, str(error)

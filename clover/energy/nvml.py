@@ -239,7 +239,7 @@ class NvmlMeter:
         power = await self._nvml.call(self._probe.power)
         if isinstance(power, Value):
             looks = 1 if self.method == "emulated" else _START_LOOKS
-            self.idle.measured(await _at_rest(self._nvml, self._probe, power, sleep, looks))
+            self.idle.set_resident(await _at_rest(self._nvml, self._probe, power, sleep, looks))
 
     async def refresh(self) -> None:
         """Read the GPU.  Failures are counted and logged once, and not raised: the next reading may be better."""
@@ -311,9 +311,9 @@ class NvmlMeter:
         worked_ns, self._busy_ns = busy_ns - self._busy_ns, busy_ns
         self._closely = worked_ns <= 0 or bool(self._foreign.pids)
         if worked_ns > 0:
-            idle.worked(at_ns, worked_ns)
+            idle.record_work(at_ns, worked_ns)
         elif self._foreign.names or (look.pids is None and not idle.awake) or self._loading(look.pids, workers):
-            idle.disturb()
+            idle.record_disturbance()
         else:
             watts = look.watts
             if watts is None and self.source == "counter":
@@ -350,7 +350,7 @@ class NvmlMeter:
             log.warning("%s: energy is not read: %s", self.device, trouble)
         self.state, self._trouble = state, trouble
         self._window = None  # an average over a gap says nothing about idle power
-        self.idle.disturb()
+        self.idle.record_disturbance()
 
     def _loading(self, pids: tuple[int, ...] | None, ready: frozenset[int]) -> bool:
         """Return whether a process of ours is on the GPU that is no worker yet: what it does is counted nowhere."""
@@ -364,7 +364,7 @@ class NvmlMeter:
             if at_ns - since_ns < IDLE_WINDOW_S * 1e9:
                 return
             awake = self._awake_in_window.pop() if len(self._awake_in_window) == 1 else None
-            self.idle.window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
+            self.idle.record_window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
         self._window = (at_ns, self._total_mj)
         self._awake_in_window.clear()
 

@@ -136,7 +136,7 @@ class Executor:
         action, more = await self._change(family, good, family.transition, {})
         reading = context.grid.reading
         if reading is not None:
-            family.triggers.planned(reading, family.rate(context.config), family.missing)
+            family.triggers.record_plan(reading, family.rate(context.config), family.missing)
         family.triggers.again(until_s)
         family.watch = None
         detail = f"{why}; this configuration is left alone for {until_s - started_s:.0f} s"
@@ -216,7 +216,7 @@ class Executor:
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
             return ("rolled back" if error.restored and deployed is not None else "failed"), text
         devices = context.devices_of(family.name)
-        family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
+        family.sleep.record_change(devices, family.desired, target.deployment, context.monotonic())
         notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
         family.changes += 1

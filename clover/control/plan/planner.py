@@ -92,7 +92,7 @@ class Planner:
         if not plan.feasible and request.rate is None:
             state, plan = await self._bold(family, state, plan, policy, pin.configuration)
         gate.checked(plan, family, state.objective.slo_ms)
-        context.least_saving.planned(plan.seconds)
+        context.least_saving.record_plan(plan.seconds)
         return with_met(state, plan), plan
 
     async def _bold(
@@ -136,20 +136,20 @@ class Planner:
             state, plan = await self.propose(family, request)
         except CloverError as error:
             if isinstance(error, PolicyFault) or not (missing := family.memory_troubles.words):
-                self._failed(family, request, started_s, error)
+                self._record_failure(family, request, started_s, error)
                 raise
             why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
             if family.deployed is None and not request.dry_run:
-                family.memory_troubles.nothing_left(started_s)
-            self._failed(family, request, started_s, why)
+                family.memory_troubles.record_deadlock(started_s)
+            self._record_failure(family, request, started_s, why)
             raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
         if request.dry_run or refused:
             action = "dry run" if request.dry_run else "refused"
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
-        family.answered(context.grid.now())
-        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
+        family.record_answer(context.grid.now())
+        family.triggers.record_plan(state.intensity, state.arrival_rate, family.missing)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
@@ -180,13 +180,13 @@ class Planner:
         )
         return record(context, family, request, started_s, result)
 
-    def _failed(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
+    def _record_failure(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
         """Record that no plan was made, and plan again before long (not at every look)."""
         context, reading = self._context, self._context.grid.reading
         if not request.dry_run:
-            family.answered(context.grid.now())
+            family.record_answer(context.grid.now())
             if reading is not None:
-                family.triggers.planned(reading, family.rate(context.config), family.missing)
+                family.triggers.record_plan(reading, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "fault" if isinstance(error, PolicyFault) else "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))

@@ -55,7 +55,7 @@ class LeastSaving:
         self._idle_w = idle_w
         self._seconds: deque[float] = deque(maxlen=_PLANS)
 
-    def planned(self, seconds: float) -> None:
+    def record_plan(self, seconds: float) -> None:
         """Note that a plan took `seconds` of the solver."""
         self._seconds.append(seconds)
 

@@ -218,11 +218,11 @@ class Family:
         ready = set(self.fleet.ready_assignments())
         return len({item.placement for item in self.desired if item not in ready})
 
-    def answered(self, grid_s: float) -> None:
+    def record_answer(self, grid_s: float) -> None:
         """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""
         self.news = ""
         self.planned_alarm_level = self.alarm_level
-        self.learned.planned()
+        self.learned.record_plan()
         self.ledger.planned_s = grid_s
 
     @property

@@ -76,9 +76,9 @@ class Learner:
         if changes != self._changes:
             self._changes = changes
             for of in families:
-                of.learned.unsettled(now_s)
+                of.learned.unsettle(now_s)
         learned, report = family.learned, family.fleet.work_report()
-        learned.see_front(self.front_lag(), now_s)
+        learned.observe_front(self.front_lag(), now_s)
         if learned.observe(report, self._context.share_of(family), now_s):
             log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
             self._tell(family)

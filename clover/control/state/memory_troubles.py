@@ -60,7 +60,7 @@ class MemoryTroubles:
             self._under = under
             self._wait_s, self._anew_s = FIRST_WAIT_S, None
 
-    def nothing_left(self, now_s: float) -> None:
+    def record_deadlock(self, now_s: float) -> None:
         """Take note at `now_s` (monotonic) that nothing can run without what is refused: forget that once it was so for
         long enough."""
         if self._anew_s is None:

@@ -49,7 +49,7 @@ class SleepKeeper:
         self._woken_s = -math.inf
         self._late = 0
 
-    def changed(
+    def record_change(
         self, devices: Sequence[DeviceShape], before: Sequence[Assignment], after: Sequence[Assignment], now_s: float
     ) -> None:
         """Note that the deployment on `devices` changed from `before` to `after`."""

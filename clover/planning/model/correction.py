@@ -82,7 +82,7 @@ class TimeEvidence:
         self._windows: dict[TimeKey, deque[tuple[float, float]]] = {}
         self._pending: dict[TimeKey, _Pending] = {}
 
-    def served(
+    def record_batches(
         self, key: TimeKey, batches: float, seconds: float, expected_s: float, *, since_s: float, now_s: float
     ) -> bool:
         """Count batches between `since_s` and `now_s` that took `seconds` together and should have taken `expected_s`;

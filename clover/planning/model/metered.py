@@ -127,12 +127,12 @@ class EnergyEvidence:
         self._sums: dict[EnergyKey, _Sums] = {}
         self._longest_s, self._longest_at_s = 0.0, -math.inf
 
-    def batches_lasted(self, seconds: float, now_s: float) -> None:
+    def record_batch_length(self, seconds: float, now_s: float) -> None:
         """Note that batches of some kind took `seconds` lately."""
         kept = math.exp2(-max(now_s - self._longest_at_s, 0.0) / MEMORY_S)
         self._longest_s, self._longest_at_s = max(kept * self._longest_s, seconds), now_s
 
-    def metered(
+    def record_window(
         self,
         device: str,
         joules: float,

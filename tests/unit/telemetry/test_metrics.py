@@ -412,7 +412,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
             WorkerMeter(family=name, variant="v", device=device, placement="p", slices=slices)
             for name, device, slices in held
         ]
-        ledger.window(365 * 86_400 * SECOND, workers)
+        ledger.charge(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
         lines |= {"awake_g": 0.0, "idle_no_request_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}

@@ -120,14 +120,14 @@ class SloKeeper:
         if seen.slo_ms != self._slo_ms:
             self._withdraw(f"its SLO is {seen.slo_ms:g} ms now")
             self._slo_ms, self._log = seen.slo_ms, SloLog(self._name)
-            self.pressure.met()
+            self.pressure.forget_misses()
         self.late, self.bound = seen.late, seen.bound
         if seen.late:
             self._late_s = seen.now_s
         closed = self.windows.observe(seen.now_s, seen.p95_ms, seen.queue_rows > 0.0, seen.slo_ms)
         self._log.observe(seen.now_s, observed, seen.slo_ms, doing)
         if math.isnan(self.missed_s):
-            self.pressure.met()
+            self.pressure.forget_misses()
         reason = self.pressure.observe(seen, self.windows, closed)
         self._judge(seen, alarm)
         return reason

@@ -114,7 +114,7 @@ class SloPressure:
         self._late_s = math.nan
         return "" if drains else self._raise(seen)
 
-    def met(self) -> None:
+    def forget_misses(self) -> None:
         """Note that the SLO is met again: what the last miss showed no longer counts."""
         self._futile, self._raised = 0, None
 

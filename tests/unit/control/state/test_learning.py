@@ -173,7 +173,7 @@ def test_a_true_profile_makes_no_plan() -> None:
 def test_what_is_done_while_workers_change_is_left_out() -> None:
     learned = Learning("toy", profile())
     now_s = fed(learned, 60, time=1.0, energy=1.0)
-    learned.unsettled(now_s)
+    learned.unsettle(now_s)
     fed(learned, int(SETTLE_S) - 1, since_s=now_s, time=40.0, energy=40.0)
     now_s = fed(learned, 60, since_s=now_s + SETTLE_S, time=1.0, energy=1.0)
     assert learned.changed == 0
@@ -213,7 +213,7 @@ def test_factors_that_moved_are_a_reason_to_plan_once_and_not_too_often() -> Non
     learned = Learning("toy", profile())
     now_s = fed(learned, 30)
     assert learned.trigger(now_s).startswith("profile corrected: the energy of a row of large on 1c is 0.5")
-    learned.planned()
+    learned.record_plan()
     assert learned.trigger(now_s + REPLAN_S) == ""
     learned.energy = {("large", "1c"): 0.9}
     assert learned.trigger(now_s + REPLAN_S / 2) == ""

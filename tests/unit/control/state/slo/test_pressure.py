@@ -379,7 +379,7 @@ class Loop:
                 bound="",
             )
             if not sight.late:
-                self.pressure.met()
+                self.pressure.forget_misses()
             reason = self.pressure.observe(sight, self.windows, closed)
             if reason:
                 self.reasons.append((self.now_s, reason))
