@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clover.accounting.host import HostParts
-from clover.accounting.labels import METER_ERROR, grams_method, joined
+from clover.accounting.labels import METER_ERROR, grams_method, join_labels
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Mark, Price, Prices
 from clover.types import EnergySample, Method
@@ -241,8 +241,8 @@ class DeviceAccount:
             "unknown_s": self.unknown_s,
             **self.uncertainties(),
             "method": self.method,
-            "intensity": joined(self.total.grids),
-            "grams_method": joined(grams_method(self.method, known) for known in self.total.grids),
+            "intensity": join_labels(self.total.grids),
+            "grams_method": join_labels(grams_method(self.method, known) for known in self.total.grids),
         }
 
     def ratio_of(self, meter: WorkerMeter) -> float:

@@ -46,7 +46,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from clover.carbon.chained import ChainedSource, Live
-from clover.carbon.labels import describe, named
+from clover.carbon.labels import describe, describe_reading
 from clover.hints import named_wait
 from clover.interfaces import CarbonSource
 from clover.planning.budget.forecast import History
@@ -200,7 +200,7 @@ class SourceChain:
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
-        text = named(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
+        text = describe_reading(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
         if reading.state != "fresh":
             log.warning("carbon intensity: %s%s", text, f": {error}" if error else "")
         elif before is not None:

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from clover.control.plan.executor import Executor
-from clover.control.plan.gate import FORCE, breaches, stricter, tightened
+from clover.control.plan.gate import FORCE, breaches, stricter, is_stricter
 from clover.control.plan.planner import Planner
 from clover.control.state.context import Context
 from clover.control.state.decisions import NOT_DONE, DecisionEntry
@@ -206,7 +206,7 @@ class Commands:
         reviews = {
             family.name: Review(targets[family.name], force=force, dry_run=dry_run)
             for family in families
-            if tightened(family.targets, targets[family.name])
+            if is_stricter(family.targets, targets[family.name])
         }
         if not dry_run:
             if not force:

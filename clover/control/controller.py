@@ -247,7 +247,7 @@ class Controller:
             self.core_need.poll()
             self.learner.save()
 
-    def hasten(self) -> None:
+    def poll_soon(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once in `interval_s` at most."""
         now_s = self.context.monotonic()
         if self._stopped or now_s < self._hasty_s + self.context.config.interval_s:
@@ -258,7 +258,7 @@ class Controller:
 
     def _decline(self, family: Family) -> None:
         """Tell the fleet which rows to refuse, as no worker will be started for them."""
-        family.fleet.decline(self.context.declined(family), self.hasten)
+        family.fleet.decline(self.context.declined(family), self.poll_soon)
 
     async def _poll_family(self, family: Family) -> None:
         """Observe a family, verify a new deployment, and plan if there is a reason."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clover.accounting.boundaries import LIGHT_PART, TOO_LITTLE
-from clover.accounting.labels import DeviceLines, joined, methods_of
+from clover.accounting.labels import DeviceLines, join_labels, methods_of
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.state.request import PlanRequest, Targets
@@ -105,7 +105,7 @@ class CoreNeed:
         if measured_j <= 0.0:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
-        method = joined(methods_of(devices.values()))
+        method = join_labels(methods_of(devices.values()))
         whole = "machine" if "measured" in method else "server"  # a model knows of nothing else that runs here
         words = f"idle is {100.0 * part:.3g} % of this {whole}'s energy so far ({method})"
         row, needed = self.row(), self.cores

@@ -16,7 +16,7 @@ from clover.control.state.capacity import running_capacity
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.watch.slo import slo_report
-from clover.control.wording import listed, span
+from clover.control.wording import join_names, span
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 from clover.policies.plans import NOTHING_TO_SAVE

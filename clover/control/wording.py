@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
-from clover.carbon.labels import named
+from clover.carbon.labels import describe_reading
 from clover.control.state.counted import counted_accuracy
 
 ROUNDED = 0.005
@@ -128,7 +128,7 @@ def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bo
     return f"every model is ready, and {listed(seen)} {meet}" if seen else "every model is ready"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return names as a sentence has them: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
@@ -193,7 +193,7 @@ def pin_words(pin: Any) -> str:
     return configuration_words(pin)
 
 
-def pinned(model: Mapping[str, Any]) -> str:
+def pin_sentence(model: Mapping[str, Any]) -> str:
     """Return that a model is pinned, and to what; "" if it is not."""
     if not model.get("pin"):
         return ""
@@ -250,7 +250,7 @@ def comparisons(saved: Mapping[str, Any] | None) -> dict[str, Item]:
     return {kind: saved[kind] for kind in ("matched", "base") if saved and saved.get(kind)}
 
 
-def in_short(comparison: Mapping[str, Any]) -> str:
+def summarize_saving(comparison: Mapping[str, Any]) -> str:
     """Return what was saved against one baseline in a few words; in all of them if it has no few."""
     return str(comparison.get("short", comparison["words"]))
 

@@ -156,7 +156,7 @@ class FixedInstances:
         raise DeviceError(f"{found.profile}@{found.start} cannot be claimed ({self._gpu.fixed})")
 
 
-def seen(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
+def open_visible(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
     """Return GPU number `index` as this user may use it: with fixed instances if some are `named` by UUID, or if the
     driver refuses to show or change them.  Raises what the bindings raise."""
     if named:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
-from clover.devices.fixed import FixedInstances, instances_of, seen
+from clover.devices.fixed import FixedInstances, instances_of, open_visible
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import DriverWork, Nvml, NvmlError
@@ -108,7 +108,7 @@ class MigDevice:
         Clover has it, or the record is damaged.
         """
         session = session.of_gpu(index)
-        gpu = session.call_sync(seen, session.library, index, named)
+        gpu = session.call_sync(open_visible, session.library, index, named)
         gpu.check_modes()
         root = None if options.get("emulated") else Path("/")
         instances = session.call_sync(
@@ -238,7 +238,7 @@ class MigDevice:
 
         Waits for changes that are under way (because their caller was cancelled): they would not be seen.
         """
-        await self._work.settled()
+        await self._work.wait_for_all()
         self._ready()
         if self.fixed:
             return ()
@@ -321,7 +321,7 @@ class MigDevice:
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
+            found = await self._work.retry(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
@@ -331,7 +331,7 @@ class MigDevice:
 
     async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
-            return await self._work.tried(lambda: self._ask(self._instances.complete, found))
+            return await self._work.retry(lambda: self._ask(self._instances.complete, found))
         except NvmlError as error:
             await self._remove(found.place)
             name = self._books.id_of(found.place)
@@ -345,7 +345,7 @@ class MigDevice:
         found = self._books.ours.get(place)
         if found is not None:
             try:
-                await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                await self._work.retry(lambda: self._ask(self._instances.unmake, found), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise

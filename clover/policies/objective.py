@@ -21,7 +21,7 @@ from clover.planning.model.problem import best_whole
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained
 from clover.planning.search.configurations import SearchResult
-from clover.policies.plans import alone, counting_kept, plan_of, with_waits
+from clover.policies.plans import result_of, kept_counter, plan_of, with_waits
 from clover.types import Candidate, Plan, State
 
 
@@ -34,7 +34,7 @@ class ObjectivePolicy:
         """Return the best plan; PlanError if no configuration exists at all."""
         given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
-        kept = counting_kept(problem, state.running)
+        kept = kept_counter(problem, state.running)
         found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
         return plan_of(state, problem, objective, with_waits(problem, objective, found), policy=self.name)
 
@@ -81,7 +81,7 @@ class BasePolicy:
             candidate = evaluate(problem, objective, best_whole(problem, usable[:number]))
             if candidate.feasible:
                 break
-        found = alone(_on(candidate, number if self._fitted else 0))
+        found = result_of(_on(candidate, number if self._fitted else 0))
         return plan_of(state, problem, objective, found, policy=self.name)
 
 

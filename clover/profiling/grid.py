@@ -22,7 +22,7 @@ from clover.profiling.choose import faster
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.duty import Pauses
 from clover.profiling.options import Effort
-from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
+from clover.profiling.records import accuracy_of, latency_of, middle_j, pool_cells
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
@@ -167,7 +167,7 @@ class LatencyGrid:
         for index, m in enumerate(self._found.latency):
             if (m.variant, m.backend, m.profile, m.threads) in kinds:
                 each = timed[m.variant, m.backend, m.profile, m.batch]
-                cell, energy = pooled([cell for cell, _ in each]), middle_j([joules for _, joules in each])
+                cell, energy = pool_cells([cell for cell, _ in each]), middle_j([joules for _, joules in each])
                 latency = latency_of(cell, m.variant, m.profile, m.backend, m.threads, energy)
                 rested_j = m.rested_j * energy[0] / m.energy_j_per_row if m.rested_j else 0.0
                 self._found.latency[index] = msgspec.structs.replace(latency, rested_j=rested_j)
@@ -177,21 +177,21 @@ class LatencyGrid:
         rig, found = self._rig, dict[int, TimedCell]()
         async with rig.worker(setup) as worker:
             for batch in rig.batches:
-                cell, window = await rig.timed(worker, setup.place, batch, effort)
+                cell, window = await rig.time_batches(worker, setup.place, batch, effort)
                 found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         return found
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
-        cell, window = await rig.timed(worker, setup.place, batch, rig.effort)
+        cell, window = await rig.time_batches(worker, setup.place, batch, rig.effort)
         joules = window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         self._keep(cell, setup, joules)
         if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
             # At a low load a worker sleeps before each batch; in a closed loop it never does.
             waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
             pauses = Pauses(fixed_s=REST_S)
-            rested_cell, window = await rig.timed(worker, setup.place, batch, waking, pauses=pauses)
+            rested_cell, window = await rig.time_batches(worker, setup.place, batch, waking, pauses=pauses)
             rested = window.joules(rested_cell.rows, rested_cell.cpu_s, rested_cell.busy_s)
             more_j = max(0.0, batch * (rested[0] - joules[0]))
             self._found.latency[-1] = msgspec.structs.replace(self._found.latency[-1], rested_j=more_j)

@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 """Seconds between lines where there is no terminal."""
 
 
-def expected(quick: bool, *, on_cores: bool = True) -> str:
+def expected_time(quick: bool, *, on_cores: bool = True) -> str:
     """Return how long a measurement takes, before anything is known of the family."""
     if not on_cores:
         return "minutes: some seconds for each variant, profile and batch size; an estimate follows the first"

@@ -155,10 +155,10 @@ class ProgressSteps:
                 f"{duration(first_s * self.total, rough=True)}, once"
             )
         self.what = what
-        self.say(what, self._done, self.total)
+        self.report(what, self._done, self.total)
         self._done += 1
 
-    def say(self, what: str, done: int, total: int) -> None:
+    def report(self, what: str, done: int, total: int) -> None:
         """Pass on that `what` is being done after `done` steps; `total` is corrected if it was estimated too low."""
         log.debug("%s (%d of %d)", what, done, total)
         if self._progress is not None:
@@ -244,7 +244,7 @@ class Rig:
         batch, patient = self.batches[-1], self.on_cores
         return await self.drive(self.driver.score, worker, batch, most_s=most_s, rows=rows, patient=patient)
 
-    async def timed(
+    async def time_batches(
         self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pauses: Pauses = NO_PAUSES
     ) -> tuple[Cell, EnergyWindow]:
         """Return the timing of batches of one size, and what was metered meanwhile."""

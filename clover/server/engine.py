@@ -140,7 +140,7 @@ class Engine:
             profile = await self._profile(served)
             if profile is not None:
                 check_floor(served.name, accuracies(profile), served.config.accuracy_floor)
-            served.use(profile, profiling.drawn(served.spec, self.config))
+            served.use(profile, profiling.paces_of(served.spec, self.config))
         await parts.windows.close()
         for served in self.served.values():
             # Only now, or the front end and control of the minute of measuring would be theirs.

@@ -14,7 +14,7 @@ from clover.control.state.context import Clocks, LeastSaving
 from clover.control.state.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
-from clover.policies.demanded import proposed
+from clover.policies.demanded import propose_with_demand
 from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import (
     Asked,
@@ -236,7 +236,7 @@ class LocalSolver:
         self.orders.append("fixed" if configuration is not None else policy)
         if self.fail:
             raise self.raises(self.fail)
-        plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
+        plan = plan_fixed(state, configuration) if configuration is not None else propose_with_demand(policy, state)
         routing = msgspec.structs.replace(plan.routing, **self.knobs)
         return msgspec.structs.replace(plan, routing=routing, seconds=self.seconds)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clover.accounting.boundaries import DEFAULT, LEAST_ROWS
-from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, joined, methods_of
+from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, join_labels, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
 from clover.quantities import grams
@@ -118,7 +118,7 @@ def _method(methods: Set[str]) -> str:
 
 def grid_of(shadows: Iterable[Shadow]) -> str:
     """Return how the intensities were known that grams were priced at, joined by " + "; "unknown" if none is."""
-    return joined(grid for shadow in shadows for grid in shadow.grids) or "unknown"
+    return join_labels(grid for shadow in shadows for grid in shadow.grids) or "unknown"
 
 
 def meter_error(methods: Iterable[str], devices: Devices) -> float:

@@ -14,7 +14,7 @@ from functools import partial
 
 from msgspec import structs
 
-from clover.control.plan.gate import below_floor, rerouted, same
+from clover.control.plan.gate import below_floor, changes_routing, keeps_workers
 from clover.control.plan.recording import PlanResult, record
 from clover.control.plan.ways import Way, Ways
 from clover.control.state.apply import NOWHERE, ApplyError, interim
@@ -97,7 +97,7 @@ class Executor:
         deployment is watched.  Refuses a transition below the capacity floor, unless it `may_lose` capacity.
         `way`: the transition that was chosen, with how rows go on it, unless the devices changed since."""
         context, deployed = self._context, family.deployed
-        if deployed is not None and same(plan, deployed):
+        if deployed is not None and keeps_workers(plan, deployed):
             return PlanResult(action=self._reroute(family, deployed, plan), plan=plan)
         if deployed is None:
             await self._adopt_instances(plan.deployment)
@@ -173,7 +173,7 @@ class Executor:
 
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
-        changed = rerouted(deployed.routing, plan.routing)
+        changed = changes_routing(deployed.routing, plan.routing)
         if changed:
             family.fleet.route(deployed.deployment, plan.routing)
             family.turned += (deployed.routing.chain, deployed.routing.thresholds) != (

@@ -91,7 +91,7 @@ class Planner:
         plan = await self._solver.propose(state, policy, pin.configuration)
         if not plan.feasible and request.rate is None:
             state, plan = await self._bold(family, state, plan, policy, pin.configuration)
-        gate.checked(plan, family, state.objective.slo_ms)
+        gate.check_plan(plan, family, state.objective.slo_ms)
         context.least_saving.record_plan(plan.seconds)
         return with_met(state, plan), plan
 
@@ -161,10 +161,10 @@ class Planner:
             moves = may_lose = context.must_move(family)
             if moves:
                 detail = "where workers are is another model's place now"
-            elif not request.force and (avoided or not gate.same(plan, family.deployed)):
+            elif not request.force and (avoided or not gate.keeps_workers(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
-            if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
+            if way is None and family.deployed is not None and not gate.keeps_workers(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
             if way is not None and way.helper:
@@ -209,7 +209,7 @@ class Planner:
             )
             other = next(usable, None)
             plan = await self._fixed(family, state, other if other is not None else deployed.configuration)
-            if other is None or gate.same(plan, deployed):
+            if other is None or gate.keeps_workers(plan, deployed):
                 return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
@@ -252,7 +252,7 @@ class Planner:
     async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         """Return the best plan of exactly `configuration`; PlanError if there is none."""
         plan = await self._solver.propose(state, "objective", configuration)
-        gate.checked(plan, family, state.objective.slo_ms)
+        gate.check_plan(plan, family, state.objective.slo_ms)
         return plan
 
     def _stays(self, family: Family, stay: gate.Stay) -> str:

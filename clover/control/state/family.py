@@ -321,7 +321,7 @@ class Family:
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
             objective=objective,
             profile=self.memory_troubles.without_refused(
-                self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
+                self.sample.keep_certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
             ),
             devices=conditions.devices,
             running=self.desired,

@@ -33,7 +33,7 @@ from typing import Any
 
 import msgspec
 
-from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected, faded
+from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, apply_factors, fade
 from clover.planning.model.metered import EnergyEvidence, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.profiles import LEAST_SLO_MS
@@ -182,7 +182,7 @@ class Learning:
             return 0.0
         self.time, self.energy = time, energy
         self.front.use(front_ms)
-        self.corrected = msgspec.structs.replace(corrected(self.profile, time, energy), front_ms=front_ms)
+        self.corrected = msgspec.structs.replace(apply_factors(self.profile, time, energy), front_ms=front_ms)
         self.changed += 1
         return moved
 
@@ -369,7 +369,7 @@ class FrontCorrection:
         if self.lag is None:
             return self.profile_ms
         seen_ms = self.profile_ms + min(self.lag.ms, MOST_LAG_MS)
-        kept = self.moved(seen_ms, self.profile_ms) * faded(now_s - self._seen_s)
+        kept = self.moved(seen_ms, self.profile_ms) * fade(now_s - self._seen_s)
         return self.profile_ms + (self._p95_ms + self.profile_ms) * math.expm1(kept)
 
     def use(self, ms: float) -> None:

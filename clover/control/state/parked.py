@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clover.accounting.labels import joined
+from clover.accounting.labels import join_labels
 from clover.types import Assignment, DeviceShape, Method
 
 
@@ -67,7 +67,7 @@ class ParkedGpus:
             "parked_s": time.seconds,
             "spared_w": shape.sleep_w if time.since_s is not None else 0.0,
             "spared_j": sum(time.spared_j.values()),
-            "spared_method": joined(ways) if time.spared_j or shape.sleep_w is not None else "none",
+            "spared_method": join_labels(ways) if time.spared_j or shape.sleep_w is not None else "none",
         }
 
 

@@ -60,7 +60,7 @@ class SavedTime(Record, frozen=True, kw_only=True):
     windows: tuple[tuple[float, float], ...]
 
 
-def faded(age_s: float) -> float:
+def fade(age_s: float) -> float:
     """Return what is left of a correction that is `age_s` seconds old."""
     return math.exp2(-max(age_s, 0.0) / HALF_LIFE_S)
 
@@ -149,7 +149,7 @@ def _middle(windows: Iterable[tuple[float, float]], now_s: float) -> tuple[float
     count = len(values)
     variance = (2.0 * _SPREAD**2 + count * spread**2) / (count + 2)
     newest_s = max(at_s for at_s, _ in windows)
-    return middle * faded(now_s - newest_s), variance / count + _FLOOR**2
+    return middle * fade(now_s - newest_s), variance / count + _FLOOR**2
 
 
 def _codes(keys: Sequence[TimeKey]) -> Floats:
@@ -168,7 +168,7 @@ def _alike(left: Floats, right: Floats) -> Floats:
     return found
 
 
-def corrected(
+def apply_factors(
     profile: FamilyProfile, time: Mapping[TimeKey, float], energy: Mapping[EnergyKey, float]
 ) -> FamilyProfile:
     """Return `profile` with its service times and joules multiplied by these factors; absent: 1."""

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from clover.planning.model.correction import MOST, EnergyKey, faded
+from clover.planning.model.correction import MOST, EnergyKey, fade
 from clover.types import Record
 
 WINDOW_S, LONGEST_WINDOW_S = 1.0, 5.0
@@ -193,7 +193,7 @@ class EnergyEvidence:
 
     def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the factor of each of `wanted`."""
-        known = {key: (sums.factor - 1.0) * faded(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
+        known = {key: (sums.factor - 1.0) * fade(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
         found = {}
         for key in wanted:
             value = known.get(key)
@@ -210,7 +210,7 @@ class EnergyEvidence:
         known: dict[EnergyKey, float] = {}
         for key, sums in self._sums.items():
             if sums.enough:
-                left = faded(now_s - sums.at_s) ** 2
+                left = fade(now_s - sums.at_s) ** 2
                 known[key] = left * sums.variance + (1.0 - left) * _UNKNOWN
         found = {}
         for key in wanted:

@@ -168,7 +168,7 @@ def problem_of(state: State) -> Problem:
     known = {placement.profile for shape in state.devices for layout in shape.layouts for placement in layout}
     worst = 1.0 / (1.0 + state.objective.profile_error)
     services = {
-        key: service.derated(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
+        key: service.derate(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
     }
     variants = sorted({variant for variant, _ in services}, key=lambda variant: (accuracy[variant], variant))
     if not variants:
@@ -244,7 +244,7 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
     time."""
     measured = _measured(profile.latency, profile.front_ms)
     return {
-        (variant, name): measured[variant, name, backend].derated(min(1.0, share))
+        (variant, name): measured[variant, name, backend].derate(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
     }
 

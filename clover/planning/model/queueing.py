@@ -151,7 +151,7 @@ class Service:
         """Return rows a second at the best batch size."""
         return self._capacity
 
-    def derated(self, share: float) -> Service:
+    def derate(self, share: float) -> Service:
         """Return the same worker with only `share` of the machine's time."""
         if share >= 1.0:
             return self
@@ -372,7 +372,7 @@ def alike(rate: float, share: float) -> float:
     return min(max(by_rate, (of_20 - 0.5) / 20 if of_20 > 1 else 0.0), share * (1.0 - 1e-9))
 
 
-def batched(
+def play_batches(
     lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
 ) -> LanePlay:
     """Return the lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the

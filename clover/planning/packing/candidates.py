@@ -169,7 +169,7 @@ def held_together(problem: Problem, profiles: Profiles) -> list[Configuration]:
 # --- rows that ask for an accuracy ------------------------------------------------------------------------------------
 
 
-def exchanged(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
+def exchange(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
     """Yield `configuration` if it serves the demand, else configurations that do, made from it by giving slices to
     accurate variants, the fewest slices first.
 

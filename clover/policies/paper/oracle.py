@@ -60,7 +60,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
     asked = chosen = 0
     for row in order[:_ASKED]:
         asked += 1
-        p95_ms = fifo.glanced_p95_ms(rows[row], forms.shares[row])
+        p95_ms = fifo.glance_p95_ms(rows[row], forms.shares[row])
         if best is None and p95_ms <= _MARGIN * slo_ms:
             longer = fifo.candidate(rows[row], forms, row)
             if longer.feasible:
@@ -129,15 +129,15 @@ def best_free(fifo: Fifo, kinds: PaperFleet, fleet: PaperFleet, running: At | No
         sizes = [len(unit.deals.counts) for unit in kinds.units]
         at = tuple(int(deal) for deal in np.unravel_index(known.row, sizes))
     except PlanError:  # several kinds with too many deals together: kind by kind first
-        at = climbed(fifo, kinds, kinds.base(fifo.problem))[-1].at
+        at = climb(fifo, kinds, kinds.base(fifo.problem))[-1].at
     spread = tuple(deal for unit, deal in zip(kinds.units, at, strict=True) for _ in range(unit.times))
     others = [] if known is None else known.candidates
     best = others[0] if others else None
-    steps = climbed(fifo, fleet, spread)
+    steps = climb(fifo, fleet, spread)
     if running is not None:
         standing = evaluate(fifo, fleet.counts(running))
         if standing.candidate.feasible and standing.rank < steps[0].look.rank:
-            steps += climbed(fifo, fleet, running)
+            steps += climb(fifo, fleet, running)
     steps.sort(key=lambda step: step.look.rank)
     for step in steps[:_VERIFIED]:
         candidate = step.look.candidate
@@ -166,7 +166,7 @@ class ClimbStep:
     look: Trial
 
 
-def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
+def climb(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
     """Return the steps of a climb from `start`, which is the first; each is better than the one before.
 
     A step takes the best new deal of one unit that keeps the limits, and gives it to as many of the units that are

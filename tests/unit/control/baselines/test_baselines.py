@@ -15,7 +15,7 @@ from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S
 from clover.planning.budget.counterfactual import Fixed, base
 from clover.planning.budget.frontiers import fixed_mixes
-from clover.planning.model.correction import corrected
+from clover.planning.model.correction import apply_factors
 from clover.planning.model.problem import base_capacity
 from clover.types import EnergySample, Reading, State
 from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, state, worker
@@ -469,7 +469,7 @@ def test_base_is_verified_by_its_variant_and_the_past_restated_by_what_is_better
 
         def learn(factors: dict[tuple[str, str], float], errors: dict[tuple[str, str], float]) -> None:
             learned.energy, learned.energy_errors, learned.changed = factors, errors, learned.changed + 1
-            learned.corrected = corrected(rig.profile, {}, factors)
+            learned.corrected = apply_factors(rig.profile, {}, factors)
             rig.controller.shadows.poll()
 
         def base_j() -> float:

@@ -16,7 +16,7 @@ from clover.accounting.meters import profiled_energy
 from clover.control.state.learner import Learner
 from clover.control.state.learning import EVERY_S, FAR_S, REPLAN_S, SETTLE_S, Learning, SavedCorrection
 from clover.planning.budget.counterfactual import base, lanes_of, mix_of
-from clover.planning.model.correction import corrected
+from clover.planning.model.correction import apply_factors
 from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
 from clover.research.simulate.flow import FleetModel
@@ -155,7 +155,7 @@ async def true_p95_ms(made: Rig, truth: Plant) -> float:
     deployed, state = made.family.deployed, await state_of(made)
     assert deployed is not None
     times = {(m.variant, m.profile, m.batch): truth.time.get(m.variant, 1.0) for m in made.profile.latency}
-    model = FleetModel(corrected(made.profile, times, {}), state.objective.slo_ms)
+    model = FleetModel(apply_factors(made.profile, times, {}), state.objective.slo_ms)
     return model.flow(deployed.configuration, deployed.routing, truth.rate).p95_ms
 
 
@@ -423,7 +423,7 @@ def test_what_is_said_to_be_saved_is_within_three_points_of_the_truth(small: flo
         await made.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
         factors = {"small": small, "large": large}
         energy = {(m.variant, m.profile): factors.get(m.variant, 1.0) for m in made.profile.latency}
-        truth = corrected(made.profile, {}, energy)
+        truth = apply_factors(made.profile, {}, energy)
         shares = {"small": 0.5, "large": 0.5}
         plant = Plant(made, {}, factors, rate=RATE)
         plant.shares = shares

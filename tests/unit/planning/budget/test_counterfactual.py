@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clover.control.solver.process import serve
-from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, packed, unpacked
+from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, pack, unpack
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, mix_from
 from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.problem import base_capacity
@@ -53,8 +53,8 @@ def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
     assert told[-1].accuracy == pytest.approx(92.0)
     assert [item.joules(RATE) for item in told] == sorted(item.joules(RATE) for item in told)
     answers = io.BytesIO()
-    serve(io.BytesIO(packed(SolverOrder(id=3, policy=ALTERNATIVES, state=now))), answers)
-    answer = unpacked(answers.getvalue()[HEAD.size :], SolverAnswer)
+    serve(io.BytesIO(pack(SolverOrder(id=3, policy=ALTERNATIVES, state=now))), answers)
+    answer = unpack(answers.getvalue()[HEAD.size :], SolverAnswer)
     assert answer.alternatives == found
     assert answer.plan is None
     assert fixed_mixes(state(rate=1e6), 1e6) == ()

@@ -14,7 +14,7 @@ from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.steering import steer, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.cascade.evaluation import evaluate
-from clover.planning.cascade.permitted import best_at, drawn_at, joint, nearest, permitted, points_on
+from clover.planning.cascade.permitted import best_at, point_of, joint, nearest, permitted, points_on
 from clover.planning.model.frontier import FrontierPoint, hull
 from clover.planning.model.objective import PlanningInput, objective_of
 from clover.planning.model.problem import problem_of
@@ -96,7 +96,7 @@ def test_what_is_permitted_is_the_hull_and_keeps_every_limit() -> None:
     given = cascading()
     problem, aim = problem_of(given), objective_of(given)
     found = permitted(problem, aim, on("small", "large"))
-    points = [drawn_at(item) for item in found]
+    points = [point_of(item) for item in found]
     assert points == hull(points)
     assert (("small", "large"), (0.6,)) not in routings(found), "dearer and less accurate than another"
     for item in found:
@@ -158,8 +158,8 @@ def test_the_joint_frontier_is_that_of_all_pairs_played(data: st.DataObject, rat
     assert space
     found = joint(problem, aim, space)
     all_of_them = [evaluate(problem, aim, item, how) for item in space for how in points_on(problem, item)]
-    feasible = [drawn_at(item) for item in all_of_them if item.feasible]
-    assert [drawn_at(item) for item in found] == (hull(feasible) if feasible else [])
+    feasible = [point_of(item) for item in all_of_them if item.feasible]
+    assert [point_of(item) for item in found] == (hull(feasible) if feasible else [])
 
 
 def test_on_a_small_machine_the_best_chain_of_all_is_found() -> None:
@@ -275,7 +275,7 @@ def test_the_frontier_of_a_horizon_is_that_of_all_permitted_sets() -> None:
     assert points == hull(points)
     for plan in found:
         for item in permitted_on(problem, scored, plan.configuration):
-            own = drawn_at(item)
+            own = point_of(item)
             assert any(p.grams <= own.grams + 1e-9 or p.accuracy < own.accuracy for p in points)
     assert all(isinstance(plan.point, FrontierPoint) for plan in found)
 

@@ -109,10 +109,10 @@ def test_the_same_question_has_the_same_answer_so_that_solved_plans_are_known() 
     sample, known = AccuracySample(None), cascading()
     report = {"feedback": {"variants": {"small": LABELS}}}
     sample.observe(report)
-    first = sample.certain(known, 91.0, relative=True)
+    first = sample.keep_certain(known, 91.0, relative=True)
     sample.observe(report)
-    assert sample.certain(known, 91.0, relative=True) is first
-    assert sample.certain(replace(known, key="another"), 91.0, relative=True) is not first
+    assert sample.keep_certain(known, 91.0, relative=True) is first
+    assert sample.keep_certain(replace(known, key="another"), 91.0, relative=True) is not first
 
 
 def test_a_report_without_feedback_is_no_labels() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clover.planning.model.correction import HALF_LIFE_S, MOST, TimeEvidence, corrected
+from clover.planning.model.correction import HALF_LIFE_S, MOST, TimeEvidence, apply_factors
 from tests.support.examples import examples
 from tests.support.profiles_fixture import BATCHES, profile
 
@@ -149,7 +149,7 @@ def test_times_that_were_learned_are_the_same_once_restored() -> None:
 def test_a_corrected_profile_has_other_times_and_joules_and_the_old_one_stays() -> None:
     measured = profile()
     before = measured.latency
-    made = corrected(measured, {("large", "2c", 1): 1.5}, {("large", "2c"): 0.5})
+    made = apply_factors(measured, {("large", "2c", 1): 1.5}, {("large", "2c"): 0.5})
     assert measured.latency is before
     for old, new in zip(measured.latency, made.latency, strict=True):
         own = (old.variant, old.profile) == ("large", "2c")

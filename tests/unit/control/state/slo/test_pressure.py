@@ -20,7 +20,7 @@ from clover.control.state.slo.pressure import FIRST_HOLD_S, MOST, RISK, SloPress
 from clover.control.state.slo.windows import SloWindows
 from clover.control.wording import troubles
 from clover.errors import PolicyFault
-from clover.planning.cascade.evaluation import predicted
+from clover.planning.cascade.evaluation import predict_routing
 from clover.planning.model.problem import fitting, problem_of, services_of
 from clover.planning.packing.candidates import configurations_of, kinds_of
 from clover.types import Configuration, Plan, Prediction, Routing, State, WorkReport
@@ -219,7 +219,7 @@ def test_the_least_bad_plan_is_that_of_the_lowest_p95_at_the_floor() -> None:
         await watched(rig, fleet, 30)
         assert rig.family.deployed is not None
         assert rig.family.deployed.configuration == plan.configuration
-        assert predicted(problem, plan.configuration, rig.family.deployed.routing) is not None
+        assert predict_routing(problem, plan.configuration, rig.family.deployed.routing) is not None
 
     drive(story)
 
