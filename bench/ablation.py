@@ -165,8 +165,8 @@ async def _unverified(*_: object) -> bool:
     return False
 
 
-_LEARNING = (Learning, "look", lambda *_: False)
-_PRESSURE = (SloPressure, "look", lambda *_: "")
+_LEARNING = (Learning, "observe", lambda *_: False)
+_PRESSURE = (SloPressure, "observe", lambda *_: "")
 MECHANISMS: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
     "rate margin": ((arrivals, "SURE", 0.0),),
     "ways": ((WayFinder, "best", _quickest),),

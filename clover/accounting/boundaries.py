@@ -44,7 +44,7 @@ is served, and a comparison tells how large the machine is."""
 TOO_LITTLE = "too little load to save on"
 
 
-def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
+def metered_boundaries(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
     """Return the boundaries of which all was metered: not the machine if any of `devices` is modelled."""
     modelled = any(line.get("method") == "modelled" for line in devices.values())
     return tuple(boundary for boundary in BOUNDARIES if boundary != "machine" or not modelled)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clover.accounting.host import HostParts
-from clover.accounting.labels import METER_ERROR, grams_method, joined
+from clover.accounting.labels import METER_ERROR, grams_method, join_labels
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Mark, Price, Prices
 from clover.types import EnergySample, Method
@@ -269,8 +269,8 @@ class DeviceAccount:
             "unknown_s": self.unknown_s,
             **self.uncertainties(),
             "method": self.method,
-            "intensity": joined(self.total.grids),
-            "grams_method": joined(grams_method(self.method, known) for known in self.total.grids),
+            "intensity": join_labels(self.total.grids),
+            "grams_method": join_labels(grams_method(self.method, known) for known in self.total.grids),
         }
 
     def ratio_of(self, meter: WorkerMeter) -> float:
@@ -283,11 +283,11 @@ class DeviceAccount:
         """Return the idle power of the slice of a worker, in watts."""
         return self.idle_w * meter.slices / max(self.slices + self.foreign, meter.slices)
 
-    def refactored(self, part: float) -> None:
+    def rescale_modelled(self, part: float) -> None:
         """Note that modelled energies of its workers are `part` times what they were, as their factors changed."""
         self.overall.modelled_j *= part
 
-    def window(
+    def close_window(
         self,
         sample: EnergySample,
         here: Sequence[WorkerMeter],
@@ -303,7 +303,7 @@ class DeviceAccount:
         self.method, self.idle_w, self.awake_w = sample.method, sample.idle_w, sample.awake_w
         self.shared = sample.shared
         self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
-        self._look(here)
+        self._observe_slices(here)
         last = self.last
         if last is not None and sample.epoch == last.epoch and sample.at_ns <= last.at_ns:
             self.frozen = True
@@ -418,10 +418,10 @@ class DeviceAccount:
             prices.between(before, self._mark),
             learnable,
         )
-        self._book(closed, measured_j)
+        self._add_to_lines(closed, measured_j)
         return closed
 
-    def _book(self, closed: ClosedWindow, measured_j: float) -> None:
+    def _add_to_lines(self, closed: ClosedWindow, measured_j: float) -> None:
         self.total.add(measured_j, closed.prices)
         held_j, kept_j = sum(part_j for _, part_j in closed.idle), sum(part_j for _, part_j in closed.kept)
         self.rest_j += closed.unowned_j + closed.foreign_j + held_j
@@ -439,7 +439,7 @@ class DeviceAccount:
         ):
             self.lines[line].add(joules, closed.prices)
 
-    def _look(self, here: Iterable[WorkerMeter]) -> None:
+    def _observe_slices(self, here: Iterable[WorkerMeter]) -> None:
         """Note which worker holds which share of the slices.
 
         This is called once for every sample: once a window, or more often if the window was frozen.

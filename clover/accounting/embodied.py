@@ -82,7 +82,7 @@ class EmbodiedLedger:
     parts: dict[tuple[str, str], float] = field(default_factory=dict)
     """The grams of `devices` by (device, model), under the empty name what no worker held.  None ever falls."""
 
-    def window(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
+    def charge(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
         """Charge the time since the last call; `workers` hold slices now."""
         here = list(workers)
         since_ns, self.since_ns = self.since_ns, max(now_ns, self.since_ns)

@@ -41,7 +41,7 @@ class ProfileFeedback:
         """Give the meter of a new worker what was learned of workers like it."""
         meter.factor = self._factors.get(meter.family, {}).get((meter.variant, meter.shape), 1.0)
 
-    def note(self, device: str, closed: ClosedWindow) -> None:
+    def record(self, device: str, closed: ClosedWindow) -> None:
         """Keep what a window of `device` says of profiles."""
         before, unclaimed = self._unclaimed.pop(device, {}), dict[WorkerMeter | None, Joules]()
         parts: dict[tuple[str, tuple[str, str]], tuple[float, float]] = {}
@@ -54,7 +54,7 @@ class ProfileFeedback:
                 continue
             joules += _reached(earlier or (), reach_s)
             if of is None:
-                self._note_shared(device, joules, expected)
+                self._record_shared(device, joules, expected)
                 continue
             key = of.family, (of.variant, of.shape)
             joules_before, expected_before = parts.get(key, (0.0, 0.0))
@@ -63,7 +63,7 @@ class ProfileFeedback:
         for (family, own), (joules, expected_j) in parts.items():
             self._keep(family, MeteredWindow(device=device, joules=joules, expected_j={own: expected_j}, shared=False))
 
-    def _note_shared(self, device: str, joules: float, expected: Parts) -> None:
+    def _record_shared(self, device: str, joules: float, expected: Parts) -> None:
         families = {meter.family for meter, expected_j in expected if expected_j > 0.0}
         if len(families) != 1:
             return  # of several families on one meter
@@ -77,13 +77,13 @@ class ProfileFeedback:
     def _keep(self, family: str, window: MeteredWindow) -> None:
         self._windows.setdefault(family, deque(maxlen=_KEPT)).append(window)
 
-    def take(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
+    def collect(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
         """Return what workers of `family`, whose meters are among `meters`, did since the last call."""
         served: dict[tuple[str, str, int], tuple[float, float]] = {}
         for meter in meters:
             if meter.family != family:
                 continue
-            for rows, (batches, seconds) in meter.take_batches().items():
+            for rows, (batches, seconds) in meter.collect_batches().items():
                 key = meter.variant, meter.shape, rows
                 before = served.get(key, (0, 0.0))
                 served[key] = before[0] + batches, before[1] + seconds
@@ -101,7 +101,7 @@ class ProfileFeedback:
                 if meter.family == family:
                     self.attach(meter)
             if before_j > 0.0:  # the running ratio is of modelled energies with the factors of before
-                device.refactored(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
+                device.rescale_modelled(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
             for meter in here:
                 meter.ratio = device.ratio_of(meter)
 

@@ -92,7 +92,7 @@ class HostCpu:
         if watched is not None and meter in watched.meters:
             watched.left.add(meter)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the clocks."""
         # The workers first: what they use before the tree is read falls to control until the next time, and what
         # remains for control is never negative by that.

@@ -14,7 +14,7 @@ MODELLED_ERROR = 0.5
 """The same of what is modelled."""
 
 
-def joined(ways: Iterable[str]) -> str:
+def join_labels(ways: Iterable[str]) -> str:
     """Return each of `ways` once, joined by " + "; the empty string if there are none."""
     return " + ".join(sorted(set(ways)))
 

@@ -37,7 +37,7 @@ class Prices:
         self._points: deque[tuple[int, Mark]] = deque(maxlen=_KEPT)
         self._last: Reading | None = None
 
-    def note(self, reading: Reading, at_ns: int) -> None:
+    def record(self, reading: Reading, at_ns: int) -> None:
         """Note that `reading` was in force until `at_ns` (monotonic)."""
         if not self._points:
             self._points.append((at_ns, {}))

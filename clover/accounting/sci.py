@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary, seen
+from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary, metered_boundaries
 from clover.accounting.embodied import EmbodiedGrams, EmbodiedLedger, Hardware
-from clover.accounting.labels import DeviceLines, grams_method, joined
+from clover.accounting.labels import DeviceLines, grams_method, join_labels
 from clover.quantities import grams
 from clover.types import Record
 
@@ -182,7 +182,8 @@ def sci(
         "machine": machine if known else None,
     }
     operational: dict[Boundary, float | None] = {
-        name: _sum(lines, list(devices.values())) if name in seen(devices) else None for name, lines in WITHIN.items()
+        name: _sum(lines, list(devices.values())) if name in metered_boundaries(devices) else None
+        for name, lines in WITHIN.items()
     }
     if operational["workers"] is None:
         operational["workers"] = sum(float(totals["carbon_g"]) for _, totals in models.values())
@@ -199,10 +200,11 @@ def sci(
             for model, (count, totals) in models.items()
         },
         methods=SciMethods(
-            energy=joined(energy) or "unknown",
-            intensity=joined(known_intensities) or "unknown",
-            grams=joined(grams_method(method, known) for method in energy for known in known_intensities) or "unknown",
-            embodied=joined(item.known for item in ledger.hardware) or "unknown",
+            energy=join_labels(energy) or "unknown",
+            intensity=join_labels(known_intensities) or "unknown",
+            grams=join_labels(grams_method(method, known) for method in energy for known in known_intensities)
+            or "unknown",
+            embodied=join_labels(item.known for item in ledger.hardware) or "unknown",
         ),
         hardware=tuple(ledger.hardware),
         embodied=ledger.devices,

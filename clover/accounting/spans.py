@@ -50,11 +50,11 @@ class Spans:
     unowned: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def of(self, family: str) -> Span:
+    def for_family(self, family: str) -> Span:
         """Return the span of `family`, made if it is missing."""
         return self.families.setdefault(family, Span())
 
-    def unheld(self, device: str, unowned_j: float, grams_per_j: float) -> None:
+    def add_unowned(self, device: str, unowned_j: float, grams_per_j: float) -> None:
         """Add what the slices of `device` without a worker idled for in a window."""
         whole_j, whole_g = self.unowned.get(device, (0.0, 0.0))
         self.unowned[device] = whole_j + unowned_j, whole_g + unowned_j * grams_per_j

@@ -51,7 +51,7 @@ class Usage:
 UsageBook = dict[UsageKey, Usage]
 
 
-def book_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
+def count_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
     """Add `rows` answers that were kept from earlier requests: rows of no variant, on a line of their own."""
     key = UsageKey(family, CACHED, "", "", tenant)
     usage = book.get(key)
@@ -60,21 +60,21 @@ def book_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
     usage.rows += rows
 
 
-def book_rows(book: UsageBook, meters: Iterable[WorkerMeter]) -> None:
+def count_rows(book: UsageBook, meters: Iterable[WorkerMeter]) -> None:
     """Add the rows that workers answered since the last call."""
     for meter in meters:
         if meter.answered:
-            whole, by_tenant = meter.take_answered()
+            whole, by_tenant = meter.collect_answered()
             for tenant, rows in (*by_tenant.items(), (NO_TENANT, whole - sum(by_tenant.values()))):
                 _entry(book, meter, meter.device, tenant).rows += rows
 
 
-def book_kept(book: UsageBook, family: str, variant: str, tenant: str) -> None:
+def count_kept(book: UsageBook, family: str, variant: str, tenant: str) -> None:
     """Add a row that keeps the answer of `variant`, an earlier one of its cascade."""
     book.setdefault(UsageKey(family, variant, "", "", tenant), Usage()).rows += 1
 
 
-def book_active(book: UsageBook, sample: EnergySample, active: Parts, prices: Sequence[Price]) -> None:
+def attribute_active(book: UsageBook, sample: EnergySample, active: Parts, prices: Sequence[Price]) -> None:
     """Add the active energy of a window of the device of `sample`, which cost `prices`."""
     for meter, whole_j in active:
         rest_j = whole_j

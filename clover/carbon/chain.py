@@ -46,7 +46,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from clover.carbon.chained import ChainedSource, Live
-from clover.carbon.labels import describe, named
+from clover.carbon.labels import describe, describe_reading
 from clover.hints import named_wait
 from clover.interfaces import CarbonSource
 from clover.planning.budget.forecast import History
@@ -120,7 +120,7 @@ class SourceChain:
         with named_wait(f"the carbon source ({self.name})", log.info):
             await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
         for link in self.links:
-            self._note_failure(link)
+            self._record_failure(link)
 
     async def close(self) -> None:
         """Cancel what sources are asked for."""
@@ -132,11 +132,11 @@ class SourceChain:
         source."""
         for link in self.links:
             await link.refresh(self._monotonic())
-            self._note_failure(link)
+            self._record_failure(link)
         async with self._lock:
             reading, error = await self._choose(grid_s)
             if reading.state in ("fresh", "stale"):
-                self.links[0].bridge.note(reading, grid_s)
+                self.links[0].bridge.record(reading, grid_s)
             if reading.state == "fresh" and self.links[0].source.remote:
                 await self.links[0].begin_forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
         before, self.last = self.last, reading
@@ -149,7 +149,7 @@ class SourceChain:
         for index, link in enumerate(self.links):
             async with contextlib.nullcontext() if link.source.remote else self._lock:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-            self._note_failure(link)
+            self._record_failure(link)
             if readings:
                 return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
         return []
@@ -159,7 +159,7 @@ class SourceChain:
         error, stated = "", None
         for index, link in enumerate(self.links):
             reading = await link.read(grid_s, self._monotonic())
-            error = self._note_failure(link) or error
+            error = self._record_failure(link) or error
             if reading is None:
                 error = error or link.error
                 continue
@@ -181,7 +181,7 @@ class SourceChain:
             state="configured",
         ), error
 
-    def _note_failure(self, link: ChainedSource) -> str:
+    def _record_failure(self, link: ChainedSource) -> str:
         """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
         if link.failures == link.noted_failures:
             return ""
@@ -191,7 +191,7 @@ class SourceChain:
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
-        text = named(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
+        text = describe_reading(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
         if reading.state != "fresh":
             log.warning("carbon intensity: %s%s", text, f": {error}" if error else "")
         elif before is not None:

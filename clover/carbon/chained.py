@@ -96,9 +96,9 @@ class Question:
     """
 
     def __init__(self) -> None:
-        self.answered()
+        self.record_answer()
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """Forget the failures."""
         self.error = ""
         self.row = 0
@@ -180,18 +180,18 @@ class ChainedSource:
             async with asyncio.timeout(self._timeout_s):
                 past = await self.live.history(grid_s - HISTORY_S, grid_s)
         except Exception as error:
-            self._failed(self._past, error, now_s)
+            self._record_failure(self._past, error, now_s)
             if isinstance(error, CarbonError) and error.refused:
                 self._past_wanted = False
                 log.warning("%s gives no past, so that only what it says from now on is history: %s",
                             self.source.name, error)  # fmt: skip
-                self._past.answered()
+                self._past.record_answer()
             return
         self._past_wanted = False
-        self._past.answered()
+        self._past.record_answer()
         for reading in past:
             if reading.at_s + reading.step_s <= grid_s and not self._plausibility.doubt(reading):
-                self.bridge.note(reading, reading.at_s)
+                self.bridge.record(reading, reading.at_s)
 
     def _past_due(self, now_s: float) -> bool:
         """Return whether the past is still to be asked for, and may be."""
@@ -241,7 +241,7 @@ class ChainedSource:
             return
         error = looked.exception()
         if isinstance(error, Exception):
-            self._failed(self._newest, error, now_s)
+            self._record_failure(self._newest, error, now_s)
             self.trouble = str(error) if isinstance(error, CarbonError) else self.trouble
         elif looked.result():
             self.trouble = ""
@@ -291,9 +291,9 @@ class ChainedSource:
                     f"{self.source.name} foresees nothing but 0 g/kWh; it is not used", kind="implausible"
                 )
             self._foreseen = foreseen
-            self._ahead.answered()
+            self._ahead.record_answer()
         except Exception as error:
-            self._failed(self._ahead, error, now_s)
+            self._record_failure(self._ahead, error, now_s)
             self._foreseen = []
             if not (isinstance(error, CarbonError) and error.unusable):
                 self._foreseen_hour = -math.inf
@@ -340,9 +340,9 @@ class ChainedSource:
         except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
             if isinstance(error, CarbonError) and error.refused:
                 self._refusal = error
-            self._failed(self._newest, error, now_s)
+            self._record_failure(self._newest, error, now_s)
             return
-        self._newest.answered()
+        self._newest.record_answer()
         self.jitter.redraw()
         self._next_s = now_s + self.live.poll_s if self.live is not None else -math.inf
         self.good = reading
@@ -362,7 +362,7 @@ class ChainedSource:
             log.warning("%s", text)
         raise CarbonError(text, kind="implausible")
 
-    def _failed(self, question: Question, error: Exception, now_s: float) -> None:
+    def _record_failure(self, question: Question, error: Exception, now_s: float) -> None:
         """Count a failure, and leave a remote source alone with the same question for a while."""
         self._count(error)
         question.error = self.last_error
@@ -395,9 +395,9 @@ class Bridge:
         self._foreseen: list[Reading] = []
         self._times: list[float] = []
 
-    def note(self, reading: Reading, grid_s: float) -> None:
+    def record(self, reading: Reading, grid_s: float) -> None:
         """Note a value of the source that was in force at `grid_s`."""
-        self.history.note(grid_s, reading.g_per_kwh)
+        self.history.record(grid_s, reading.g_per_kwh)
         self._last = reading
 
     def foresee(self, readings: Sequence[Reading]) -> None:

@@ -41,7 +41,7 @@ def caveat(reading: Reading | None) -> str:
     return ""
 
 
-def named(g_per_kwh: float, unit: str, provider: str, label: str, state: str) -> str:
+def describe_reading(g_per_kwh: float, unit: str, provider: str, label: str, state: str) -> str:
     """Return an intensity with its source and how it is known (`label`, of `describe`); what stands in for the sources
     of which none has a value (`state`) is of none."""
     return f"{g_per_kwh:.0f} {unit}{'' if state == 'configured' else f' {provider}'} ({label})"

@@ -147,7 +147,7 @@ class Plausibility:
         if not lasts:
             if self._readings:
                 self._end_stretch()
-            self._note_fall(reading)
+            self._record_fall(reading)
             self._hangs = False
             self._changes += reading.g_per_kwh != self._value_g
             self._value_g, self._since_s = reading.g_per_kwh, reading.at_s
@@ -160,7 +160,7 @@ class Plausibility:
         self._hours += hour != self._hour
         self._hour = hour
 
-    def _note_fall(self, reading: Reading) -> None:
+    def _record_fall(self, reading: Reading) -> None:
         """Note by how much a value that differs from the one before is lower, if it follows on it."""
         fall_g, falls = self._value_g - reading.g_per_kwh, self._falls
         in_row = fall_g > 0.0 and _follows(reading, self._last_s)

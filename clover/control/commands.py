@@ -22,7 +22,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from clover.control.plan.executor import Executor
-from clover.control.plan.gate import FORCE, breaches, stricter, tightened
+from clover.control.plan.gate import FORCE, breaches, is_stricter, stricter
 from clover.control.plan.planner import Planner
 from clover.control.state.context import Context
 from clover.control.state.decisions import NOT_DONE, DecisionEntry
@@ -102,7 +102,7 @@ class Commands:
         operator = operator or "operator"
         async with self._context.lock:
             await self._context.read_grid()
-            await self._device_watch.look()
+            await self._device_watch.poll()
             everything = isinstance(asked, FreezeCommand) and asked.on is True and asked.model is UNSET
             if isinstance(asked, _MOVING) and not asked.dry_run and not everything:
                 self._check_trials(asked.model)
@@ -192,7 +192,7 @@ class Commands:
         if not asked.dry_run:
             for family in families:
                 family.fleet.reset_guard()
-                family.look(self._context.monotonic())
+                family.observe(self._context.monotonic())
                 family.triggers.again(self._context.monotonic())
         self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(asked.dry_run))
         return {"reset": True, "before": before, "dry_run": asked.dry_run}
@@ -206,7 +206,7 @@ class Commands:
         reviews = {
             family.name: Review(targets[family.name], force=force, dry_run=dry_run)
             for family in families
-            if tightened(family.targets, targets[family.name])
+            if is_stricter(family.targets, targets[family.name])
         }
         if not dry_run:
             if not force:
@@ -257,7 +257,7 @@ class Commands:
             review = reviews.get(family.name)
             if review is None:
                 continue
-            family.look(self._context.monotonic())
+            family.observe(self._context.monotonic())
             try:
                 request = PlanRequest(trigger="operator: set", targets=targets[family.name])
                 state, plan = await self._planner.propose(family, request)

@@ -156,7 +156,7 @@ class Controller:
         async with context.lock:
             family = context.families[name]
             await context.read_grid()
-            await self._device_watch.look()
+            await self._device_watch.poll()
             await self._make_room(family)
             shapes = context.device_pool.shapes()
             try:
@@ -167,7 +167,7 @@ class Controller:
                     decision = await self._planner.plan_and_apply(family, START)
                 if family.deployed is None and context.device_pool.shapes() != shapes:
                     # What an earlier run left could not all be removed, or a GPU was lost: plan with what there is.
-                    await self._device_watch.look()
+                    await self._device_watch.poll()
                     decision = await self._planner.plan_and_apply(family, START)
             except CloverError as error:
                 raise StartError(f"{name}: no first plan: {error}") from error
@@ -227,56 +227,56 @@ class Controller:
     async def _run(self) -> None:
         while True:
             await self._sleep(self._interval_s)
-            await self._look_safely()
+            await self._poll_safely()
 
-    async def _look_safely(self) -> None:
+    async def _poll_safely(self) -> None:
         try:
-            await self.look()
+            await self.poll()
         except Exception:
             log.exception("a look of the controller failed")
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Look once at every family and act if there is a reason; trouble with one does not keep it from others."""
         context = self.context
         async with context.lock:
             await context.read_grid()
-            await self._device_watch.look()
+            await self._device_watch.poll()
             # A family that has to give up a GPU moves before the one that gets it.
             for family in sorted(context.families.values(), key=lambda family: not context.must_move(family)):
                 try:
-                    await self._look(family)
+                    await self._poll_family(family)
                     self._decline(family)
                 except Exception:
                     log.exception("%s: a look of the controller failed", family.name)
             context.count_parked()
-            self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
-            self.shadows.look()
-            self.core_need.look()
+            self.ledger_files.poll(context.families.values(), context.monotonic(), context.grid.now())
+            self.shadows.poll()
+            self.core_need.poll()
             self.learner.save()
 
-    def hasten(self) -> None:
+    def poll_soon(self) -> None:
         """Look soon, as rows wait for a worker that is not there; once between two looks at most."""
         now_s = self.context.monotonic()
         if self._stopped or now_s < self._hasty_s + self._interval_s:
             return  # the next look will do
         if self._hasty is None or self._hasty.done():
             self._hasty_s = now_s
-            self._hasty = control_task(self._look_safely())
+            self._hasty = control_task(self._poll_safely())
 
     def _decline(self, family: Family) -> None:
         """Tell the fleet which rows to refuse, as no worker will be started for them."""
-        family.fleet.decline(self.context.declined(family), self.hasten)
+        family.fleet.decline(self.context.declined(family), self.poll_soon)
 
-    async def _look(self, family: Family) -> None:
+    async def _poll_family(self, family: Family) -> None:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
-        grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
+        grid_s, seen = context.grid.now(), family.observe(context.monotonic())
+        family.ledger.observe(grid_s, seen, family.config.budget_horizon_s)
         now_s = context.monotonic()
-        self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
+        self.learner.poll(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
-        family.demand.look(now_s, family.fleet.accuracy_demand())
+        family.demand.observe(now_s, family.fleet.accuracy_demand())
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -292,7 +292,7 @@ class Controller:
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
         devices = context.devices_of(family.name)
-        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
+        if family.sleep.observe(family.slo.late, devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)  # asked in any case: triggers count what they observe

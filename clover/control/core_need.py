@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clover.accounting.boundaries import LIGHT_PART, TOO_LITTLE
-from clover.accounting.labels import DeviceLines, joined, methods_of
+from clover.accounting.labels import DeviceLines, join_labels, methods_of
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.state.request import PlanRequest, Targets
@@ -54,7 +54,7 @@ class CoreNeed:
         self._asked_s = -math.inf
         self._asking: asyncio.Task[None] | None = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask for one family whose load or targets have moved."""
         now_s = self._context.monotonic()
         busy = self._asking is not None and not self._asking.done()
@@ -105,7 +105,7 @@ class CoreNeed:
         if measured_j <= 0.0:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
-        method = joined(methods_of(devices.values()))
+        method = join_labels(methods_of(devices.values()))
         whole = "machine" if "measured" in method else "server"  # a model knows of nothing else that runs here
         words = f"idle is {100.0 * part:.3g} % of this {whole}'s energy so far ({method})"
         row, needed = self.row(), self.cores

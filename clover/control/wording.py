@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
-from clover.carbon.labels import named
+from clover.carbon.labels import describe_reading
 from clover.control.state.counted import counted_accuracy
 
 ROUNDED = 0.005
@@ -66,7 +66,7 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     elif starting:
         yield f"has {starting} of {len(workers)} workers that are not ready"
     elif gone := sorted({name for names in lacking for name in names}):
-        yield f"has workers on which {listed(gone)} {'is' if len(gone) == 1 else 'are'} not ready"
+        yield f"has workers on which {join_names(gone)} {'is' if len(gone) == 1 else 'are'} not ready"
     last = model.get("last_decision") or {}
     fault = last.get("action") == "fault"
     if fault:
@@ -109,7 +109,7 @@ def verdict(answer: Mapping[str, Any]) -> str:
     found = _met(answer, totals, all_judged=not free)
     if not free:
         return found
-    return f"{found}; {listed(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
+    return f"{found}; {join_names(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
 
 
 def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bool) -> str:
@@ -118,17 +118,17 @@ def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bo
     seen = [name for name, model in judged.items() if (model.get("observed") or {}).get("p95_ms") is not None]
     doubts = [f"{name} meets its {what}" for name in judged for what in _doubts(judged[name], totals.get(name) or {})]
     if doubts:
-        return f"every model is ready; too few answers to tell whether {listed(doubts)}"
+        return f"every model is ready; too few answers to tell whether {join_names(doubts)}"
     if judged and not seen:
         rows = sum(sum((totals.get(name) or {}).get("rows", {}).values()) for name in judged)
         return f"every model is ready; nothing was answered {'lately' if rows else 'yet'}, so no target is judged"
     if all_judged and len(seen) == len(answer["models"]):
         return "every model answers and meets its targets"
     meet = "meets its targets" if len(seen) == 1 else "meet their targets"
-    return f"every model is ready, and {listed(seen)} {meet}" if seen else "every model is ready"
+    return f"every model is ready, and {join_names(seen)} {meet}" if seen else "every model is ready"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return names as a sentence has them: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
@@ -193,7 +193,7 @@ def pin_words(pin: Any) -> str:
     return configuration_words(pin)
 
 
-def pinned(model: Mapping[str, Any]) -> str:
+def pin_sentence(model: Mapping[str, Any]) -> str:
     """Return that a model is pinned, and to what; "" if it is not."""
     if not model.get("pin"):
         return ""
@@ -211,7 +211,7 @@ def grid_words(reading: Mapping[str, Any] | None) -> str:
         return "no intensity was read yet"
     age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
     source, label, state = f"from {reading['provider']}", reading.get("label", ""), reading.get("state", "fresh")
-    return f"{named(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
+    return f"{describe_reading(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
 
 
 def targets_words(model: Mapping[str, Any]) -> str:
@@ -250,7 +250,7 @@ def comparisons(saved: Mapping[str, Any] | None) -> dict[str, Item]:
     return {kind: saved[kind] for kind in ("matched", "base") if saved and saved.get(kind)}
 
 
-def in_short(comparison: Mapping[str, Any]) -> str:
+def summarize_saving(comparison: Mapping[str, Any]) -> str:
     """Return what was saved against one baseline in a few words; in all of them if it has no few."""
     return str(comparison.get("short", comparison["words"]))
 

@@ -37,7 +37,7 @@ class IdleCounters:
 
 class CoreIdle:
     """The idle times of `cores`.  To look costs some small files a core, which takes milliseconds where there are many,
-    so a thread does that (`look`), and `report` gives what it found."""
+    so a thread does that (`poll`), and `report` gives what it found."""
 
     def __init__(
         self, cores: Sequence[int], root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
@@ -63,7 +63,7 @@ class CoreIdle:
         wait_s = LOOK_S if self._looked else LEAST_S
         return self._clock() - max(self._since_s, self._answer_s) >= wait_s
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the counters, unless it is too early to tell anything.  A thread may call it, one at a time."""
         now_s = self._clock()
         if now_s - max(self._since_s, self._answer_s) < LEAST_S:

@@ -146,7 +146,7 @@ class CpuDevice:
         self._threads: dict[str, int] = {}
 
     @classmethod
-    def of(
+    def from_cores(
         cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, sleep_w: float | None = None
     ) -> CpuDevice:
         """Return a device over `usable` as if they were this process's cores: for planning without that machine."""

@@ -132,7 +132,7 @@ class FixedInstances:
         for lock in self._locks:
             lock.close()
 
-    def look(self) -> InstanceInventory:
+    def inspect(self) -> InstanceInventory:
         """Return the instances that still exist."""
         return InstanceInventory(ours=self._gpu.walk(), foreign=())
 
@@ -156,7 +156,7 @@ class FixedInstances:
         raise DeviceError(f"{found.profile}@{found.start} cannot be claimed ({self._gpu.fixed})")
 
 
-def seen(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
+def open_visible(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
     """Return GPU number `index` as this user may use it: with fixed instances if some are `named` by UUID, or if the
     driver refuses to show or change them.  Raises what the bindings raise."""
     if named:

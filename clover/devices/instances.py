@@ -50,7 +50,7 @@ class OwnedInstances:
         """Release the GPU for another server."""
         self._owned.close()
 
-    def look(self) -> InstanceInventory:
+    def inspect(self) -> InstanceInventory:
         """Return the instances that exist; recorded ones that do not exist are struck out."""
         standing = self._gpu.walk()
         ours = tuple(found for found in standing if is_ours(found, self._owned))

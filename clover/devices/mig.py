@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
-from clover.devices.fixed import FixedInstances, instances_of, seen
+from clover.devices.fixed import FixedInstances, instances_of, open_visible
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import DriverWork, Nvml, NvmlError
@@ -108,7 +108,7 @@ class MigDevice:
         Clover has it, or the record is damaged.
         """
         session = session.of_gpu(index)
-        gpu = session.call_sync(seen, session.library, index, named)
+        gpu = session.call_sync(open_visible, session.library, index, named)
         gpu.check_modes()
         root = None if options.get("emulated") else Path("/")
         instances = session.call_sync(
@@ -116,7 +116,7 @@ class MigDevice:
         )
         try:
             device = cls(session, gpu, instances, **options)
-            device._books.sort(session.call_sync(instances.look))
+            device._books.sort(session.call_sync(instances.inspect))
         except BaseException:
             instances.close()
             raise
@@ -238,7 +238,7 @@ class MigDevice:
 
         Waits for changes that are under way (because their caller was cancelled): they would not be seen.
         """
-        await self._work.settled()
+        await self._work.wait_for_all()
         self._ready()
         if self.fixed:
             return ()
@@ -321,7 +321,7 @@ class MigDevice:
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
+            found = await self._work.retry(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
@@ -331,7 +331,7 @@ class MigDevice:
 
     async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
-            return await self._work.tried(lambda: self._ask(self._instances.complete, found))
+            return await self._work.retry(lambda: self._ask(self._instances.complete, found))
         except NvmlError as error:
             await self._remove(found.place)
             name = self._books.id_of(found.place)
@@ -345,7 +345,7 @@ class MigDevice:
         found = self._books.ours.get(place)
         if found is not None:
             try:
-                await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                await self._work.retry(lambda: self._ask(self._instances.unmake, found), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -443,15 +443,15 @@ class MigDevice:
             if self.lost:
                 await self._ask(self._gpu.reopen)
             await self._ask(self._gpu.alive)
-            self._reports.answered()
+            self._reports.record_answer()
             if self.lost and not self._reports.condemned:
                 await self._return()
             elif self.fixed:
                 await self._look()
         except DeviceLost:
-            self._reports.gone()
+            self._reports.record_loss()
         except NvmlError as error:
-            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
+            if self._reports.record_failure(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
                 self._lose()
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
             said, self._said = self._said, str(error)
@@ -487,7 +487,7 @@ class MigDevice:
     async def _look(self) -> None:
         """Find what exists, and whose it is; forget what does not exist."""
         before = set(self._books.ours)
-        self._books.sort(await self._ask(self._instances.look))
+        self._books.sort(await self._ask(self._instances.inspect))
         if self.fixed and (gone := before - set(self._books.ours)):
             log.warning("%s was taken away from this process", ", ".join(map(self._books.id_of, sorted(gone))))
         self._shape = None

@@ -92,7 +92,7 @@ class NvmlError(DeviceError):
         self.code = code
 
 
-def described(code: int, text: str = "") -> str:
+def describe_refusal(code: int, text: str = "") -> str:
     """Return a refusal in words that say what to do; `text` is NVML's own, for codes without."""
     return _TEXTS.get(code) or f"the driver refused: {text or 'no reason given'} (NVML code {code})"
 
@@ -166,7 +166,7 @@ class Nvml:
         except library.NVMLError as error:
             raise _mapped(error) from error
         except getattr(library, "NVMLLibraryMismatchError", ()) as error:
-            raise NvmlError(described(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
+            raise NvmlError(describe_refusal(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
 
     def _begin(self) -> None:
         with self._opening:
@@ -212,7 +212,7 @@ class _LaneSession(Nvml):
 
 def _mapped(error: Any) -> DeviceError:
     code = int(getattr(error, "value", 0))
-    return DeviceLost(LOST) if code in LOST_CODES else NvmlError(described(code, str(error)), code)
+    return DeviceLost(LOST) if code in LOST_CODES else NvmlError(describe_refusal(code, str(error)), code)
 
 
 def look_up(library: Any, find: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
@@ -248,12 +248,12 @@ class DriverWork:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def settled(self) -> None:
+    async def wait_for_all(self) -> None:
         """Wait for all work that has begun."""
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
+    async def retry(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
         """Return the result of `work`, tried again after each wait if it was refused as in use, or for `anything` but
         a want of permission."""
         for wait_s in self._back_off_s:

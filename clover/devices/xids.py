@@ -90,16 +90,16 @@ class GpuReports:
         """Return the errors so far in words, each once with how often it came."""
         return [f"{text} ({count} times)" if count > 1 else text for text, count in sorted(self._counts.items())]
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """Take note that the GPU answers."""
         self._unknown = 0
 
-    def gone(self) -> None:
+    def record_loss(self) -> None:
         """Take note that the GPU is lost: once it answers again, it is another one, or was reset."""
         self.condemned = False
         self._unknown = 0
 
-    def failed(self, *, unknown: bool) -> bool:
+    def record_failure(self, *, unknown: bool) -> bool:
         """Take note that it did not answer, `unknown`: that not even its handle is to be had; return whether it is lost
         by that."""
         self._unknown = self._unknown + 1 if unknown else 0

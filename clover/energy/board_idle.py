@@ -73,32 +73,32 @@ class BoardIdle:
         }
         return words.get(self.resident_by, "what a context costs is not measured yet" if self.awake else "")
 
-    def keep(self, resident_w: float) -> None:
+    def restore(self, resident_w: float) -> None:
         """Take what an earlier run measured, until this one has."""
         if self.resident_by == "unknown":
             self._resident_w, self.resident_by = resident_w, "kept"
 
-    def measured(self, resident_w: float) -> None:
+    def set_resident(self, resident_w: float) -> None:
         """Take what was measured while a worker waited on purpose."""
         if self.resident_by != "configured":
             self._resident_w, self.resident_by = resident_w, "rest"
 
-    def window(self, awake: bool | None, watts: float) -> None:
+    def record_window(self, awake: bool | None, watts: float) -> None:
         """Count the average of ten seconds; `awake` None: a context was there for a part of them."""
         self._windows.append((bool(awake), watts))
 
-    def disturb(self) -> None:
+    def record_disturbance(self) -> None:
         """Note that the GPU worked, or cannot be read: it does not stand still."""
         self._still_ns = None
 
-    def worked(self, at_ns: int, busy_ns: int) -> None:
+    def record_work(self, at_ns: int, busy_ns: int) -> None:
         """Note that a batch of `busy_ns` has ended by `at_ns`: looks that fell into it were not at rest."""
         for looks in self._rest.values():
             while looks and looks[-1][0] > at_ns - busy_ns:
                 looks.pop()
-        self.disturb()
+        self.record_disturbance()
 
-    def look(self, at_ns: int, watts: float, holders: object) -> None:
+    def observe(self, at_ns: int, watts: float, holders: object) -> None:
         """Count a look at a GPU that nobody works on, at `watts`, with `holders` on it (anything that tells processes
         apart)."""
         if self._still_ns is None or holders != self._holders:
@@ -109,6 +109,6 @@ class BoardIdle:
         looks.append((at_ns, watts))
         middle = statistics.median(watts for _, watts in looks)
         if self.awake:
-            self.measured(middle)
+            self.set_resident(middle)
         elif self.bare_by != "configured":
             self._bare_w, self.bare_by = middle, "rest"

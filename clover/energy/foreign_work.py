@@ -64,7 +64,7 @@ class ForeignWork:
         """Who is at work, in words; the empty string if nobody is."""
         return f"shared with {', '.join(self.names)}" if self.names else ""
 
-    def look(self, pids: Iterable[int] | None, busy: Mapping[int, float] | None) -> None:
+    def observe(self, pids: Iterable[int] | None, busy: Mapping[int, float] | None) -> None:
         """Note who is on the GPU, and how busy; None: NVML does not say.  A change is logged."""
         before = self.names
         if self._work is None:

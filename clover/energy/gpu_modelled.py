@@ -46,7 +46,7 @@ class GpuPower(Record, frozen=True, kw_only=True):
         known = [name for name in self.watts if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", product, re.IGNORECASE)]
         return self.watts[max(known, key=len)] if known else None
 
-    def of(self, product: str) -> tuple[float, str, tuple[float, float]]:
+    def full_load(self, product: str) -> tuple[float, str, tuple[float, float]]:
         """Return the watts of `product` at full load, where they are from, and by how much they may be off."""
         full_w, error = self.full_w(product), (-self.error, self.error)
         if full_w is not None:
@@ -106,7 +106,7 @@ class ModelledGpuMeter:
         """Return a meter of `gpu` that is modelled because of `why`.  Raises DeviceError if NVML does not answer."""
         table = gpu_power()
         product = await nvml.call(probe.product)
-        full_w, whose, error = table.of(product)
+        full_w, whose, error = table.full_load(product)
         idle = table.idle_part * full_w if idle_w is None else idle_w
         words = f"{why}; {idle:.3g} W idle to {full_w:g} W busy ({whose}), {error[0]:+.0%} to {error[1]:+.0%}"
         meter = cls(nvml, gpu, probe, PowerModel(idle, full_w, words, error), work)

@@ -126,7 +126,7 @@ class Probe:
         name = self._asked(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
         return name.decode() if isinstance(name, bytes) else str(name or "")
 
-    def look(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
+    def poll(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
         """Return the reading of `source`, and who is on the GPU; `closely`: with its power and how busy each is;
         `at_tick`: that of a counter as it moves."""
         counter = self.ticked if at_tick else self.counter

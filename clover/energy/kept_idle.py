@@ -44,7 +44,7 @@ class KeptIdles:
         except (OSError, *MALFORMED) as error:
             log.warning("what a context costs on %s is measured anew: %s", meter.device, error)
             return
-        meter.idle.keep(meter.idle_w + max(kept.resident_w - kept.bare_w, 0.0))
+        meter.idle.restore(meter.idle_w + max(kept.resident_w - kept.bare_w, 0.0))
 
     def save(self, uuid: str, meter: object) -> None:
         """Keep what `meter` measured on the GPU `uuid`, if it has."""

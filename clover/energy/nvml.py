@@ -188,9 +188,7 @@ class NvmlMeter:
                 )
             idle_w = (later.number - value.number) * 1e6 / (later.at_ns - value.at_ns)
             why += f"; idle {idle_w:.1f} W over the first {_FIRST_LOOK_S:g} s"
-        known = BoardIdle(
-            idle_w, bare_by="start" if idle.bare_w is None else "configured", resident_w=idle.resident_w
-        )
+        known = BoardIdle(idle_w, bare_by="start" if idle.bare_w is None else "configured", resident_w=idle.resident_w)
         return cls(nvml, gpu, probe, FirstReading(source, value, known, why), work=work, patience_s=patience_s)
 
     @property
@@ -241,13 +239,13 @@ class NvmlMeter:
         power = await self._nvml.call(self._probe.power)
         if isinstance(power, Value):
             looks = 1 if self.method == "emulated" else _START_LOOKS
-            self.idle.measured(await _at_rest(self._nvml, self._probe, power, sleep, looks))
+            self.idle.set_resident(await _at_rest(self._nvml, self._probe, power, sleep, looks))
 
     async def refresh(self) -> None:
         """Read the GPU.  Failures are counted and logged once, and not raised: the next reading may be better."""
         pending = self._pending
         if pending is None:
-            pending = self._pending = asyncio.ensure_future(self._nvml.call(self._look))
+            pending = self._pending = asyncio.ensure_future(self._nvml.call(self._poll))
             pending.add_done_callback(_seen)  # the server may stop before the next refresh
         await asyncio.wait((pending,), timeout=self._patience_s)
         if not pending.done():
@@ -270,10 +268,10 @@ class NvmlMeter:
         elif answer.at_ns > self._last.at_ns:
             self._follow(answer, look)
 
-    def _look(self) -> BoardLook:
+    def _poll(self) -> BoardLook:
         """Look at the GPU; runs in the NVML thread."""
         at_tick = self._work is not None and not self._closely
-        return self._probe.look(self.source, closely=self._closely, at_tick=at_tick)
+        return self._probe.poll(self.source, closely=self._closely, at_tick=at_tick)
 
     # --- readings -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +285,7 @@ class NvmlMeter:
                 return
             self._count(answer)
         else:
-            if self._hung is not None and self._hung.look(answer):
+            if self._hung is not None and self._hung.observe(answer):
                 self._miss("stuck", f"power has read {answer.number / 1e3:g} W whatever the workers did")
                 return
             self._integrate(answer)
@@ -306,22 +304,22 @@ class NvmlMeter:
         was_w, idle.awake = idle.awake_w, bool(look.pids or workers)
         self._awake_mj += (was_w + idle.awake_w) / 2 * seconds * 1e3
         self._awake_in_window.add(idle.awake)
-        self._foreign.look(look.pids, look.busy)
+        self._foreign.observe(look.pids, look.busy)
         if self._work is None:
             return
         busy_ns = self._work.busy_ns()
         worked_ns, self._busy_ns = busy_ns - self._busy_ns, busy_ns
         self._closely = worked_ns <= 0 or bool(self._foreign.pids)
         if worked_ns > 0:
-            idle.worked(at_ns, worked_ns)
+            idle.record_work(at_ns, worked_ns)
         elif self._foreign.names or (look.pids is None and not idle.awake) or self._loading(look.pids, workers):
-            idle.disturb()
+            idle.record_disturbance()
         else:
             watts = look.watts
             if watts is None and self.source == "counter":
                 watts = (self._last.number - before.number) / seconds / 1e3
             if watts is not None and watts >= 0.0:
-                idle.look(at_ns, watts, (look.pids, workers))
+                idle.observe(at_ns, watts, (look.pids, workers))
 
     def _count(self, answer: Value) -> None:
         step_mj = answer.number - self._last.number
@@ -352,7 +350,7 @@ class NvmlMeter:
             log.warning("%s: energy is not read: %s", self.device, trouble)
         self.state, self._trouble = state, trouble
         self._window = None  # an average over a gap says nothing about idle power
-        self.idle.disturb()
+        self.idle.record_disturbance()
 
     def _loading(self, pids: tuple[int, ...] | None, ready: frozenset[int]) -> bool:
         """Return whether a process of ours is on the GPU that is no worker yet: what it does is counted nowhere."""
@@ -366,7 +364,7 @@ class NvmlMeter:
             if at_ns - since_ns < IDLE_WINDOW_S * 1e9:
                 return
             awake = self._awake_in_window.pop() if len(self._awake_in_window) == 1 else None
-            self.idle.window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
+            self.idle.record_window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
         self._window = (at_ns, self._total_mj)
         self._awake_in_window.clear()
 
@@ -398,7 +396,7 @@ class _Hung:
         self._work_ns = 0
         self._rest_ns = 0
 
-    def look(self, answer: Value) -> bool:
+    def observe(self, answer: Value) -> bool:
         """Return whether the value has been the same through `STUCK_S` / 2 of rest and as much of work."""
         before, self._last = self._last, answer
         busy_ns = self._busy_ns()

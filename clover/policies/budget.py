@@ -22,7 +22,7 @@ from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
 from clover.planning.search.configurations import SearchResult, chosen
 from clover.policies.objective import StaticPolicy
-from clover.policies.plans import bound_of, counting_kept, plan_of, steered_plan, with_waits
+from clover.policies.plans import bound_of, kept_counter, plan_of, steered_plan, with_waits
 from clover.quantities import grams
 from clover.types import Assignment, Candidate, Plan, State, configuration_of, words_of
 
@@ -47,13 +47,13 @@ class BudgetPolicy:
             state = _flattened(state)
         if self.online:
             state = msgspec.structs.replace(state, online=True)
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         target = budget_target(given)
         if state.ahead and state.objective.cascade and state.profile.cascade is not None:
             found = steer(given, target)
             if found is not None:
                 return steered_plan(given, found, policy=self.name, note=_note(state, target))
-        return mixed(given, target.accuracy, policy=self.name, note=_note(state, target))
+        return plan_at_accuracy(given, target.accuracy, policy=self.name, note=_note(state, target))
 
 
 class StaticMixPolicy:
@@ -69,10 +69,12 @@ class StaticMixPolicy:
         if rest in state.profile.backend:  # a variant of that name is what was meant
             return StaticPolicy(rest).propose(state)
         target = target_of(state)
-        return mixed(PlanningInput.of(state), target, policy=self.name, note=f"the static mix at {target:.2f} %")
+        return plan_at_accuracy(
+            PlanningInput.from_state(state), target, policy=self.name, note=f"the static mix at {target:.2f} %"
+        )
 
 
-def mixed(given: PlanningInput, accuracy: float, *, policy: str, note: str) -> Plan:
+def plan_at_accuracy(given: PlanningInput, accuracy: float, *, policy: str, note: str) -> Plan:
     """Return the plan of the least carbon at `accuracy` percent, or at the floor if that cannot be reached."""
     state, problem, objective = given.state, given.problem, given.objective
     # On a grid, and from below: the most accurate plan of all is still one that reaches it.
@@ -104,7 +106,7 @@ def _solved(
 ) -> tuple[SearchResult, float]:
     """Return the least carbon at `accuracy` percent, and its bound."""
     aimed = held_to(objective, accuracy)
-    kept = counting_kept(problem, running)
+    kept = kept_counter(problem, running)
     search = best_sustained if accuracy <= objective.planned_floor else best_power_state
     found = search(problem, aimed, running, kept=kept, seed=seed)
     if not found.complete:  # a searched space: what the frontier was made of may be better

@@ -25,7 +25,7 @@ def heeds(policy: str) -> bool:
     return policy in HEEDING or (bool(rest) and kind not in ("static", "base", "budget", "oracle"))
 
 
-def proposed(policy: str, state: State) -> Plan:
+def propose_with_demand(policy: str, state: State) -> Plan:
     """Return the plan of `policy` for `state`; PlanError if it has none."""
     found = build(policy)
     if not state.demand or not heeds(policy):

@@ -21,7 +21,7 @@ from clover.planning.model.problem import best_whole
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained
 from clover.planning.search.configurations import SearchResult
-from clover.policies.plans import alone, counting_kept, plan_of, with_waits
+from clover.policies.plans import kept_counter, plan_of, result_of, with_waits
 from clover.types import Candidate, Plan, State
 
 
@@ -32,9 +32,9 @@ class ObjectivePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan; PlanError if no configuration exists at all."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
-        kept = counting_kept(problem, state.running)
+        kept = kept_counter(problem, state.running)
         found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
         return plan_of(state, problem, objective, with_waits(problem, objective, found), policy=self.name)
 
@@ -48,7 +48,7 @@ class StaticPolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan that serves only the variant; PlanError if it was not measured on these devices."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         if self.variant not in problem.variants:
             raise PlanError(f"{self.variant} was not measured here; measured: {', '.join(problem.variants)}")
@@ -73,7 +73,7 @@ class BasePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return BASE's plan; PlanError if the best variant was not measured on whole devices."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         usable = [device for device in state.devices if device.layouts]
         least = 1 if self._fitted else len(usable)
@@ -81,7 +81,7 @@ class BasePolicy:
             candidate = evaluate(problem, objective, best_whole(problem, usable[:number]))
             if candidate.feasible:
                 break
-        found = alone(_on(candidate, number if self._fitted else 0))
+        found = result_of(_on(candidate, number if self._fitted else 0))
         return plan_of(state, problem, objective, found, policy=self.name)
 
 

@@ -51,7 +51,9 @@ def running_configuration(state: State) -> Configuration | None:
     return configuration_of(state.running) if state.running else None
 
 
-def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
+def lay_out_candidate(
+    state: State, problem: Problem, configuration: Configuration, awake: int = 0
+) -> tuple[Assignment, ...]:
     """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
     them (of a row whose cores may sleep: on the first that it takes); PlanError if there is none.
 
@@ -126,7 +128,7 @@ def least_awake(state: State, problem: Problem, configuration: Configuration) ->
         return cores_of(configuration)
     for number in range(1, len(state.devices)):
         with suppress(PlanError):
-            placed(state, problem, configuration, number)
+            lay_out_candidate(state, problem, configuration, number)
             return number
     return len(state.devices)
 
@@ -147,7 +149,7 @@ def plan_of(
     Its bound is `limit` if that is given, else that of `bounded`, for policies that do not keep all limits of the
     objective, else that of `objective`.  `note` is added to the reason."""
     best = found.best
-    deployment = placed(state, problem, best.configuration, best.awake)
+    deployment = lay_out_candidate(state, problem, best.configuration, best.awake)
     if not best.awake:  # idle power was not weighed, so all devices are used
         best = with_idle_energy(best, problem, objective, awake_in(problem, deployment))
     if limit is None:
@@ -190,7 +192,7 @@ def bound_of(problem: Problem, objective: Objective) -> float:
     return plan_bound(form, waits=problem.gathers)
 
 
-def counting_kept(problem: Problem, running: Sequence[Assignment]) -> Callable[[Configuration], int] | None:
+def kept_counter(problem: Problem, running: Sequence[Assignment]) -> Callable[[Configuration], int] | None:
     """Return the function that counts the workers of `running` that a configuration could keep.
 
     None if nothing runs, or if devices may be without workers, so that a configuration alone does not say."""
@@ -220,7 +222,7 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     """Return the plan that runs exactly `configuration`, with its best routing; PlanError if it cannot run here.
 
     With an accuracy budget, the routing aims at what the budget asks of this moment."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     problem, objective = given.problem, given.objective
     for group in configuration:
         for variant in group.variants:
@@ -237,18 +239,18 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     else:
         candidate = _best_on(problem, objective, configuration)
     candidate = with_idle_energy(candidate, problem, objective, least_awake(state, problem, configuration))
-    found = with_waits(problem, objective, alone(candidate))
+    found = with_waits(problem, objective, result_of(candidate))
     return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
 
 
 def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
     """Return the best routing of exactly these workers, which need not fill the devices; None if no routing of theirs
     keeps the targets."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     if not measured(given.problem, configuration):
         return None
     best = _best_on(given.problem, given.objective, configuration)
-    found = with_waits(given.problem, given.objective, alone(best)).best
+    found = with_waits(given.problem, given.objective, result_of(best)).best
     return found.routing if found.feasible else None
 
 
@@ -294,12 +296,12 @@ def steered_plan(given: PlanningInput, found: Steering, *, policy: str, note: st
     )
 
 
-def alone(candidate: Candidate) -> SearchResult:
+def result_of(candidate: Candidate) -> SearchResult:
     """Return `candidate` as a search result without alternatives."""
     return SearchResult(candidate, (candidate,), 1, 1, True)
 
 
-def chained(routing: Routing) -> str:
+def chain_words(routing: Routing) -> str:
     """Return a cascade in words: "small < 0.705 > large"; empty without one."""
     passed_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
     return " > ".join([*passed_on, routing.chain[-1]]) if routing.chain else ""
@@ -313,7 +315,7 @@ def _units(state: State) -> str:
 def _reason(state: State, objective: Objective, best: Candidate, found: SearchResult, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
     if best.routing.chain:
-        shares = f"cascade {chained(best.routing)}: {shares}"
+        shares = f"cascade {chain_words(best.routing)}: {shares}"
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""

@@ -32,6 +32,6 @@ from clover.profiling.measurement import measure
 from clover.profiling.options import MeasureOptions, Progress
 from clover.profiling.progress import progress_bar
 from clover.profiling.report import table
-from clover.profiling.stored import drawn, ensure, key_of
+from clover.profiling.stored import ensure, key_of, paces_of
 
-__all__ = ["MeasureOptions", "Progress", "drawn", "ensure", "key_of", "measure", "progress_bar", "table"]
+__all__ = ["MeasureOptions", "Progress", "ensure", "key_of", "measure", "paces_of", "progress_bar", "table"]

@@ -110,7 +110,7 @@ def points_of(
         [item for item in front(each for each in played if each.chain in (pair[:1], pair)) if item.chain == pair]
         for pair in itertools.combinations(calibration, 2)
     ]
-    kept = [*(thinned(each) for each in fronts), *(thinned(each, OWN_POINTS) for each in pairs)]
+    kept = [*(thin(each) for each in fronts), *(thin(each, OWN_POINTS) for each in pairs)]
     chosen = dict.fromkeys(item for each in kept for item in each)
     ordered = sorted(chosen, key=lambda item: (item.cost, item.accuracy))
     return tuple(_point(held_out, relative, item, best) for item in ordered)
@@ -245,7 +245,7 @@ def front(played: Iterable[ChainOutcome]) -> list[ChainOutcome]:
     return found
 
 
-def thinned(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcome]:
+def thin(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcome]:
     """Return at most `most` points of a front, both ends among them.
 
     Inner points are removed one by one: each time the one that costs least area between accuracy and the logarithm of

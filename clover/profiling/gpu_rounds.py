@@ -16,7 +16,7 @@ from clover.errors import ProfileError, WorkerError
 from clover.profiling.driver import Cell
 from clover.profiling.duty import LIGHT, DutyPoint, Pauses, fit
 from clover.profiling.joules import NOT_ABOVE_IDLE
-from clover.profiling.records import latency_of, pooled
+from clover.profiling.records import latency_of, pool_cells
 from clover.profiling.rig import Findings, Rig, WorkerSetup
 from clover.types import Method, Placement
 
@@ -61,7 +61,7 @@ class GpuRounds:
                     await self._worker(setup, duties)
                 except WorkerError as error:
                     left.remove((variant, name))
-                    self._found.note(f"{setup} was measured once only", error)
+                    self._found.record(f"{setup} was measured once only", error)
         for index, m in enumerate(self._found.latency):
             key = (m.variant, m.backend, m.batch)
             if m.profile != profile or (m.variant, m.backend) not in left or key not in self._points:
@@ -70,7 +70,7 @@ class GpuRounds:
             if line.joules <= 0.0:
                 raise ProfileError(f"{m.variant} on {profile}, batches of {m.batch}: {NOT_ABOVE_IDLE}")
             joules = (line.joules, self._method)
-            latency = latency_of(pooled(self._busy[key]), m.variant, profile, m.backend, m.threads, joules)
+            latency = latency_of(pool_cells(self._busy[key]), m.variant, profile, m.backend, m.threads, joules)
             self._found.latency[index] = msgspec.structs.replace(latency, energy_error=line.error)
 
     async def _worker(self, setup: WorkerSetup, duties: tuple[float, ...]) -> None:
@@ -81,7 +81,7 @@ class GpuRounds:
         async with rig.worker(setup) as worker:
             for batch, duty in cells:
                 pauses = Pauses(duty=duty, seed=self._shuffled.randrange(1 << 30))
-                cell, window = await rig.timed(worker, self._place, batch, self._effort, pauses=pauses)
+                cell, window = await rig.time_batches(worker, self._place, batch, self._effort, pauses=pauses)
                 key = (setup.variant.name, setup.backend, batch)
                 if (point := window.point(cell)) is not None:
                     self._points.setdefault(key, []).append(point)

@@ -22,7 +22,7 @@ from clover.profiling.choose import BEHIND, faster, in_order, refusal, times_beh
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.duty import Pauses
 from clover.profiling.options import Effort
-from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
+from clover.profiling.records import accuracy_of, latency_of, middle_j, pool_cells
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
@@ -63,7 +63,7 @@ class LatencyGrid:
                 cause = error.__cause__
                 if self._rig.on_cores or not isinstance(cause, WorkerError) or index == len(places) - 1:
                     raise
-                self._found.note(f"{variant.name} does not run on {place.profile}", cause)
+                self._found.record(f"{variant.name} does not run on {place.profile}", cause)
             else:
                 return index
         raise AssertionError("the loop returns or raises at its last place")
@@ -116,7 +116,7 @@ class LatencyGrid:
         glance = replace(rig.effort, samples=GLANCE_BATCHES, least_s=GLANCE_S, most_s=8 * GLANCE_S)
         mine = {}
         for batch in dict.fromkeys((rig.batches[-1], 1)):
-            cell, _ = await rig.timed(worker, setup.place, batch, glance)
+            cell, _ = await rig.time_batches(worker, setup.place, batch, glance)
             mine[batch] = cell.cpu_s / cell.rows
         ratio = max(times_behind(mine, cost) for cost in costs)
         if ratio < BEHIND:
@@ -149,7 +149,7 @@ class LatencyGrid:
             except WorkerError as error:
                 if rig.on_cores:
                     raise
-                self._found.note(f"{variant.name} with {name} does not run on {place.profile}", error)
+                self._found.record(f"{variant.name} with {name} does not run on {place.profile}", error)
                 return
             times = {m.batch: m.mean_ms for m in found}
             if threads == 1 or faster(times, one):
@@ -190,14 +190,14 @@ class LatencyGrid:
                     found = await self._round(setup, part)
                 except WorkerError as error:
                     del kinds[variant, name, profile, threads]
-                    self._found.note(f"{setup} was measured once only", error)
+                    self._found.record(f"{setup} was measured once only", error)
                     continue
                 for batch, one in found.items():
                     timed.setdefault((variant, name, profile, batch), []).append(one)
         for index, m in enumerate(self._found.latency):
             if (m.variant, m.backend, m.profile, m.threads) in kinds:
                 each = timed[m.variant, m.backend, m.profile, m.batch]
-                cell, energy = pooled([cell for cell, _ in each]), middle_j([joules for _, joules in each])
+                cell, energy = pool_cells([cell for cell, _ in each]), middle_j([joules for _, joules in each])
                 latency = latency_of(cell, m.variant, m.profile, m.backend, m.threads, energy)
                 rested_j = m.rested_j * energy[0] / m.energy_j_per_row if m.rested_j else 0.0
                 self._found.latency[index] = msgspec.structs.replace(latency, rested_j=rested_j)
@@ -207,21 +207,21 @@ class LatencyGrid:
         rig, found = self._rig, dict[int, TimedCell]()
         async with rig.worker(setup) as worker:
             for batch in rig.batches:
-                cell, window = await rig.timed(worker, setup.place, batch, effort)
+                cell, window = await rig.time_batches(worker, setup.place, batch, effort)
                 found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         return found
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
-        cell, window = await rig.timed(worker, setup.place, batch, rig.effort)
+        cell, window = await rig.time_batches(worker, setup.place, batch, rig.effort)
         joules = window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         self._keep(cell, setup, joules)
         if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
             # At a low load a worker sleeps before each batch; in a closed loop it never does.
             waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
             pauses = Pauses(fixed_s=REST_S)
-            rested_cell, window = await rig.timed(worker, setup.place, batch, waking, pauses=pauses)
+            rested_cell, window = await rig.time_batches(worker, setup.place, batch, waking, pauses=pauses)
             rested = window.joules(rested_cell.rows, rested_cell.cpu_s, rested_cell.busy_s)
             more_j = max(0.0, batch * (rested[0] - joules[0]))
             self._found.latency[-1] = msgspec.structs.replace(self._found.latency[-1], rested_j=more_j)

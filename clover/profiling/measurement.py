@@ -41,7 +41,7 @@ from clover.profiling.joules import EnergyMeters, busy_share, others_on
 from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
-from clover.profiling.records import paired, require_published, typical_p95
+from clover.profiling.records import pair_with_best, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
@@ -188,7 +188,7 @@ async def _compiled(
     wanted = tuple(dict.fromkeys(options.backends))
     candidates = Candidates(spec, wanted, options.cache_dir, notes, targets, options.sandbox)
     inside = on_cpu if instances.on_cores else lambda profile: instances.inside(at[profile])
-    await candidates.compile(options.compile_with, makes, options.effort.compiling, steps.say, inside)
+    await candidates.compile(options.compile_with, makes, options.effort.compiling, steps.report, inside)
     return candidates
 
 
@@ -297,7 +297,7 @@ class _Measurement:
             machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=options.effort.quick,
-            accuracy=paired(found.accuracy, found.held_out, backend),
+            accuracy=pair_with_best(found.accuracy, found.held_out, backend),
             latency=tuple(found.latency),
             backend=backend,
             base=base,
@@ -398,7 +398,7 @@ class _Measurement:
         try:
             front = await front_end.measure(self._rig.rows, self._options.silent_s)
         except (CloverError, OSError) as error:
-            self._found.note("what HTTP adds was not measured, and the default SLO leaves it out", error)
+            self._found.record("what HTTP adds was not measured, and the default SLO leaves it out", error)
             return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
         known = structs.replace(profile, front_ms=front.ms)
         return with_light_load(known, light, front) if light is not None else known

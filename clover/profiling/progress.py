@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 """Seconds between lines where there is no terminal."""
 
 
-def expected(quick: bool, *, on_cores: bool = True) -> str:
+def expected_time(quick: bool, *, on_cores: bool = True) -> str:
     """Return how long a measurement takes, before anything is known of the family."""
     if not on_cores:
         return "minutes: some seconds for each variant, profile and batch size; an estimate follows the first"
@@ -62,7 +62,7 @@ def progress_bar(family: str, *, quick: bool = True) -> Iterator[Progress]:
     def write(line: str) -> None:
         print(f"clover: {line}", file=sys.stderr, flush=True)
 
-    write(f"measuring {family} on this machine ({expected(quick)}) ...")
+    write(f"measuring {family} on this machine ({expected_time(quick)}) ...")
     yield ProgressLines(family, write)
 
 

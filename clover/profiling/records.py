@@ -42,7 +42,7 @@ def latency_of(
     )
 
 
-def pooled(rounds: Sequence[Cell]) -> Cell:
+def pool_cells(rounds: Sequence[Cell]) -> Cell:
     """Return one cell for several rounds of it.
 
     Mean milliseconds and CPU seconds a row are the medians over the rounds; batches are spread around that mean as
@@ -105,7 +105,7 @@ def accuracy_of(
     )
 
 
-def paired(
+def pair_with_best(
     accuracy: Sequence[AccuracyMeasurement],
     held_out: Mapping[tuple[str, str], Answers],
     backend: Mapping[str, str],

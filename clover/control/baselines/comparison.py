@@ -131,7 +131,7 @@ class ComparisonSums:
         self.active = self.active + window.active
         self.own = self.own + window.own
 
-    def book(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False) -> None:
+    def add_window(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False) -> None:
         """Add windows in which the shadow has `accuracy` (percent) and uses `joules` a row by [variant]."""
         self.serve(window)
         self.shadow_right += window.rows * accuracy

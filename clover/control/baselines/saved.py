@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clover.accounting.boundaries import DEFAULT, LEAST_ROWS
-from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, joined, methods_of
+from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, join_labels, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
 from clover.quantities import grams
@@ -76,7 +76,7 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
     """Yield the same as figures, for the metrics."""
     for name, shadow in shadows.items():
         for kind in KINDS:
-            found = _Comparison.of([shadow], kind, devices or {})
+            found = _Comparison.from_shadows([shadow], kind, devices or {})
             if found is not None:
                 (_, served_g), (_, shadow_g) = found.sides()
                 yield Compared(
@@ -114,7 +114,7 @@ def _method(methods: Set[str]) -> str:
 
 def grid_of(shadows: Iterable[Shadow]) -> str:
     """Return how the intensities were known that grams were priced at, joined by " + "; "unknown" if none is."""
-    return joined(grid for shadow in shadows for grid in shadow.grids) or "unknown"
+    return join_labels(grid for shadow in shadows for grid in shadow.grids) or "unknown"
 
 
 def meter_error(methods: Iterable[str], devices: Devices) -> float:
@@ -174,7 +174,7 @@ class _Comparison:
         self.early = self.rows < LEAST_ROWS
 
     @classmethod
-    def of(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
+    def from_shadows(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
         """Return the comparison; None if no rows can be compared yet."""
         parts = [(shadow, sums_of(shadow, kind)) for shadow in shadows]
         parts = [(shadow, sums) for shadow, sums in parts if sums.rows]
@@ -244,7 +244,7 @@ def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
     out |= {"rows": rows, "label": label, "boundary": DEFAULT, "grid": grid, "perfect_forecast": perfect}
     out["known"] = "; ".join(known)
     for kind in KINDS:
-        found = _Comparison.of(shadows, kind, devices)
+        found = _Comparison.from_shadows(shadows, kind, devices)
         waiting = held if kind != "base" else 0
         out[kind] = _figures(found, known, rows - waiting, waiting) if found is not None else None
     return out

@@ -16,7 +16,7 @@ second), and then read at the load of each window.  Windows before the first ans
 rate step, within which they are all compared alike: so that is exact, and bounded.  Windows at a load that nothing
 fixed serves within the targets are left out, on both sides, and counted.
 
-Corrections of the profile (`control.state.learning`) hold for what was booked before, too: sums are restated by each
+Corrections of the profile (`control.state.learning`) hold for what was compared before, too: sums are restated by each
 that is better known than the one they stand in.  `off` says how far joules a row may still be off.
 
 Rows that were computed for an answer to come are compared with the rows of the window in which it comes.
@@ -53,7 +53,7 @@ _FEW = 100
 
 
 class Shadow:
-    """The shadow of one family.  `look` when the controller looks, `window` when the account closes a window."""
+    """The shadow of one family.  `observe` when the controller polls, `compare` when the account closes one."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -105,7 +105,7 @@ class Shadow:
 
     # --- what is compared with ----------------------------------------------------------------------------------------
 
-    def look(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
+    def observe(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
         """Follow the devices and the targets."""
         # What else could serve does not depend on the reference intensity, which may be another one each hour.
         asked = structs.replace(objective, reference_g_per_kwh=1.0)
@@ -120,7 +120,7 @@ class Shadow:
             self._deployed = None
             self.base = base(self.family.corrected, devices, share)
             profile = self.family.corrected
-            self._found = {at: Frontier.of(profile, mixes, share) for at, mixes in self._answers.items()}
+            self._found = {at: Frontier.from_fixed(profile, mixes, share) for at, mixes in self._answers.items()}
         if self._changed != self.family.learned.changed:
             self._restate()
         self._changed = self.family.learned.changed
@@ -210,10 +210,10 @@ class Shadow:
             del self._answers[oldest], self._found[oldest]
         step = _step(rate)
         self._answers[step] = mixes
-        self._found[step] = Frontier.of(self.family.corrected, mixes, self._share)
+        self._found[step] = Frontier.from_fixed(self.family.corrected, mixes, self._share)
         held, self.held = self.held, {}
         for step, window in held.items():
-            self._book(window, math.exp(step * _STEP))
+            self._add_window(window, math.exp(step * _STEP))
 
     def _nearest(self, rate: float) -> Frontier | None:
         """Return the frontier of the nearest load that is known; None if none is."""
@@ -224,7 +224,7 @@ class Shadow:
 
     # --- windows ------------------------------------------------------------------------------------------------------
 
-    def window(self, span: Span, unowned: Overheads, seconds: float, grid_s: float) -> None:
+    def compare(self, span: Span, unowned: Overheads, seconds: float, grid_s: float) -> None:
         """Compare a window of `seconds` with its shadows.  `unowned` has the family's part of what no worker holds or
         caused."""
         if math.isnan(self.since_s):
@@ -249,9 +249,9 @@ class Shadow:
         window = self._window(span, served, rows, rate, overheads)
         if self.base is not None:
             beyond = not self.base.holds(rate)
-            self.on_base.book(window, self.base.accuracy, in_order(self.base, self.variants, rate), beyond=beyond)
+            self.on_base.add_window(window, self.base.accuracy, in_order(self.base, self.variants, rate), beyond=beyond)
         if self._found:
-            self._book(window, rate)
+            self._add_window(window, rate)
         elif (step := _step(rate)) in self.held:
             self.held[step].add(window)
         else:
@@ -290,7 +290,7 @@ class Shadow:
         window.own = np.outer(in_order(served, self.variants, rate), window.weights)
         return window
 
-    def _book(self, window: Window, rate: float) -> None:
+    def _add_window(self, window: Window, rate: float) -> None:
         """Compare a window with the fixed mixes of the nearest load, if there are any."""
         frontier = self._nearest(rate)
         if frontier:

@@ -39,25 +39,25 @@ class Shadows:
         self._asking: asyncio.Task[None] | None = None
 
     @property
-    def of(self) -> Mapping[str, Shadow]:
+    def by_family(self) -> Mapping[str, Shadow]:
         """The shadows of families that were under control while energy was counted."""
         return self._known
 
-    def window(self, spans: Spans) -> None:
+    def compare(self, spans: Spans) -> None:
         """Compare what was served since the last call with what its shadows would have used."""
         context, grid_s = self._context, self._context.grid.now()
         for name, family in context.families.items():
             shadow = self._known.get(name)
             if shadow is None or shadow.family is not family:
                 shadow = self._known[name] = Shadow(family) if shadow is None else shadow.renewed(family)
-                self._look(shadow)
+                self._observe(shadow)
             overheads = Overheads.none()
             for device, line in spans.unowned.items():
                 overheads.unowned += self._part(name, device) * np.array(line)
-            shadow.window(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
+            shadow.compare(spans.families.get(name, Span()), overheads, spans.seconds, grid_s)
         for name in spans.families.keys() & self._known.keys() - context.families.keys():
             # before it was unloaded
-            self._known[name].window(spans.families[name], Overheads.none(), spans.seconds, grid_s)
+            self._known[name].compare(spans.families[name], Overheads.none(), spans.seconds, grid_s)
 
     def _part(self, family: str, device: str) -> float:
         """Return the part of a device's unheld energy that is a family's: its share, or its part of a GPU; of the host
@@ -67,21 +67,21 @@ class Shadows:
             return 1.0 / max(len(self._context.families), 1)
         return device_pool.part(family, device)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Follow devices and targets; if alternatives are missing, ask for those of one family."""
         context = self._context
         asking = self._asking is not None and not self._asking.done()
         for name, shadow in self._known.items():
             if context.families.get(name) is not shadow.family:
                 continue
-            self._look(shadow)
+            self._observe(shadow)
             rate = None if asking else shadow.wanted(context.monotonic())
             if rate is not None and self._alternatives is not None:
                 asking = True
                 task = self._ask(shadow, rate, self._alternatives)
                 self._asking = control_task(task, name="clover-shadow")
 
-    def _look(self, shadow: Shadow) -> None:
+    def _observe(self, shadow: Shadow) -> None:
         context, family = self._context, shadow.family
         budgeted = context.policy_of(family) in BUDGETED
         objective = family.objective(
@@ -89,7 +89,7 @@ class Shadows:
         )
         if self._context.policy_of(family) in SPENDING and context.grid.perfect_forecast:
             shadow.perfect_forecast = True
-        shadow.look(context.devices_of(family.name), context.device_pool.share(family.name), objective)
+        shadow.observe(context.devices_of(family.name), context.device_pool.share(family.name), objective)
 
     async def _ask(self, shadow: Shadow, rate: float, find: FindAlternatives) -> None:
         question = shadow.question

@@ -14,7 +14,7 @@ from functools import partial
 
 from msgspec import structs
 
-from clover.control.plan.gate import below_floor, rerouted, same
+from clover.control.plan.gate import below_floor, changes_routing, keeps_workers
 from clover.control.plan.recording import PlanResult, record
 from clover.control.plan.ways import Way, Ways
 from clover.control.state.apply import NOWHERE, ApplyError, interim
@@ -96,7 +96,7 @@ class Executor:
         deployment is watched.  Refuses a transition below the capacity floor, unless it `may_lose` capacity.
         `way`: the transition that was chosen, with how rows go on it, unless the devices changed since."""
         context, deployed = self._context, family.deployed
-        if deployed is not None and same(plan, deployed):
+        if deployed is not None and keeps_workers(plan, deployed):
             return PlanResult(action=self._reroute(family, deployed, plan), plan=plan)
         if deployed is None:
             await self._adopt_instances(plan.deployment)
@@ -135,7 +135,7 @@ class Executor:
         action, more = await self._change(family, good, family.transition, {})
         reading = context.grid.reading
         if reading is not None:
-            family.triggers.planned(reading, family.rate(context.config), family.missing)
+            family.triggers.record_plan(reading, family.rate(context.config), family.missing)
         family.triggers.again(until_s)
         family.watch = None
         detail = f"{why}; this configuration is left alone for {until_s - started_s:.0f} s"
@@ -172,7 +172,7 @@ class Executor:
 
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
-        changed = rerouted(deployed.routing, plan.routing)
+        changed = changes_routing(deployed.routing, plan.routing)
         if changed:
             family.fleet.route(deployed.deployment, plan.routing)
             family.turned += (deployed.routing.chain, deployed.routing.thresholds) != (
@@ -209,13 +209,13 @@ class Executor:
             family.triggers.again(family.back_off(target.configuration, now_s))
             if not error.restored:
                 self._take_stock(family)
-            follows = [family.memory_troubles.note(failed, target.deployment) for failed in error.starts]
+            follows = [family.memory_troubles.record(failed, target.deployment) for failed in error.starts]
             if any(follows) and family.deployed is None:
                 family.triggers.again(now_s)  # nothing runs, and the next plan is another one
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
             return ("rolled back" if error.restored and deployed is not None else "failed"), text
         devices = context.devices_of(family.name)
-        family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
+        family.sleep.record_change(devices, family.desired, target.deployment, context.monotonic())
         notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
         family.changes += 1

@@ -61,7 +61,7 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
 
     What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
     """
-    if not here.feasible or not same(here, family.deployed):
+    if not here.feasible or not keeps_workers(here, family.deployed):
         return None
     if not plan.feasible:
         return Stay(f"{words_of(plan.configuration)} would not keep the limits")
@@ -103,7 +103,7 @@ def pays_for_loss(
     return missed_on_the_way < missed_by_staying
 
 
-def checked(plan: Plan, family: Family, slo_ms: float) -> None:
+def check_plan(plan: Plan, family: Family, slo_ms: float) -> None:
     """Raise PlanError if a plan (a custom policy's, say) is not one this family can be served by within `slo_ms`."""
     known = {variant.name for variant in family.spec.variants}
     if not plan.deployment:
@@ -139,12 +139,12 @@ def still_possible(deployed: DeployedPlan | None, shapes: tuple[DeviceShape, ...
     return deployed
 
 
-def same(plan: Plan, deployed: DeployedPlan | None) -> bool:
+def keeps_workers(plan: Plan, deployed: DeployedPlan | None) -> bool:
     """Return whether `plan` has the workers that run, so that it changes the routing at most."""
     return deployed is not None and Counter(plan.deployment) == Counter(deployed.deployment)
 
 
-def rerouted(before: Routing, after: Routing) -> bool:
+def changes_routing(before: Routing, after: Routing) -> bool:
     """Return whether `after` sends rows other ways than `before`, or lets them form other batches."""
     names = set(before.shares) | set(after.shares)
     if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
@@ -187,6 +187,6 @@ def stricter(one: Targets, other: Targets) -> Targets:
     )
 
 
-def tightened(before: Targets, after: Targets) -> bool:
+def is_stricter(before: Targets, after: Targets) -> bool:
     """Return whether a limit of `after` is stricter than in `before`.  If none is, `after` cannot be why plans fail."""
     return after.slo_ms < before.slo_ms or after.accuracy_floor > before.accuracy_floor

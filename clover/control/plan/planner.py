@@ -78,7 +78,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s)
+            family.ledger.observe(grid_s, family.observed, horizon_s)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -87,15 +87,15 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
-        family.sample.look(family.fleet.guard_report())
+        family.sample.observe(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
         if not plan.feasible and request.rate is None:
             state, plan = await self._bold(family, state, plan, policy, pin.configuration)
-        gate.checked(plan, family, state.objective.slo_ms)
-        context.least_saving.planned(plan.seconds)
+        gate.check_plan(plan, family, state.objective.slo_ms)
+        context.least_saving.record_plan(plan.seconds)
         return with_met(state, plan), plan
 
     async def _bold(
@@ -132,27 +132,27 @@ class Planner:
         that was made is in the decision."""
         context = self._context
         started_s = context.monotonic()
-        family.look(started_s)
-        family.demand.look(started_s, family.fleet.accuracy_demand())
+        family.observe(started_s)
+        family.demand.observe(started_s, family.fleet.accuracy_demand())
         family.transition = None
         try:
             state, plan = await self.propose(family, request)
         except CloverError as error:
             if isinstance(error, PolicyFault) or not (missing := family.memory_troubles.words):
-                self._failed(family, request, started_s, error)
+                self._record_failure(family, request, started_s, error)
                 raise
             why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
             if family.deployed is None and not request.dry_run:
-                family.memory_troubles.nothing_left(started_s)
-            self._failed(family, request, started_s, why)
+                family.memory_troubles.record_deadlock(started_s)
+            self._record_failure(family, request, started_s, why)
             raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
         if request.dry_run or refused:
             action = "dry run" if request.dry_run else "refused"
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
-        family.answered(context.grid.now())
-        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
+        family.record_answer(context.grid.now())
+        family.triggers.record_plan(state.intensity, state.arrival_rate, family.missing)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
@@ -164,10 +164,10 @@ class Planner:
             moves = may_lose = context.must_move(family)
             if moves:
                 detail = "where workers are is another model's place now"
-            elif not request.force and (avoided or not gate.same(plan, family.deployed)):
+            elif not request.force and (avoided or not gate.keeps_workers(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
-            if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
+            if way is None and family.deployed is not None and not gate.keeps_workers(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
             if way is not None and way.helper:
@@ -183,13 +183,13 @@ class Planner:
         )
         return record(context, family, request, started_s, result)
 
-    def _failed(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
+    def _record_failure(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
         """Record that no plan was made, and plan again before long (not at every look)."""
         context, reading = self._context, self._context.grid.reading
         if not request.dry_run:
-            family.answered(context.grid.now())
+            family.record_answer(context.grid.now())
             if reading is not None:
-                family.triggers.planned(reading, family.rate(context.config), family.missing)
+                family.triggers.record_plan(reading, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "fault" if isinstance(error, PolicyFault) else "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))
@@ -212,7 +212,7 @@ class Planner:
             )
             other = next(usable, None)
             plan = await self._fixed(family, state, other if other is not None else deployed.configuration)
-            if other is None or gate.same(plan, deployed):
+            if other is None or gate.keeps_workers(plan, deployed):
                 return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
@@ -255,7 +255,7 @@ class Planner:
     async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         """Return the best plan of exactly `configuration`; PlanError if there is none."""
         plan = await self._solver.propose(state, "objective", configuration)
-        gate.checked(plan, family, state.objective.slo_ms)
+        gate.check_plan(plan, family, state.objective.slo_ms)
         return plan
 
     def _stays(self, family: Family, stay: gate.Stay) -> str:

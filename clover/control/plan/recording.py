@@ -34,7 +34,7 @@ def record(context: Context, family: Family, request: PlanRequest, started_s: fl
     now_s = context.monotonic()
     # Only a plan of the policy in force answers the rows that wait for a worker.
     if result.answers_demand and request.pin is None and not request.dry_run:
-        family.demand.decided(result.action, result.state, result.plan, family.desired, result.detail, now_s)
+        family.demand.record_decision(result.action, result.state, result.plan, family.desired, result.detail, now_s)
     if family.demand.held():
         family.triggers.again(now_s + RETRY_S)
     if result.action not in ("kept", "dry run", "fault"):  # a fault is logged once, with its traceback

@@ -17,8 +17,8 @@ from clover.control.solver.protocol import (
     SolverAnswer,
     SolverOrder,
     length_of,
-    packed,
-    unpacked,
+    pack,
+    unpack,
 )
 from clover.errors import PlanError, PolicyFault
 from clover.planning.budget.counterfactual import Fixed
@@ -81,7 +81,7 @@ class SolverClient:
         async with self._lock:
             self._orders += 1
             order = SolverOrder(id=self._orders, policy=policy, state=state, configuration=configuration)
-            frame = packed(order)
+            frame = pack(order)
             try:
                 async with asyncio.timeout(self.limit_s):
                     answer = await self._ask(frame)
@@ -118,7 +118,7 @@ class SolverClient:
                 process.stdin.write(frame)
                 await process.stdin.drain()
                 body = await process.stdout.readexactly(length_of(await process.stdout.readexactly(HEAD.size)))
-                return unpacked(body, SolverAnswer)
+                return unpack(body, SolverAnswer)
             except (OSError, asyncio.IncompleteReadError, ValueError) as error:
                 await self._end()
                 log.warning("the solver process ended unexpectedly (%s)", error)

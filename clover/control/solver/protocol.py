@@ -48,7 +48,7 @@ class SolverAnswer(Record, frozen=True, kw_only=True):
     traceback: str = ""
 
 
-def packed(record: msgspec.Struct) -> bytes:
+def pack(record: msgspec.Struct) -> bytes:
     """Return `record` as one frame; ValueError if it is too long."""
     body = msgspec.json.encode(record)
     if len(body) > LONGEST_FRAME:
@@ -64,7 +64,7 @@ def length_of(head: bytes) -> int:
     return int(length)
 
 
-def unpacked(body: bytes, kind: type[R]) -> R:
+def unpack(body: bytes, kind: type[R]) -> R:
     """Return the record in a frame's body; ValueError if it is malformed."""
     try:
         return msgspec.json.decode(body, type=kind)

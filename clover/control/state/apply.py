@@ -241,7 +241,7 @@ class Applier:
         for _, group in itertools.groupby(steps, key=lambda step: (step.stage, step.kind)):
             parts = tuple(group)
             if self.progress is not None:
-                self.progress.update(steps=len(steps), done=done, step=", ".join(map(described, parts)))
+                self.progress.update(steps=len(steps), done=done, step=", ".join(map(describe_step, parts)))
             goal = routing if done == last else self._meanwhile(parts[0].routed, routing, before)
             done += len(parts)
             failures = await self._at_once(parts, goal)
@@ -262,7 +262,7 @@ class Applier:
         failures: list[_Failure] = []
         for step, result in zip(steps, results, strict=True):
             if isinstance(result, CloverError):
-                log.warning("%s: %s failed: %s", self._family, described(step), result)
+                log.warning("%s: %s failed: %s", self._family, describe_step(step), result)
                 failures.append((step, result))
             elif result is not None:
                 raise result
@@ -391,7 +391,7 @@ def possible(
     return tuple(found)
 
 
-def described(step: Step) -> str:
+def describe_step(step: Step) -> str:
     """Return a step in words."""
     if step.kind == "route":
         return "route to " + ", ".join(f"{item.variant} at {item.placement.id}" for item in step.routed)
@@ -406,7 +406,7 @@ def _spawns(failures: Iterable[_Failure]) -> list[tuple[Assignment, CloverError]
 
 
 def _failure_text(failure: _Failure) -> str:
-    return f"{described(failure[0])} failed: {failure[1]}"
+    return f"{describe_step(failure[0])} failed: {failure[1]}"
 
 
 def matters(step: Step, later: Sequence[Step]) -> bool:

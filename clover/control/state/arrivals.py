@@ -48,7 +48,7 @@ class ArrivalRate:
         self._newest = 0.0
         self._exact = False
 
-    def note(self, now_s: float, rate: float, window_s: float = WINDOW_S) -> None:
+    def record(self, now_s: float, rate: float, window_s: float = WINDOW_S) -> None:
         """Note the count of the window that ends at `now_s` (monotonic seconds) as `rate` rows a second.
 
         Windows that overlap the last one that was kept add nothing to the mean; they only show a change.  An infinite

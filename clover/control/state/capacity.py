@@ -68,7 +68,7 @@ class FloorCapacity:
         self._asked: tuple[float, float, bool] = (0.0, 0.0, False)
         self._rates: dict[str, float] = {}
 
-    def of(
+    def rows_per_s(
         self,
         profile: FamilyProfile,
         devices: Iterable[DeviceShape],

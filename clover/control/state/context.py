@@ -55,7 +55,7 @@ class LeastSaving:
         self._idle_w = idle_w
         self._seconds: deque[float] = deque(maxlen=_PLANS)
 
-    def planned(self, seconds: float) -> None:
+    def record_plan(self, seconds: float) -> None:
         """Note that a plan took `seconds` of the solver."""
         self._seconds.append(seconds)
 
@@ -126,7 +126,7 @@ class Context:
 
     def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
         """Return the devices that a family (also one served without a plan) may use now."""
-        return self.device_pool.of(family, self.occupied())
+        return self.device_pool.devices_for(family, self.occupied())
 
     def share_of(self, family: Family) -> float:
         """Return the part of the devices' time that is a family's."""
@@ -161,10 +161,10 @@ class Context:
         may: set[str] = set()
         for name, family in self.families.items():
             # A GPU whose workers were lost is to have them again: no plan parked it.
-            devices = self.device_pool.of(name, occupied) if family.desired and family.whole else ()
+            devices = self.device_pool.devices_for(name, occupied) if family.desired and family.whole else ()
             if spared_w(devices) is not None:
                 may.update(device.device for device in devices)
-        self.parked.look(self.device_pool.shapes(), may, taken, self.monotonic())
+        self.parked.observe(self.device_pool.shapes(), may, taken, self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""
@@ -206,7 +206,7 @@ class Context:
             for place in places
             if name != family.name and place.device in common
         )
-        family.memory_troubles.look((family.profile.key, shapes, others))
+        family.memory_troubles.observe((family.profile.key, shapes, others))
 
     def declined(self, family: Family) -> dict[str, Declined]:
         """Return the variants that no worker will be started for, and why: rows that need one are refused."""

@@ -55,7 +55,7 @@ class DemandMemory:
         self._held: dict[str, str] = {}
         self._missing_since_s: dict[str, float] = {}
 
-    def look(self, now_s: float, seen: Mapping[str, Asked]) -> None:
+    def observe(self, now_s: float, seen: Mapping[str, Asked]) -> None:
         """Note what the fleet counted until now."""
         part = int(now_s // _PART_S)
         for variant, asked in seen.items():
@@ -95,7 +95,7 @@ class DemandMemory:
         remembered = self.remembered(now_s)
         return [name for name in self._planned if name not in remembered]
 
-    def decided(
+    def record_decision(
         self,
         action: str,
         state: State | None,
@@ -112,7 +112,7 @@ class DemandMemory:
         for item in met_by(tuple(self.remembered(now_s).values()), running, accuracy):
             self._missing_since_s.pop(item.variant, None)  # declined ones too: a plan may bring them anyway
         if state is None and plan is not None:  # the plan that was rolled back to was not made for this demand
-            self._rolled_back(running, detail, now_s)
+            self._decline_lost(running, detail, now_s)
             return
         wanted = {item.variant: item for item in self.wanted(now_s)}
         planned = {item.variant for item in state.demand} if state is not None else set[str]()
@@ -134,7 +134,7 @@ class DemandMemory:
             )
             self._planned.pop(name)
 
-    def _rolled_back(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
+    def _decline_lost(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
         """Refuse for a while the variants whose workers are gone with the plan that was rolled back."""
         accuracy = {name: own.accuracy for name, own in self._variants.items()}
         wanted = self.wanted(now_s)

@@ -128,14 +128,14 @@ class DevicePool:
                 family: {name: whole_part(usable[name]) for name in names} for family, names in whole.items()
             }
             return
-        together = gathered({name: most_parts(shape) for name, shape in usable.items()}, self._shares, before)
+        together = gather({name: most_parts(shape) for name, shape in usable.items()}, self._shares, before)
         found: dict[str, dict[str, Part]] = {family: {} for family in self._shares}
         for name, families in together.items():
             # Those that were there keep their order, so that as few as possible have to move.
             whole_gpu = whole_part(usable[name])
             had = {family: self._assigned.get(family, {}).get(name, whole_gpu) for family in families}
             order = {family: self._shares[family] for family in sorted(families, key=had.__getitem__)}
-            for family, part in divided(usable[name], order).items():
+            for family, part in divide(usable[name], order).items():
                 found[family][name] = part
         self._assigned = found
 
@@ -162,7 +162,7 @@ class DevicePool:
             self._divided_s = now_s
         return changed
 
-    def of(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
+    def devices_for(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
         """Return the devices that `family` may plan with now."""
         shapes = self.shapes()
         if not self.exclusive:
@@ -181,7 +181,7 @@ class DevicePool:
                 continue  # they move first
             if others or part != whole_part(shape):
                 there = {place for layout in shape.layouts for place in layout}
-                shape = limited(shape, part, there.intersection(others))
+                shape = limit(shape, part, there.intersection(others))
             if shape.layouts:
                 found.append(shape)
         return tuple(sorted(found, key=lambda shape: list(shapes).index(shape.device)))
@@ -273,7 +273,7 @@ def assign(
     return {family: tuple(sorted(names, key=list(gpus).index)) for family, names in assigned.items()}
 
 
-def gathered(
+def gather(
     room: Mapping[str, int], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
     """Return the families of each GPU, of which there are fewer: each family on one GPU, the largest share first where
@@ -317,7 +317,7 @@ def part_slices(shape: DeviceShape, part: Part) -> int:
     return max((_compute(layout, part) for layout in shape.layouts), default=0)
 
 
-def divided(shape: DeviceShape, shares: Mapping[str, float]) -> dict[str, Part]:
+def divide(shape: DeviceShape, shares: Mapping[str, float]) -> dict[str, Part]:
     """Return the part of each family of `shares`, which stand in the order of their parts; there must not be more than
     `most_parts`."""
     parts = _divided(shape.layouts, tuple(shares.values()))
@@ -345,7 +345,7 @@ def _divided(layouts: Layouts, shares: Sequence[float]) -> tuple[Part, ...]:
     return max((way for way in ways if all(compute[part] for part in way)), key=worth)
 
 
-def limited(shape: DeviceShape, part: Part, others: Collection[Placement]) -> DeviceShape:
+def limit(shape: DeviceShape, part: Part, others: Collection[Placement]) -> DeviceShape:
     """Return a GPU as a family may plan with it: the placements within `part` that go with `others`, what the other
     families have there now; without layouts if there are none."""
     return msgspec.structs.replace(
@@ -369,7 +369,7 @@ def demanded(
     left = max(0.0, total - sum(needs[family] for family in parts))
     whole = sum(shares[family] for family in parts)
     wanted = {family: needs[family] + left * shares[family] / whole for family in parts}
-    found = divided(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
+    found = divide(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
     gain = min(part_slices(shape, part) / wanted[family] for family, part in found.items())
     return found if gain >= GAINS * min(slices[family] / wanted[family] for family in parts) else None
 

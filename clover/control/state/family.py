@@ -172,12 +172,12 @@ class Family:
         """Changes of thresholds or chain on the same workers."""
         self.rollbacks = 0
 
-    def look(self, now_s: float) -> dict[str, float]:
+    def observe(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
-        self.sleep.gusts.note(now_s, seen.get("arrival_rate", 0.0))
-        self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
+        self.sleep.gusts.record(now_s, seen.get("arrival_rate", 0.0))
+        self.arrivals.record(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
 
     @property
@@ -218,11 +218,11 @@ class Family:
         ready = set(self.fleet.ready_assignments())
         return len({item.placement for item in self.desired if item not in ready})
 
-    def answered(self, grid_s: float) -> None:
+    def record_answer(self, grid_s: float) -> None:
         """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""
         self.news = ""
         self.planned_alarm_level = self.alarm_level
-        self.learned.planned()
+        self.learned.record_plan()
         self.ledger.planned_s = grid_s
 
     @property
@@ -321,7 +321,7 @@ class Family:
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
             objective=objective,
             profile=self.memory_troubles.without_refused(
-                self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
+                self.sample.keep_certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
             ),
             devices=conditions.devices,
             running=self.desired,

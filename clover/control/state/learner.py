@@ -69,17 +69,17 @@ class Learner:
         self._saved[family.name] = family.learned.collected
         self._tell(family)
 
-    def look(self, family: Family) -> None:
+    def poll(self, family: Family) -> None:
         """Take what the workers of `family` did, and give its fleet what follows from it."""
         families, now_s = self._context.families.values(), self._context.monotonic()
         changes = sum(of.changes for of in families)
         if changes != self._changes:
             self._changes = changes
             for of in families:
-                of.learned.unsettled(now_s)
+                of.learned.unsettle(now_s)
         learned, report = family.learned, family.fleet.work_report()
-        learned.see_front(self.front_lag(), now_s)
-        if learned.look(report, self._context.share_of(family), now_s):
+        learned.observe_front(self.front_lag(), now_s)
+        if learned.observe(report, self._context.share_of(family), now_s):
             log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
             self._tell(family)
 

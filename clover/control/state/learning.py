@@ -33,7 +33,7 @@ from typing import Any
 
 import msgspec
 
-from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected, faded
+from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, apply_factors, fade
 from clover.planning.model.metered import EnergyEvidence, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.profiles import LEAST_SLO_MS
@@ -114,29 +114,29 @@ class Learning:
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def unsettled(self, now_s: float) -> None:
+    def unsettle(self, now_s: float) -> None:
         """Leave out what is reported until `SETTLE_S` from now on: workers were started or drained."""
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
 
-    def see_front(self, lag: FrontLag | None, now_s: float) -> None:
-        """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
-        known."""
-        self.collected += self.front.see(lag, now_s)
+    def observe_front(self, lag: FrontLag | None, now_s: float) -> None:
+        """Take how long requests wait for the front end's event loop by now; None if it is not known.  Call it before
+        `observe`."""
+        self.collected += self.front.observe(lag, now_s)
 
-    def look(self, report: WorkReport, share: float, now_s: float) -> bool:
+    def observe(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
         factors in force changed."""
         since_s, self._reported_s = min(self._reported_s, now_s), now_s
         if now_s < self._settled_s and now_s - since_s < LONG_S:
             return False
         for key, (batches, seconds) in report.served.items():
-            self._served(key, batches, seconds, share, since_s, now_s)
+            self._record_batches(key, batches, seconds, share, since_s, now_s)
         lasted_s = [seconds / batches for batches, seconds in report.served.values() if batches > 0.0]
-        self._joules.batches_lasted(max(lasted_s, default=0.0), now_s)
+        self._joules.record_batch_length(max(lasted_s, default=0.0), now_s)
         for window in report.metered:
-            self.collected += self._joules.metered(
+            self.collected += self._joules.record_window(
                 window.device,
                 window.joules,
                 window.expected_j,
@@ -154,7 +154,9 @@ class Learning:
         self._judge(now_s)
         return moved > 0.0
 
-    def _served(self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float) -> None:
+    def _record_batches(
+        self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float
+    ) -> None:
         variant, name, rows = key
         service = self._services.get((variant, name))
         if service is None or not 1 <= rows <= service.max_batch:
@@ -163,7 +165,7 @@ class Learning:
         if share < 1.0 and seconds > expected_s:  # others had their part of the time
             seconds = max(seconds * share, expected_s)
         nearest = min(service.batches, key=lambda batch: abs(math.log(batch / rows)))
-        self.collected += self._times.served(
+        self.collected += self._times.record_batches(
             (variant, name, nearest), batches, seconds, expected_s, since_s=since_s, now_s=now_s
         )
 
@@ -180,7 +182,7 @@ class Learning:
             return 0.0
         self.time, self.energy = time, energy
         self.front.use(front_ms)
-        self.corrected = msgspec.structs.replace(corrected(self.profile, time, energy), front_ms=front_ms)
+        self.corrected = msgspec.structs.replace(apply_factors(self.profile, time, energy), front_ms=front_ms)
         self.changed += 1
         return moved
 
@@ -235,7 +237,7 @@ class Learning:
         self._triggered_s = now_s
         return f"profile corrected: {what} is {found[what]:.2f} x as profiled, was {before.get(what, 1.0):.2f}"
 
-    def planned(self) -> None:
+    def record_plan(self) -> None:
         """Note that a plan was made with the factors in force."""
         self._planned, self._planned_front_ms = self.named(), self.front.ms
 
@@ -322,7 +324,7 @@ class Learning:
         self.front.restore(saved.front, now_s - age_s)
         self._times, self._joules = times, joules
         self._take(now_s, 0.0)
-        self.planned()
+        self.record_plan()
         if self.far() is not None and saved.far_s > 0.0:
             self._far_since_s = now_s - saved.far_s
             if saved.far_s >= FAR_S:
@@ -355,7 +357,7 @@ class FrontCorrection:
         base = services_of(profile).get((profile.base.variant, profile.base.profile))
         self._p95_ms = max(base.mean_ms[0] if base is not None else 0.0, LEAST_SLO_MS)
 
-    def see(self, lag: FrontLag | None, now_s: float) -> bool:
+    def observe(self, lag: FrontLag | None, now_s: float) -> bool:
         """Take what probes say by now; return whether that is news."""
         if lag is None or (self.lag is not None and lag.windows == self.lag.windows):
             return False
@@ -367,7 +369,7 @@ class FrontCorrection:
         if self.lag is None:
             return self.profile_ms
         seen_ms = self.profile_ms + min(self.lag.ms, MOST_LAG_MS)
-        kept = self.moved(seen_ms, self.profile_ms) * faded(now_s - self._seen_s)
+        kept = self.moved(seen_ms, self.profile_ms) * fade(now_s - self._seen_s)
         return self.profile_ms + (self._p95_ms + self.profile_ms) * math.expm1(kept)
 
     def use(self, ms: float) -> None:

@@ -40,7 +40,7 @@ class Ledger:
         """Why a restart begins the horizon anew, in words; empty if it does not."""
         self._before = (0.0, 0.0)
 
-    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
+    def observe(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
         """Book what was served since the last look, and the load of now.  `observed` counts from the start of the
         family's router."""
         rows, total = self._counted(observed)
@@ -54,7 +54,7 @@ class Ledger:
             self.rows += rows - before[0]
             self.accuracy_rows += total - before[1]
         self._before = (rows, total)
-        self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
+        self.rates.record(grid_s, observed.get("arrival_rate", math.nan))
 
     def _counted(self, observed: dict[str, float]) -> tuple[float, float]:
         """Return rows, and the sum of their accuracies, that the family's router counted since it started."""

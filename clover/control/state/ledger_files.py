@@ -110,7 +110,7 @@ class LedgerFiles:
             if self.load(family, grid_s):
                 family.ledger.add(*(counted(family.fleet.observe()) or (0.0, 0.0)))
 
-    def look(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:
+    def poll(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:
         """Write what changed, at most every `SAVE_S`, without waiting for it."""
         if self.folder is None or self._beside or now_s < self._due_s:
             return

@@ -49,7 +49,7 @@ class MemoryTroubles:
         self._wait_s = FIRST_WAIT_S
         self._anew_s: float | None = None
 
-    def look(self, under: Hashable) -> None:
+    def observe(self, under: Hashable) -> None:
         """Forget everything if the devices or the profile (`under`) are other ones than before."""
         if under != self._under:
             if self.refused:
@@ -60,7 +60,7 @@ class MemoryTroubles:
             self._under = under
             self._wait_s, self._anew_s = FIRST_WAIT_S, None
 
-    def nothing_left(self, now_s: float) -> None:
+    def record_deadlock(self, now_s: float) -> None:
         """Take note at `now_s` (monotonic) that nothing can run without what is refused: forget that once it was so for
         long enough."""
         if self._anew_s is None:
@@ -70,7 +70,7 @@ class MemoryTroubles:
             self.refused.clear()
             self._wait_s, self._anew_s = min(2.0 * self._wait_s, LONGEST_WAIT_S), None
 
-    def note(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
+    def record(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
         """Take note of a start that failed on the way to `target`; return what follows from it, empty if memory was not
         the reason."""
         if not says_out_of_memory(failed.reason):

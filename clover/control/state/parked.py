@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clover.accounting.labels import joined
+from clover.accounting.labels import join_labels
 from clover.types import Assignment, DeviceShape, Method
 
 
@@ -30,14 +30,14 @@ class ParkedTime:
 
 
 class ParkedGpus:
-    """The parked GPUs of a server.  `look` counts the time."""
+    """The parked GPUs of a server.  `observe` counts the time."""
 
     def __init__(self) -> None:
         self.known: dict[str, ParkedTime] = {}
         """By name, of the GPUs that may be parked."""
         self._looked_s: float | None = None
 
-    def look(
+    def observe(
         self, shapes: Mapping[str, DeviceShape], may: Collection[str], taken: Collection[str], now_s: float
     ) -> None:
         """Count the time since the last look; `may`: the GPUs of families that may leave some without workers;
@@ -67,7 +67,7 @@ class ParkedGpus:
             "parked_s": time.seconds,
             "spared_w": shape.sleep_w if time.since_s is not None else 0.0,
             "spared_j": sum(time.spared_j.values()),
-            "spared_method": joined(ways) if time.spared_j or shape.sleep_w is not None else "none",
+            "spared_method": join_labels(ways) if time.spared_j or shape.sleep_w is not None else "none",
         }
 
 

@@ -49,7 +49,7 @@ class SleepKeeper:
         self._woken_s = -math.inf
         self._late = 0
 
-    def changed(
+    def record_change(
         self, devices: Sequence[DeviceShape], before: Sequence[Assignment], after: Sequence[Assignment], now_s: float
     ) -> None:
         """Note that the deployment on `devices` changed from `before` to `after`."""
@@ -57,7 +57,7 @@ class SleepKeeper:
         if more > awake_under(devices, before):
             self._least, self._until_s = more, now_s + self._rest_s
 
-    def look(self, late: bool, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float) -> bool:
+    def observe(self, late: bool, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float) -> bool:
         """Look at whether rows are `late` (p95 above the SLO); return whether all have to get workers from now.
 
         Plans that are made meanwhile for another reason, as a rate that rises, do not start the count of looks anew.
@@ -112,7 +112,7 @@ class Gusts:
     def __init__(self) -> None:
         self._rates: deque[tuple[float, float]] = deque()
 
-    def note(self, now_s: float, rate: float) -> None:
+    def record(self, now_s: float, rate: float) -> None:
         """Note rows a second as they were observed at `now_s` (monotonic)."""
         if self._rates and now_s - self._rates[-1][0] < _EACH_S:
             return

@@ -43,7 +43,7 @@ class Triggers:
         self.again_s: float | None = None
         self._away = 0
 
-    def planned(self, intensity: Reading, rate: float, missing: int = 0) -> None:
+    def record_plan(self, intensity: Reading, rate: float, missing: int = 0) -> None:
         """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
         self.planned_intensity = intensity
         self.planned_rate = rate

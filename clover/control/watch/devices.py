@@ -25,7 +25,7 @@ class DeviceWatch:
         self._executor = executor
         self._losses = context.device_pool.losses()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Give up workers on lost devices, assign GPUs anew, and leave word for the planner in `Family.news`."""
         context, pool, families = self._context, self._context.device_pool, self._context.families
         changes = pool.changes()

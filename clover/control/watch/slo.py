@@ -42,7 +42,7 @@ def watch_slo(context: Context, family: Family, now_s: float) -> str:
         service_ms=_service_ms(context, family),
         bound=_bound(context, family),
     )
-    return family.slo.look(sight, seen, lambda: doing(context, family), lambda: _alarm_words(context, family, now_s))
+    return family.slo.observe(sight, seen, lambda: doing(context, family), lambda: _alarm_words(context, family, now_s))
 
 
 def _service_ms(context: Context, family: Family) -> float:
@@ -62,7 +62,7 @@ def watch_waits(family: Family, now_s: float) -> str:
         slo_ms=family.targets.slo_ms,
         late=family.slo.late,
     )
-    return family.waiting.look(sight)
+    return family.waiting.observe(sight)
 
 
 def doing(context: Context, family: Family) -> str:

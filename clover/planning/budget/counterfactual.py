@@ -175,7 +175,7 @@ class Frontier:
         self._hulls: dict[int, tuple[Floats, Floats]] = {}
 
     @classmethod
-    def of(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
+    def from_fixed(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
         """Return the frontier of the mixes that the solver found."""
         made = [mix_from(profile, item, share) for item in fixed]
         return cls([mix for mix in made if mix is not None], tuple(accuracies(profile)))

@@ -66,7 +66,7 @@ class History:
     def __init__(self) -> None:
         self._sums: dict[int, list[float]] = {}  # hour: sum and number
 
-    def note(self, at_s: float, value: float) -> None:
+    def record(self, at_s: float, value: float) -> None:
         """Record that `value` held at `at_s`; a value that is not finite is ignored."""
         if not (math.isfinite(at_s) and math.isfinite(value)):
             return
@@ -141,9 +141,7 @@ class ForecastInput:
     name: str = "provider"
 
 
-def outlook(
-    known: ForecastInput, *, now_s: float, until_s: float, seasons: bool = True, limit: int = LIMIT
-) -> Outlook:
+def outlook(known: ForecastInput, *, now_s: float, until_s: float, seasons: bool = True, limit: int = LIMIT) -> Outlook:
     """Return what to expect from `now_s` until `until_s` (grid time).
 
     Without `seasons`, hours of which no provider says anything are persistence.  The first part lasts until the end of
@@ -208,7 +206,7 @@ def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
     own = History()
     for sample in samples:
         if hour * HOUR_S <= sample.at_s < (hour + count) * HOUR_S:
-            own.note(sample.at_s, sample.g_per_kwh)
+            own.record(sample.at_s, sample.g_per_kwh)
     return own.plain(hour, count)
 
 

@@ -24,7 +24,7 @@ from functools import lru_cache
 import msgspec
 
 from clover.planning.budget.counterfactual import Fixed
-from clover.planning.cascade.permitted import drawn_at, joint, permitted
+from clover.planning.cascade.permitted import joint, permitted, point_of
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective, PlanningInput
 from clover.planning.model.problem import LEAST_RATE, Problem, is_shared
@@ -69,7 +69,7 @@ class FrontierPlan:
 def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
     """Return the best fixed mixes at `rate` rows a second, from the most frugal up; none if nothing keeps the limits of
     `state`.  PlanError if no device can be used."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     plans = frontier(given.problem, given.objective, rate, seed=state.seed)
     return tuple(Fixed(configuration=plan.configuration, shares=plan.shares) for plan in plans)
 
@@ -155,8 +155,8 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
                 heapq.heappush(gaps, (-room, next(order), left, right))
     if problem.points or problem.resident > 1:
         for item in _chained(problem, objective, space, tuple(found.values())):
-            if drawn_at(item) not in found or is_shared(item.configuration):  # of equals what permits more
-                found[drawn_at(item)] = item
+            if point_of(item) not in found or is_shared(item.configuration):  # of equals what permits more
+                found[point_of(item)] = item
     useful = reaching(hull(tuple(found)), objective.base_accuracy)
     return tuple(FrontierPlan(point, found[point]) for point in useful)
 

@@ -27,7 +27,7 @@ import msgspec
 
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
-from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
+from clover.planning.cascade.permitted import best_at, nearest, on_hull, point_of
 from clover.planning.model.objective import MARGIN, NOISE, PlanningInput, held_to
 from clover.planning.model.problem import measured, variants_of
 from clover.planning.packing.evaluation import evaluate
@@ -118,7 +118,7 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
 
 def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:
     """Choose among `here`; the most accurate one if `rests`, as there is nothing to save."""
-    aim = budget_target(given, [drawn_at(item) for item in here])
+    aim = budget_target(given, [point_of(item) for item in here])
     best = here[-1] if rests else nearest(here, aim.accuracy, aim.least)
     aims = held_to(given.objective, 0.0)
 

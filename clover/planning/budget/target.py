@@ -114,7 +114,7 @@ class RemainingHorizon:
     rises: Floats
 
     @classmethod
-    def of(
+    def from_frontiers(
         cls, rows: Sequence[float], grams_per_j: Sequence[float], frontiers: Sequence[Sequence[FrontierPoint]]
     ) -> RemainingHorizon:
         """Return parts with these rows and these `frontiers` (in joules), at so many grams a joule."""
@@ -235,7 +235,7 @@ def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> Rema
             rows.append(max(part.rows, 1e-9))
             grams_per_j.append(GRAMS_PER_J * (state.intensity.g_per_kwh if at == 0 else part.g_per_kwh))
             frontiers.append(points)
-    return RemainingHorizon.of(rows, grams_per_j, frontiers) if rows else None
+    return RemainingHorizon.from_frontiers(rows, grams_per_j, frontiers) if rows else None
 
 
 def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:

@@ -161,7 +161,7 @@ def _first_kept(
     if not play:
         return ways[0], math.inf
     for way in ways:
-        p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _P95))
+        p95_ms = float(np.quantile(play_latencies_ms(workers, rate, reach, way[1]), _P95))
         if p95_ms <= (1.0 - MARGIN) * slo_ms:
             break
     return way, p95_ms
@@ -252,7 +252,7 @@ def beside(point: ChainPoint, asked: Direct) -> dict[str, float]:
 # --- a routing that is given ------------------------------------------------------------------------------------------
 
 
-def predicted(problem: Problem, configuration: Configuration, routing: Routing) -> Prediction | None:
+def predict_routing(problem: Problem, configuration: Configuration, routing: Routing) -> Prediction | None:
     """Return what `configuration` does with the problem's rows, routed so.
 
     None if the problem has no such cascade (thresholds of another profile, or cascades are not allowed now), or if the
@@ -306,7 +306,7 @@ def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, 
         reached = zip(stages, reach, strict=True)
         p95_ms, joules = UNBOUNDED_MS, sum(part * lane.least_energy_j() for lane, part in reached)
     else:
-        p95_ms = float(np.quantile(played_ms(workers, problem.rate, reach, wait_ms), _P95))
+        p95_ms = float(np.quantile(play_latencies_ms(workers, problem.rate, reach, wait_ms), _P95))
         joules = energy_j(workers if isinstance(workers, SharedPool) else stages, problem.rate, reach, wait_ms)
     return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
 
@@ -327,7 +327,7 @@ def shortfall(objective: Objective, prediction: Prediction, *, chained: bool = F
 # --- latency ----------------------------------------------------------------------------------------------------------
 
 
-def played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
+def play_latencies_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
     """Return equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate`
     rows a second and wait there for a full batch, and to the next stages as far as `reach` says.  Every stage must be
     stable."""

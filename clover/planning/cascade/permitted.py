@@ -40,7 +40,7 @@ def joint(problem: Problem, objective: Objective, configurations: Iterable[Confi
         for point in points_on(problem, configuration):
             seen = evaluate(problem, objective, configuration, point, play=False)
             if seen.feasible:
-                points.setdefault(drawn_at(seen), []).append((configuration, point))
+                points.setdefault(point_of(seen), []).append((configuration, point))
     kept: dict[FrontierPoint, Candidate] = {}
     while points:
         drawn = hull(tuple(points))
@@ -52,7 +52,7 @@ def joint(problem: Problem, objective: Objective, configurations: Iterable[Confi
                 del points[at]
             found = evaluate(problem, objective, *pair)
             if found.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
-                lies = drawn_at(found)
+                lies = point_of(found)
                 points.setdefault(lies, [])
                 kept.setdefault(lies, found)
         if all(at in kept for at in drawn):
@@ -67,7 +67,7 @@ def points_on(problem: Problem, configuration: Configuration) -> Iterator[ChainP
     yield from (alone(problem, variant) for variant in sorted(variants))
 
 
-def drawn_at(candidate: Candidate) -> FrontierPoint:
+def point_of(candidate: Candidate) -> FrontierPoint:
     """Return where a candidate lies: percent, and joules a row in the place of grams."""
     return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
 
@@ -92,5 +92,5 @@ def on_hull(candidates: Iterable[Candidate], enough: float = math.inf) -> tuple[
     `enough` percent."""
     drawn: dict[FrontierPoint, Candidate] = {}
     for candidate in candidates:
-        drawn.setdefault(drawn_at(candidate), candidate)
+        drawn.setdefault(point_of(candidate), candidate)
     return tuple(drawn[at] for at in reaching(hull(tuple(drawn)), enough)) if drawn else ()

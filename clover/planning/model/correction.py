@@ -60,7 +60,7 @@ class SavedTime(Record, frozen=True, kw_only=True):
     windows: tuple[tuple[float, float], ...]
 
 
-def faded(age_s: float) -> float:
+def fade(age_s: float) -> float:
     """Return what is left of a correction that is `age_s` seconds old."""
     return math.exp2(-max(age_s, 0.0) / HALF_LIFE_S)
 
@@ -82,7 +82,7 @@ class TimeEvidence:
         self._windows: dict[TimeKey, deque[tuple[float, float]]] = {}
         self._pending: dict[TimeKey, _Pending] = {}
 
-    def served(
+    def record_batches(
         self, key: TimeKey, batches: float, seconds: float, expected_s: float, *, since_s: float, now_s: float
     ) -> bool:
         """Count batches between `since_s` and `now_s` that took `seconds` together and should have taken `expected_s`;
@@ -149,7 +149,7 @@ def _middle(windows: Iterable[tuple[float, float]], now_s: float) -> tuple[float
     count = len(values)
     variance = (2.0 * _SPREAD**2 + count * spread**2) / (count + 2)
     newest_s = max(at_s for at_s, _ in windows)
-    return middle * faded(now_s - newest_s), variance / count + _FLOOR**2
+    return middle * fade(now_s - newest_s), variance / count + _FLOOR**2
 
 
 def _codes(keys: Sequence[TimeKey]) -> Floats:
@@ -168,7 +168,7 @@ def _alike(left: Floats, right: Floats) -> Floats:
     return found
 
 
-def corrected(
+def apply_factors(
     profile: FamilyProfile, time: Mapping[TimeKey, float], energy: Mapping[EnergyKey, float]
 ) -> FamilyProfile:
     """Return `profile` with its service times and joules multiplied by these factors; absent: 1."""

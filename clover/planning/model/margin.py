@@ -117,7 +117,7 @@ def margin(profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapp
     return max(0.0, _STEP * math.ceil(most / _STEP - 1e-6))
 
 
-def certain(
+def keep_certain(
     profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapping[str, float] | None = None
 ) -> FamilyProfile:
     """Return `profile` with those of its cascades whose lower bound is no less than `floor` (percent)."""
@@ -210,7 +210,7 @@ class AccuracySample:
         margin (None)."""
         return 0.0 if self.configured is None else None
 
-    def look(self, guard_report: Mapping[str, Any]) -> None:
+    def observe(self, guard_report: Mapping[str, Any]) -> None:
         """Take what is known of live labels from the guard's report."""
         if self.configured is not None:
             return
@@ -234,14 +234,14 @@ class AccuracySample:
             self._margins[key] = margin(profile, floor, relative=relative, shifts=self.shifts(profile, relative))
         return self._margins[key]
 
-    def certain(self, profile: FamilyProfile, floor: float, *, relative: bool) -> FamilyProfile:
+    def keep_certain(self, profile: FamilyProfile, floor: float, *, relative: bool) -> FamilyProfile:
         """Return `profile` with the cascades that keep `floor` for certain; the same object for the same question."""
         if self.configured is not None or profile.cascade is None:
             return profile
         self._hold(profile)
         key = (floor, relative)
         if key not in self._certain:
-            self._certain[key] = certain(profile, floor, relative=relative, shifts=self.shifts(profile, relative))
+            self._certain[key] = keep_certain(profile, floor, relative=relative, shifts=self.shifts(profile, relative))
         return self._certain[key]
 
     def shifts(self, profile: FamilyProfile, relative: bool) -> dict[str, float]:

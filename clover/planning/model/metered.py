@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from clover.planning.model.correction import MOST, EnergyKey, faded
+from clover.planning.model.correction import MOST, EnergyKey, fade
 from clover.types import Record
 
 WINDOW_S, LONGEST_WINDOW_S = 1.0, 5.0
@@ -127,12 +127,12 @@ class EnergyEvidence:
         self._sums: dict[EnergyKey, _Sums] = {}
         self._longest_s, self._longest_at_s = 0.0, -math.inf
 
-    def batches_lasted(self, seconds: float, now_s: float) -> None:
+    def record_batch_length(self, seconds: float, now_s: float) -> None:
         """Note that batches of some kind took `seconds` lately."""
         kept = math.exp2(-max(now_s - self._longest_at_s, 0.0) / MEMORY_S)
         self._longest_s, self._longest_at_s = max(kept * self._longest_s, seconds), now_s
 
-    def metered(
+    def record_window(
         self,
         device: str,
         joules: float,
@@ -193,7 +193,7 @@ class EnergyEvidence:
 
     def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the factor of each of `wanted`."""
-        known = {key: (sums.factor - 1.0) * faded(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
+        known = {key: (sums.factor - 1.0) * fade(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
         found = {}
         for key in wanted:
             value = known.get(key)
@@ -210,7 +210,7 @@ class EnergyEvidence:
         known: dict[EnergyKey, float] = {}
         for key, sums in self._sums.items():
             if sums.enough:
-                left = faded(now_s - sums.at_s) ** 2
+                left = fade(now_s - sums.at_s) ** 2
                 known[key] = left * sums.variance + (1.0 - left) * _UNKNOWN
         found = {}
         for key in wanted:

@@ -184,7 +184,7 @@ class PlanningInput:
     objective: Objective
 
     @classmethod
-    def of(cls, state: State) -> PlanningInput:
+    def from_state(cls, state: State) -> PlanningInput:
         """Derive problem and objective from `state`; PlanError if it poses no problem (`problem_of`)."""
         return cls(state, problem_of(state), objective_of(state))
 

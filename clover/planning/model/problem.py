@@ -168,7 +168,7 @@ def problem_of(state: State) -> Problem:
     known = {placement.profile for shape in state.devices for layout in shape.layouts for placement in layout}
     worst = 1.0 / (1.0 + state.objective.profile_error)
     services = {
-        key: service.derated(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
+        key: service.derate(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
     }
     variants = sorted({variant for variant, _ in services}, key=lambda variant: (accuracy[variant], variant))
     if not variants:
@@ -244,15 +244,13 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
     time."""
     measured = _measured(profile.latency, profile.front_ms)
     return {
-        (variant, name): measured[variant, name, backend].derated(min(1.0, share))
+        (variant, name): measured[variant, name, backend].derate(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
     }
 
 
 @lru_cache(maxsize=64)
-def _measured(
-    measurements: tuple[LatencyMeasurement, ...], front_ms: float
-) -> Mapping[tuple[str, str, str], Service]:
+def _measured(measurements: tuple[LatencyMeasurement, ...], front_ms: float) -> Mapping[tuple[str, str, str], Service]:
     """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
     counts.  One answer for all who ask, and the same services, so that memos know them at a glance."""
     fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
@@ -316,9 +314,7 @@ class Direct:
 NONE = Direct({})
 
 
-def direct(
-    problem: Problem, configuration: Configuration, max_utilisation: float, chain: Sequence[str] = ()
-) -> Direct:
+def direct(problem: Problem, configuration: Configuration, max_utilisation: float, chain: Sequence[str] = ()) -> Direct:
     """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can.  The
     variants of the `chain` that all other rows follow come first, as in the router: the others have no share there.
 

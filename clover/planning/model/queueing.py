@@ -151,7 +151,7 @@ class Service:
         """Return rows a second at the best batch size."""
         return self._capacity
 
-    def derated(self, share: float) -> Service:
+    def derate(self, share: float) -> Service:
         """Return the same worker with only `share` of the machine's time."""
         if share >= 1.0:
             return self
@@ -249,9 +249,7 @@ class Lane:
             for (part, service, size), (_, number) in own
         )
 
-    def resting_j(
-        self, rate: float, share: float = 1.0, *, batch: float | None = None, waited: bool = False
-    ) -> float:
+    def resting_j(self, rate: float, share: float = 1.0, *, batch: float | None = None, waited: bool = False) -> float:
         """Return what of `energy_j` is for the pauses of the workers, in batches of `batch` rows instead of those that
         `rate` makes if it is given, whose rows `waited` or not."""
         own = zip(self._batches(rate, share), self.groups, strict=True)
@@ -372,7 +370,7 @@ def alike(rate: float, share: float) -> float:
     return min(max(by_rate, (of_20 - 0.5) / 20 if of_20 > 1 else 0.0), share * (1.0 - 1e-9))
 
 
-def batched(
+def play_batches(
     lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
 ) -> LanePlay:
     """Return the lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the

@@ -143,9 +143,7 @@ def shared_configuration(problem: Problem, profiles: Profiles, variants: Sequenc
     if not all(may_share(problem, variants, name) for name, _ in profiles):
         return None
     first, *others = sorted(variants)
-    return tuple(
-        GroupCount(variant=first, profile=name, count=count, beside=tuple(others)) for name, count in profiles
-    )
+    return tuple(GroupCount(variant=first, profile=name, count=count, beside=tuple(others)) for name, count in profiles)
 
 
 def whole_sets(problem: Problem) -> Iterator[Configuration]:
@@ -169,7 +167,7 @@ def held_together(problem: Problem, profiles: Profiles) -> list[Configuration]:
 # --- rows that ask for an accuracy ------------------------------------------------------------------------------------
 
 
-def exchanged(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
+def exchange(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
     """Yield `configuration` if it serves the demand, else configurations that do, made from it by giving slices to
     accurate variants, the fewest slices first.
 

@@ -44,7 +44,7 @@ import msgspec
 
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem, direct, is_shared
-from clover.planning.model.queueing import Floats, Lane, Service, batched, latencies_ms, mixture_p95_ms
+from clover.planning.model.queueing import Floats, Lane, Service, latencies_ms, mixture_p95_ms, play_batches
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of
 from clover.types import Candidate, Configuration, Prediction, Routing
 
@@ -90,7 +90,7 @@ class _Dealt:
         """Return equally likely latencies, timers that tick late included."""
         if wait_ms == 0.0 and largest == 0:
             return latencies_ms(self.lane.workers, self.rate, self.share)
-        played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=rows)
+        played = play_batches(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=rows)
         return played.latencies_ms + TICK_MS if wait_ms > 0.0 else played.latencies_ms
 
     def batched_j(self, wait_ms: float, largest: int) -> float:
@@ -99,8 +99,8 @@ class _Dealt:
         A batch whose worker slept before it costs more, however many rows it has.  So where a row costs more in a batch
         than by itself, as a large one may that has to be copied, waiting pays if workers sleep, and not if they do not.
         """
-        plain = batched(self.lane, self.rate, self.share, rows=ROWS)
-        played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
+        plain = play_batches(self.lane, self.rate, self.share, rows=ROWS)
+        played = play_batches(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
         busy_j = self.lane.energy_j(self.rate, self.share) - self.lane.resting_j(self.rate, self.share)
         resting_j = self.lane.resting_j(self.rate, self.share, batch=played.batch, waited=wait_ms > 0.0)
         return busy_j * played.energy_j_per_row / plain.energy_j_per_row + resting_j

@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.cascade.evaluation import predicted, shortfall
+from clover.planning.cascade.evaluation import predict_routing, shortfall
 from clover.planning.model.cores import core_counts, cores_under, first_cores, row_of_cores, sleeping_row
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
@@ -71,13 +71,13 @@ def best_sustained(
         return found
     for part in PARTS:
         fewer = replace(problem, rate=part * problem.rate)
-        there = predicted(fewer, found.best.configuration, found.best.routing)
+        there = predict_routing(fewer, found.best.configuration, found.best.routing)
         chained = len(found.best.routing.chain) > 1
         if there is not None and not shortfall(objective, there, chained=chained):
             break
         less = best_power_state(fewer, objective, running, kept=kept, seed=seed)
         if less.best.feasible:
-            whole = predicted(problem, less.best.configuration, less.best.routing)
+            whole = predict_routing(problem, less.best.configuration, less.best.routing)
             if whole is None or whole.utilisation > WASTED * found.best.prediction.utilisation:
                 break
             why = shortfall(objective, whole, chained=len(less.best.routing.chain) > 1)
@@ -166,9 +166,7 @@ def power_bound(problem: Problem, objective: Objective) -> float:
     return max((hope for hope, _ in _hopes(problem, objective, ())), default=-math.inf)
 
 
-def _hopes(
-    problem: Problem, objective: Objective, running: Sequence[Assignment]
-) -> Iterator[tuple[float, PowerState]]:
+def _hopes(problem: Problem, objective: Objective, running: Sequence[Assignment]) -> Iterator[tuple[float, PowerState]]:
     """Yield what each state that can be planned may score at best, idle energy included."""
     for state in power_states(problem, running):
         part = replace(problem, devices=state.devices)

@@ -20,7 +20,7 @@ from clover.errors import PlanError
 from clover.planning.cascade.evaluation import evaluate
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem, direct, is_shared, measured, variants_of
-from clover.planning.packing.candidates import exchanged
+from clover.planning.packing.candidates import exchange
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.types import Candidate, ChainPoint, Configuration
 
@@ -159,7 +159,7 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
         for counts in (*(item.counts for item in solution.found), *(counts for counts, _ in loaded)):
             groups = [group for at in range(len(point.chain)) for group in form.configuration(counts, at)]
             met = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
-            for configuration in exchanged(problem, met, objective.max_utilisation):
+            for configuration in exchange(problem, met, objective.max_utilisation):
                 candidate = evaluate(problem, objective, configuration, point)
                 if candidate.feasible:
                     good.append(candidate)

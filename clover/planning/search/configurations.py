@@ -37,7 +37,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem, best_whole, fitting, measured
 from clover.planning.model.shares import Mix, balanced_mix
-from clover.planning.packing.candidates import configurations_of, exchanged, kinds_of
+from clover.planning.packing.candidates import configurations_of, exchange, kinds_of
 from clover.planning.packing.evaluation import (
     LATE,
     ConfigurationLanes,
@@ -137,7 +137,7 @@ def _mixed(
         now = None
     space = every(problem)
     if space is None:
-        return annealed(problem, objective, running if now is not None else (), seed)
+        return anneal(problem, objective, running if now is not None else (), seed)
     if not space:
         raise PlanError("the family was not measured on every profile of any layout: profile it for these devices")
     return search(problem, objective, space, running=now, kept=kept)
@@ -226,7 +226,7 @@ def search(
 # --- many -------------------------------------------------------------------------------------------------------------
 
 
-def annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> SearchResult:
+def anneal(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> SearchResult:
     """Return the best of what the kernel meets, and of what runs."""
     now = configuration_of(tuple(running)) if running else None
     try:
@@ -259,12 +259,12 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
             if spending.exhausted or (len(good) >= ALTERNATIVES and item.value + _SLACK * margin <= max(good)):
                 break
             beat = max(good) if len(good) >= ALTERNATIVES else -math.inf
-            for made in exchanged(problem, form.configuration(item.counts), objective.max_utilisation):
+            for made in exchange(problem, form.configuration(item.counts), objective.max_utilisation):
                 if made not in seen and not spending.exhausted:
                     seen[made] = evaluate(problem, objective, made, standby=False, beat=beat, spending=spending)
     if problem.demand and not any(candidate.feasible for candidate in seen.values()):
         for counts, _ in starts:
-            for made in exchanged(problem, form.configuration(counts), objective.max_utilisation):
+            for made in exchange(problem, form.configuration(counts), objective.max_utilisation):
                 if made not in seen:
                     seen[made] = evaluate(problem, objective, made, standby=False)
     if not any(candidate.feasible for candidate in seen.values()):

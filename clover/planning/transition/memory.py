@@ -56,7 +56,7 @@ class MemoryNeeds:
         self._cells[cell] = held_bytes
         self._context[cell[1]] = context_bytes
 
-    def of(self, workers: Iterable[Assignment]) -> int | None:
+    def process_bytes(self, workers: Iterable[Assignment]) -> int | None:
         """Return the bytes of one process that serves all of `workers`, which are at one placement; None if that is not
         known."""
         total, context = 0, 0
@@ -195,15 +195,15 @@ class Swap:
         """Return what the process at `place` holds and what the one that comes there will."""
         needs = self.memory.needs
         here = [item for item in self.running if item.placement.id == place]
-        old = self.memory.held(other.placement) or needs.of(here)
-        new = needs.of(self._coming(place))
+        old = self.memory.held(other.placement) or needs.process_bytes(here)
+        new = needs.process_bytes(self._coming(place))
         return None if old is None or new is None else old + new
 
     def _of_all_that_load(self, other: Assignment) -> int | None:
         """Return what all workers hold that come to the device of `other`."""
         device = other.placement.device
         places = dict.fromkeys(item.placement.id for item in self.target if item.placement.device == device)
-        found = [self.memory.needs.of(self._coming(place)) for place in places]
+        found = [self.memory.needs.process_bytes(self._coming(place)) for place in places]
         return None if None in found else sum(filter(None, found))
 
     def _coming(self, place: str) -> list[Assignment]:

@@ -120,7 +120,7 @@ def plan_transition(
     )
     before, after = (placed(items, counted) for items in (running, target))
     limit = _limit(floor, sum(before.values()), sum(after.values()))
-    rounds = _Rounds(jobs, before, after, limit).planned()
+    rounds = _Rounds(jobs, before, after, limit).plan_rounds()
     gentle = {device.device for device in devices if device.overlap} if running else set()
     steps = _Steps(running, gentle).written(rounds)
     return transition_of(
@@ -412,7 +412,7 @@ class _Rounds:
         )
         self._low = self._lowest()
 
-    def planned(self) -> list[_Round]:
+    def plan_rounds(self) -> list[_Round]:
         """Return the rounds; the last is for what leaves at the end."""
         if not (self._lost or self._first or self._last or self._exchanges):
             return []

@@ -273,7 +273,7 @@ class Fifo:
 
     # --- p95 ----------------------------------------------------------------------------------------------------------
 
-    def glanced_p95_ms(self, counts: Counts, shares: Floats) -> float:
+    def glance_p95_ms(self, counts: Counts, shares: Floats) -> float:
         """Return p95 of one configuration by short plays; `UNBOUNDED_MS` if a lane cannot keep up."""
         lanes = lanes_of(self.problem, self.configuration(counts))
         parts = []
@@ -283,7 +283,7 @@ class Fifo:
                 return UNBOUNDED_MS
             step = math.ceil(math.log(max(self.problem.rate * share, 1e-3)) / _RATE_STEP - 1e-9)
             rate = min(math.exp(step * _RATE_STEP), _STABLE * lane.capacity)
-            parts.append((share, _glanced(lane.workers, rate, round(max(0.05, share) * 20) / 20)))
+            parts.append((share, _glance(lane.workers, rate, round(max(0.05, share) * 20) / 20)))
         return min(UNBOUNDED_MS, mixture_p95_ms(parts))
 
     def candidate(self, counts: Counts, forms: ClosedForms, row: int, p95_ms: float | None = None) -> Candidate:
@@ -329,7 +329,7 @@ class Fifo:
 
 
 @lru_cache(maxsize=16384)
-def _glanced(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
+def _glance(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
     return quantiles(play(workers, _arrivals(share) / rate)[_WARM_UP:] * 1e3 + workers[0].front_ms, _QUANTILES)
 
 

@@ -77,7 +77,7 @@ class PaperFleet:
             total += unit.times * unit.deals.counts[deal]
         return total
 
-    def drawn(self, rng: Random) -> tuple[tuple[int, ...], Counts]:
+    def draw_raw(self, rng: Random) -> tuple[tuple[int, ...], Counts]:
         """Return a point of the raw space: each unit draws a layout, and then a variant for each of its slices."""
         code: list[int] = []
         total = np.zeros(len(self.keys), dtype=np.int64)
@@ -189,7 +189,7 @@ def neighbour(fleet: PaperFleet, centre: At, rng: Random) -> At:
     return _moved(fleet, moved, second, left, rng)[0]
 
 
-def drawn_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
+def draw_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
     """Return what comes of drawing a layout and a variant for each slice until an unseen neighbour comes up, and
     whether one did within `TRIES`; else an unseen deal, near or not, and None if all were seen.
 

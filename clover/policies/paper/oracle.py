@@ -24,7 +24,7 @@ from clover.planning.model.problem import fitting
 from clover.planning.packing.candidates import Kinds, configurations_of, kinds_of
 from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
 from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
-from clover.policies.paper.walk import Trial, look
+from clover.policies.paper.walk import Trial, evaluate
 from clover.types import Candidate
 
 SMALL = 5_000
@@ -60,7 +60,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
     asked = chosen = 0
     for row in order[:_ASKED]:
         asked += 1
-        p95_ms = fifo.glanced_p95_ms(rows[row], forms.shares[row])
+        p95_ms = fifo.glance_p95_ms(rows[row], forms.shares[row])
         if best is None and p95_ms <= _MARGIN * slo_ms:
             longer = fifo.candidate(rows[row], forms, row)
             if longer.feasible:
@@ -72,7 +72,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
     if best is not None:
         ranked = sorted(others, key=lambda item: (not item.feasible, -item.score))
         return Best([best, *ranked], asked, len(rows), True, chosen)
-    looks = sorted(((look(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
+    looks = sorted(((evaluate(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
     least, chosen = looks[0]
     longer = fifo.candidate(least.counts, least.forms, 0)
     rest = [item.candidate for item, _ in looks[1:]]
@@ -129,15 +129,15 @@ def best_free(fifo: Fifo, kinds: PaperFleet, fleet: PaperFleet, running: At | No
         sizes = [len(unit.deals.counts) for unit in kinds.units]
         at = tuple(int(deal) for deal in np.unravel_index(known.row, sizes))
     except PlanError:  # several kinds with too many deals together: kind by kind first
-        at = climbed(fifo, kinds, kinds.base(fifo.problem))[-1].at
+        at = climb(fifo, kinds, kinds.base(fifo.problem))[-1].at
     spread = tuple(deal for unit, deal in zip(kinds.units, at, strict=True) for _ in range(unit.times))
     others = [] if known is None else known.candidates
     best = others[0] if others else None
-    steps = climbed(fifo, fleet, spread)
+    steps = climb(fifo, fleet, spread)
     if running is not None:
-        standing = look(fifo, fleet.counts(running))
+        standing = evaluate(fifo, fleet.counts(running))
         if standing.candidate.feasible and standing.rank < steps[0].look.rank:
-            steps += climbed(fifo, fleet, running)
+            steps += climb(fifo, fleet, running)
     steps.sort(key=lambda step: step.look.rank)
     for step in steps[:_VERIFIED]:
         candidate = step.look.candidate
@@ -166,13 +166,13 @@ class ClimbStep:
     look: Trial
 
 
-def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
+def climb(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
     """Return the steps of a climb from `start`, which is the first; each is better than the one before.
 
     A step takes the best new deal of one unit that keeps the limits, and gives it to as many of the units that are
     equal to that one as makes f better still.
     """
-    at, here = start, look(fifo, fleet.counts(start))
+    at, here = start, evaluate(fifo, fleet.counts(start))
     way = [ClimbStep(at, here)]
     for _ in range(_ROUNDS):
         standing = _standing(fleet, at)
@@ -201,7 +201,7 @@ def _better(fifo: Fifo, rows: Counts, than: Trial) -> tuple[int, Trial] | None:
     hopeful = (forms.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~forms.late & (forms.score > least)
     order = [row for row in np.argsort(-forms.score, kind="stable").tolist() if hopeful[row]]
     for row in order[:_TRIED]:
-        found = look(fifo, rows[row])
+        found = evaluate(fifo, rows[row])
         if found.candidate.feasible and found.candidate.score > least:
             return row, found
     return None

@@ -14,7 +14,7 @@ from clover.planning.search.configurations import SearchResult
 from clover.policies.paper.fifo import Fifo, stacked
 from clover.policies.paper.fleet import At, PaperFleet, fleet_of
 from clover.policies.paper.oracle import Best, alike, best_free, best_of, every
-from clover.policies.paper.walk import Walk, annealed, punished, punished_as_artifact, wandered
+from clover.policies.paper.walk import Walk, anneal, punish, punish_as_artifact, wander
 from clover.policies.plans import plan_of
 from clover.types import Candidate, DeviceShape, GroupCount, Placement, Plan, State
 
@@ -33,8 +33,8 @@ class CloverPolicy:
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
-        walk = annealed(fifo, fleet, start, _random(state), punished, drawn=False, known=known)
-        return _walked(state, fifo, walk, self.name, "simulated annealing over the configuration graph")
+        walk = anneal(fifo, fleet, start, _random(state), punish, drawn=False, known=known)
+        return _walk_plan(state, fifo, walk, self.name, "simulated annealing over the configuration graph")
 
 
 class CloverArtifactPolicy:
@@ -48,9 +48,9 @@ class CloverArtifactPolicy:
         fifo = _fifo(state, ARTIFACT_LAMBDA)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
         start, known = _start(state, fifo.problem, fleet)
-        walk = annealed(fifo, fleet, start, _random(state), punished_as_artifact, drawn=True, known=known)
+        walk = anneal(fifo, fleet, start, _random(state), punish_as_artifact, drawn=True, known=known)
         words = "simulated annealing over the configuration graph of one device, all alike, with the artifact's penalty"
-        return _walked(state, fifo, walk, self.name, words)
+        return _walk_plan(state, fifo, walk, self.name, words)
 
 
 class BloverPolicy:
@@ -63,8 +63,8 @@ class BloverPolicy:
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
-        walk = wandered(fifo, fleet, start, _random(state), known=known)
-        return _walked(state, fifo, walk, self.name, "random search over layouts and variants")
+        walk = wander(fifo, fleet, start, _random(state), known=known)
+        return _walk_plan(state, fifo, walk, self.name, "random search over layouts and variants")
 
 
 class Co2OptPolicy:
@@ -114,7 +114,7 @@ class OraclePolicy:
 def _fifo(state: State, lam: float | None = None) -> Fifo:
     """Return the problem under the paper's objective, whatever form is configured.  `lam`: L if none is
     configured."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     objective = replace(given.objective, form="paper")
     if lam is not None and state.objective.lam is None:
         objective = replace(objective, lam=lam)
@@ -142,8 +142,8 @@ def _smallest(problem: Problem, device: DeviceShape, variant: str) -> tuple[Plac
     return min(fitting, key=lambda layout: (-len(layout), sum(item.slices for item in layout)), default=())
 
 
-def _walked(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Plan:
-    candidates = walk.found()
+def _walk_plan(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Plan:
+    candidates = walk.rank()
     best = Best(candidates, walk.times, walk.times, True)
     return _plan(state, fifo, best, policy, f"{words}, on a model instead of live traffic")
 

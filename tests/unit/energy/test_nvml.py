@@ -384,7 +384,7 @@ def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Tr
         meter, account = await board.meter(), Account(pue=1.0)
         before = meter.sample(0)
         account.add_device("gpu0", 7)
-        account.window(before, GRID)
+        account.close_window(before, GRID)
         worker = account.attach(
             WorkerMeter(
                 family="m", variant="v", device="gpu0", placement="p", slices=3, profiled=ProfiledEnergy((1.0, 1.0))
@@ -408,7 +408,7 @@ def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Tr
                 assert sample.total_j >= before.total_j
                 assert (sample.at_ns, sample.epoch) >= (before.at_ns, before.epoch)
                 before = sample
-                account.window(sample, GRID)
+                account.close_window(sample, GRID)
         line = account.devices()["gpu0"]
         parts = [float(line[f"{name}_j"]) for name in LINES]
         measured_j = float(line["measured_j"])

@@ -169,7 +169,7 @@ class Meter:
 
     async def measure_resident(self) -> None:
         self._gpu.rested.append(any(self._gpu.users.values()))
-        self.idle.measured(85.0)
+        self.idle.set_resident(85.0)
 
     def sample(self, now_ns: int) -> EnergySample:
         at_ns = self.looks * 1_000_000_000

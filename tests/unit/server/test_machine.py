@@ -36,7 +36,7 @@ class Idle(NvmlMeter):
     def __init__(self, awake: bool) -> None:
         self.method = "measured"
         self.idle = BoardIdle(50.0)
-        self.idle.measured(90.0)
+        self.idle.set_resident(90.0)
         self._awake = awake
 
     @property
@@ -152,7 +152,7 @@ def test_what_a_context_costs_is_measured_before_the_first_row_if_it_is_not_know
             self.idle = BoardIdle(50.0, resident_w=80.0 if known else None)
 
         async def measure_resident(self, sleep: Any = None) -> None:
-            self.idle.measured(87.0)
+            self.idle.set_resident(87.0)
 
     machine: Any = Machine.__new__(Machine)
     gpus = [SimpleNamespace(name=f"gpu{i}", uuid=f"GPU-{i}") for i in range(3)]

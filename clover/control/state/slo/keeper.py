@@ -57,7 +57,7 @@ class SloLog:
         self._logged_s = -math.inf
         self._logged = False  # whether the miss under way was logged
 
-    def look(self, now_s: float, observed: dict[str, float], slo_ms: float, doing: Callable[[], str]) -> None:
+    def observe(self, now_s: float, observed: dict[str, float], slo_ms: float, doing: Callable[[], str]) -> None:
         """Note what one look at the family saw, and log a miss or its end.  `doing` says what is done about a missed
         SLO."""
         p95_ms, rows = observed.get("p95_ms"), observed.get("queue_rows", 0.0)
@@ -112,7 +112,7 @@ class SloKeeper:
         """Monotonic time since when the SLO is missed; NaN while it is met."""
         return self._log.missed_s
 
-    def look(
+    def observe(
         self, seen: SloSight, observed: dict[str, float], doing: Callable[[], str], alarm: Callable[[], str]
     ) -> str:
         """Follow what one look at the family saw; return why to plan, in words, empty if there is no reason.  `doing`
@@ -120,15 +120,15 @@ class SloKeeper:
         if seen.slo_ms != self._slo_ms:
             self._withdraw(f"its SLO is {seen.slo_ms:g} ms now")
             self._slo_ms, self._log = seen.slo_ms, SloLog(self._name)
-            self.pressure.met()
+            self.pressure.forget_misses()
         self.late, self.bound = seen.late, seen.bound
         if seen.late:
             self._late_s = seen.now_s
-        closed = self.windows.look(seen.now_s, seen.p95_ms, seen.queue_rows > 0.0, seen.slo_ms)
-        self._log.look(seen.now_s, observed, seen.slo_ms, doing)
+        closed = self.windows.observe(seen.now_s, seen.p95_ms, seen.queue_rows > 0.0, seen.slo_ms)
+        self._log.observe(seen.now_s, observed, seen.slo_ms, doing)
         if math.isnan(self.missed_s):
-            self.pressure.met()
-        reason = self.pressure.look(seen, self.windows, closed)
+            self.pressure.forget_misses()
+        reason = self.pressure.observe(seen, self.windows, closed)
         self._judge(seen, alarm)
         return reason
 

@@ -89,7 +89,7 @@ class SloPressure:
         """Whether raising the factor brought nothing, or it cannot be raised further."""
         return self._futile >= FUTILE or self.factor >= MOST
 
-    def look(self, seen: SloSight, windows: SloWindows, closed: bool) -> str:
+    def observe(self, seen: SloSight, windows: SloWindows, closed: bool) -> str:
         """Raise or lower the factor if it is time (`closed`: a window ended just now); return why to plan, in words,
         empty if it stays."""
         if self._runs[0] is not seen.deployment or self._runs[1] is not seen.routing:
@@ -114,7 +114,7 @@ class SloPressure:
         self._late_s = math.nan
         return "" if drains else self._raise(seen)
 
-    def met(self) -> None:
+    def forget_misses(self) -> None:
         """Note that the SLO is met again: what the last miss showed no longer counts."""
         self._futile, self._raised = 0, None
 

@@ -56,7 +56,7 @@ class WaitWatch:
         self._waiting_s = math.inf  # since when some row or other waits
         self._late = 0
 
-    def look(self, seen: WaitSight) -> str:
+    def observe(self, seen: WaitSight) -> str:
         """Judge the waits in force by what is seen; return why to plan, in words, empty if there is no reason."""
         begin = bool(seen.wait_ms) and not self._wait_ms
         if seen.wait_ms != self._wait_ms:

@@ -39,7 +39,7 @@ class SloWindows:
         self._ring: deque[SloWindow] = deque()
         self._end_s = math.nan
 
-    def look(self, now_s: float, p95_ms: float | None, waiting: bool, slo_ms: float) -> bool:
+    def observe(self, now_s: float, p95_ms: float | None, waiting: bool, slo_ms: float) -> bool:
         """Note the p95 of what was answered lately (None: nothing was), and whether rows are `waiting`; return whether
         a window ended."""
         if math.isnan(self._end_s):
