@@ -1,14 +1,16 @@
-"""Carries out the commands of an operator (`clover.verbs`); every one is recorded as a decision.
+"""Carries out the commands of an operator (`clover.verbs`) and records each as a decision.
 
-An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
-configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
-SLO (`clover.control.plan.gate`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
-says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
-breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
-limit stricter: when there is more load than any plan can serve, that is what an operator has left.
+An operator's change is applied in every mode.  Two changes are refused, and a refused command changes nothing:
 
-A command that is answered is in force, and one that raises an error is not.  What `set` changed is in force also if no
-plan can be made for it yet: its `warnings` say why, and the controller goes on trying.
+- a loss of capacity that the configuration does not allow;
+- without `force: true`, a plan that is predicted to break the accuracy floor or the SLO (`clover.control.plan.gate`).
+
+The second rule is for what the operator chose: a pin, or an `apply` or `set` that says what to plan with.  It never
+refuses what an operator has left when something goes wrong: BASE (the answer says what it breaks), lifting a pin, an
+`apply` without arguments (the controller's own plan), and a `set` that makes no limit stricter.
+
+A command that is answered is in force; a command that raises an error is not.  If no plan can be made yet for what
+`set` changed, the change is in force all the same: `warnings` say why, and the controller keeps trying.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ class Review:
 
 
 class Commands:
-    """Carries out the commands of operators, one at a time and never during a look."""
+    """Carries out the commands of operators, one at a time and never during a poll."""
 
     def __init__(self, context: Context, planner: Planner, executor: Executor, device_watch: DeviceWatch) -> None:
         self._context = context
@@ -251,8 +253,8 @@ class Commands:
     async def _foresee(
         self, families: list[Family], targets: dict[str, Targets], reviews: dict[str, Review], operator: str
     ) -> None:
-        """Raise Conflict if one of `families` could not be held to its new targets: before any of them has changed, and
-        also in modes that make no plan."""
+        """Raise Conflict if one of `families` could not keep its new targets.  It is asked before any of them has
+        changed, and also in modes that make no plan."""
         for family in families:
             review = reviews.get(family.name)
             if review is None:
@@ -306,7 +308,7 @@ class Commands:
             log.info("%s: %s %s by %s: %s", family.name, verb, action, operator, detail)
 
     def _log_targets(self, family: Family, targets: Targets, mode: Mode | None, operator: str) -> None:
-        """Log what `set` changes, and from what to what."""
+        """Log what `set` changes, with the old and the new value."""
         old, new = vars(family.targets), vars(targets)
         changed = [f"{_TARGET_NAMES[key]} from {old[key]} to {new[key]}" for key in old if old[key] != new[key]]
         if mode is not None and mode != self._context.mode_of(family):
@@ -315,7 +317,7 @@ class Commands:
             log.info("%s: %s by %s", family.name, ", ".join(changed), operator)
 
     def _check_trials(self, model: str | UnsetType) -> None:
-        """Raise Conflict if a new version is being tried beside a family that another plan would move."""
+        """Raise Conflict if another plan would move a family beside which a new version is being tried."""
         for family in self._families(model):
             if family.trial:
                 raise Conflict(
@@ -423,7 +425,7 @@ def _groups(configuration: Any) -> list[GroupCount]:
 
 
 def _targets(family: Family, asked: PlanCommand | SetCommand) -> Targets:
-    """Return the targets of a family with those that are asked for."""
+    """Return the targets of a family, with those that the command sets."""
     targets = family.targets
     floor, slo_ms = _number(asked.accuracy_floor), _number(asked.slo_ms)
     best = max(accuracies(family.profile).values(), default=0.0)

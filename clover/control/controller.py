@@ -1,31 +1,32 @@
-"""The controller: looks at every family, plans if there is a reason, and verifies what it deployed.
+"""The controller: observes every family each second, plans if there is a reason, and verifies what it deployed.
 
-Every second it looks at each family (`state.triggers` says what counts as a reason).  For a reason the state goes
-to the policy in the solver process and a plan comes back (`plan.planner`).  Routing is the fast knob: a plan of the
-configuration that runs is applied at once.  Configuration is the slow one: it changes never to a configuration that was
-rolled back lately, and never with a loss of capacity unless allowed (`plan.gate`).  If it may not change, the workers
-that run stay, routed as well as they can be, and it is tried again when the hold ends.  A new deployment is verified
-(`watch.verification`), and rolled back and backed off (60 s, doubling) if it is bad (`plan.executor`).
+**From a reason to a plan.**  `state.triggers` says what counts as a reason.  The state then goes to the policy in the
+solver process, and a plan comes back (`plan.planner`).  Routing is the fast knob: if the plan keeps the configuration
+that runs, it is applied at once.  Configuration is the slow knob: it never changes to one that was rolled back lately,
+and never with a loss of capacity unless that is allowed (`plan.gate`).  If the configuration may not change yet, the
+workers that run are routed as well as they can be, and the change is tried again when the hold ends.  A new deployment
+is verified (`watch.verification`).  A bad one is rolled back, and its configuration is left alone for 60 s, then twice
+as long each time (`plan.executor`).
 
-Devices come first (`watch.devices`): workers on a GPU that is lost are given up at once; then, as the mode allows, a
+**Devices come first** (`watch.devices`).  Workers on a lost GPU are given up at once.  Then, if the mode allows it, a
 plan is made for what is left, and another one when the GPU is back or a slot cannot be used any more.  A family that
-lost all its workers is like one before the start.  A change of configuration may not take capacity below the floor: the
-configured share of BASE's, what arrives now, and in any case one worker that answers.  If that cannot be, it is refused
-with how low capacity would go and for how long, unless the configuration allows it.
+lost all its workers is treated as before its start.
 
-Guard.  If a family's answers drift from its profile (`clover.runtime.guard.guard`), its router acts at once, and a plan
-follows that gives up half of the accuracy it might, or none, so that workers of more accurate variants are there.
+**Capacity floor.**  A change of configuration may not take capacity below the configured share of BASE's, below what
+arrives now, or below one worker that answers.  A change that would is refused, with how low capacity would fall and for
+how long, unless the configuration allows it.
 
-Demand.  Rows that ask for an accuracy that no worker reaches wait while a plan with such a worker is made, at once and
-not at the next look (`state.demand`).
+**Guard.**  If a family's answers drift from its profile (`clover.runtime.guard.guard`), its router acts at once.  A
+plan follows that gives up half as much accuracy, or none, so that workers of more accurate variants are there.
 
-Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
-plans after the first, but a pinned family follows its devices.  In every mode the first plan is made and applied by the
-policy, and an operator may act.  Freezing holds everything as it is, routing included, until it is lifted; an operator
-may act.
+**Demand.**  If rows ask for an accuracy that no worker reaches, a plan with such a worker is made at once
+(`state.demand`); the rows wait for it.
 
-Looks and commands exclude each other (`Context.lock`).  All of it runs on the event loop; only the arithmetic is
-elsewhere.
+**Modes.**  In every mode the policy makes the first plan, that plan is applied, and an operator may act.  `active`: as
+above.  `observe`: later plans are made and recorded but not applied.  `off`: no later plans, except that a pinned
+family follows its devices.  Freezing holds everything as it is, routing included, until it is lifted.
+
+Polls and commands exclude each other (`Context.lock`).  Everything runs on the event loop except the arithmetic.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ from clover.types import FamilyProfile, FamilySpec, FrontLag
 log = logging.getLogger("clover.control")
 
 INTERVAL_S = 1.0
-"""Seconds between two looks.  Grids and loads that a plan can follow move more slowly, as a change of workers takes
+"""Seconds between two polls.  Grids and loads that a plan can follow move more slowly, as a change of workers takes
 seconds itself."""
 
 START = PlanRequest(trigger="start", force=True)
@@ -82,7 +83,7 @@ class Controller:
     lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
     `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
     do.  `least_saving`: what a routing has to spare to be worth its accuracy (None: anything).  `interval_s`: the
-    seconds between two looks, by default `INTERVAL_S`.
+    seconds between two polls, by default `INTERVAL_S`.
     """
 
     def __init__(
@@ -124,8 +125,8 @@ class Controller:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def add(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> Family:
-        """Take a family under control without planning yet: for all families before the first plan, so that each
-        plans with its own share of the machine."""
+        """Take a family under control without planning yet.  Call it for all families before the first plan, so that
+        each plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
         self.context.families[family.name] = family
         self.learner.add(family)
@@ -135,12 +136,12 @@ class Controller:
         return family
 
     def reserve(self, name: str, share: float) -> None:
-        """Give a family, also one that is served without a plan, its part of the devices."""
+        """Give a family its part of the devices, even if it is served without a plan."""
         self.context.device_pool.name(name, share)
         self.context.device_pool.assign(self.context.occupied())
 
     async def start(self, *, initial: bool = True) -> None:
-        """Deploy the first plan of every family (`initial`), then keep looking.  StartError if a first plan cannot be
+        """Deploy the first plan of every family (`initial`), then keep polling.  StartError if a first plan cannot be
         made or applied, or if there are fewer GPUs than families."""
         if short := self.context.device_pool.short():
             raise StartError(short)
@@ -176,7 +177,7 @@ class Controller:
             self._decline(family)
 
     async def _make_room(self, family: Family) -> None:
-        """Have families that run leave the places that are `family`'s by now."""
+        """Have running families leave the places that are now `family`'s."""
         context = self.context
         for other in context.families.values():
             if other is family or not context.must_move(other) or context.frozen_of(other):
@@ -185,7 +186,7 @@ class Controller:
             try:
                 await self._planner.plan_and_apply(other, request)
             except CloverError as error:
-                log.warning("%s: makes no room for %s: %s", other.name, family.name, error)
+                log.warning("%s: cannot make room for %s: %s", other.name, family.name, error)
 
     async def adopt(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> None:
         """Take a family under control and deploy its first plan.  StartError if that fails; the family is then dropped
@@ -198,7 +199,7 @@ class Controller:
             raise
 
     async def release(self, name: str) -> None:
-        """Drain all workers of a family, unmake its instances and forget it."""
+        """Drain all workers of a family, remove its instances and forget it."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
@@ -207,7 +208,7 @@ class Controller:
                 await family.applier.clear()
 
     async def stop(self) -> None:
-        """Stop looking, break off commands and end the solver.  Workers stay; a transition under way is left where it
+        """Stop polling, break off commands and end the solver.  Workers stay; a transition under way is left where it
         is, and no other begins."""
         self._stopped = True
         tasks = [*self._commanded, *(task for task in (self._task, self._hasty) if task is not None)]
@@ -233,10 +234,10 @@ class Controller:
         try:
             await self.poll()
         except Exception:
-            log.exception("a look of the controller failed")
+            log.exception("the controller's poll failed")
 
     async def poll(self) -> None:
-        """Look once at every family and act if there is a reason; trouble with one does not keep it from others."""
+        """Poll every family once and act if there is a reason; trouble with one does not keep the others from it."""
         context = self.context
         async with context.lock:
             await context.read_grid()
@@ -247,7 +248,7 @@ class Controller:
                     await self._poll_family(family)
                     self._decline(family)
                 except Exception:
-                    log.exception("%s: a look of the controller failed", family.name)
+                    log.exception("%s: the controller's poll of it failed", family.name)
             context.count_parked()
             self.ledger_files.poll(context.families.values(), context.monotonic(), context.grid.now())
             self.shadows.poll()
@@ -255,10 +256,10 @@ class Controller:
             self.learner.save()
 
     def poll_soon(self) -> None:
-        """Look soon, as rows wait for a worker that is not there; once between two looks at most."""
+        """Poll soon, because rows wait for a worker that is not there; once between two polls at most."""
         now_s = self.context.monotonic()
         if self._stopped or now_s < self._hasty_s + self._interval_s:
-            return  # the next look will do
+            return  # the next poll will do
         if self._hasty is None or self._hasty.done():
             self._hasty_s = now_s
             self._hasty = control_task(self._poll_safely())
@@ -361,7 +362,7 @@ class Controller:
             raise
 
     async def _run_command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """Carry out a command; refuse the rows at once for which no worker will come after it."""
+        """Carry out a command; then refuse at once the rows for which no worker will come after it."""
         try:
             return await self._commands.run(verb, arguments, operator)
         finally:

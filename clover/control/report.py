@@ -49,7 +49,7 @@ def report(
 
 
 def intensity(reading: Reading, trouble: str = "") -> dict[str, Any]:
-    """Return a reading with a label that says in words how it is known, and what failed if something stands in."""
+    """Return a reading with a label that says how it is known, and what failed if something stands in."""
     return {**msgspec.to_builtins(reading), "label": describe(reading), "trouble": trouble}
 
 
@@ -68,7 +68,7 @@ def _transition(transition: Transition) -> dict[str, Any]:
 
 
 def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
-    """Return a deployment for people."""
+    """Return a deployment in a form for people."""
     return [
         {
             "placement": item.placement.id,
@@ -246,8 +246,8 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
 
 
 def _terms(context: Context, family: Family, saved_here: dict[str, Any] | None) -> str:
-    """Return what the policy in force may give up, by which means, and what it saved; `saved_here` is the family's
-    part of the state.  Empty if the policy trades nothing by an accuracy budget."""
+    """Return what the policy in force may give up, by which means, and what it saved; `saved_here` is the family's part
+    of the state.  Empty if the policy has no accuracy budget."""
     policy, config = context.policy_of(family), context.config
     points = family.config.accuracy_budget
     if policy not in BUDGETED or not points:

@@ -1,4 +1,4 @@
-"""The state of a server (`GET /v2/clover/state`) in words, for all that show it: what is wrong, and what is not."""
+"""Puts the state of a server (`GET /v2/clover/state`) into words, for everything that shows it."""
 
 from __future__ import annotations
 
@@ -97,11 +97,9 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
 
 
 def verdict(answer: Mapping[str, Any]) -> str:
-    """Return what can be said of the models of a server without troubles.
-
-    Whether targets are met is open before something was answered, and while what was seen is above a target by too few
-    answers to tell.  A model without a profile is served, but is not controlled: it has no targets.
-    """
+    """Return what can be said of the models of a server without troubles.  Whether targets are met is open before
+    something was answered, and while too few answers are above a target to tell.  A model without a profile is served
+    but not controlled: it has no targets."""
     totals = (answer.get("totals") or {}).get("models", {})
     free = [name for name in totals if name not in answer["models"] and totals[name].get("state") == "READY"]
     if not answer["models"] and not free:
@@ -134,7 +132,7 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is above its target and no trouble, because it is seen of few answers."""
+    """Yield the targets that are missed by too few answers to count as trouble."""
     targets, p95 = model["targets"], (model.get("observed") or {}).get("p95_ms")
     if p95 is not None and "slo_ms" in targets and p95 > targets["slo_ms"]:
         yield f"SLO (p95 {p95:.3g} ms of {targets['slo_ms']:.3g} ms)"
@@ -144,7 +142,7 @@ def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str
 
 
 def few_rows(totals: Mapping[str, Any]) -> bool:
-    """Return whether too few rows were answered to judge their accuracy: one that was hard moves the mean by points."""
+    """Return whether too few rows were answered to judge their accuracy: a single hard row moves the mean by points."""
     rows = totals.get("rows")
     return rows is not None and sum(rows.values()) < LEAST_ROWS
 
@@ -171,7 +169,7 @@ Item = dict[str, Any]
 
 
 def by_worker(assignments: Iterable[Item]) -> list[list[Item]]:
-    """Return assignments of the state, those of one placement together: one worker serves them."""
+    """Return the assignments of the state grouped by placement: one worker serves those of a placement."""
     workers: dict[str, list[Item]] = {}
     for number, item in enumerate(assignments):
         workers.setdefault(item.get("placement") or str(number), []).append(item)
@@ -201,7 +199,7 @@ def pin_sentence(model: Mapping[str, Any]) -> str:
 
 
 def control_words(answer: Mapping[str, Any]) -> str:
-    """Return by what the server plans, and whether it does."""
+    """Return the policy and mode by which the server plans, and whether it plans."""
     return f"policy {answer.get('policy')}, mode {answer.get('mode')}{f', {FROZEN}' if answer.get('frozen') else ''}"
 
 
@@ -227,7 +225,7 @@ def targets_words(model: Mapping[str, Any]) -> str:
 
 
 def slo_source(model: Mapping[str, Any]) -> str:
-    """Return where a p95 target that nobody gave comes from; "" if it was given."""
+    """Return where a p95 target comes from that was not given; "" if it was given."""
     source = model["targets"].get("slo_source", "given")
     return "" if source == "given" else f"that p95 target is {source}"
 
@@ -251,7 +249,7 @@ def comparisons(saved: Mapping[str, Any] | None) -> dict[str, Item]:
 
 
 def summarize_saving(comparison: Mapping[str, Any]) -> str:
-    """Return what was saved against one baseline in a few words; in all of them if it has no few."""
+    """Return what was saved against one baseline in a few words, or in all of them if there is no short form."""
     return str(comparison.get("short", comparison["words"]))
 
 

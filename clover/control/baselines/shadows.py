@@ -1,4 +1,4 @@
-"""The shadows of all families: given each energy window as it is closed, and the fixed mixes that the solver finds."""
+"""The shadows of all families: each gets every energy window as it is closed, and the fixed mixes from the solver."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ FindAlternatives = Callable[[State], Awaitable[tuple[Fixed, ...]]]
 
 
 class Shadows:
-    """The shadows by family.  That of a family which is unloaded stays, and is continued when it is loaded again."""
+    """The shadows by family.  If a family is unloaded, its shadow stays, and continues when the family is loaded
+    again."""
 
     def __init__(self, context: Context, alternatives: FindAlternatives | None) -> None:
         self._context = context
@@ -60,8 +61,8 @@ class Shadows:
             self._known[name].compare(spans.families[name], Overheads.none(), spans.seconds, grid_s)
 
     def _part(self, family: str, device: str) -> float:
-        """Return the part of a device's unheld energy that is a family's: its share, or its part of a GPU; of the host
-        beside GPUs an equal part."""
+        """Return the family's part of a device's energy that no worker holds: its share, or its part of a GPU; of the
+        host of GPUs an equal part."""
         device_pool = self._context.device_pool
         if device not in device_pool.shapes():
             return 1.0 / max(len(self._context.families), 1)

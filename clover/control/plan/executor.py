@@ -1,8 +1,7 @@
-"""The executor: makes a plan the one in force, rolls a bad one back, and gives up workers on devices that are lost.
+"""The executor: puts a plan in force, rolls a bad one back, and gives up workers on devices that are lost.
 
-Whether a plan may be taken is not asked here (`clover.control.plan.gate`), but for the capacity floor: between the
-question and the deed the devices may have changed.  How a transition is carried out, step by step, is
-`clover.control.state.apply`.
+Whether a plan may be taken is decided in `clover.control.plan.gate`.  Only the capacity floor is checked here again,
+because devices may have changed since.  `clover.control.state.apply` carries a transition out step by step.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class Executor:
         self._context = context
 
     def transition(self, family: Family, target: tuple[Assignment, ...]) -> Transition:
-        """Return the steps from the workers that shall run now to `target`, the fewest that keep the capacity floor."""
+        """Return the steps from the workers that shall run now to `target`: the fewest that keep the capacity floor."""
         return self.ways(family, target).quick()
 
     def ways(self, family: Family, target: tuple[Assignment, ...]) -> Ways:
@@ -69,7 +68,7 @@ class Executor:
         floor: float = math.inf,
         replaced: Collection[str] = (),
     ) -> Transition:
-        """Return the steps from `running` to `target`, by the memory that workers have and the time that they take.
+        """Return the steps from `running` to `target`, given the memory that workers have and the time that they take.
         `replaced`: placements whose process will be another one by then."""
         swap = Swap(family.slice_memory().without(replaced), running, target)
         found = plan_transition(
@@ -146,7 +145,7 @@ class Executor:
         return record(context, family, PlanRequest(trigger="verification"), started_s, result)
 
     async def give_up(self, family: Family, devices: Collection[str]) -> Decision:
-        """Serve without the workers on `devices`, which are lost: rows go to those that are left at once."""
+        """Serve without the workers on `devices`, which are lost: rows go at once to the workers that are left."""
         context, deployed = self._context, family.deployed
         started_s = context.monotonic()
         names = ", ".join(sorted(devices))
@@ -235,7 +234,7 @@ class Executor:
                     log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 
     def _take_stock(self, family: Family) -> None:
-        """Take the workers that are left for the deployment in force: the way back of a transition failed."""
+        """Make the workers that are left the deployment in force, after the way back of a transition failed."""
         deployed, left = family.deployed, family.applier.workers
         if deployed is None:
             return

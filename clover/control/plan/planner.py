@@ -1,8 +1,8 @@
 """The planner: from a request to a decision, for one family at a time.
 
-A request becomes a state, the state goes to the policy in the solver process, and the plan that comes back is checked,
-reviewed if an operator asked for it, and taken to the gate (`clover.control.plan.gate`).  What passes, the executor
-puts in force; what does not is replaced by the plan of the workers that run.
+A request becomes a state.  The policy in the solver process makes a plan of the state.  The plan is checked, reviewed
+if an operator asked for it, and taken to the gate (`clover.control.plan.gate`).  If it passes, the executor puts it in
+force; if not, the plan of the workers that run is taken instead.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _WITHOUT_MARGINS = (
 
 @dataclass(frozen=True)
 class _Admitted:
-    """The plan that may be taken.  `held`: why it is another than the policy's; `may_lose`: whether capacity may be
-    lost on the way to it; `way`: the way, if it was looked for."""
+    """The plan that may be taken.  `held`: why it is not the policy's plan; `may_lose`: whether capacity may be lost on
+    the way to it; `way`: the way, if one was searched for."""
 
     plan: Plan
     held: str = ""
@@ -61,10 +61,8 @@ class Planner:
         """By family, the last state without any margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
-        """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
-        if there is none.
-
-        If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
+        """Return the state of a family and its plan by the policy in force (or by the request's pin).  PlanError if
+        there is none.  If no plan keeps the limits with the margins for sampling, a plan that keeps them without is
         better than the least bad one."""
         context = self._context
         context.look_at_memory(family)
@@ -101,8 +99,8 @@ class Planner:
     async def _bold(
         self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
     ) -> tuple[State, Plan]:
-        """Return the first feasible plan with fewer of the margins of `state`, and the state without them; these if
-        there is none."""
+        """Return the first feasible plan with fewer of the margins of `state`, and the state without these margins; if
+        there is none, the plan and state given."""
         bare = family.without_margins(state, self._context.config)
         if bare[-1] == state or self._in_vain(bare[-1]):
             return state, plan
@@ -128,8 +126,8 @@ class Planner:
         )
 
     async def plan_and_apply(self, family: Family, request: PlanRequest) -> Decision:
-        """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; what happened to a plan
-        that was made is in the decision."""
+        """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; the decision says what
+        happened to a plan that was made."""
         context = self._context
         started_s = context.monotonic()
         family.observe(started_s)
@@ -163,7 +161,7 @@ class Planner:
         try:
             moves = may_lose = context.must_move(family)
             if moves:
-                detail = "where workers are is another model's place now"
+                detail = "the workers that run are on another model's places now"
             elif not request.force and (avoided or not gate.keeps_workers(plan, family.deployed)):
                 admitted = await self._admitted(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
@@ -184,7 +182,7 @@ class Planner:
         return record(context, family, request, started_s, result)
 
     def _record_failure(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
-        """Record that no plan was made, and plan again before long (not at every look)."""
+        """Record that no plan was made, and plan again before long (not at every poll)."""
         context, reading = self._context, self._context.grid.reading
         if not request.dry_run:
             family.record_answer(context.grid.now())
@@ -197,7 +195,7 @@ class Planner:
     # --- which plan is taken ------------------------------------------------------------------------------------------
 
     async def _admitted(self, family: Family, plan: Plan, state: State, ways: WayFinder) -> _Admitted:
-        """Return `plan`, or if it may not be taken now the plan that may, and why."""
+        """Return `plan`, or the plan that may be taken instead, and why."""
         context, deployed = self._context, family.deployed
         if deployed is None:
             return _Admitted(plan)
@@ -231,8 +229,8 @@ class Planner:
         return _Admitted(plan, held, way=way)
 
     def _pays_for_loss(self, family: Family, plan: Plan, transition: Transition, here: Plan) -> bool:
-        """Return whether `transition`, which leads to `plan`, may go below the capacity floor since `here`, the best
-        plan of the workers that run, misses more rows."""
+        """Return whether `transition`, which leads to `plan`, may go below the capacity floor because `here`, the best
+        plan of the workers that run, would miss more rows."""
         context = self._context
         return gate.pays_for_loss(
             plan,

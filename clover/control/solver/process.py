@@ -2,10 +2,10 @@
 
     python -m clover.control.solver.process
 
-Orders come on standard input, answers go to standard output (see `clover.control.solver.protocol`).  It ends when
-its input does, and when the thread that started it ends; it ignores Ctrl-C, which the server handles.  It never imports
-torch, and its linear algebra runs one thread.  Standard output carries the frames alone: what a custom policy prints
-goes to standard error.
+It reads orders from standard input and writes answers to standard output (`clover.control.solver.protocol`).  It ends
+when its input ends, or when the thread that started it ends.  It ignores Ctrl-C, which the server handles.  It never
+imports torch, and its linear algebra runs in one thread.  What a custom policy prints goes to standard error, because
+standard output carries the frames.
 """
 
 from __future__ import annotations

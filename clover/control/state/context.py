@@ -1,7 +1,7 @@
 """What the parts of the controller share: configuration, mode, families, devices, the grid, clocks and decisions.
 
-It stands below all of them, so that planner, executor, commands, shadows and reports meet here and none has to know
-the controller.  It decides nothing.
+Planner, executor, commands, shadows and reports all get the context, so that none of them has to know the controller.
+The context decides nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LeastSaving:
         self._seconds: deque[float] = deque(maxlen=_PLANS)
 
     def record_plan(self, seconds: float) -> None:
-        """Note that a plan took `seconds` of the solver."""
+        """Record that a plan took `seconds` of the solver."""
         self._seconds.append(seconds)
 
     def watts(self, share: float) -> float:
@@ -66,8 +66,8 @@ class LeastSaving:
 
 
 class Context:
-    """The state that all families have in common.  Everything here changes on the event loop only, and what takes more
-    than one step under `lock`."""
+    """The state that all families have in common.  Everything here changes on the event loop only; what takes more than
+    one step changes under `lock`."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Context:
         return self.pin_of(family).policy
 
     def rests(self, family: Family) -> bool:
-        """Return whether nothing is planned for the grid's sake, since there is nothing to save."""
+        """Return whether nothing is planned for the grid's sake, because there is nothing to save."""
         return family.deployed is not None and family.deployed.plan.nothing_to_save
 
     def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
@@ -137,7 +137,7 @@ class Context:
         return {**self.unplanned, **{name: family.places for name, family in self.families.items()}}
 
     def needs(self) -> dict[str, float]:
-        """Return the compute slices that each family's load takes by what its workers serve now; nothing of those that
+        """Return the compute slices that each family's load takes, by what its workers serve now; 0 for families that
         run nothing or may not be changed now."""
         found = {}
         for name, family in self.families.items():
@@ -151,7 +151,7 @@ class Context:
         return found
 
     def must_move(self, family: Family) -> bool:
-        """Return whether a family has workers on a GPU, or on a part of one, that is assigned to another by now."""
+        """Return whether a family has workers on a GPU, or a part of one, that is now assigned to another."""
         return self.device_pool.outside(family.name, family.places)
 
     def count_parked(self) -> None:
@@ -172,7 +172,7 @@ class Context:
         return f" ({', '.join(lost)} lost)" if lost else ""
 
     async def conditions(self, family: Family) -> Conditions:
-        """Return what a plan of a family is made under now."""
+        """Return the conditions under which a plan of a family is made now."""
         return Conditions(
             reading=self.grid.reading or await self.grid.read(),
             grid_s=self.grid.now(),
@@ -209,7 +209,7 @@ class Context:
         family.memory_troubles.observe((family.profile.key, shapes, others))
 
     def declined(self, family: Family) -> dict[str, Declined]:
-        """Return the variants that no worker will be started for, and why: rows that need one are refused."""
+        """Return the variants for which no worker will be started, and why: rows that need one are refused."""
         policy = self.policy_of(family)
         why = why_closed(
             mode=self.mode_of(family),

@@ -1,24 +1,26 @@
 """Which devices a family may use, and what changed about them.
 
-Core-sets are shared: every family plans with all of them, slowed to its share.  A GPU belongs to one family as long as
-there are GPUs enough: slices of one GPU under two controllers would have to be planned by both.  GPUs are assigned in
-proportion to the families' shares, at least one to each, also to families that are unloaded, which find their GPUs
-again.  They are assigned anew when one is lost or comes back, and then as many as possible stay with the family that
-has them.
+**Cores** are shared: every family plans with all core-sets, slowed to its share of the time.
 
-With fewer GPUs than families, GPUs that can be split are divided: each family has one part of one GPU and plans with it
-alone.  If the load of one is more than its part can serve and another's leaves room, the GPU is divided anew, every
-`DIVIDE_S` at most.  A GPU without MIG is never shared: two processes that compute on it in turn would each be late by
-what the other has in hand, and one fault would end both.
+**GPUs** belong to one family each, as long as there are enough: slices of one GPU under two controllers would have to
+be planned by both.  They are assigned in proportion to the families' shares, at least one to each.  A family that is
+unloaded keeps its GPUs and finds them again.  When a GPU is lost or comes back, GPUs are assigned anew; as many as
+possible stay with the family that has them.
 
-A part is a run of memory slices, and a family may use every placement that lies within its part.  Which parts there are
-follows from the layouts that the GPU offers, whatever its kind: a part has to hold at least one placement, so an A100
-has seven at most, and a GPU without MIG is one part.  Of all divisions that one is taken whose worst-off family has
-most compute slices for its share, then the next worst-off; among equals the one with the largest single instances.
-What one family runs never limits where another's instances lie, but it may limit which layouts go with it.  So a family
-plans with the layouts that contain what the others have at the moment.
+**Fewer GPUs than families.**  GPUs that can be split are divided: each family has one part of one GPU and plans with
+that alone.  If one family's load is more than its part can serve and another's leaves room, the GPU is divided anew,
+every `DIVIDE_S` at most.  A GPU without MIG is never shared: of two processes that compute on it in turn, each would be
+late by what the other has in hand, and one fault would end both.
 
-A family plans with what it was assigned, but not with a place on which another family still has workers: that one moves
+**Parts.**  A part is a run of memory slices, and a family may use every placement that lies within its part.  A part
+has to hold at least one placement of the layouts that the GPU offers.  So an A100 has seven parts at most, and a GPU
+without MIG is one part.  Of all divisions the one is taken whose worst-off family has most compute slices for its
+share, then the next worst-off; among equals the one with the largest single instances.
+
+**Layouts.**  What one family runs never limits where another's instances lie, but it may limit which layouts go with
+them.  So a family plans with the layouts that contain what the others have at the moment.
+
+A family plans with what it was assigned, except places on which another family still has workers: that family moves
 first.
 """
 
@@ -85,7 +87,7 @@ class DevicePool:
         return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
 
     def losses(self) -> dict[str, int]:
-        """Return how often each device was lost: one may be back before anybody looks, without what was on it."""
+        """Return how often each device was lost: one may be back before the next poll, without what was on it."""
         return {name: getattr(device, "losses", 0) for name, device in self._devices.items()}
 
     def gpu(self, name: str) -> LosableGpu | None:
@@ -145,8 +147,8 @@ class DevicePool:
         return any(len(self.owners(name)) > 1 for name in self._devices)
 
     def divide(self, needs: Mapping[str, float], now_s: float) -> bool:
-        """Divide GPUs of several families anew if a family `needs` more compute slices than it has and another has
-        them to spare; return whether any was.  A GPU with a family that has no entry stays as it is."""
+        """Divide GPUs of several families anew if a family `needs` more compute slices than it has and another has some
+        to spare; return whether any was divided.  A GPU with a family that has no entry stays as it is."""
         if now_s < self._divided_s + DIVIDE_S:
             return False
         changed = False
@@ -217,7 +219,7 @@ class DevicePool:
         return slices[family] / max(sum(slices.values()), 1)
 
     def outside(self, family: str, places: Iterable[Placement]) -> bool:
-        """Return whether one of `places`, on which the family has workers, is not its own."""
+        """Return whether any of `places`, on which the family has workers, lies outside what is assigned to it."""
         own = self.assigned(family)
         return self.exclusive and any(
             place.device not in own or not within(place, own[place.device]) for place in places
@@ -251,8 +253,8 @@ class DevicePool:
 def assign(
     gpus: Sequence[str], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the GPUs of each family: in proportion to its share (highest averages), at least one, and of those it had
-    before as many as that allows.  If there are fewer GPUs than families those that had one come first."""
+    """Return the GPUs of each family: at least one, in proportion to its share (highest averages), keeping as many as
+    that allows of those it had.  If there are fewer GPUs than families, those that had one come first."""
     held = {family: [gpu for gpu in gpus if gpu in set(before.get(family, ()))] for family in shares}
     first = sorted(shares, key=lambda family: not held[family])
     counts = dict.fromkeys(shares, 0)
@@ -276,9 +278,9 @@ def assign(
 def gather(
     room: Mapping[str, int], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the families of each GPU, of which there are fewer: each family on one GPU, the largest share first where
-    least is taken, and on one that it had before if that is no worse by more than the smallest share.  `room`: how many
-    families a GPU has place for; families beyond all room are on none."""
+    """Return the families of each GPU, if there are fewer GPUs than families.  Each family is on one GPU; the largest
+    share comes first and goes where least is taken, or where it was before if that is no worse by more than the
+    smallest share.  `room`: how many families a GPU has place for; families beyond all room are on none."""
     taken: dict[str, list[str]] = {name: [] for name in room}
     slack = min(shares.values(), default=0.0)
     # Those that had no GPU come last: they take what is left.
@@ -358,10 +360,9 @@ def limit(shape: DeviceShape, part: Part, others: Collection[Placement]) -> Devi
 def demanded(
     shape: DeviceShape, parts: Mapping[str, Part], shares: Mapping[str, float], needs: Mapping[str, float]
 ) -> dict[str, Part] | None:
-    """Return the parts of a GPU that fit what its families need, in compute slices; None if `parts`, which they have,
-    do well enough: no family lacks a tenth, or the one that lacks most would have less than a quarter more.
-
-    What is left beyond the needs goes by share."""
+    """Return the parts of a GPU that fit what its families need, in compute slices.  None if `parts`, which they have,
+    do well enough: no family lacks a tenth, or the one that lacks most would have less than a quarter more.  What is
+    left beyond the needs goes by share."""
     slices = {family: part_slices(shape, part) for family, part in parts.items()}
     if all(needs[family] <= LACKS * slices[family] for family in parts):
         return None

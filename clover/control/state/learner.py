@@ -1,8 +1,8 @@
-"""Collects what families learn of their profiles, and keeps it beside these in the cache folder.
+"""Collects what families learn of their profiles, and keeps it beside the profiles in the cache folder.
 
-A file is written when what it says changed, every `SAVE_S` at most and when the server stops, in a thread, as a disk
-may take its time.  One that is damaged, or of another profile or version, is left as it is until it is replaced, with a
-line in the log.
+If what a file says has changed, the file is written: every `SAVE_S` at most and when the server stops, in a thread,
+because a disk may be slow.  A file that is damaged, or belongs to another profile or version, is logged and left as it
+is until it is replaced.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SAVE_S = 300.0
 
 
 class Learner:
-    """What the families of `context` learn; lost with the server, unless it gives the `store` of profiles.  `front_lag`
-    returns how long requests wait for the front end's event loop by now; None: that is not known."""
+    """What the families of `context` learn; lost with the server unless the `store` of profiles is given.  `front_lag`
+    returns how long requests now wait for the front end's event loop; None if unknown."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Learner:
         self._tell(family)
 
     def poll(self, family: Family) -> None:
-        """Take what the workers of `family` did, and give its fleet what follows from it."""
+        """Collect what the workers of `family` did, and give its fleet what follows from it."""
         families, now_s = self._context.families.values(), self._context.monotonic()
         changes = sum(of.changes for of in families)
         if changes != self._changes:

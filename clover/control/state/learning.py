@@ -1,27 +1,28 @@
-"""What a family's profile is off by, learned while it serves: collected at each look, used by plans once it moved.
+"""How far a family's profile is off, learned while it serves: collected each second, used by plans once it moved.
 
-Reports of the fleet (`Fleet.work_report`) are compared with the profile as it was measured.  What was done while
-workers were started or drained is left out, with `SETTLE_S` after it: models load and caches are cold (a report of more
-than `LONG_S` is mostly of other times, and counts).  A family that owns a part of the machine is planned with services
-that are that much slower; a batch that takes longer than profiled, but no longer than that, is in order.
+**Evidence.**  Reports of the fleet (`Fleet.work_report`) are compared with the profile as it was measured.  Work done
+while workers were started or drained, or within `SETTLE_S` after, is left out: models load and caches are cold then.  A
+report of more than `LONG_S` counts all the same, as most of it is of other times.  A family that owns a part of the
+machine is planned with services that are slower by that part.  A batch is in order as long as it is no slower than
+that.
 
-The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
-`FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
-solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
-`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that is
-new there shows only then what it takes.
+**When factors change.**  Plans that were solved are remembered by profile, and those of a budget take seconds to solve
+anew.  So the factors in force change only if one of them would move by more than `STEP`, and ever more rarely:
+`FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`.  A factor that
+moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the
+earliest, because a variant that is new there shows its cost only once it runs.
 
-**What HTTP and the front end add to a p95** is learned as well, of servers that have it (`FrontCorrection`).  Two
-things are in it: work on a request (head, body, answer, and the client's own), which is the same at any time, and
-waiting for the event loop's turn, which is the machine's at that moment.  `front_ms` of a profile is the work.  What
-probes of the event loop wait now (`clover.http.loop_lag`) is added to it.  Without probes (a server without HTTP, too
-few of them yet) the profile's figure holds.  What is learned is kept with the other corrections, and is drawn back to
-the profile with age like those (`planning.model.correction`), until probes come again.  Unlike times and joules it is a
-sum and no factor: all limits here are about what it makes of a p95.
+**The front end** (`FrontCorrection`).  What HTTP and the front end add to a p95 is learned too, of servers that have
+them.  It is the sum of two things.  Work on a request (head, body, answer, and the client's own) is the same at any
+time: the profile's `front_ms`.  Waiting for the event loop's turn depends on the machine at that moment: probes of the
+loop measure it (`clover.http.loop_lag`).  Without probes (a server without HTTP, or too few of them yet) the profile's
+figure holds.  What is learned is kept with the other corrections and is drawn back to the profile with age like those
+(`planning.model.correction`), until probes come again.  Unlike times and joules it is a sum and not a factor, so all
+limits here apply to what it makes of a p95.
 
-Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
-cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
-at which no profile is measured.
+**Advice.**  If a factor stays beyond 1 / `FAR` or `FAR` for `FAR_S`, the log says once that the family should be
+measured again.  Joules on cores above the profile are no such reason: they are mostly what wakes a worker and what a
+cold cache takes, at a load at which no profile is measured.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Learning:
         self.energy: dict[EnergyKey, float] = {}
         self.front = FrontCorrection(profile)
         self.energy_errors: dict[EnergyKey, float] = {}
-        """Standard errors of the factors of joules, as of the last look."""
+        """Standard errors of the factors of joules, as of the last report."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
         self.changed = 0
@@ -115,13 +116,13 @@ class Learning:
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def unsettle(self, now_s: float) -> None:
-        """Leave out what is reported until `SETTLE_S` from now on: workers were started or drained."""
+        """Leave out what is reported from now until `SETTLE_S` later, because workers were started or drained."""
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
 
     def observe_front(self, lag: FrontLag | None, now_s: float) -> None:
-        """Take how long requests wait for the front end's event loop by now; None if it is not known.  Call it before
+        """Take how long requests now wait for the front end's event loop; None if unknown.  Call it before
         `observe`."""
         self.collected += self.front.observe(lag, now_s)
 
@@ -170,8 +171,8 @@ class Learning:
         )
 
     def _take(self, now_s: float, least: float) -> float:
-        """Put the factors of now in force if one of them moved by more than `least`; return by how much one did, 0 if
-        they stay."""
+        """Put the present factors in force if one of them moved by more than `least`; return by how much one moved, 0
+        if they stay."""
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
@@ -187,7 +188,7 @@ class Learning:
         return moved
 
     def _judge(self, now_s: float) -> None:
-        """Ask for a new profile if this one has been far off for long; once, until it is not."""
+        """Ask once for a new profile if this one has been far off for long."""
         if self.far() is None:
             self._far_since_s, self.advice = math.inf, ""
             return
@@ -205,7 +206,7 @@ class Learning:
     # --- what plans, decisions and operators see ----------------------------------------------------------------------
 
     def named(self) -> dict[str, float]:
-        """Return the factors in force, by what they are of, in words."""
+        """Return the factors in force by name, in words."""
         found = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
         return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
@@ -238,7 +239,7 @@ class Learning:
         return f"profile corrected: {what} is {found[what]:.2f} x as profiled, was {before.get(what, 1.0):.2f}"
 
     def record_plan(self) -> None:
-        """Note that a plan was made with the factors in force."""
+        """Record that a plan was made with the factors in force."""
         self._planned, self._planned_front_ms = self.named(), self.front.ms
 
     def words(self) -> str:
@@ -310,8 +311,8 @@ class Learning:
         )
 
     def restore(self, saved: SavedCorrection, now_s: float, wall_s: float) -> None:
-        """Take what was learned earlier, as old as it is by now.  Raises ValueError if it is of another profile or
-        version, or cannot be."""
+        """Take what was learned earlier, aged until now.  Raises ValueError if it is of another profile or version, or
+        invalid."""
         profile = self.profile
         if saved.version != VERSION:
             raise ValueError(f"it is of version {saved.version}, this server writes {VERSION}")
@@ -358,14 +359,14 @@ class FrontCorrection:
         self._p95_ms = max(base.mean_ms[0] if base is not None else 0.0, LEAST_SLO_MS)
 
     def observe(self, lag: FrontLag | None, now_s: float) -> bool:
-        """Take what probes say by now; return whether that is news."""
+        """Take what probes now say; return whether that is news."""
         if lag is None or (self.lag is not None and lag.windows == self.lag.windows):
             return False
         self.lag, self._seen_s = lag, now_s
         return True
 
     def at(self, now_s: float) -> float:
-        """Return what it is by all that is known, in milliseconds."""
+        """Return the milliseconds by all that is known."""
         if self.lag is None:
             return self.profile_ms
         seen_ms = self.profile_ms + min(self.lag.ms, MOST_LAG_MS)
@@ -377,9 +378,9 @@ class FrontCorrection:
         self.ms = ms
 
     def moved(self, after_ms: float, before_ms: float) -> float:
-        """Return by how much a p95 moves with it, as a logarithm: that of rows which BASE serves one by one, but not
-        less than the least default SLO, below which nothing follows from it.  What was measured under load would not
-        do, as it is as wrong where the machine was busy."""
+        """Return by how much the front end moves a p95, as a logarithm.  The p95 is that of rows which BASE serves one
+        by one, but not less than the least default SLO, below which nothing follows from it.  A p95 measured under load
+        would not do: it is as wrong as the machine was busy."""
         return math.log((self._p95_ms + after_ms) / (self._p95_ms + before_ms))
 
     def words(self) -> str:
@@ -404,8 +405,7 @@ class FrontCorrection:
         return SavedFront(lag_ms=self.lag.ms, age_s=max(now_s - self._seen_s, 0.0))
 
     def restore(self, saved: SavedFront | None, now_s: float) -> None:
-        """Take what was seen earlier, aged since by what `now_s` is before now.  Raises ValueError if that cannot
-        be."""
+        """Take what was seen earlier, aged since by what `now_s` is before now.  Raises ValueError if it is invalid."""
         if saved is None:
             return
         if not (math.isfinite(saved.lag_ms) and math.isfinite(saved.age_s) and saved.lag_ms >= 0.0):

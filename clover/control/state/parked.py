@@ -1,9 +1,9 @@
-"""Which GPUs are parked, for how long, and what that spared: said in the state, in metrics and in decisions.
+"""Which GPUs are parked, for how long, and what that spared: for the state, metrics and decisions.
 
-A GPU is parked if a family with a deployment, which may leave GPUs without workers (`control.state.sleep.spared_w`),
-has none on it, it answers, and no other family has a worker there.  What it spares is the power of the contexts that
-are not there, as measured at the start or as modelled (`DeviceShape.sleep_method`); the meter of the GPU counts what it
-draws all the same.
+A GPU is parked if a family with a deployment that may leave GPUs without workers (`control.state.sleep.spared_w`) has
+none on it, the GPU answers, and no other family has a worker there.  Parking spares the power of the contexts that are
+not there, as measured at the start or as modelled (`DeviceShape.sleep_method`).  The GPU's meter still counts what it
+draws.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ParkedTime:
     """Since when it is (monotonic); None if it is not."""
     seconds: float = 0.0
     spares_w: float = 0.0
-    """What it spares since the last look, known by `method`."""
+    """What it spares since the last poll, known by `method`."""
     method: Method = "none"
     spared_j: dict[Method, float] = field(default_factory=dict)
 
@@ -40,10 +40,10 @@ class ParkedGpus:
     def observe(
         self, shapes: Mapping[str, DeviceShape], may: Collection[str], taken: Collection[str], now_s: float
     ) -> None:
-        """Count the time since the last look; `may`: the GPUs of families that may leave some without workers;
+        """Count the time since the last poll; `may`: the GPUs of families that may leave some without workers;
         `taken`: the devices that have workers.
 
-        The time counts by what was known at its beginning: the last look.
+        The time counts by what was known at its beginning, the last poll.
         """
         passed_s = now_s - self._looked_s if self._looked_s is not None else 0.0
         self._looked_s = now_s

@@ -1,4 +1,4 @@
-"""Look at the SLO of a family and at its rows that wait, and say how the SLO stands: in log, state, banner, metrics."""
+"""Observes the SLO of a family and its rows that wait, and says how the SLO stands: in log, state, banner, metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGER = 1.1
 
 
 def watch_slo(context: Context, family: Family, now_s: float) -> str:
-    """Follow the SLO of `family` at a look; return why to plan, in words, empty if there is no reason."""
+    """Follow the SLO of `family`; return why to plan, in words, empty if there is no reason."""
     seen, deployed, slo_ms = family.observed, family.deployed, family.targets.slo_ms
     sight = SloSight(
         now_s=now_s,

@@ -410,7 +410,7 @@ def test_a_solver_without_a_plan_is_recorded_and_asked_again_later() -> None:
         assert rig.actions == ["applied", "failed"]
         rig.solver.fail = ""
         await rig.look(10.0)
-        assert rig.last["trigger"] == "a plan was held back or failed before"
+        assert rig.last["trigger"] == "the last plan was held back or failed"
         assert rig.last["action"] in ("applied", "routed")
         rig.consistent()
 

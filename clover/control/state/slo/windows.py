@@ -1,8 +1,8 @@
 """How long the SLO was held: the last hour of one family in windows of ten seconds.
 
 A window is held if the p95 of what was answered in it, as clients see it, was within the SLO of that time.  It is
-missed if that p95 was above, and also if rows waited and none was answered.  A window in which nothing was asked counts
-for neither.  The share of the last hour is that of the windows held among those that count.
+missed if that p95 was above, or if rows waited and none was answered.  A window without requests counts for neither.
+The share of the last hour is the windows held over the windows that count.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class SloWindows:
         self._end_s = math.nan
 
     def observe(self, now_s: float, p95_ms: float | None, waiting: bool, slo_ms: float) -> bool:
-        """Note the p95 of what was answered lately (None: nothing was), and whether rows are `waiting`; return whether
-        a window ended."""
+        """Record the p95 of what was answered lately (None: nothing was), and whether rows are `waiting`; return
+        whether a window ended."""
         if math.isnan(self._end_s):
             self._end_s = now_s
         if now_s - self._end_s < WINDOW_S:
@@ -70,7 +70,8 @@ class SloWindows:
         return best if math.isfinite(best) else None
 
     def usual_ms(self, since_s: float = -math.inf) -> float | None:
-        """Return the SLO that 95 % of the windows that began after `since_s` would have held; None if there is none."""
+        """Return the SLO that 95 % of the windows that began after `since_s` would have held; None without such
+        windows."""
         found = sorted(self._since(since_s))
         usual = found[math.ceil(_WITHIN * len(found)) - 1] if found else math.inf
         return usual if math.isfinite(usual) else None

@@ -47,11 +47,11 @@ def test_a_plan_may_have_a_chain() -> None:
     [
         (chained("small", "huge"), "unknown variant 'huge'"),
         (chained("small", "medium"), "without a worker"),
-        (chained("small", "large", thresholds=()), "a chain that is none"),
-        (chained("small", "large", "small", thresholds=(0.5, 0.5)), "a chain that is none"),
+        (chained("small", "large", thresholds=()), "an invalid chain"),
+        (chained("small", "large", "small", thresholds=(0.5, 0.5)), "an invalid chain"),
         (chained("small", "large", thresholds=(float("inf"),)), "no scores"),
         (chained("small", "large", thresholds=(float("nan"),)), "no scores"),
-        (chained(thresholds=(0.5,)), "a chain that is none"),
+        (chained(thresholds=(0.5,)), "an invalid chain"),
     ],
 )
 def test_chains_that_cannot_be_followed_are_refused(routing: Routing, text: str) -> None:
