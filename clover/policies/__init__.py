@@ -4,7 +4,7 @@ objective         the best plan of the objective over every configuration (the d
 budget            an accuracy budget over a horizon, spent in the hours that the forecast says are clean
 budget:online     the same without a forecast: the price of accuracy follows what was served
 budget:flat       the same, blind to the grid: every hour counts as the reference intensity
-static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
+static            the best fixed mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best
 base              BASE: the best variant on whole devices
 base:fitted       BASE on as few devices as its load needs, the others without workers
@@ -47,7 +47,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 BUDGETED = frozenset({"budget", "budget:flat", "budget:online", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
 SPENDING = frozenset({"budget", "budget:flat", "budget:online"})
-"""Those that look at what was served, and ahead."""
+"""Policies that use what was served, and the forecast."""
 
 
 def build(name: str) -> Policy:
@@ -57,7 +57,7 @@ def build(name: str) -> Policy:
         path, options = POLICIES[name]
     elif kind == "static":
         if not rest:
-            raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
+            raise ConfigError("static:VARIANT needs a variant, as in static:small; static alone is the best fixed mix")
         path, options = "clover.policies.objective:StaticPolicy", {"variant": rest}
     elif colon and rest:
         return _custom(kind, rest)

@@ -1,8 +1,8 @@
 """An accuracy budget over a horizon, spent in the hours that the forecast says are clean.
 
-`planning.budget.target` says which accuracy this moment has to reach; the plan is the one of the least carbon there,
-with shares that reach it exactly.  The state brings the forecast and what was served, so that the policy itself has no
-memory and the same state gives the same plan.  (Solved problems are remembered from one call to the next.)
+`planning.budget.target` says which accuracy this moment has to reach.  The plan is the one of the least carbon there,
+with shares that reach it exactly.  The state brings the forecast and what was served.  So the policy itself has no
+memory, and the same state gives the same plan.  (Solved problems are remembered from one call to the next.)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BudgetPolicy:
 
 
 class StaticMixPolicy:
-    """The best static mix: the least carbon at the budget's accuracy, whatever the grid does or will do."""
+    """The best fixed mix: the least carbon at the budget's accuracy, whatever the grid does or will do."""
 
     def __init__(self, name: str = "static:mix") -> None:
         self.name = name
@@ -70,7 +70,7 @@ class StaticMixPolicy:
             return StaticPolicy(rest).propose(state)
         target = target_of(state)
         return plan_at_accuracy(
-            PlanningInput.from_state(state), target, policy=self.name, note=f"the static mix at {target:.2f} %"
+            PlanningInput.from_state(state), target, policy=self.name, note=f"the best fixed mix at {target:.2f} %"
         )
 
 
@@ -140,7 +140,7 @@ def _flattened(state: State) -> State:
 def _note(state: State, target: BudgetTarget) -> str:
     hours = sum(part.seconds for part in state.ahead) / 3600.0
     if not state.ahead:
-        return f"budget of {target.target:.2f} %, no forecast: the static mix"
+        return f"budget of {target.target:.2f} %, no forecast: the best fixed mix"
     so_far = "" if math.isnan(target.served) else f", {target.served:.2f} % over {state.served_rows:.0f} rows so far"
     if state.online:
         return (

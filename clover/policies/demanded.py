@@ -1,7 +1,7 @@
 """A policy's plan with workers for the rows that ask for an accuracy of their own, as far as that is possible.
 
 The policy is asked with all of `State.demand` first.  If no plan with that keeps the limits, the most demanding part is
-left out, and so on: rows that need it are then refused, and other rows do not pay for them.
+left out, and so on.  Rows that need a part left out are refused, and other rows do not pay for them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The policies of the objective as it is: the default, one variant always, and BASE.
 
 `objective`       the best plan of the objective over the configurations of the devices: exact if there are few enough
-                  to weigh them all, annealed if there are more (`planning.search.configurations`); the plan's bound
+                  to weigh them all, annealed if there are more (`planning.search.configurations`).  The plan's bound
                   says how much better any other could be
 `static:VARIANT`  one variant always, on the layout that serves it best under the objective's limits
-`base`            BASE, the comparison of every claim: the best variant on whole devices, whatever the grid does
-`base:fitted`     BASE on as few devices as keep the latency target within the utilisation limit; what the other devices
-                  draw does not count
+`base`            BASE, with which every saving is compared: the best variant on whole devices, whatever the grid does
+`base:fitted`     BASE on as few devices as keep the SLO within the utilisation limit; what the other devices draw does
+                  not count
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the shipped policies share: laying out a candidate on devices, and the plan with its bound and reason."""
+"""What the shipped policies share: laying out a candidate on devices, and making a plan of it with bound and reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from clover.types import (
 )
 
 _WAYS = 8
-"""Choices of the devices that stay awake that are looked at."""
+"""Choices of the devices that stay awake that are tried."""
 NOTHING_TO_SAVE = "the best variant answers, as no routing saves a thousandth of the machine's idle power"
 _LOWERED = 4
 """Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""

@@ -1,14 +1,15 @@
-"""The frontier of a family at one rate: the useful pairs of accuracy and joules a row, each with the plan that has it.
+"""The frontier of a family at one rate: the useful pairs of accuracy and joules a row, each with its plan.
 
 Intensity only scales the grams of a plan.  So the frontier is found once for a rate, SLO and floor, in joules and at
-the reference intensity, and an hour at intensity I has the same points at I x joules.  It is found by searches of the
+the reference intensity; an hour at intensity I has the same points at I x joules.  It is found by searches of the
 paper's objective at a few lambdas: both ends first, then between the two neighbours with most room between them.
 
-**Cascades.**  If plans may have a chain, the plan of a point is a configuration *with* a chain and thresholds: the
-frontier is that of all that the configurations found for it permit (`planning.cascade.permitted`).  A chain may be more
-accurate than the best variant by itself; the frontier ends where it reaches that one, as nothing asks for more.
+**Cascades.**  If plans may have a chain, the plan of a point is a configuration *with* a chain and thresholds.  The
+frontier is then the frontier of everything that the configurations found for it permit
+(`planning.cascade.permitted`).  A chain may be more accurate than the best variant alone; the frontier ends at the best
+variant's accuracy, because nothing asks for more.
 
-Frontiers are remembered by the problem and objective that they belong to, which is why both are hashable.
+Frontiers are remembered by their problem and objective, which is why both are hashable.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""Thresholds at once, configurations slowly: an accuracy budget spent with cascades.
+"""Spends an accuracy budget with cascades: thresholds at once, configurations slowly.
 
 Every moment has one price of accuracy (`planning.budget.target`).  Two things follow it, at two speeds.
 
 **Thresholds** cost nothing to change.  Whatever runs, the moment takes the point of its configuration's permitted set
 (`planning.cascade.permitted`) that is nearest to the accuracy the price asks for.  Only discrete operating points
-exist.  The error of one decision is carried into the next, so that the average meets the target although no single
-decision does.
+exist, so the error of one decision is carried into the next: the average meets the target although no single decision
+does.
 
-**Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken if
-at the price, joules - price x accuracy a row, its best point is better than the best one here by `MARGIN` of what a row
-of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any
-more, because the rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good
-from here.
+**Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Each is scored at the
+price by joules - price x accuracy a row.  Another one is taken if its best point is better than the best one here by
+`MARGIN` of what a row of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once in two cases:
+nothing here is permitted any more, because the rate rose or a variant lost its worker; or what the rows so far are
+short of cannot be made good from here.
 
-**At a trickle** there is nothing to save: where no routing spares the watts that it has to (`State.least_saving_w`),
-rows go to the most accurate point, and the controller plans no more for the grid's sake.
+**At a trickle** there is nothing to save.  If no routing spares the watts that it has to (`State.least_saving_w`),
+rows go to the most accurate point, and the controller no longer plans for the grid's sake.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Steering:
 
 
 def steer_on(given: PlanningInput, configuration: Configuration, awake: int = 0) -> Steering | None:
-    """Choose the routing of this moment on `configuration`, whatever another one could do; None if nothing is permitted
-    on it."""
+    """Choose the routing of this moment on `configuration`, whatever another configuration could do; None if nothing is
+    permitted on it."""
     here = _with_mix(given, configuration, awake, budget_target(given))
     return _routed(given, here, 1, "") if here else None
 

@@ -1,36 +1,41 @@
-"""What a configuration does with a chain, or with any routing that is given.
+"""What a configuration does with a chain, or with any given routing.
 
-A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds: what accuracy its answers have, and which
-part of the rows reaches each stage, both on rows that had no part in choosing it.  On a configuration the stages are
-lanes in a row.  `evaluate` says what a point does on a configuration; `predicted` what shares, chain and waits do that
-are in force, or were chosen for another rate, without a search.  What shares alone do at their best is
-`planning.packing.evaluation`'s.
+A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds, the accuracy of its answers, and the part
+of the rows that reaches each stage; both figures are of rows that had no part in choosing it.  On a configuration the
+stages are lanes in a row.  `evaluate` says what a point does on a configuration.  `predict_routing` says what shares,
+chain and waits do that are in force, or were chosen for another rate, without a search.  What shares alone do at their
+best is in `planning.packing.evaluation`.
 
-**Latency is simulated.**  All rows come to the first stage; rows that it passes on reach the next when their batch is
-done: they come together, and may share a batch again.  `played_ms` simulates that with the kernel that simulates a
-single lane, stage by stage, each with service times of its own.  The part of the rows that ends at each stage is taken
-from the profile and not left to chance: rows that ended at a stage are weighted to it (which halves the error if p95
-lies near the step between two stages).  `bench.stages` compares this with the router, row by row.  On workers that
-share their time between the stages (`planning.model.sharing`) all stages are played at once, in one queue.
+**Example.**  100 rows/s, chain `small > large`, of which `large` is asked 30 %.  The lanes get 100 and 30 rows/s.  At
+0.02 J a row of `small` and 0.10 J of `large` a row costs 0.02 + 0.3 x 0.10 = 0.05 J, half of what `large` alone costs.
+70 % of the rows end at `small`, so the p95 lies among the others: it is their (0.95 - 0.70) / 0.30 = 83rd percentile.
 
-**Rows that ask for an accuracy** enter at a stage that satisfies them; if no stage does, they go to a variant outside
+**Latency is simulated.**  All rows come to the first stage.  Rows that it passes on reach the next stage when their
+batch is done, so they come together and may share a batch again.  `play_latencies_ms` simulates that stage by stage,
+with the kernel that simulates a single lane, each stage with its own service times.  The part of the rows that ends at
+each stage is taken from the profile and not left to chance: rows that ended at a stage are weighted to it, which halves
+the error if the p95 lies near the step between two stages.  `bench.stages` compares this with the router, row by row.
+On workers that share their time between the stages (`planning.model.sharing`) all stages are played at once, in one
+queue.
+
+**Rows that ask for an accuracy** enter at a stage that satisfies them.  If no stage does, they go to a variant outside
 the chain, which needs workers of its own.  They are planned as if they had come through all stages before it as well
 (`reach_of`), which is never too little.
 
-**Waits.**  The first stage of a cascade sees every row and is the cheapest, so that what a batch costs however many
-rows it has (the call, waking up) is most of what a row costs there: a wait that brings five rows together can halve the
+**Waits.**  The first stage of a cascade sees every row and is the cheapest.  So most of what a row costs there is what
+a batch costs however many rows it has (the call, waking up).  A wait that brings five rows together can halve the
 energy of the whole chain, where the best variant alone would gain a tenth.  Rows that are passed on do not wait again.
 What a wait is worth in general is described in `planning.packing.waits`.
 
-Weighed is a quarter, a half or all of the room: what a wait and the batches that follow it may take together, as
-there: the rows gathered even at a higher rate, the slow end of service times, timers that tick late, and a part of the
-SLO in reserve.  That part is a little larger than there: a row that is passed on meets a second queue and a second
-worker.  On a small machine the workers of the stages, the front end and the clients run on the same cores, which
-lengthens a tail by two or three milliseconds that no simulation of its queues shows; a wait that is too long for that
-is taken back (`control.state.slo.waits`).  A wait has to bring company, as there (`packing.waits.least_company`), and a
-longer one has to be worth it: it is weighed if it saves as much as the controller would change a plan for.
+A quarter, a half and all of the room are weighed.  The room is what a wait and the batches that follow it may take
+together, as there: it allows for a higher rate, the slow end of service times, timers that tick late, and a reserve of
+the SLO.  The reserve is a little larger than there, because a row that is passed on meets a second queue and a second
+worker.  On a small machine the workers of the stages, the front end and the clients run on the same cores, which adds
+two or three milliseconds to the tail that no simulation of its queues shows.  If a wait is too long for that, it is
+taken back (`control.state.slo.waits`).  A wait has to bring company, as there (`packing.waits.least_company`), and a
+longer one is weighed only if it saves as much as the controller would change a plan for.
 
-A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers by itself, if those
+A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers by itself if those
 are more.  The energy of a row is that of a row in such a batch.
 """
 
@@ -185,7 +190,8 @@ def wait_of(chain: Sequence[str], routing: Routing) -> float:
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:
-    """Return the part of the rows that ends at each variant: how rows are dealt that do not follow the chain."""
+    """Return the part of the rows that ends at each variant: the shares by which rows are dealt that do not follow the
+    chain."""
     following = (*point.reach[1:], 0.0)
     parts = [here - later for here, later in zip(point.reach, following, strict=True)]
     return {variant: round(max(0.0, part), 6) for variant, part in zip(point.chain, parts, strict=True)}

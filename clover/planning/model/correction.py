@@ -1,12 +1,13 @@
 """How far a profile is off, learned from what workers report: factors of service time and of joules a row.
 
-**Time.**  What batches of one size took is compared with what the profile has for them, in windows.  A window is one
-logarithm of a ratio, and of the last `WINDOWS` windows the median counts: one slow batch, a pause of the machine or a
-worker's first batches spoil a window and not the factor; what is slow for good moves it once half of the windows say
-so.  Each (variant, slice, batch) is then drawn towards its neighbours: the true logarithms are taken for a Gaussian
-field, of which a variant has one part, each slice of it another, and batch sizes a third that fades with their
-distance, all of them 0 until something is known (kriging).  So a size that was seen rarely borrows from the others of
-its slice, a slice from the others of its variant, and a variant that never ran keeps its profile: what makes one
+**Time.**  What batches of one size took is compared with the profile, in windows.  A window gives one logarithm of a
+ratio, and the median of the last `WINDOWS` windows counts.  One slow batch, a pause of the machine or a worker's first
+batches spoil a window but not the factor; a lasting slowness moves the factor once half of the windows show it.
+
+**Borrowing.**  Each (variant, slice, batch) is then drawn towards its neighbours.  The true logarithms are taken for a
+Gaussian field: a variant has one part of it, each of its slices another, and batch sizes a third that fades with their
+distance.  All parts are 0 until something is known (kriging).  So a size that was seen rarely borrows from the others
+of its slice, and a slice from the others of its variant.  A variant that never ran keeps its profile: what makes one
 variant slow (its profile, cold caches) need not slow another.
 
 **Joules** are learned in `planning.model.metered`.
@@ -132,8 +133,7 @@ class TimeEvidence:
         )
 
     def restore(self, saved: Iterable[SavedTime], now_s: float) -> None:
-        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if that cannot
-        be."""
+        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if it is invalid."""
         for item in saved:
             if not all(math.isfinite(age_s) and math.isfinite(log) for age_s, log in item.windows):
                 raise ValueError("it has windows that are no numbers")

@@ -1,24 +1,25 @@
 """How far above the accuracy floor plans have to aim, by the size of the evaluation sample.
 
-A profile's accuracies were counted on some thousands of rows, so that a plan which meets the floor by them misses it in
-half of all cases.  What counts is the *lower bound* of a plan's accuracy, one-sided, and such that what is
-planned keeps the floor at `CONFIDENCE`.
+A profile's accuracies were counted on some thousands of rows.  A plan that meets the floor exactly by them misses it in
+half of all cases.  So what counts is the one-sided *lower bound* of a plan's accuracy, such that what is planned keeps
+the floor at `CONFIDENCE`.
 
  - A floor *relative* to the best variant (the default, a point below it) asks how far a plan is below that variant on
    the same rows.  Most rows are answered alike, so the *paired* difference is known far better than either accuracy.
  - An *absolute* floor (the operator's) asks for the accuracy itself: the unpaired bound.
 
-**Cascades.**  Each point of the profile has a bound of its own (`certain`): points below the floor by it are left out.
+**Cascades.**  Each point of the profile has a bound of its own.  Points whose bound is below the floor are left out
+(`keep_certain`).
 
-**Mixes.**  The bound of a mix is no less than the mix of the bounds of its variants, a linear function of the shares.
-`margin` is the most by which the measured accuracy of any mix can lie above the floor while its bound lies below: a
-linear program with one constraint, whose corners are mixes of two variants at most.  So it depends on the family, the
-floor and the sample, and plans that stay the margin above the floor keep it at `CONFIDENCE`.
+**Mixes.**  The bound of a mix is no less than the mix of the bounds of its variants, which is a linear function of the
+shares.  `margin` is the most by which the measured accuracy of any mix can lie above the floor while its bound lies
+below: a linear program with one constraint, whose corners are mixes of two variants at most.  It depends on the family,
+the floor and the sample alone.  Plans that stay the margin above the floor keep the floor at `CONFIDENCE`.
 
-**Labels that come late.**  `shift_of` says by how many points a variant's live accuracy is below the one expected: a
-normal posterior, whose prior expects no difference, give or take `PRIOR_SD`.  Labels only lower a bound, never raise
-it, and by `MOST_SHIFT` at most, because they are as good as the choice of rows that get some.  If the floor is
-relative, only what a variant lost beyond the best one counts.
+**Labels that come late.**  `shift_of` says by how many points a variant's live accuracy is below the expected one: a
+normal posterior, whose prior expects no difference, give or take `PRIOR_SD`.  Labels may be of rows that were not
+chosen evenly.  So they only lower a bound, by `MOST_SHIFT` at most, and never raise it.  If the floor is relative, only
+what a variant lost beyond the best one counts.
 """
 
 from __future__ import annotations
@@ -206,8 +207,8 @@ class AccuracySample:
 
     @property
     def cascade_margin(self) -> float | None:
-        """The points that cascades aim for above the floor: none beyond their own bounds (`certain`), or the operator's
-        margin (None)."""
+        """The points that cascades aim for above the floor: none beyond their own bounds (`keep_certain`), or the
+        operator's margin (None)."""
         return 0.0 if self.configured is None else None
 
     def observe(self, guard_report: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ The p95 limit is not linear.  If the best mix breaks it, the shares move as litt
  - more: along the segment from the best mix to the mix of least peak utilisation (a heuristic: it may miss a
    better mix, never return one that breaks the limit).
 If neither the best mix, nor the one of least peak utilisation, nor those that give a lane the most rows it may have
-meet the limit, nothing in between is looked for.
+meet the limit, nothing in between is tried.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""What a plan's candidates are: every configuration of a set of devices, and those that are made to serve a demand.
+"""The candidates of a plan: every configuration of a set of devices, and those that are made to serve a demand.
 
 **Every configuration**: layouts, and variants dealt to their placements as multisets.  Only what differs in the
-queueing model counts: two layouts with the same profiles, or two deals that differ in which of two equal placements
-holds which variant, are one configuration.  Every placement of a layout holds a worker (one without rows costs no
-active energy, and the routing may leave it without).  The count before removing doubles is a product of binomials a
-layout, known without listing: if it exceeds `limit`, PlanError says so.
+queueing model counts.  Two layouts with the same profiles are one configuration, and so are two deals that differ only
+in which of two equal placements holds which variant.  Every placement of a layout holds a worker; a worker without rows
+costs no active energy, and the routing may leave it without.  The count before removing doubles is a product of
+binomials a layout, known without listing: if it exceeds `limit`, PlanError says so.
 
-Devices that allow the same multisets of profiles are of one *kind*.  How many multisets n devices of a kind with m of
-their own have together is at most C(m + n - 1, n), and less if some are the same: 14 and 74 for one and two A100s,
-hundreds of thousands for ten.
+Devices that allow the same multisets of profiles are of one *kind*.  If each of n devices of a kind has m multisets,
+together they have at most C(m + n - 1, n), and fewer if some are the same: 14 and 74 for one and two A100s, hundreds of
+thousands for ten.
 
 **Workers that hold several variants** hold the same ones on all profiles of a layout (`shared_configuration`).
 
-**Rows that ask for an accuracy**: a search that looks at some of all configurations might not meet one that serves
-them.  `exchanged` makes such ones from what it met.
+**Rows that ask for an accuracy**: a search that tries some of all configurations might not meet one that serves
+them.  `exchange` makes such configurations from those that the search met.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _unpacked(packed: int, names: Sequence[str]) -> Profiles:
 
 
 def shared_layouts(problem: Problem) -> list[Profiles]:
-    """Return the multisets of profiles that are weighed: all, or if there are too many those with every device of a
+    """Return the multisets of profiles that are weighed: all, or if there are too many, those with every device of a
     kind cut alike."""
     kinds = kinds_of(problem.devices)
     try:
@@ -171,7 +171,7 @@ def exchange(problem: Problem, configuration: Configuration, max_utilisation: fl
     """Yield `configuration` if it serves the demand, else configurations that do, made from it by giving slices to
     accurate variants, the fewest slices first.
 
-    For searches that look at some of all configurations, and might not meet one of these."""
+    For searches that try some of all configurations, and might not meet one of these."""
     found: list[Configuration] = []
     seen = {configuration}
     front = [configuration]

@@ -1,19 +1,19 @@
 """What one configuration can do: its lanes, its best shares, and what the model predicts of them.
 
-A configuration is looked at in up to three steps, each more expensive and with a score no higher than the one before:
+A configuration is scored in up to three steps, each more expensive and with a score no higher than the one before:
 
  1. *optimistic*: its best mix, with each lane at the least energy that its share of the rate allows and without the p95
-    limit, except that rows which certainly miss it (the mean service of their worker alone does) are at most 5 %;
+    limit.  But rows that certainly miss it, because the mean service of their worker alone does, are at most 5 %;
  2. *settled*: its best mix with the energy at the batch sizes expected, still without p95;
  3. *evaluated*: p95 is simulated, and the shares are moved until it is met, as long as that may still beat the best.
 
 In a searched plan each lane gets at least `LEAST_PART` of the rows that its workers would get if all rows were dealt to
-all workers alike.  Without that rule a machine fills with standby workers, which hold memory, serve nothing, and (by
-sending all rows through one worker in long batches) even look frugal.
+all workers alike.  Without that rule a machine fills with standby workers.  They hold memory and serve nothing, and
+because all rows then go through one worker in long batches, such a plan even looks frugal.
 
-Workers that share their time between variants (`planning.model.sharing`) need no such rule: a variant without rows
-takes memory there, and no worker.  `settled_mix` finds their shares for each two of the variants, which is all that an
-objective that is linear in the shares asks for, and `evaluate` moves them until p95 is met, as above.
+Workers that share their time between variants (`planning.model.sharing`) need no such rule: there a variant without
+rows takes memory, but no worker.  `settled_mix` finds their shares for each two of the variants, which is enough for an
+objective that is linear in the shares.  `evaluate` then moves the shares until p95 is met, as above.
 """
 
 from __future__ import annotations

@@ -1,36 +1,36 @@
 """Choose how long the rows of each lane wait for their batch to fill, and how many rows a batch may hold.
 
 **What a wait is worth.**  A worker with a free credit takes whatever waits, so a lightly loaded lane serves rows one
-by one, at the joules of a batch of one.  If a batch of several costs little more than that (a large GPU, a model
-with a fixed cost a call) rows that wait for company are cheaper: with lane rate a, a wait of w gathers 1 + a w rows.
-The price is latency, up to w for the row that came first.  If energy is proportional to the rows (a core that
-computes them one after the other) there is nothing to gain, and no row waits.
+by one, at the joules of a batch of one.  If a batch of several costs little more than that (a large GPU, a model with a
+fixed cost a call), rows that wait for company are cheaper: with lane rate a, a wait of w gathers 1 + a w rows.  At 200
+rows/s a wait of 10 ms gathers three.  The price is latency, up to w for the row that came first.  If energy is
+proportional to the rows (a core that computes them one after the other) there is nothing to gain, and no row waits.
 
 **What a wait costs the front end.**  A row that need not wait goes to its worker in the turn of the front end that
-received it, and its answer takes another turn.  A wait ends in a turn of its own, one for each batch, so that rows in
-batches of b take 1 + 2 / b turns each, and more than 2 if b is below 2.  On cores a turn costs about as much as a batch
-of a small model, so a wait there has to bring `COMPANY` to the row that came first.  Batches on GPUs cost many turns.
+received it, and its answer takes another turn.  A wait ends in a turn of its own, one for each batch.  So rows in
+batches of b take 1 + 2 / b turns each, which is more than 2 if b is below 2.  On cores a turn costs about as much as a
+batch of a small model, so a wait there has to bring `COMPANY` to the row that came first.  Batches on GPUs cost many
+turns.
 
 **What a cap is worth.**  A batch of many rows takes long, and all its rows take as long.  A cap keeps batches shorter
-than the SLO allows for, at the price of capacity and of joules a row; with a wait it also lets a batch leave as soon as
-it has enough.  (Both together may even shorten the tail of a busy lane: a batch of one that left at once would stand in
-the way of the full one behind it.)
+than the SLO allows for, at the price of capacity and of joules a row.  With a wait it also lets a batch leave as soon
+as it has enough.  (Both together may even shorten the tail of a busy lane: a batch of one that left at once would stand
+in the way of the full one behind it.)
 
 **How they are chosen.**  Each lane has a few options: as it is; waits of a third, two thirds and all of its *room*; and
 the room that smaller batches leave.  The room is the longest wait after which a batch of the rows gathered meanwhile,
-even at `MORE` times the rate, still ends within `ROOM` of the SLO in 19 of 20 cases: so neither a rate that moves
-before the next plan, upwards or downwards, nor a machine that is a little slower than its profile breaks the promise.
-Each option is played by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Of the energy
-only the ratio of the two plays is taken, on top of the closed form that the search compares configurations by; what
-batches cost more after a pause, which no play knows, is that of as many batches as were played
-(`_Dealt.batched_j`).  Of options without fewer late rows a longer wait has to save another `LEAST_GAIN` of the lane's
-energy.
+even at `MORE` times the rate, still ends within `ROOM` of the SLO in 19 of 20 cases.  So the SLO is kept even if the
+rate moves before the next plan, up or down, or the machine is a little slower than its profile.  Each option is played
+by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Only the ratio of the two plays'
+energies is taken, on top of the closed form that the search compares configurations by.  No play knows what a batch
+costs more after a pause; that is added for as many batches as were played (`_Dealt.batched_j`).  If a longer wait has
+no fewer late rows, it has to save another `LEAST_GAIN` of the lane's energy.
 
-Of rows that fall into several lanes 95 % must be within the SLO, and the share of late rows of all lanes is the sum of
-their own: so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  It
-is played once more at greater length, and if that p95 is not kept, made again with fewer late rows allowed.  All p95
-here keep `MARGIN` of the SLO in reserve, for sampling and for the model; waits are taken to last `TICK_MS` longer than
-asked for, because the timers that end them tick in milliseconds.
+If rows fall into several lanes, 95 % of all of them must be within the SLO.  The share of late rows is the sum over the
+lanes, so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  The
+choice is played once more at greater length; if that p95 misses, it is made again with fewer late rows allowed.  All
+p95 here keep `MARGIN` of the SLO in reserve, for sampling and for the model.  Waits are taken to last `TICK_MS` longer
+than asked for, because the timers that end them tick in milliseconds.
 """
 
 from __future__ import annotations

@@ -1,31 +1,31 @@
 """The best plan of a problem: at which rate, with how many devices awake, on which configuration.
 
-**Awake.**  Idle power limits what a plan can save while every device is awake, so that at a low load the number of
-devices awake matters most, if devices without workers draw less.  With n devices awake the rest is the problem of n
-devices, whose idle power is the same for all plans; so n is chosen around the search for a configuration
+**Awake.**  Idle power limits what a plan can save while every device is awake.  So at a low load the number of devices
+awake matters most, if devices without workers draw less.  With n devices awake, the problem is that of n devices, and
+their idle power is the same for all its plans.  So n is chosen outside of the search for a configuration
 (`planning.search.configurations`), which needs no notion of it.  The bound of each n (`plan_bound`), less its idle
-power, says what to hope for: the most promising number is searched first, and numbers that promise less than what was
-found are not searched at all.
+power, says what to hope for.  The most promising n is searched first; an n that promises less than what was found is
+not searched at all.
 
-Devices that have most of what runs stay awake first.  If devices are of several kinds the others follow in their order,
-so that not every set of n devices is weighed.  The utilisation limit holds on the devices awake, and no further device
-wakes before the next plan.  A server whose load comes in gusts therefore goes down to fewer devices only if these serve
-`ObjectiveConfig.sleep_room` times the rate; those that run stay up to the utilisation limit, and so devices are not
+Devices that have most of what runs stay awake first.  If devices are of several kinds, the others follow in their
+order, so that not every set of n devices is weighed.  The utilisation limit holds on the devices awake, and no further
+device wakes before the next plan.  If the load comes in gusts, fewer devices are therefore planned only if they serve
+`ObjectiveConfig.sleep_room` times the rate.  Devices that run stay up to the utilisation limit, so that devices are not
 parked and woken in turn.
 
 **Cores.**  A row of cores whose cores may sleep (`DeviceShape.core_sleep_w`) is taken as so many devices: with n cores
-awake the problem is that of its first n.  A core has a worker again some seconds after more comes, so that fewer cores
-than all are only gone down to if they serve `ROOM` times the rate; those that run stay up to the utilisation limit.
-The distance between the two keeps cores from being put to sleep and woken in turn.
+awake the problem is that of its first n.  When more rows come, a sleeping core has a worker again only some seconds
+later.  So fewer cores are planned only if they serve `ROOM` times the rate, while cores that run stay up to the
+utilisation limit.  The distance between the two keeps cores from being put to sleep and woken in turn.
 
-**The rate** that is planned for is what may arrive, with room for chance.  If nothing serves that much in time, the
-plan of the least p95 at that rate need not be the one that serves most: the real rate may be lower, and a plan that is
-late at any rate would be late then, too.  So the search is repeated at parts of the rate, and the first feasible plan
-is run; it stays marked as infeasible, with its prediction for the rate that was asked for.
+**The rate** that is planned for is what may arrive, with room for chance.  If no plan serves that much in time, the
+plan of the least p95 at that rate need not be the best: the real rate may be lower, and a plan that is late at any rate
+would be late then, too.  So the search is repeated at parts of the rate, and the first feasible plan is run.  It stays
+marked as infeasible, with its prediction for the rate that was asked for.
 
-**How few cores would do**: what a right-sized machine for this load would have, and what the others idle for.  A plan
-on n cores is what the search finds on the first n.  More cores never serve less, so that the fewest are found by
-halving.
+**How few cores would do**: what a machine of the right size for this load would have, and what the other cores idle
+for.  A plan on n cores is what the search finds on the first n.  More cores never serve less, so the fewest are found
+by halving.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def best_power_state(
     here = awake_in(problem, running), {item.placement.device for item in running}
     hopes = sorted(_hopes(problem, objective, running), key=lambda item: (-item[0], item[1].awake))
     if not hopes:
-        raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
+        raise PlanError("however the devices are cut, no variant was measured on every slice: profile it for them")
     found: list[SearchResult] = []
     for hope, state in hopes:
         good = [each.best.score for each in found if each.best.feasible]

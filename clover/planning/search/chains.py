@@ -1,11 +1,11 @@
 """Which chain with which thresholds on which configuration: the search for cascades.
 
 The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on devices that
-they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of the SLO at
-their quickest; whether the chain as a whole keeps it is played afterwards (`planning.cascade.evaluation`), and if it
-does not, the stages are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the
-order of what they could be worth at best, until none that is left could be worth more than what was found.  A machine
-of few configurations is gone through instead.
+they share: the kernel that packs several families also packs a chain.  Each stage has to keep what the others at their
+quickest leave of the SLO.  The chain as a whole is then played (`planning.cascade.evaluation`).  If it misses the SLO,
+each stage gets a part of the SLO, in proportion to the time a row takes in it.  Points are tried in the order of what
+they could be worth at best, until none that is left could be worth more than what was found.  On a machine of few
+configurations all are tried instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clover.types import Candidate, ChainPoint, Configuration
 POINTS = 12
 """Points for which a configuration is found, at most."""
 TRIED = 36
-"""Points for which one is looked for, at most."""
+"""Points for which one is searched for, at most."""
 FAILED = 2
 """Points of a chain for which none is found until the chain is given up: one that is too slow is mostly so at every
 threshold."""
@@ -48,7 +48,7 @@ def best_chains(
     space: Sequence[Configuration] = (),
 ) -> list[Candidate]:
     """Return feasible candidates, the best first: what runs under every point it can serve, and the configurations
-    found for the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space`
+    found for the most promising points.  Nothing that cannot be worth more than `beat` is searched for.  Of a `space`
     that is all there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
     found: list[Candidate] = []

@@ -1,25 +1,25 @@
-"""The best configuration of devices: each is weighed if they are few, some are found and looked at if they are many.
+"""The best configuration of devices: all are weighed if they are few, some are sampled if they are many.
 
 **Few** (up to `EXACT`): `search` finds the best exactly, simulating p95 as seldom as possible.  A configuration is
 optimistic, settled or evaluated (`planning.packing.evaluation`), each step more expensive and with a score no higher
-than the one before.  The highest score is always looked at next, so that the search ends when an evaluated
-configuration beats the optimistic scores of everything else: then nothing else can win (but for what moving shares does
-to batch sizes), and what is missing of `ALTERNATIVES` good ones is evaluated, for a controller that may not take the
-best.  `BUDGET` bounds the configurations evaluated and `ASKED` the simulations of p95; if these end the search the
-answer is the best seen, and says so.
+than the one before.  The highest score is always taken next.  So the search ends when an evaluated configuration beats
+the optimistic scores of all others: then nothing else can win (except for what moving shares does to batch sizes).  If
+fewer than `ALTERNATIVES` good ones were evaluated, more are, for a controller that may not take the best.  `BUDGET`
+bounds the configurations evaluated and `ASKED` the simulations of p95; if these end the search, the answer is the best
+so far, and says so.
 
 **Many**: the kernel (`clover._native.lanes`) walks the configurations of `formulation`, with tables in place of
-simulations, and gives the best it met.  These are evaluated in full, p95 by simulation, best first, until what is left
-promises less than what was found.  If none of them keeps the SLO as a whole, the kernel is asked again with fewer late
-rows allowed.  Its tables are no more exact than that, so it is asked twice in any case: once as if a few more rows
-might be late, once as it is.  BASE is looked at in any case: its p95 is what an SLO may be made of, which is more exact
-than the tables.  The number of evaluations is fixed and the random numbers are the state's, so that the same state
-gives the same plan.
+simulations, and gives the best it met.  These are evaluated in full, best first, p95 by simulation, until what is left
+promises less than what was found.  The kernel is asked twice, because its tables are not exact: once as if a few more
+rows might be late, once as it is.  If none of its configurations keeps the SLO as a whole, it is asked again with fewer
+late rows allowed.  BASE is evaluated in any case: an SLO may be derived from its p95, which is more exact than the
+tables.  The number of evaluations is fixed and the random numbers are the state's, so that the same state gives the
+same plan.
 
-**Which is taken.**  Of plans that differ by less than the margin (`objective.HYSTERESIS` of the scale) the one that
-keeps most of what runs is taken, then the better: the running configuration is left only for a real gain.  If nothing
-meets all constraints the least bad plan is given, marked infeasible: the accuracy floor is kept (as far as any variant
-reaches it), p95 is minimised, and if even capacity is short, the utilisation.
+**Which is taken.**  Of plans that differ by less than the margin (`objective.HYSTERESIS` of the scale), the one that
+keeps most of what runs is taken, then the better one.  So the running configuration is left only for a real gain.  If
+nothing meets all constraints, the least bad plan is given, marked infeasible: the accuracy floor is kept (as far as any
+variant reaches it), p95 is minimised, and if even capacity is short, the utilisation.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ASKED = 200
 ALTERNATIVES = 5
 """Good candidates that a controller can choose from."""
 _NEAR = 40  # configurations within the margin whose kept workers are counted
-_MORE_KEPT = 5  # of which this many are looked at because they keep more
+_MORE_KEPT = 5  # of which this many are tried because they keep more
 _COMPARED = 8  # candidates within the margin whose kept workers are counted
 _LEAST_BAD = 24
 EXACT = 300
@@ -246,7 +246,7 @@ def anneal(problem: Problem, objective: Objective, running: Sequence[Assignment]
         base = best_whole(problem, problem.devices)
         seen[base] = evaluate(problem, objective, base, standby=False, spending=spending)
     if not starts:
-        raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
+        raise PlanError("however the devices are cut, no variant was measured on every slice: profile it for them")
     evaluations = 0
     margin = HYSTERESIS * objective.scale
     for turn, part in enumerate(_LATE):

@@ -1,20 +1,20 @@
 """From a configuration to a deployment: which placements its workers take, so that as much as possible is kept.
 
-A device offers layouts; the configuration says how many instances of each profile there shall be over all devices.  So
+A device offers layouts.  The configuration says how many instances of each profile there shall be over all devices.  So
 each device takes one layout, the profiles must add up exactly, and of all ways to do that the one that keeps most is
 wanted.  What a layout keeps is a sum over what runs on that device alone, therefore
 
- - of the layouts of one device that are the same multiset of profiles only the best matters (exact), and
- - over several devices the best sum is found by dynamic programming over the profiles placed so far: the sums of the
-   first half of the devices and of the second half are listed with their best values, and joined if they make up
-   the configuration (exact as well; equal devices are interchangeable, and which of them takes which layout falls out
-   of the values).  Ten A100s have over 200 000 sums of profiles, five of them a few thousand.
+ - if layouts of one device are the same multiset of profiles, only the best of them matters (exact), and
+ - over several devices the best sum is found by dynamic programming over the profiles placed so far.  The sums of the
+   first half of the devices and of the second half are listed with their best values, and joined if they make up the
+   configuration (exact as well).  Equal devices are interchangeable; which of them takes which layout follows from the
+   values.  Ten A100s have over 200 000 sums of profiles, five of them a few thousand.
 
-What is kept.  If instances may not overlap (MIG), first the capacity that need not go down: a worker whose instance
-stays counts with its capacity, or that of the best variant which may follow it there if that is less.  Then the workers
-that may stay as they are.  If instances may overlap (core-sets) no capacity goes down, so that the workers come
-first and the instances second.  How many workers of a kind may stay is limited by how many the configuration has; that
-limit is applied to each device by itself, so with several devices the second criterion is an estimate.
+**What is kept.**  If instances may not overlap (MIG), the capacity that need not go down comes first: a worker whose
+instance stays counts with its capacity, or with that of the best variant which may follow it there if that is less.
+The workers that may stay as they are come second.  If instances may overlap (core-sets), no capacity goes down, so the
+workers come first and the instances second.  No more workers of a kind may stay than the configuration has.  That limit
+is applied to each device by itself, so with several devices the second criterion is an estimate.
 
 Then workers that already run stay where they are, and the others fill up in order.
 

@@ -1,12 +1,12 @@
 """Whether two workers fit beside each other into the memory of a slice.
 
 A worker holds its libraries (`FamilyProfile.context_bytes`), and of each variant the weights and the most that its
-largest batch needs on top (`FamilyProfile.memory`); all of these are figures that workers reported.  What they may hold
+largest batch needs on top (`FamilyProfile.memory`).  Workers reported all of these figures.  What they may hold
 together is `Room`: the memory of a slice, or what the operator lets a worker have.  Workers on cores without such a
-limit share what is free on the machine, so all that load before something leaves have to fit into that.
+limit share what is free on the machine, so everything that loads before something leaves has to fit into that.
 
-`FULL` of it is used: allocators round up, and a driver keeps some for itself.  What is not known does not forbid: such
-workers load beside each other, and the transition says so.
+`FULL` of it is used, because allocators round up and a driver keeps some for itself.  If a figure is unknown, the
+workers load beside each other all the same, and the transition says so.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """A transition in time: which instances exist, which workers receive rows, and how much is served in each stage.
 
 Steps of one stage run at once, and a stage begins when the one before it is over.  How long a stage takes is an
-estimate from `StepSeconds`: workers load, and drain, side by side; instances of one GPU are made and unmade one after
-another, those of different GPUs at once, because that is how the driver is used.  Core-sets and whole GPUs need no
-making.
+estimate from `StepSeconds`.  Workers load, and drain, side by side.  Instances of one GPU are made and removed one
+after another, those of different GPUs at once, because that is how the driver is used.  Core-sets and whole GPUs need
+not be made.
 
 A worker serves if rows are routed to it.  A route step counts from its moment on, and a drain stops rows to its worker
-by itself when it begins; nothing else changes which workers serve.
+when it begins; nothing else changes which workers serve.
 
-A *shared* placement has several assignments: one process there takes turns with them.  It serves at most what it serves
-if it does nothing but the fastest of them, so that is its capacity, counted once (`placed`).  How much less it is
-depends on the routing, which the plan chose for all of them; a transition only asks what instances that are missing
-could serve.  What comes to a process that is there already, because that holds the variant, takes no time, and neither
-does taking it away while the process has others.
+A *shared* placement has several assignments: one process there takes turns with them.  At most it serves what it would
+if it did nothing but the fastest of them, so that is its capacity, counted once (`placed`).  How much less it really
+serves depends on the routing, which the plan chose for all of them; a transition only asks what instances that are
+missing could serve.  If a variant comes to a process that already runs, or leaves a process that has others, that takes
+no time: the process holds it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Resident = Callable[[Assignment], bool]
 
 
 class StepSeconds(Record, frozen=True, kw_only=True):
-    """How long steps take, for estimates: a GPU instance made or unmade, a worker loaded and warmed, or drained."""
+    """How long steps take, for estimates: a GPU instance made or removed, a worker loaded and warmed, or drained."""
 
     create_s: float = 1.0
     destroy_s: float = 1.0

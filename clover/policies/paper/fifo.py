@@ -1,21 +1,21 @@
 """What the paper's router would do with a configuration, and what the same shares do in ours.
 
-**Shares.**  The paper hands every request to any idle worker, first come first served: the traffic of a variant is not
-chosen, it follows from the configuration.  `Fifo` computes it.  If workers keep up with the load one row at
-a time it is the queueing model of `clover._native.queueing`: the product form "pf" for at most `FEW` workers, the mean
-field "mf" above.  (pf is within a point at any size that was checked, but slow for many workers; mf is off by up to
-five points for few.)  If workers only keep up in batches all of them are always busy, so that each takes rows at its
-own speed: the batch is the least that carries the load, the same for all (they take from one queue), interpolated
-between measured sizes.  Both agree where the one ends and the other begins.
+**Shares.**  The paper hands every request to any idle worker, first come first served.  So the traffic of a variant is
+not chosen: it follows from the configuration, and `Fifo` computes it.  If workers keep up with the load one row at a
+time, it is the queueing model of `clover._native.queueing`: the product form "pf" for at most `FEW` workers, the mean
+field "mf" above.  (pf was within a point at every size checked, but is slow for many workers; mf is off by up to five
+points for few.)  If workers only keep up in batches, all of them are always busy, so each takes rows at its own speed.
+The batch is then the least that carries the load, the same for all (they take from one queue), interpolated between
+measured sizes.  Both agree where the one ends and the other begins.
 
-**What is predicted.**  Our router deals these shares by quota and batches each variant in a lane of its own, so energy,
+**Prediction.**  Our router deals these shares by quota and batches each variant in a lane of its own.  So energy,
 accuracy, utilisation and p95 are those of the quota lanes (`planning.packing.evaluation.predict`), not those of the
-paper's queue. Energies are active joules, as everywhere in planning: the paper counts idle power in, which is the same
+paper's queue.  Energies are active joules, as everywhere in planning; the paper includes idle power, which is the same
 for all its plans.
 
-**Two lengths of play.**  p95 comes from playing lanes.  A plan is judged by the planner's own play; a search looks at
-its many configurations through plays of `ROWS` rows, ten times cheaper and off by some percent.  (The artifact looks
-through 1,000 requests of live traffic.)
+**Two lengths of play.**  p95 comes from playing lanes.  A plan is judged by the planner's own play.  A search scores
+its many configurations by plays of `ROWS` rows, ten times cheaper and off by some percent.  (The artifact scores them
+by 1,000 requests of live traffic.)
 
 Closed forms are arrays with one row a configuration, because an oracle weighs thousands of them at once.
 """

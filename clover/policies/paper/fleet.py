@@ -1,6 +1,6 @@
 """The configuration graph: which deals of variants to slices a device allows, and which of them are neighbours.
 
-A *deal* is the configuration of one device: a layout with a variant on each of its slices, of which only the counts
+A *deal* is the configuration of one device: a layout with a variant on each of its slices.  Only its counts
 {(variant, profile): number} matter.  Those counts are the paper's graph (variants on one side, slice types on the
 other, the counts as weights of the edges), and the distance of two graphs is the sum of the differences of their
 weights.  An A100 and four variants have 1,282 deals.

@@ -1,11 +1,11 @@
 """ORACLE: the best f at the load and the intensity of the moment, as a search that costs nothing would find it.
 
 The artifact's oracle is an exhaustive run over the deals of one GPU (its layouts, and variants for their slices), with
-every GPU alike.  `best_of` does that on the model: it computes f of every configuration in closed form, and then p95 in
-descending order of f until one keeps the latency target, which is the best that does.
+every GPU alike.  `best_of` does that on the model.  It computes f of every configuration in closed form, and then p95
+in descending order of f, until one keeps the latency target: no other that keeps it has a better f.
 
 If each device may have a deal of its own, a fleet has far too many configurations (4 x 10^12 for ten A100s).  Up to
-`SMALL` they are all weighed; above that `climbed` starts at the best with all devices alike, and improves it device by
+`SMALL` they are all weighed.  Above that `climb` starts at the best with all devices alike, and improves it device by
 device.  That is good, and not proven to be best.
 """
 
@@ -31,7 +31,7 @@ SMALL = 5_000
 _ALTERNATIVES = 4  # feasible runners-up that a plan shows
 _ASKED = 300  # configurations whose p95 is simulated, at most
 _MARGIN = 1.15  # a short simulation that misses the SLO by a larger factor is not repeated at length
-_LEAST_BAD = 12  # configurations looked at by each measure if none keeps the SLO
+_LEAST_BAD = 12  # configurations tried by each measure if none keeps the SLO
 _ROUNDS = 3  # of a climb
 _VERIFIED = 4  # steps of climbs that are simulated at length
 _TRIED = 12  # configurations whose p95 is simulated in one round of a climb

@@ -29,7 +29,7 @@ class CloverPolicy:
     name = "clover"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
+        """Return the best configuration that the search tried; PlanError if the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
@@ -44,7 +44,7 @@ class CloverArtifactPolicy:
     name = "clover-artifact"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
+        """Return the best configuration that the search tried; PlanError if the devices run nothing measured."""
         fifo = _fifo(state, ARTIFACT_LAMBDA)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
         start, known = _start(state, fifo.problem, fleet)
@@ -59,7 +59,7 @@ class BloverPolicy:
     name = "blover"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
+        """Return the best configuration that the search tried; PlanError if the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)

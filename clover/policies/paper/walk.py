@@ -1,24 +1,24 @@
 """The paper's two searches: simulated annealing over the configuration graph, and random search over the raw space.
 
-Both look at one configuration after the other, the one that runs first (if nothing runs, BASE), and stop once they
-know a configuration that holds the latency target and
+Both score one configuration after the other, beginning with the one that runs (if nothing runs, BASE).  They stop once
+they know a configuration that holds the latency target and
 
  - `NO_BETTER` in a row were no better than the best, or
- - `NEW` new ones were looked at, or
+ - `NEW` new ones were scored, or
  - no new neighbour is found.
 
-While nothing has held they continue, here up to `GIVE_UP` looks (the artifact has no such end).  What is remembered
-from hour to hour in the artifact is not remembered here: a policy sees one state and no other.
+While nothing has held they continue, here up to `GIVE_UP` configurations (the artifact has no such end).  The artifact
+remembers scores from hour to hour; a policy here sees one state and no other.
 
-**Annealing.**  The centre moves to what was looked at with probability exp((new - centre) / (K T)), always if it is
-better; T falls from 100 by 5 a look down to 10.  Scores that break the latency target are changed first, and there the
-two versions part:
+**Annealing.**  The centre moves to the configuration just scored with probability exp((new - centre) / (K T)), always
+if it is better.  T falls from 100 by 5 each time, down to 10.  Scores that break the latency target are changed first,
+and there the two versions part:
 
- - `punished`: a broken target always lowers the score, the more the later p95 is;
- - `punished_as_artifact`: the score times SLO / p95.  **That is a fault**: if the score is negative, and it mostly
-   is if accuracy weighs more than carbon, the product is *closer to zero*, so that the worse a configuration breaks
-   the target the better it looks, and an overloaded one looks best of all.  It misleads the centre only: the best is
-   chosen among those that hold.
+ - `punish`: a broken target always lowers the score, the more the later p95 is;
+ - `punish_as_artifact`: the score times SLO / p95.  **That is a fault.**  If the score is negative, and it mostly is if
+   accuracy weighs more than carbon, the product is *closer to zero*.  So the worse a configuration breaks the target,
+   the better it looks, and an overloaded one looks best of all.  This misleads the centre only: the best is chosen
+   among configurations that hold.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def punish_as_artifact(score: float, p95_ms: float, slo_ms: float) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration that was looked at through a short play."""
+    """A configuration that was scored by a short play."""
 
     counts: Counts
     forms: ClosedForms
@@ -89,7 +89,7 @@ class Walk:
         return counts.tobytes() in self._looks
 
     def evaluate(self, counts: Counts) -> Trial:
-        """Look at a configuration."""
+        """Score a configuration."""
         key = counts.tobytes()
         if key not in self._looks:
             self._looks[key] = evaluate(self._fifo, counts)
@@ -110,8 +110,8 @@ class Walk:
         return exhausted or self._without >= NO_BETTER or self._new >= NEW
 
     def rank(self) -> list[Candidate]:
-        """Return the best of all looks, as the planner's own play expects it, and the others as they were looked at.
-        If the longer play takes back that the best holds the next best is taken, and so on for a few."""
+        """Return the best of all that were scored, as the planner's own play expects it, and the others as they were
+        scored.  If the longer play takes back that the best holds the next best is taken, and so on for a few."""
         ranked = sorted(self._looks.values(), key=lambda item: item.rank)
         best: Candidate | None = None
         for item in ranked[:_VERIFIED]:
@@ -121,7 +121,7 @@ class Walk:
             best = longer if best is None or longer.feasible else best
             if longer.feasible:
                 break
-        assert best is not None  # every walk looks at its start
+        assert best is not None  # every walk scores its start
         return [best, *(item.candidate for item in ranked if item.candidate.configuration != best.configuration)]
 
 
