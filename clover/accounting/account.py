@@ -75,29 +75,27 @@ class Account:
     # --- who is there -------------------------------------------------------------------------------------------------
 
     def add_device(self, device: str, slices: int, foreign: float = 0.0) -> None:
-        """Add a device with `slices` compute slices (cores that workers may not use among them), and `foreign` ones
-        that its meter covers and that are not the server's; over all its idle energy is split.
-
-        A known device (a GPU that was lost and is back) keeps its account.
-        """
+        """Add a device with `slices` compute slices (including cores that workers may not use), and `foreign` ones that
+        its meter covers and that are not the server's; its idle energy is split over all of them.  A known device (a
+        GPU that was lost and is back) keeps its account."""
         known = self._devices.setdefault(device, DeviceAccount(slices=1))
         known.slices, known.foreign = max(slices, 1), foreign
         self._forget()
 
     def add_host(self, device: str, host: HostCpu) -> None:
-        """Have the active energy of `device`, the machine, split by the CPU times of `host`."""
+        """Split the active energy of `device`, the machine, by the CPU times of `host`."""
         self.host_device, self.host = device, host
         for meter in self._meters:
             host.add(meter)
 
     def add_family(self, family: str, front_end_j: float = 0.0) -> None:
-        """Have a family take its part of what the front end and control use, from now on.  Its rows are taken to need
-        `front_end_j` joules of the front end each until some were answered."""
+        """Give a family its part of what the front end and control use, from now on.  Until some of its rows were
+        answered, each is taken to need `front_end_j` joules of the front end."""
         self._answered.setdefault(family, 0)
         self._front_end.setdefault(family, front_end_j)
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
-        """Note that a worker now holds its slices; return its meter."""
+        """Record that a worker now holds its slices; return its meter."""
         self._meters.append(meter)
         self._places.setdefault(meter.family, set()).add(meter.device)
         self._forget()
@@ -110,7 +108,7 @@ class Account:
         return meter
 
     def detach(self, meter: WorkerMeter) -> None:
-        """Note that a worker has ended; its work in the window under way still counts."""
+        """Record that a worker has ended; its work in the window under way still counts."""
         if meter in self._meters:
             self._meters.remove(meter)
             self._gone.append(meter)
@@ -281,10 +279,8 @@ class Account:
         path: tuple[str, ...] = (),
     ) -> Receipt:
         """Bill a tenant's `rows` rows with `computed_j` joules (as their workers' meters gave them) and return their
-        receipt.  Call it once for each ticket.
-
-        Energy includes what rows take of the front end, carbon also the PUE.  The rows of a batch share one object.
-        """
+        receipt.  Call it once for each ticket.  Energy includes what rows take of the front end, carbon also the PUE.
+        The rows of a batch share one object."""
         energy_j = computed_j + self._front_end.get(family, 0.0) * rows
         key = (family, tenant)
         self.receipts_j[key] = self.receipts_j.get(key, 0.0) + energy_j
@@ -320,7 +316,7 @@ class Account:
         return last
 
     def bill_lookup(self, family: str, joules: float, tenant: str = "") -> None:
-        """Charge the joules of finding a kept answer, which are part of the front end's: no row pays them again."""
+        """Charge the joules of finding a kept answer.  They are part of the front end's, so no row pays them again."""
         self._looked_up[family] = self._looked_up.get(family, 0.0) + joules
         key = (family, tenant)
         self.receipts_j[key] = self.receipts_j.get(key, 0.0) + joules
@@ -367,11 +363,9 @@ class Account:
 
     def totals(self, family: str | None = None) -> dict[str, float]:
         """Return joules and grams over all variants (of one family), with its part of the front end and of control.
-
-        `energy_j` = `receipts_j` + `idle_no_request_j` + `control_j` + `unbilled_j`.  The last is what the front end
-        did while nobody asked, and rows that got no answer, and by how much receipts fell short of the meter: it may be
-        negative.
-        """
+        `energy_j` = `receipts_j` + `idle_no_request_j` + `control_j` + `unbilled_j`.  `unbilled_j` is what the front
+        end did while nobody asked, what rows without an answer took, and by how much receipts fell short of the meter;
+        it may be negative."""
         by_line: dict[str, list[Line]] = {}
         for key, booked in self.booked.items():
             if key.family and family in (None, key.family):

@@ -73,7 +73,8 @@ class Line:
 
 
 class BookKey(NamedTuple):
-    """Whose joules they are: of a line of a device; family, variant and placement are empty where they are none's."""
+    """Whose joules they are: the line of a device, with family, variant and placement, which are empty where joules
+    belong to none."""
 
     device: str
     line: str
@@ -86,7 +87,7 @@ class BookKey(NamedTuple):
 class WorkerRows(NamedTuple):
     """What a worker did in a window: rows that were of use to a client; how many of them a cascade passed on; by how
     many rows x percent the others are right more often than the variant is over all of them; the joules that its
-    profile expects of all that it computed; and how many rows these are."""
+    profile expects of everything that it computed; and how many rows that was."""
 
     meter: WorkerMeter
     rows: int
@@ -97,10 +98,9 @@ class WorkerRows(NamedTuple):
 
 
 class Learnable(NamedTuple):
-    """Active joules of some workers together, and what their profiles expect of the batches that they ended.
-
-    `shared`: of all that worked on the device; else of one worker.  Its batches began up to `reach_s` seconds before
-    the window.  The joules are as read: noise of the meter may make them negative."""
+    """Active joules of some workers together, and what their profiles expect of the batches that they ended.  `shared`:
+    of all that worked on the device; else of one worker.  The batches began up to `reach_s` seconds before the window.
+    The joules are as read: noise of the meter may make them negative."""
 
     joules: float
     expected: Parts
@@ -137,12 +137,9 @@ class ClosedWindow(NamedTuple):
     learnable: list[Learnable]
 
     def idle_lines(self) -> Iterator[tuple[WorkerMeter, str, float]]:
-        """Yield worker, line and joules of `idle`, by the lines that it stands in: no part is below 0, and the sums are
-        those of the device's lines.
-
-        A worker's part of the line `idle` is what it kept.  Where that is more than all its idle energy (its batch
-        began before the window, or it has ended), the others' parts make up for it.
-        """
+        """Yield worker, line and joules of `idle`, by the lines to which it belongs.  No part is below 0, and the sums
+        are those of the device's lines.  A worker's part of the line `idle` is what it kept.  If that is more than all
+        its idle energy (its batch began before the window, or it has ended), the others' parts make up for it."""
         held_j = sum(part_j for _, part_j in self.idle)
         if held_j <= 0.0:
             return
@@ -236,7 +233,7 @@ class DeviceAccount:
         return self.lines["carried"].joules
 
     def uncertainties(self) -> dict[str, float]:
-        """Return both ends of how far off its joules may be, and the active ones, as far as these are known."""
+        """Return how far off its joules may be, and the active ones: both ends of each, as far as these are known."""
         ranges = (("uncertainty", self.uncertainty), ("active_uncertainty", self._active_uncertainty()))
         known = [(name, bounds) for name, bounds in ranges if bounds is not None]
         return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}
@@ -274,8 +271,8 @@ class DeviceAccount:
         }
 
     def ratio_of(self, meter: WorkerMeter) -> float:
-        """Return measured over profiled active energy of workers like that of `meter`: where their own CPU time tells
-        it, that; else what was learned of them, and the ratio of all beside that."""
+        """Return measured over profiled active energy of workers like that of `meter`.  If their own CPU time tells it,
+        it is that; else it is what was learned of them times the ratio of all."""
         own = self.ratios.get((meter.family, meter.variant, meter.slices))
         return own.value if own is not None else self.ratio * meter.factor
 
@@ -284,7 +281,7 @@ class DeviceAccount:
         return self.idle_w * meter.slices / max(self.slices + self.foreign, meter.slices)
 
     def rescale_modelled(self, part: float) -> None:
-        """Note that modelled energies of its workers are `part` times what they were, as their factors changed."""
+        """Record that modelled energies of its workers are `part` times what they were, as their factors changed."""
         self.overall.modelled_j *= part
 
     def close_window(
@@ -295,11 +292,9 @@ class DeviceAccount:
         prices: Prices,
         host: HostParts | None = None,
     ) -> ClosedWindow | None:
-        """Close the window at `sample` and return it; None if it stays open.
-
-        `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
-        CPU times of `host`, active energy is split by these.
-        """
+        """Close the window at `sample` and return it; None if it stays open.  `here` are the workers that hold slices
+        now, `gone` those that worked in the window and have ended.  If `host` is given, active energy is split by its
+        CPU times."""
         self.method, self.idle_w, self.awake_w = sample.method, sample.idle_w, sample.awake_w
         self.shared = sample.shared
         self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
@@ -440,7 +435,7 @@ class DeviceAccount:
             self.lines[line].add(joules, closed.prices)
 
     def _observe_slices(self, here: Iterable[WorkerMeter]) -> None:
-        """Note which worker holds which share of the slices.
+        """Record which worker holds which share of the slices.
 
         This is called once for every sample: once a window, or more often if the window was frozen.
         """

@@ -1,11 +1,11 @@
-"""What workers did, kept to compare with their profiles, and what was learned from that, given back to their meters.
+"""Keeps what workers did, to compare with their profiles, and gives what was learned from it back to their meters.
 
-Where CPU time tells workers apart, each (variant, profile of the slice) has joules of its own; on a GPU all that ran on
-the device have one sum.  Expected joules are those of the profile as it was measured: what was learned must not change
+If CPU time tells workers apart, each (variant, profile of the slice) has joules of its own.  On a GPU all that ran on
+the device has one sum.  Expected joules are those of the profile as it was measured: what was learned must not change
 what it is learned from.
 
-A batch counts where it ends.  So the joules of a window in which none ended are the next one's, if a batch that ended
-there began that early; else nobody worked, and they are noise of the meter.
+A batch counts where it ends.  If no batch ended in a window, its joules go to the next window, provided that a batch
+which ended there began that early.  Otherwise nobody worked, and the joules are noise of the meter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Joules = deque[tuple[float, float]]
 
 
 class ProfileFeedback:
-    """What is to be compared with profiles, by family, and the energy factors in force."""
+    """Evidence to compare with profiles, by family, and the energy factors in force."""
 
     def __init__(self) -> None:
         self._windows: dict[str, deque[MeteredWindow]] = {}
@@ -92,7 +92,7 @@ class ProfileFeedback:
     def correct(
         self, family: str, factors: Factors, meters: Sequence[WorkerMeter], devices: Mapping[str, DeviceAccount]
     ) -> None:
-        """Take joules a row of `family` to be `factors` times those of its profile from now on."""
+        """From now on multiply the joules a row of `family`'s profile by `factors`."""
         self._factors[family] = factors
         for name, device in devices.items():
             here = [meter for meter in meters if meter.device == name]

@@ -1,4 +1,4 @@
-"""How figures are known, in words that stand beside them."""
+"""Words for how figures are known, to stand beside them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def join_labels(ways: Iterable[str]) -> str:
 
 
 def grams_method(method: str, intensity: str) -> str:
-    """Return how grams are known, from how their joules and how the intensity was: a counter's joules at a stated or
-    invented intensity are no measured grams."""
+    """Return how grams are known, from how their joules and the intensity are known.  A counter's joules at a stated or
+    invented intensity are not measured grams."""
     return "modelled" if method == "measured" and intensity != "published" else method
 
 

@@ -208,22 +208,19 @@ class WorkerMeter:
         return per_row * self.ratio + (idle_j / rows if rows else 0.0)
 
     def record_passed_on(self, gone_on: int, audits: int, right: float) -> None:
-        """Count that of the last batch a cascade passed `gone_on` rows on to another variant, and that `audits` rows
-        answer no client.
-
-        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.  `gone_on`
-        is less by the rows that were passed on earlier and kept the answer that they had.
-        """
+        """Record that a cascade passed `gone_on` rows of the last batch on to another variant, and that `audits` rows
+        answer no client.  The other rows are right by `right` (rows x percent) more than the variant is over all of its
+        rows.  `gone_on` is less by the rows that were passed on earlier and kept their earlier answer."""
         self.window_gone_on += gone_on
         self.window_audits += audits
         self.window_right += right
 
     def record_wasted(self, rows: int) -> None:
-        """Count that `rows` of the rows so far were computed in vain: no client gets this answer."""
+        """Record that `rows` of the rows so far were computed in vain: no client gets the answer."""
         self.window_wasted += rows
 
     def charge(self, tenants: list[str]) -> None:
-        """Count the rows of the last batch as those of these tenants, one a row (empty: of none)."""
+        """Charge the rows of the last batch to these tenants, one a row (empty: to none)."""
         for tenant in tenants:
             if tenant:
                 work = self.window_tenants.get(tenant)
@@ -233,7 +230,7 @@ class WorkerMeter:
                 work[1] += self._latest_j
 
     def record_answered(self, tenants: list[str]) -> None:
-        """Count which tenants' rows are among those that were `answered`, one a row (empty: of none)."""
+        """Record the tenants of the rows that were answered, one a row (empty: none)."""
         for tenant in tenants:
             if tenant:
                 self._answered_by[tenant] = self._answered_by.get(tenant, 0) + 1
@@ -250,8 +247,8 @@ class WorkerMeter:
         return self.placement.rpartition(":")[2].partition("@")[0]
 
     def collect_batches(self) -> dict[int, tuple[int, float]]:
-        """Return by rows of a batch how many were computed since the last call and how many seconds these took, without
-        what pauses before them added; nothing for a worker without a profile."""
+        """Return, by rows of a batch, how many batches were computed since the last call and how many seconds they
+        took, without what pauses before them added; nothing for a worker without a profile."""
         found = {rows: (count, self._batch_ns[rows] * 1e-9) for rows, count in enumerate(self._batches) if count}
         for rows in found:
             self._batches[rows], self._batch_ns[rows] = 0, 0.0

@@ -1,12 +1,12 @@
 """The Software Carbon Intensity of a server, by ISO/IEC 21031: SCI = (E x I + M) / R.
 
 E x I are the grams of operation, PUE included; M is the embodied carbon (`clover.accounting.embodied`); R is the number
-of rows answered.  A score holds for a boundary only (`clover.accounting.boundaries`).  M is that of what workers hold
+of rows answered.  A score holds within one boundary (`clover.accounting.boundaries`).  M is that of what workers hold
 (`workers`), of all that the server reserves (`server`), or of the whole machine if a counter covers it (`machine`).
-The server's is given first.  A score of which a part is unknown is unknown.
+The server's score is given first.  If a part of a score is unknown, the score is unknown.
 
 A model's own score has the boundary `model`: its variants, the idle cores and slices that its workers hold, their M,
-and its part of front end and control.  What no worker holds is no model's.
+and its part of front end and control.  What no worker holds belongs to no model.
 """
 
 from __future__ import annotations
@@ -157,11 +157,9 @@ def sci(
     intensities: Iterable[str],
     pue: float,
 ) -> SciReport:
-    """Return the report of a server.
-
-    `devices`: the account's lines by device; `models`: rows answered and the account's totals by model, which have no
-    part in the front end if they do not say so; `intensities`: how the intensities that grams were priced at are known.
-    """
+    """Return the report of a server.  `devices`: the account's lines by device; `models`: rows answered and the
+    account's totals by model, which have no part in the front end if they do not say so; `intensities`: how the
+    intensities are known at which grams were priced."""
     rows = sum(count for count, _ in models.values())
     whole = EmbodiedGrams()
     machine = EmbodiedGrams()
@@ -215,7 +213,7 @@ def sci(
 
 
 def _sum(lines: tuple[str, ...], accounts: list[DeviceLines]) -> float | None:
-    """Return the grams of `lines` over all `accounts`; None if a line stands in none of them, so is not counted."""
+    """Return the grams of `lines` over all `accounts`; None if a line is in none of them, and so is not counted."""
     if not all(any(f"{line}_g" in account for account in accounts) for line in lines):
         return None
     return sum(_grams(lines, account) for account in accounts)

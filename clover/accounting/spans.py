@@ -1,4 +1,4 @@
-"""What families did and used since somebody last took it, and what each variant did in all."""
+"""What families did and used since the span was last collected, and what each variant did in all."""
 
 from __future__ import annotations
 
@@ -19,17 +19,12 @@ class Work:
 
 @dataclass
 class Span:
-    """The work of a family since the last `Account.take`: rows that each variant computed, joules and grams, and the
-    methods of the devices.
-
-    Rows whose energy is unknown (the meter began anew) are left out, and so are audits and rows that were computed in
-    vain: no client got that answer.  Cascades passed `gone_on` of the rows on to another variant (fewer, if others kept
-    an answer of before); those that were answered are right by `right` (rows x percent) more than the variants are over
-    all rows here.
-
-    `share` is what its workers used; `front_end` and `control` are its part of what the front end and the control of
-    the server used.  `grids`: how the intensities were known.
-    """
+    """The work of a family since the last `Account.collect_spans`: rows that each variant computed, joules and grams,
+    and the methods of the devices.  Rows whose energy is unknown (the meter began anew) are left out, and so are audits
+    and rows that were computed in vain: no client got that answer.  Cascades passed `gone_on` of the rows on to another
+    variant (fewer, if others kept an earlier answer).  The answered rows are right by `right` (rows x percent) more
+    than the variants are over all rows here.  `share` is what its workers used; `front_end` and `control` are its part
+    of what the front end and the control of the server used.  `grids`: how the intensities were known."""
 
     rows: dict[str, int] = field(default_factory=dict)
     gone_on: int = 0

@@ -1,9 +1,9 @@
 """Watts of a CPU by its micro-architecture, for the model that stands in for a counter.
 
 `data/cpu_power.json` holds what published servers draw for each hardware thread, at rest and at full load, with the
-range of them, and says where the figures come from.  The row is chosen by what /proc/cpuinfo says of the processor; one
-that no row knows gets the figures of all servers of 2017 or later, and says so.  What the operator sets
-(`energy.idle_w`, `energy.core_w`) takes precedence, and has no range.
+range of the figures and their sources.  /proc/cpuinfo chooses the row.  If no row knows the processor, it gets the
+figures of all servers of 2017 or later, and says so.  What the operator sets (`energy.idle_w`, `energy.core_w`) takes
+precedence, and has no range.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _File(Record, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class CpuPower:
     """What the model assumes: watts of a CPU (a hardware thread) at rest, `idle_w`, and what it adds while it is busy,
-    `core_w`; with their ranges.  `why` says where the figures come from."""
+    `core_w`, each with its range.  `why` says where the figures come from."""
 
     idle_w: float
     core_w: float

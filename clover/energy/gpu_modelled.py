@@ -1,11 +1,16 @@
 """Energy of a GPU by a model, if it shows neither energy nor power:  watts = idle + (full - idle) x utilisation.
 
-Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
-(`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says.  `idle` is a part of
-it unless the operator sets it, and utilisation NVML's (the part of the time in which anything ran), or if NVML has
-none, as with MIG on, that in which our workers were busy x the part of the slices that they hold.  So it is on a GPU
-with slices that are not the server's, whose counter is also that of others.  It is good for comparing variants on one
-GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
+Virtual GPUs, WSL2 and some laptops are like that.  The three inputs:
+
+- `full` is the maximum board power of the product's data sheet (`data/gpu_power.json`), or for a virtual GPU so many
+  watts a GiB of the memory that its name says;
+- `idle` is what the operator sets, or else a part of `full`;
+- `utilisation` is NVML's: the part of the time in which anything ran.  If NVML has none, as with MIG on, it is the part
+  in which our workers were busy x the part of the slices that they hold.  So it is, too, if some slices of the GPU are
+  not the server's, since NVML's figure is then also that of others.
+
+The model is good for comparing variants on one GPU.  Every figure is labelled "modelled" and may be off by half, and by
+more for a virtual GPU.
 """
 
 from __future__ import annotations

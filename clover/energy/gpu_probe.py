@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 _T = TypeVar("_T")
 
 _STEP_S, _STEPS = 0.005, 24
-"""Between two looks for a tick of the counter, and how many there are at most: ticks are a tenth of a second apart."""
+"""Between two readings of the counter, and how many there are at most: ticks are a tenth of a second apart."""
 
 Source = Literal["counter", "power", "utilisation"]
 
@@ -91,7 +91,7 @@ class Probe:
 
     def ticked(self) -> Value | Failure:
         """Return what the counter shows as soon as it has moved; what it shows, if it does not within
-        `_STEPS` looks (0.12 s)."""
+        `_STEPS` readings (0.12 s)."""
         first = self.counter()
         if isinstance(first, Failure):
             return first

@@ -1,9 +1,8 @@
 """What a context costs on each GPU of this machine, kept from one start to the next.
 
-A server that is never at rest could not measure it.
-
-One small JSON file a GPU, `energy/GPU-....json` in the cache folder: watts with a context at rest, as they were
-measured.  One that cannot be read or written is left out, with a line in the log.
+A server that is never at rest could not measure it.  The cache folder has one small JSON file a GPU,
+`energy/GPU-....json`, with the watts measured with a context at rest.  A file that cannot be read or written is left
+out, with a line in the log.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Energy by a model, if no counter can be read:  joules = idle_w x seconds + core_w x CPU seconds of the workers.
 
 That is the usual linear model, idle + (max - idle) x utilisation, written with CPU time in place of utilisation: a
-core that is busy all the time adds `core_w`.  The constants are published ones of the processor's micro-architecture
-(`clover.energy.cpu_power`), or the configured ones.  The figures are good for comparing variants on one machine and no
-better than the constants in absolute terms; they are labelled "modelled", and published constants come with a range,
-from which a sample says how far off its joules may be.
+core that is busy all the time adds `core_w`.  The constants are configured, or published ones of the processor's
+micro-architecture (`clover.energy.cpu_power`).  Published constants come with a range, from which a sample says how far
+off its joules may be.  The figures are good for comparing variants on one machine; in absolute terms they are no better
+than the constants.  They are labelled "modelled".
 """
 
 from __future__ import annotations

@@ -1,32 +1,32 @@
 """Energy of a GPU through NVML: the counter of the whole board, read between requests and never for one.
 
-What NVML has is one counter a GPU (millijoules since the driver was loaded; it is updated about ten times a second) and
-its power.  A MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates from it what a
-slice used.  Windows last a second or more because the resolution of the counter is a tenth of a second.  While our work
-runs, a reading waits for the counter to move: what it shows is then of now, and not of up to a tenth of a second ago,
-by which windows of a second would differ more than by what ran in them (`planning.model.metered`).
+NVML has one counter a GPU (millijoules since the driver was loaded, updated about ten times a second) and its power.  A
+MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates what a slice used.  Windows
+last a second or more because the resolution of the counter is a tenth of a second.  While our work runs, a reading
+waits for the counter to move, so that it is of now.  A reading of up to a tenth of a second ago would make windows of a
+second differ by more than by what ran in them (`planning.model.metered`).
 
     counter   total += counter now - counter before.  Exact as long as the counter runs.
     power     only if the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two readings.
 
 Three things can happen to a reading, and none may become joules that were not measured:
 
-* The counter cannot be read, or stands still: the sample stays as it is, time included, so that no idle energy is
-  counted for a time that was not metered either.  When the counter runs again, it includes the joules of that time.
-* The counter goes back (the driver was loaded anew) or leaps further than any GPU could: what was used since the last
+* The counter cannot be read, or stands still.  The sample stays as it is, time included, so that no idle energy is
+  counted either for a time that was not metered.  When the counter runs again, it includes the joules of that time.
+* The counter goes back (the driver was loaded anew) or leaps further than any GPU could.  What was used since the last
   reading is unknown.  The total stays, and the sample's `epoch` is one higher: differences across epochs mean nothing.
-* Power cannot be read, or only too late to draw a line between two values: this begins a new epoch, too.
+* Power cannot be read, or only too late to draw a line between two values.  This begins a new epoch, too.
 
 A GPU that is lost keeps its last total, says so (`state`, `why`), and is read again when it is back.
 
-Idle power is that of a bare GPU, and that of one with a context (`clover.energy.board_idle`).  Both are lowered to the
-least average seen over ten seconds: a GPU cannot idle at more than it ever drew.  (Windows with work in them draw more,
-so they need not be excluded.  Shorter windows would be biased: with a resolution of 0.1 s, a second's average can read
-a tenth too low, and the least of many does.)  A sample has the joules that being awake cost (`awake_j`), apart from
-bare idle power.
+**Idle power** is that of a bare GPU, and that of one with a context (`clover.energy.board_idle`).  Both are lowered to
+the least average seen over ten seconds: a GPU cannot idle at more than it ever drew.  (Windows with work in them draw
+more, so they need not be excluded.  Shorter windows would be biased: with a resolution of 0.1 s, a second's average can
+read a tenth too low, and the least of many does.)  A sample has the joules that being awake cost (`awake_j`), apart
+from bare idle power.
 
-The counter is that of the whole GPU.  If processes that are not ours compute on it, or may do so, samples name them
-(`shared`): how much of the energy is theirs is unknown.
+**Others.**  The counter is that of the whole GPU.  If processes that are not ours compute on it, or may do so, samples
+name them (`shared`): how much of the energy is theirs is unknown.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class NvmlMeter:
 
         Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work` is what
         the server does on this GPU, without which nothing passes for rest.  `pause` holds the session's thread between
-        two looks at the counter.  A reading that takes longer than `patience_s` is left to the next `refresh`.
+        two readings of the counter.  A reading that takes longer than `patience_s` is left to the next `refresh`.
         """
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
@@ -162,7 +162,7 @@ class NvmlMeter:
             value, why = counter, "NVML energy counter"
         elif isinstance(power, Value):
             value, source = power, "power"
-            why = f"NVML {power.source} integrated between looks, since the energy counter gives {counter.text!r}"
+            why = f"NVML {power.source} integrated between readings, since the energy counter gives {counter.text!r}"
             log.warning("%s: %s", gpu.name, why)
         else:
             raise GpuUnmetered(
@@ -229,7 +229,7 @@ class NvmlMeter:
     async def measure_resident(self, sleep: Sleep = asyncio.sleep) -> None:
         """Measure idle power with a context on the GPU: call it while a worker is there and nothing is asked of it.
 
-        It takes six seconds; an emulated GPU needs one look.  Nothing happens if the watts are configured, or if the
+        It takes six seconds; an emulated GPU needs one reading.  Nothing happens if the watts are configured, or if the
         GPU shows no power.
         """
         if self.idle.resident_by == "configured":
@@ -269,7 +269,7 @@ class NvmlMeter:
             self._follow(answer, look)
 
     def _poll(self) -> BoardLook:
-        """Look at the GPU; runs in the NVML thread."""
+        """Read the GPU; runs in the NVML thread."""
         at_tick = self._work is not None and not self._closely
         return self._probe.poll(self.source, closely=self._closely, at_tick=at_tick)
 
@@ -297,7 +297,7 @@ class NvmlMeter:
         self._close_window(answer.at_ns)
 
     def _rest(self, before: Value, look: BoardLook) -> None:
-        """Note whether the GPU was awake since `before`, by whom, and what it draws if nobody works."""
+        """Record whether the GPU was awake since `before`, by whom, and what it draws if nobody works."""
         at_ns, idle = self._last.at_ns, self.idle
         seconds = (at_ns - before.at_ns) / 1e9
         workers = self._work.workers() if self._work is not None else frozenset()
@@ -330,7 +330,7 @@ class NvmlMeter:
         self.resets += 1
         self._begin_anew()
         how = "went back" if step_mj < 0 else f"leapt by {step_mj / 1e3:.0f} J in {elapsed_s:.1f} s"
-        log.warning("%s: the energy counter %s; what was used since the last look is unknown", self.device, how)
+        log.warning("%s: the energy counter %s; what was used since the last reading is unknown", self.device, how)
 
     def _integrate(self, answer: Value) -> None:
         elapsed_s = (answer.at_ns - self._last.at_ns) / 1e9
@@ -370,7 +370,8 @@ class NvmlMeter:
 
 
 async def _at_rest(nvml: NvmlSession, probe: Probe, first: Value, sleep: Sleep, looks: int) -> float:
-    """Return the median watts of `looks` at a GPU that rests, the `first` of them included if there is no other."""
+    """Return the median watts of `looks` readings of a GPU at rest, the `first` of them included if there is no
+    other."""
     found = []
     for _ in range(looks - 1):
         await sleep(_START_STEP_S)

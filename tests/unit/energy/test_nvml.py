@@ -219,7 +219,7 @@ def test_a_counter_that_went_back_begins_a_new_epoch(board: Board, caplog: pytes
         assert (sample.total_j, sample.epoch, meter.resets) == (200.0, 1, 1)
 
     asyncio.run(scene())
-    assert "the energy counter went back; what was used since the last look is unknown" in caplog.text
+    assert "the energy counter went back; what was used since the last reading is unknown" in caplog.text
 
 
 def test_a_leap_that_no_gpu_could_draw_is_not_billed(board: Board) -> None:
