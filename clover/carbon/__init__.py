@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 POLL_S = 5.0
-"""Seconds between two looks at a remote source or a file.  Each provider says itself when to come again; five seconds
+"""Seconds between two polls of a remote source or a file.  Each provider says itself when to come again; five seconds
 are soon enough for one that answers at once."""
 
 
@@ -55,7 +55,7 @@ def build(
     Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
     sped up, is replayed from its first value.  One that ended no longer than `max_age_s` ago is live, and only lags: it
     starts at now, with its last value, and its next ones are awaited.  While grid time is not that of the wall, traces
-    label what they give as replayed.  A file that changes on disk is looked at every `poll_s`.  Providers know the time
+    label what they give as replayed.  A file that changes on disk is polled every `poll_s`.  Providers know the time
     of day only, so that a live source in the chain needs grid time to be that.
     """
     if not config.max_age_s >= 0:

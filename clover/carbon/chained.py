@@ -1,12 +1,11 @@
-"""One source of the chain: its last good reading, when it is asked again, and what of it fails (`clover.carbon.chain`
-has the rules).
+"""One source of the chain: its last good reading, when it is asked again, and what of it fails.
 
-The times at which remote sources are asked have random parts: servers that began, or failed, together must not go on
-asking a provider together.
+`clover.carbon.chain` has the rules.  The times at which remote sources are asked have random parts: servers that began,
+or failed, together must not keep asking a provider together.
 
-**While it has no value** the first source of the chain is bridged (`Bridge`).  The forecast of before the outage holds
-for as long as it reaches.  After it, the intensity is taken to be what it was at the same hour of the last `DAYS` days,
-on average.  Both say that they are forecasts, and neither becomes history.
+**While it has no value** the first source of the chain is bridged (`Bridge`).  The forecast from before the outage
+holds for as long as it reaches.  After that, the intensity is taken to be what it was at the same hour of the last
+`DAYS` days, on average.  Both are labelled as forecasts, and neither becomes history.
 """
 
 from __future__ import annotations
@@ -169,7 +168,7 @@ class ChainedSource:
         if self._refusal is not None:
             raise ConfigError(f"carbon source {self._refusal}")
         if self.good is not None and self._past.error:
-            log.warning("%s gives no past yet, and until it does only what it says now is history: %s",
+            log.warning("%s gives no past yet; until it does, history begins now: %s",
                         self.source.name, self._past.error)  # fmt: skip
 
     async def _take_past(self, grid_s: float, now_s: float) -> None:
@@ -183,7 +182,7 @@ class ChainedSource:
             self._record_failure(self._past, error, now_s)
             if isinstance(error, CarbonError) and error.refused:
                 self._past_wanted = False
-                log.warning("%s gives no past, so that only what it says from now on is history: %s",
+                log.warning("%s gives no past, so history begins now: %s",
                             self.source.name, error)  # fmt: skip
                 self._past.record_answer()
             return
@@ -223,7 +222,7 @@ class ChainedSource:
         return self._usable(grid_s)
 
     async def refresh(self, now_s: float) -> None:
-        """Have a source look for new data, every `poll_s` at most, and wait for that a moment; what takes longer is
+        """Have a source check for new data, every `poll_s` at most, and wait for that a moment; what takes longer is
         taken by a later call."""
         if self._refreshable is None:
             return
@@ -378,7 +377,7 @@ class ChainedSource:
         if isinstance(error, TimeoutError):
             error = CarbonError(f"{self.source.name} did not answer within {self._timeout_s:g} s", kind="timeout")
         elif not isinstance(error, CarbonError):
-            log.error("carbon source failed in an unforeseen way", exc_info=error)
+            log.error("a carbon source failed unexpectedly", exc_info=error)
             error = CarbonError(f"{self.source.name}: {type(error).__name__}: {error}", kind="unforeseen")
         self.failures += 1
         self.errors[error.kind] += 1
@@ -396,7 +395,7 @@ class Bridge:
         self._times: list[float] = []
 
     def record(self, reading: Reading, grid_s: float) -> None:
-        """Note a value of the source that was in force at `grid_s`."""
+        """Record a value of the source that was in force at `grid_s`."""
         self.history.record(grid_s, reading.g_per_kwh)
         self._last = reading
 

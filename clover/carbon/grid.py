@@ -1,18 +1,18 @@
 """The grid's carbon intensity for everybody in the server: now, in the past, and to come.
 
-One `Grid` a server.  Who needs an intensity asks it, as often as they like: the energy account each second (`priced`),
-the controller at each look and an operator's command (`read`).  Both ask the chain (`clover.carbon.chain`) at the grid
-time of the moment, and the chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
+A server has one `Grid`, and whatever needs an intensity asks it, as often as it likes: the energy account each second
+(`priced`), the controller and an operator's command (`read`).  Both methods ask the chain (`clover.carbon.chain`) at
+the grid time of the moment.  The chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
 
-The history is the chain's, by the hour of grid time: only the first source makes it.  Hours without it are gaps, which
-the forecast fills.  A source's forecast counts only if it speaks of the same signal as the reading.
+**History** is the chain's, by the hour of grid time: only the first source makes it.  Hours without it are gaps, which
+the forecast fills.  A source's forecast counts only if it is of the same signal as the reading.
 
-The **reference intensity** of a grid is the median of all hours that its history and its forecast tell of.  A fixed
-figure would make the same objective save always on a dirty grid and never on a clean one.
+**The reference intensity** of a grid is the median of all hours of its history and its forecast.  A fixed figure would
+make the same objective save always on a dirty grid and never on a clean one.
 
-**Grid time** is the time that intensities are looked up at.  Scheduling runs on monotonic time; carbon runs on its own
-clock, so that a trace of last year can be replayed, faster if wished, under live traffic.  Grid time is anchored once
-and then follows CLOCK_BOOTTIME, which counts suspended time and is not moved when somebody steps the wall clock.
+**Grid time** is the time for which intensities are looked up.  Scheduling runs on monotonic time; carbon runs on its
+own clock, so that a trace of last year can be replayed, faster if wished, under live traffic.  Grid time is anchored
+once and then follows CLOCK_BOOTTIME, which counts suspended time and is not moved when somebody steps the wall clock.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Grid:
     async def priced(self) -> Reading:
         """Return the intensity of now to price energy at.
 
-        It does not become `reading`: one look of the controller, with all that it awaits, goes by one intensity."""
+        It does not become `reading`: one poll of the controller, with all that it awaits, goes by one intensity."""
         return await self._source.read(self.now())
 
     async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
@@ -175,7 +175,7 @@ class Grid:
         return found
 
     def _compare(self, hour: int, expected: list[float]) -> None:
-        """Note once an hour what is `expected` after `hour`, and hold what was against the hours that came."""
+        """Record once an hour what is `expected` after `hour`, and hold what was against the hours that came."""
         if hour in self._told:
             return
         told = {made: values for made, values in self._told.items() if hour - 2 * DAY < made < hour}

@@ -1,4 +1,4 @@
-"""How an intensity is known, in words, wherever people read it: banner, state, logs."""
+"""Words for how an intensity is known, wherever people read it: banner, state, logs."""
 
 from __future__ import annotations
 

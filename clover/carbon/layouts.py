@@ -5,7 +5,8 @@
  - NESO's API answers as JSON, or CSV of `from[,to]` with `actual` and/or `forecast`.
 
 Times without a zone are UTC.  An empty, "null" or NaN value is a gap: the row is kept without a value and counted.
-Anything else that does not parse is an error naming the line, since a trace that is half understood gives wrong grams.
+Anything else that does not parse is an error that names the line, since a trace that is half understood gives wrong
+grams.
 """
 
 from __future__ import annotations

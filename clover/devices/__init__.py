@@ -1,10 +1,14 @@
-"""Partitionable devices: which layouts exist, and instances made and unmade.
+"""Partitionable devices: which layouts exist, and instances made and removed.
 
-`build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0-3,6` (the GPUs of this
-machine, split by MIG if that is on), `mig:MIG-...` (MIG instances by their UUIDs, as they are), `emulated:a100-40gb:2`
-(GPUs that are not there, behind the same driver calls).
-`DEVICES` maps the first part of the word to the module that knows the rest: a kind joins by adding a line there and a
-line in `DEVICE_FORMS` of `clover/settings/check.py`.  Emulated GPUs are a wing, which an installation may lack.
+`build` turns one word of configuration into devices:
+
+    cpu                      the cores of this machine as core-sets
+    nvidia, nvidia:0-3,6     the GPUs of this machine, split by MIG if that is on
+    mig:MIG-...              MIG instances by their UUIDs, as they are
+    emulated:a100-40gb:2     GPUs that are not there, behind the same driver calls
+
+`DEVICES` maps the first part of the word to the module that knows the rest.  A new kind is a line there and a line in
+`DEVICE_FORMS` of `clover/settings/check.py`.  Emulated GPUs are a wing, which an installation may lack.
 """
 
 from __future__ import annotations
@@ -85,7 +89,7 @@ def build(
 ) -> dict[str, Device]:
     """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also if it was given.
 
-    `exclusive` false only looks: nothing is locked, and nothing can be changed.  Emulated GPUs keep their state in
+    `exclusive` false only reads: nothing is locked, and nothing can be changed.  Emulated GPUs keep their state in
     `cache`, so that their instances outlive the process, as real ones do.  Raises ConfigError if the setting is
     malformed or names what is not there, DeviceError if a device cannot be used.
     """

@@ -1,6 +1,6 @@
-"""Other programs that hold GPU instances: who they are.
+"""Finds other programs that hold GPU instances.
 
-The driver refuses to remove an instance, and to turn MIG off, while any client is subscribed to it.  Monitors subscribe
+The driver refuses to remove an instance, or to turn MIG off, while any client is subscribed to it.  Monitors subscribe
 without running anything on it: DCGM's host engine and exporter, NVSM, the device plugin of Kubernetes.  NVML does not
 name them.  They can be found by the files that they hold open: the nodes of instances under /dev/nvidia-caps, and for
 programs known by name /dev/nvidiactl.  That is best effort: processes of other users and of other containers may be
@@ -94,7 +94,7 @@ def holders(pids: Sequence[int], clients: Sequence[GpuClient]) -> str:
 
 
 def _files(folder: Path) -> set[str]:
-    """Return the files that a process holds open; none if it may not be looked at."""
+    """Return the files that a process holds open; none if they may not be read."""
     found = set()
     with contextlib.suppress(OSError):
         for entry in os.listdir(folder):

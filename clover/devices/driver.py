@@ -1,7 +1,7 @@
-"""The NVIDIA driver beside the torch that is installed: a driver that is too old for it is refused at the start.
+"""Refuses at the start an NVIDIA driver that is too old for the torch that is installed.
 
-Torch brings its own CUDA, which needs a driver of at least the same major version.  It is read off the file in which
-torch says what it was built for: importing torch takes seconds, and the server never does.
+Torch brings its own CUDA, which needs a driver of at least the same major version.  Torch's CUDA is read from the file
+in which torch says what it was built for: importing torch takes seconds, and the server never does.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """A GPU whose MIG instances are fixed: Clover serves on those that it was given, and changes none.
 
-That is how MIG is used where somebody else cut the GPU: in a Kubernetes pod with `nvidia.com/mig-1g.10gb`, in a Slurm
-job, for any user without root or the driver's capability mig/config.  The driver then refuses to say what stands on the
-GPU as a whole: its memory, the possible placements, the GPU instances (nvml.h: "requires privileged user").  It still
-lists the *MIG devices* that the process may use, by number, each with a name, an identity and its attributes; from
-these alone a device is made that has exactly one layout.
+MIG is used that way where somebody else cut the GPU: in a Kubernetes pod with `nvidia.com/mig-1g.10gb`, in a Slurm job,
+for any user without root or the driver's capability mig/config.  The driver then refuses to describe the GPU as a
+whole: its memory, the possible placements, the GPU instances (nvml.h: "requires privileged user").  It still lists the
+*MIG devices* that the process may use, by number, each with a name, an identity and its attributes.  From these alone a
+device is made that has exactly one layout.
 
-What is not to be seen is where an instance stands on the memory axis, and so how many memory slices it has.  `start`
-then counts compute slices in the driver's order, which is enough to tell instances apart.  A compute instance that is
-only a part of its GPU instance (`1c.3g.20gb`) is served as any other; memory that it shares is counted by its part.
+The list does not show where an instance stands on the memory axis, and so how many memory slices it has.  `start` then
+counts compute slices in the driver's order, which is enough to tell instances apart.  A compute instance that is only a
+part of its GPU instance (`1c.3g.20gb`) is served as any other; memory that it shares is counted by its part.
 
 An instance that is taken away leaves the layout.  One that is added is not used before the next start.
 """

@@ -1,13 +1,13 @@
 """One GPU as NVML describes it: which instances it could have, which it has, and how one is made and removed.
 
-Nothing is known beforehand: memory sizes, names and placements differ by driver and even by die, so all of it is asked
-for.  Profiles are walked by NVML's enumeration, in which "not supported" means that this GPU lacks one and "invalid
-argument" that this driver does not know it.  Drivers leave out numbers in the middle, so neither ends the walk.
+Nothing is assumed: memory sizes, names and placements differ by driver and even by die, so NVML is asked for all of
+them.  Profiles are found by NVML's numbers.  "Not supported" means that this GPU lacks a profile, "invalid argument"
+that this driver does not know it.  Drivers leave out numbers in the middle, so neither ends the search.
 
 What Clover calls an instance is two things to NVML: a *GPU instance* (memory slices and engines) and inside it a
-*compute instance* (compute slices), which alone has an identity that a process can be given.  Making the second can
-fail after the first was made.  What remains then does not appear among the MIG devices, though it takes its slices; so
-existing instances are always found by walking GPU instances, never MIG devices.
+*compute instance* (compute slices).  Only the compute instance has an identity that a process can be given.  Making it
+can fail after the GPU instance was made.  The GPU instance that remains takes its slices but does not appear among the
+MIG devices.  So existing instances are always found by listing GPU instances, never MIG devices.
 
 Everything here blocks and is called in the thread of the NVML session.  It raises what the bindings raise.
 """
@@ -214,7 +214,7 @@ class MigGpu:
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
     def holders(self, found: GpuInstance) -> tuple[int, ...]:
-        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look.
+        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot tell.
 
         The GPU is asked and not the instance: to be asked, an instance has to be subscribed to, and the session that is
         would itself keep it from being removed."""
@@ -265,7 +265,7 @@ class MigGpu:
         try:
             mask = self._nvml.nvmlDeviceGetCpuAffinity(self._handle, words)
         except (self._nvml.NVMLError, AttributeError) as error:  # only speed depends on it
-            log.debug("gpu%d: which cores are near it is not known: %s", self.index, error)
+            log.debug("gpu%d: the cores near it are unknown: %s", self.index, error)
             return frozenset()
         bits = 8 * ctypes.sizeof(ctypes.c_ulong)
         return frozenset(at * bits + bit for at, word in enumerate(mask) for bit in range(bits) if word >> bit & 1)

@@ -1,5 +1,8 @@
-"""What a server does about the GPUs of its machine as a whole: it looks each second whether they answer,
-warns of programs that hold instances, and passes on the errors (Xid) that the driver reports."""
+"""Watches over the GPUs of the machine as a whole.
+
+Each second it checks whether they answer.  It warns of programs that hold instances, and passes on the errors (Xid)
+that the driver reports.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from clover.errors import CloverError
 log = logging.getLogger("clover.devices")
 
 PATIENCE_S = 2.0
-"""The longest that a look waits for GPUs."""
+"""The longest that a poll waits for GPUs."""
 
 SILENT_S = 10.0
 """Seconds without an answer after which that is logged."""
@@ -51,7 +54,7 @@ class GpuPolls:
             silent_s = self._clock() - self._since_s[name]
             if silent_s >= SILENT_S and name not in self._said:
                 self._said.add(name)
-                text = "%s: the driver has not answered for %.0f s; other GPUs are looked at as ever"
+                text = "%s: the driver has not answered for %.0f s; other GPUs are polled as before"
                 log.error(text, name, silent_s)
             return False
         del self._asked[name]

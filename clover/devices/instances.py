@@ -1,11 +1,11 @@
-"""What exists on one GPU and whose it is: the driver's instances and our record, changed together.
+"""Changes what exists on one GPU together with our record of it.
 
-Every function here is one uninterrupted piece of work in the thread of the NVML session, so the record and the GPU
-disagree only if the process dies between two lines.  Whatever the line, the next start finds one of these:
+Every function here is one uninterrupted piece of work in the thread of the NVML session.  So the record and the GPU
+disagree only if the process dies between two lines.  Whichever lines these are, the next start finds one of these:
 
     recorded, does not exist          the intent was written, or the removal not yet struck out    -> struck out
     recorded, exists                  ours, with or without its compute instance                   -> adopted or removed
-    recorded, another one exists      ours was removed by hand, and that one made                  -> foreign
+    recorded, another one exists      ours was removed by hand, and the other one made             -> foreign
     not recorded, exists              never ours, since nothing is made before it is recorded      -> foreign
 """
 
@@ -73,7 +73,7 @@ class OwnedInstances:
             return self._gpu.make(profile, start)
         except self._library.NVMLError as error:
             if error.value in nvml.LOST_CODES:
-                raise  # unknown whether it exists: it stays recorded, and the next look finds out
+                raise  # unknown whether it exists: it stays recorded, and the next poll finds out
             found = self._gpu.find(profile, start)
             # "No room" is also the answer if this very instance exists.  Unless it was recorded before, somebody made
             # it just now; after any other refusal, what stands here is what was refused only half.

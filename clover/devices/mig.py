@@ -1,18 +1,21 @@
 """A GPU as a partitionable device: MIG instances made and removed under a running server.
 
-Making: record, GPU instance at an explicit place (the driver's own choice runs into dead ends), compute instance over
-all of it.  Removing: compute instance, GPU instance, strike out.  What is refused as in use is tried again with growing
-waits, because a process that ends takes a moment.  What still cannot be removed then is quarantined: its slices leave
-the layouts, the reason is reported, and it is tried again from time to time (`retry_quarantined`).  It can still be
-*used*, so `create` of exactly that place takes it back: the way back to the last deployment stays open.
+**Making**: record it; make the GPU instance at an explicit place (the driver's own choice runs into dead ends); make
+the compute instance over all of it.  **Removing**: remove the compute instance, then the GPU instance; strike out the
+record.
 
-Foreign instances are never touched; an operator may hand one over (`claim`).  Where this user may not change instances
-at all, those that exist are *fixed* (`clover.devices.fixed`): one layout, and making or removing does nothing.  A GPU
-that is lost has no layouts and refuses everything; what should have been removed meanwhile is removed when it comes
-back.  MIG mode is never changed.
+If removing is refused because the instance is in use, it is tried again with growing waits, because a process that ends
+takes a moment.  If it still cannot be removed, the instance is quarantined: its slices leave the layouts, the reason is
+reported, and removing is tried again from time to time (`retry_quarantined`).  A quarantined instance can still be
+*used*.  So `create` of exactly that place takes it back: the way back to the last deployment stays open.
+
+Foreign instances are never touched; an operator may hand one over (`claim`).  If this user may not change instances at
+all, those that exist are *fixed* (`clover.devices.fixed`): one layout, and making or removing does nothing.  A GPU that
+is lost has no layouts and refuses everything; what should have been removed meanwhile is removed when it comes back.
+MIG mode is never changed.
 
 The books are kept on the event loop; the session's thread for the GPU only asks the driver and keeps the record
-(`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled; changes of one place wait for
+(`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled.  Changes of one place wait for
 each other.
 """
 
@@ -103,7 +106,7 @@ class MigDevice:
     ) -> MigDevice:
         """Return GPU number `index`, with the record of what is ours on it in `folder`; blocks.
 
-        `exclusive` false only looks: no lock is taken, and nothing can be changed.  `named`: beginnings of UUIDs; those
+        `exclusive` false only reads: no lock is taken, and nothing can be changed.  `named`: beginnings of UUIDs; those
         instances are used, and as they are.  `options` as of the constructor.  Raises DeviceError: no such GPU, another
         Clover has it, or the record is damaged.
         """

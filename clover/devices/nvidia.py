@@ -1,11 +1,11 @@
 """The NVIDIA GPUs of this machine as devices.
 
-    nvidia            every GPU; nvidia:0-3,6 those with these numbers
+    nvidia            every GPU; nvidia:0-3,6 for those with these numbers
     nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
     mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
 
-A scheduler such as Slurm hands a job MIG instances by CUDA_VISIBLE_DEVICES.  If that names instances, `nvidia` is
-exactly these.  A GPU's number in that variable is not the driver's, so then `nvidia` is refused.
+A scheduler such as Slurm gives a job MIG instances by CUDA_VISIBLE_DEVICES.  If the variable names instances, `nvidia`
+is exactly these.  If it gives numbers of GPUs, `nvidia` is refused, because they are not the driver's numbers.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _assigned(visible: str | None) -> tuple[str, ...]:
     numbers that are not the driver's."""
     parts = [part.strip() for part in (visible or "").split(",")]
     if visible is not None and all(map(_MIG_UUID.fullmatch, parts)):
-        log.info("CUDA_VISIBLE_DEVICES assigns %s: exactly that is used", visible)
+        log.info("CUDA_VISIBLE_DEVICES assigns %s: only these are used", visible)
         return tuple(dict.fromkeys(parts))
     if visible is not None:
         raise ConfigError(

@@ -1,17 +1,17 @@
-"""The driver's management library (NVML), spoken to over one session, from a thread for each GPU.
+"""Calls the driver's management library (NVML) over one session, from a thread for each GPU.
 
-NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
-load a mere enumeration can take ten.  So nothing of it runs on the event loop.  A thread of its own makes every call
-about one GPU, one after the other: changes of it never race, and a GPU whose driver hangs holds up no other (the driver
-has a lock for each).  What is about no GPU in particular is asked in one more, and the meter of each GPU reads in one
-of its own, as a change takes seconds (`lane`).  The session, whose start costs more than a thousand readings, is opened
-once, by the first call, and lives as long as its owner.
+NVML is a blocking C library.  A call usually takes microseconds, but removing an instance takes a second, and under
+load a mere listing can take ten.  So nothing of it runs on the event loop.  Every call about one GPU is made by that
+GPU's thread, one after the other.  So changes of a GPU never race, and a GPU whose driver hangs holds up no other (the
+driver has a lock for each).  Questions about no GPU in particular have one more thread.  The meter of each GPU has its
+own, because a change takes seconds (`lane`).  The first call opens the session, once, since that costs more than a
+thousand readings; it lives as long as its owner.
 
 The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
-`libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.
+`libnvidia-ml.so.1`; whichever library answers to that name is the one that Clover drives.
 
-What NVML refuses becomes a `DeviceError` that says what to do: `NvmlError` with NVML's own code, for callers that tell
-one refusal from another, or `DeviceLost` for a GPU that is gone.
+If NVML refuses, the error is a `DeviceError` that says what to do: `NvmlError` with NVML's own code, for callers that
+tell one refusal from another, or `DeviceLost` for a GPU that is gone.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Critical errors of GPUs (Xid) that the driver reports as events, and what is made of them.
+"""Watches for critical errors of GPUs (Xid), which the driver reports as events, and says what they mean.
 
-NVML gives an event with the number of the error and, on a GPU that is split, the GPU instance that it concerns.  What
-the numbers mean is NVIDIA's (Xid Errors, docs.nvidia.com/deploy/xid-errors): after some the GPU is of no use until it
-was reset, some concern one instance, others only say that a reset is due.
+NVML gives an event with the number of the error and, on a GPU that is split, the GPU instance that it concerns.  NVIDIA
+documents the numbers (Xid Errors, docs.nvidia.com/deploy/xid-errors).  After some the GPU is of no use until it was
+reset, some concern one instance, others only say that a reset is due.
 
-Waiting for an event blocks, so it has a thread and a session of its own: sessions of one process are counted.
+Waiting for an event blocks, so it has a thread and a session of its own: the sessions of a process are counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Verdict = Literal["lost", "slice", "suspect"]
 """What an error means: the GPU is lost, an instance is of no use until it was made anew, or a reset is due."""
 
 WAIT_MS = 1000
-"""The longest wait for one event, after which the thread looks whether it should end."""
+"""The longest wait for one event, after which the thread checks whether it should end."""
 
 NO_INSTANCE = 0xFFFFFFFF
 """NVML's number of an instance if there is none."""
@@ -75,7 +75,7 @@ class GpuReports:
         self._unknown = 0
 
     def take(self, number: int, gi: int | None) -> tuple[Verdict | Literal[""], str]:
-        """Take note of error `number`, of the GPU instance `gi` if that is given; return what it means ("" nothing),
+        """Record error `number`, of the GPU instance `gi` if that is given; return what it means ("" nothing),
         and that in words."""
         found = meaning(number, gi)
         where = f" of GPU instance {gi}" if gi is not None else ""
@@ -91,16 +91,16 @@ class GpuReports:
         return [f"{text} ({count} times)" if count > 1 else text for text, count in sorted(self._counts.items())]
 
     def record_answer(self) -> None:
-        """Take note that the GPU answers."""
+        """Record that the GPU answers."""
         self._unknown = 0
 
     def record_loss(self) -> None:
-        """Take note that the GPU is lost: once it answers again, it is another one, or was reset."""
+        """Record that the GPU is lost: once it answers again, it is another one, or was reset."""
         self.condemned = False
         self._unknown = 0
 
     def record_failure(self, *, unknown: bool) -> bool:
-        """Take note that it did not answer, `unknown`: that not even its handle is to be had; return whether it is lost
+        """Record that it did not answer, `unknown`: that not even its handle is to be had; return whether it is lost
         by that."""
         self._unknown = self._unknown + 1 if unknown else 0
         return self._unknown >= nvml.LOOK_UPS

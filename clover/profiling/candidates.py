@@ -1,7 +1,7 @@
-"""Which backends could serve a variant here, and compiling the artifacts that some of them need.
+"""Finds the backends that could serve a variant here, and compiles the artifacts that some of them need.
 
-What is compiled for CPU cores depends on the number of threads; for a GPU on the shape of the slice, and it is compiled
-inside a slice of that shape, which the caller makes first.
+What is compiled for CPU cores depends on the number of threads.  What is compiled for a GPU depends on the shape of the
+slice, so it is compiled inside a slice of that shape, which the caller makes first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The choices a profile makes for the server: backend and threads.
+"""Chooses for the server, from what was measured: backend and threads.
 
 >>> in_order(["eager", "onnxruntime", "openvino", "openvino-bf16"], eager_s=0.02)
 ['openvino-bf16', 'openvino', 'onnxruntime']

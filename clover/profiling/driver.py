@@ -1,8 +1,8 @@
-"""Feeding workers directly, as the router does, from a thread that blocks.
+"""Feeds workers directly, as the router does, from a thread that blocks.
 
-The thread owns the server side of the rings and the pool's completions while it runs.  It sleeps in
-`select`, whose time-outs are precise to microseconds, while an event loop rounds to milliseconds: arrivals of an open
-loop must not be late by as much as is to be measured.
+While it runs, the thread owns the server side of the rings and the pool's completions.  It sleeps in `select`, whose
+time-outs are precise to microseconds.  An event loop rounds to milliseconds, and arrivals of an open loop must not be
+late by as much as is to be measured.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """How busy a worker is kept while it is measured, and what follows from its power at several duty cycles.
 
 A GPU's power is sampled, and its counter moves, about every 100 ms, on some boards for a quarter of that time only
-(arXiv:2312.02741).  Batches whose period divides that interval would be seen at the same phase each time: random rests
-between them keep the two apart.
+(arXiv:2312.02741).  If the period of batches divided that interval, every sample would see the same phase of a batch:
+random rests between batches keep the two apart.
 
 Power is taken to be a straight line of the part of the time in which the worker is busy,
 
     watts = resident + slope x duty,
 
 where `resident` is known (a context at rest).  The slope is the least-squares one through what was measured at each
-duty; a batch that takes t seconds costs slope x t joules.  What the points are off the line is the error.
+duty.  A batch that takes t seconds costs slope x t joules.  The error is how far the points are from the line.
 """
 
 from __future__ import annotations

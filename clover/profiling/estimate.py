@@ -1,4 +1,4 @@
-"""How much time a measurement still takes, from the steps that are done."""
+"""Estimates how much time a measurement still takes, from the steps that are done."""
 
 from __future__ import annotations
 

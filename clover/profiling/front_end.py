@@ -1,22 +1,22 @@
-"""What the front end adds to a latency: a second of requests to a model that echoes.
+"""Measures what the front end adds to a latency: a second of requests to a model that echoes.
 
 The production front end serves a model with the tensors of the family on a free port of the loopback.  The model takes
 rows and answers zeros `ANSWER_S` later, without workers.  A client in a thread sends one request of one row after the
 other, and pauses before each: at random, 1 / `LIGHT_RATE` seconds on average.
 
 `ms` is what a request takes beyond the model's time: head, body, answer and sockets.  It is the median, so that some
-stalls do not count, and at most `MOST_OVER_LEAST` times what the fastest twentieth of the requests takes, which others
-on the machine hardly touch.  So it is work, and as large on a busy machine as on a quiet one.  What requests wait for
-the event loop's turn beside is seen while serving (`control.state.learning`).
+stalls do not count, and at most `MOST_OVER_LEAST` times what the fastest twentieth of the requests takes, which other
+programs hardly touch.  So it is work, as large on a busy machine as on a quiet one.  What requests also wait for the
+event loop's turn is measured while serving (`control.state.learning`).
 
-**Light load.**  A worker that is measured alone keeps its caches.  One that serves shares the core with the front end
-and with clients, and sleeps meanwhile: at 200 requests a second a small model's batch may take five times the CPU time,
-most of it for the code around the model.  The front end pays likewise: a turn of its event loop reads a request or
-sends the answers of a batch, and takes a tenth of a millisecond where it takes a hundredth under load.  Neither depends
-on the variant.  So both are measured once, at some `LIGHT_RATE` rows a second, by the kernel's clocks of BASE's workers
-and of the front end's thread, and become what each batch of any variant costs more after a pause (`with_light_load`):
-`LatencyMeasurement.wake_j` and `FamilyProfile.turn_j`.  Plans then know what waiting for company saves, and what a
-second stage costs.
+**Light load.**  A worker that is measured alone keeps its caches.  A worker that serves shares the core with the front
+end and with clients, and sleeps meanwhile: at 200 requests a second a small model's batch may take five times the CPU
+time, most of it for the code around the model.  The front end pays likewise: a turn of its event loop reads a request
+or sends the answers of a batch, and takes a tenth of a millisecond where it takes a hundredth under load.  Neither
+depends on the variant.  So both are measured once, at some `LIGHT_RATE` rows a second, by the kernel's clocks of BASE's
+workers and of the front end's thread.  They become what each batch of any variant costs more after a pause
+(`with_light_load`): `LatencyMeasurement.wake_j` and `FamilyProfile.turn_j`.  From these, plans know what waiting for
+company saves, and what a second stage costs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Measuring the cells of a GPU again: its energy counter is coarse, and its clocks and temperature drift.
+"""Measures the cells of a GPU again: its energy counter is coarse, and its clocks and temperature drift.
 
 While an instance of a profile stands, its cells are measured in two rounds, in shuffled order, at full and at light
-load (`clover.profiling.duty`).  Joules a row are those of the line of power over duty; what the measurements are off it
-is kept beside them (`LatencyMeasurement.energy_error`).
+load (`clover.profiling.duty`).  Joules a row are those of the line of power over duty.  How far the measurements are
+from the line is kept beside them (`LatencyMeasurement.energy_error`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The grid of latencies and energies: every variant on every profile, with every backend and batch size worth trying.
 
-A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
-on cores what was measured is measured again in rounds, every cell of it once a round, and the medians over the rounds
-are kept: in a slow minute all variants are slow.
+A shared machine has fast and slow minutes, and figures of variants are only worth something in comparison.  So on cores
+everything is measured again in rounds, every cell once a round, and the medians over the rounds are kept: in a slow
+minute all variants are slow.
 
 GPUs have rounds of their own (`clover.profiling.gpu_rounds`).
 """

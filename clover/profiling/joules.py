@@ -1,11 +1,11 @@
 """Active energy of one part of a measurement: how far the counters rose above idle, or CPU time by the model.
 
-On a GPU it is the counter of every GPU whose slices were at work, above what it draws with a context at rest
+On a GPU it is the counter of every GPU whose slices were at work, above what the GPU draws with a context at rest
 (`clover.energy.board_idle`), which is measured on the first worker there.  Counters move ten times a second at best, so
-a window begins and ends when they do: what comes between the last batch and the counter's next step is rest, and costs
-nothing above rest.  A GPU that has no counter is looked at every tenth of a second meanwhile.  One that does not rise
-above rest is refused: nothing else is known of it.  Where only the time tells in which workers are busy
-(`ModelledGpuMeter.by_work`), that is what joules are modelled from.
+a window begins and ends when they do.  The time between the last batch and the counter's next step is rest, and costs
+nothing above rest.  A GPU that has no counter is read every tenth of a second meanwhile.  If a counter does not rise
+above rest, the measurement is refused, because nothing else is known of the energy.  Where joules are modelled from the
+time in which workers are busy (`ModelledGpuMeter.by_work`), that time is taken.
 
 `busy_share` and `others_on` say who else is at work: on the cores while nothing of ours runs on them, and on GPUs.
 """
@@ -83,7 +83,7 @@ class EnergyWindow:
             await self._read()
 
     async def _follow(self, meters: Sequence[EnergyMeter]) -> None:
-        """Look at power again and again, which is integrated between looks."""
+        """Read power again and again, to integrate it between readings."""
         while True:
             await self._sleep(_SAMPLE_S)
             for meter in meters:

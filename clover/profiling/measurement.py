@@ -1,11 +1,17 @@
 """One measurement of a family, from candidates to a profile.
 
-On a GPU a profile is measured on one instance of it, made for that and removed before the next.  A variant that a small
-instance has no memory for starts with the next larger one.
+On a GPU a profile is measured on one instance of it, made for that and removed before the next.  If a small instance
+has no memory for a variant, the variant starts with the next larger one.
 
-The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
-profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
-profiles; measure everything again in rounds; choose cascades from the answers; measure BASE, and the front end.
+The steps:
+
+1. find the backends that could serve each variant, and compile what is missing;
+2. measure each backend on the smallest profile (accuracy and latency, `grid`) and choose one;
+3. have the chosen one answer the calibration rows;
+4. measure larger profiles;
+5. measure everything again in rounds;
+6. choose cascades from the answers;
+7. measure BASE, and the front end.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """What a caller may choose about a measurement: how, and how much it samples (quickly at a first start, fully by the
-command)."""
+command).
+"""
 
 from __future__ import annotations
 

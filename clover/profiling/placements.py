@@ -1,6 +1,6 @@
 """Where a family is measured: one placement of each profile, and the whole of every device for BASE.
 
-Devices are one device or several by name, as a server has them.  A profile is measured once, so GPUs on which one name
+Devices are one device or several by name, as a server has them.  A profile is measured once.  So GPUs on which one name
 means different things are refused.  A device without layouts (a lost GPU) is left out.
 """
 

@@ -1,4 +1,4 @@
-"""Showing how far a measurement is: a bar on a terminal, otherwise a line now and then."""
+"""Shows how far a measurement is: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProgressLines:
         self._began_s = self._written_s = clock()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Note that `what` begins after `done` of `total` steps."""
+        """Record that `what` begins after `done` of `total` steps."""
         text = self._time_left.text(done, total)
         now_s = self._clock()
         if now_s - self._written_s >= LINE_EVERY_S:

@@ -1,7 +1,7 @@
 """Accuracy by proxy: how often each variant answers as the last, most expensive one does (`metric = "agreement"`).
 
-Nothing is known of labels.  The last variant counts as right on every row, and every figure that follows, the points of
-a floor too, is agreement with it and is labelled "proxy".
+No labels are known.  The last variant counts as right on every row.  Every figure that follows, the points of a floor
+too, is agreement with it and is labelled "proxy".
 """
 
 from __future__ import annotations

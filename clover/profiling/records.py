@@ -1,4 +1,4 @@
-"""From timings and answers to the records of a profile."""
+"""Makes the records of a profile from timings and answers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The answers behind a cascade profile, kept beside it.
 
 A profile keeps a thinned Pareto front, chosen at the energies of the machine that measured.  The answers that it came
-from (score, whether right, answer of every row) lie beside it as plain arrays.  So slices with other energies get a
+from (of every row: score, whether right, answer) lie beside it as plain arrays.  So slices with other energies get a
 front of their own without running a variant again (`clover.emulation.profiles.analytical`).
 """
 

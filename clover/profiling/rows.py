@@ -1,6 +1,6 @@
 """The rows that a family is measured with: its labelled evaluation set, or made-up rows of the declared shape.
 
-What steps in a client cost a row is measured here and said of the client; it is part of no figure of the server's.
+What a client's steps cost a row is measured here and labelled as the client's; no figure of the server's includes it.
 """
 
 from __future__ import annotations

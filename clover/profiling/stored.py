@@ -1,6 +1,7 @@
-"""The profile that a server starts with: stored, or measured now.
+"""Gets the profile that a server starts with: stored, or measured now.
 
-That of emulated GPUs is calculated from such a one, by the wing that emulates them (`clover.emulation.profiles`).
+The profile of emulated GPUs is calculated from such a profile, by the wing that emulates them
+(`clover.emulation.profiles`).
 """
 
 from __future__ import annotations

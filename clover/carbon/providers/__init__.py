@@ -1,7 +1,8 @@
 """Providers of live carbon intensity: each a module of parsers and a source, all over one HTTP client.
 
-`PROVIDERS` describes and builds them: a new one is a module here and a row there.  `auto:ZONE` is the provider without
-a key that serves a zone; if there is none it is refused with those that may serve it with one, and never guessed.
+`PROVIDERS` describes and builds them: a new provider is a module here and a row there.  `auto:ZONE` is the provider
+that serves a zone without a key.  If there is none, nothing is guessed: the error names the providers that may serve
+the zone with a key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The WebApi of the Green Software Foundation's Carbon Aware SDK: whatever source stands behind it, in g/kWh.
 
-It does not say whether a value is average or marginal: the configuration does (`?signal=`).  A location may be answered
-under the name that its own source has for it; but one answer is about one of them.
+The WebApi does not say whether a value is average or marginal, so the configuration does (`?signal=`).  A location may
+be answered under the name that its own source has for it, but all values of an answer must be of one location.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Electricity Maps, API v4 and v3: most of the world, with a key, average intensity with flows traced.
 
-One parser reads both versions.  The newest hour is normally an estimate, and says so.  The lookup of a zone by the
-caller's address is always turned off.  A 401 may also mean that a plan does not contain what was asked for: the
-provider's words are in the error.  Levels and percentages are no grams, and are refused.
+One parser reads both versions.  The newest hour is normally an estimate, and is labelled so.  The lookup of a zone by
+the caller's address is always turned off.  A 401 may also mean that a plan does not contain what was asked for, so the
+error quotes the provider's words.  Levels and percentages are no grams, and are refused.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """GET requests to the API of one provider, as a polite and careful client makes them.
 
-It asks once more, after a jittered moment, if a connection fails, an answer breaks off or the provider says 5xx; not if
-it was slow, or says when to come back (429 and 503 with `Retry-After`), which the chain heeds.  Every answer is bounded
-in time and size, whatever its head says.  It goes to the configured host only: no redirect is followed, and proxies are
-those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), never for a loopback address.  `~/.netrc` is not
-read.  Errors quote the provider's own words, cut and printable, without the secrets of this client.
+A request is tried once more, after a jittered moment, if a connection fails, an answer breaks off or the provider says
+5xx.  It is not tried again if the provider was slow, or says when to come back (429 and 503 with `Retry-After`), which
+the chain heeds.  Every answer is bounded in time and size, whatever its head says.  Requests go to the configured host
+only: no redirect is followed.  Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), never
+for a loopback address.  `~/.netrc` is not read.  Errors quote the provider's own words, cut and printable, without the
+secrets of this client.
 """
 
 from __future__ import annotations

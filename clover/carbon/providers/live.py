@@ -1,7 +1,8 @@
-"""What all live providers share: the newest value of now, a forecast and a past, from what a provider's API answers.
+"""What all live providers share: the newest value, a forecast and a past, from what a provider's API answers.
 
-A provider's module has pure parsers (bytes of an answer to readings; CarbonError if it is not what the API documents,
-is of another zone, or is no grams per kilowatt-hour) and a subclass of `LiveSource` that asks for what they read.
+A provider's module has pure parsers and a subclass of `LiveSource` that asks for what they read.  A parser makes
+readings of the bytes of an answer.  It raises CarbonError if the answer is not what the API documents, is of another
+zone, or is no grams per kilowatt-hour.
 """
 
 from __future__ import annotations

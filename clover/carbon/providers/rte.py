@@ -1,6 +1,6 @@
 """RTE's eCO2mix in real time, by ODRE: France, no key, quarter-hours, direct average intensity, no forecast.
 
-Rows of the day to come stand in the set already, with nulls.
+The set already has rows for the day to come, with nulls.
 """
 
 from __future__ import annotations
