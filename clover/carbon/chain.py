@@ -119,7 +119,7 @@ class SourceChain:
 
     async def open(self, grid_s: float) -> None:
         """Ask live providers for the first time, all at once, and take their past as history; ConfigError if one
-        refuses the request itself.  Those that do not answer may come later: the log says what stands in."""
+        refuses the request itself.  If one does not answer, it may come later: the log says what stands in."""
         with named_wait(f"the carbon source ({self.name})", log.info):
             await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
         for link in self.links:

@@ -53,8 +53,8 @@ class Refreshable(Protocol):
 @runtime_checkable
 class Live(Protocol):
     """A source that asks a provider over the network.  `poll_s`: seconds to leave it alone after an answer; `lag_s`:
-    seconds from the time that a value is of until a provider in order has published it, at the most; `calls`:
-    requests so far."""
+    seconds from the time that a value is of until a working provider has published it, at most; `calls`: requests so
+    far."""
 
     poll_s: float
     lag_s: float
@@ -83,16 +83,14 @@ class Jitter:
 
 
 def no_jitter() -> Jitter:
-    """Return what puts nothing off: local sources are asked by the clock."""
+    """Return a jitter that puts nothing off: local sources are asked by the clock."""
     return Jitter(lambda: 0.0)
 
 
 class Question:
-    """One thing that a source is asked for, and how that fails.
-
-    `error` says why the last attempt failed (empty once it is answered), `row` counts the failures in a row, and
-    `again_s` is the monotonic time before which it is not asked again.
-    """
+    """One thing that a source is asked for, and how asking fails.  `error` says why the last attempt failed (empty once
+    it is answered), `row` counts the failures in a row, and `again_s` is the monotonic time before which it is not
+    asked again."""
 
     def __init__(self) -> None:
         self.record_answer()
@@ -105,8 +103,8 @@ class Question:
 
 
 class ChainedSource:
-    """One source of the chain with its last good reading, its back-off and its counters; `bridge` holds what it lets
-    expect, `trouble` says why newer data of it cannot be used (empty if they can)."""
+    """One source of the chain with its last good reading, its back-off and its counters.  `bridge` stands in while it
+    has no value; `trouble` says why its newer data cannot be used (empty if they can)."""
 
     def __init__(
         self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float, poll_s: float
@@ -222,8 +220,8 @@ class ChainedSource:
         return self._usable(grid_s)
 
     async def refresh(self, now_s: float) -> None:
-        """Have a source check for new data, every `poll_s` at most, and wait for that a moment; what takes longer is
-        taken by a later call."""
+        """Have a source check for new data, every `poll_s` at most, and wait for that a moment.  If the check takes
+        longer, a later call takes its result."""
         if self._refreshable is None:
             return
         if self._refreshing is None:
@@ -247,9 +245,8 @@ class ChainedSource:
             self._due_s = -math.inf
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
-        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure.
-
-        While a remote source is asked for a new one, that of before is returned; only the very first is waited for."""
+        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure.  While a remote
+        source is asked for a new forecast, the one before is returned; only the very first is waited for."""
         if self._forecast_due(grid_s, now_s):
             if now_s < self._newest.again_s:
                 return []
@@ -280,7 +277,7 @@ class ChainedSource:
         return math.floor(grid_s / HOUR_S) != self._foreseen_hour and now_s >= again_s
 
     async def _foresee(self, grid_s: float, horizon_s: float, now_s: float) -> None:
-        """Take a new forecast; none if the source fails, which does not keep it from being read."""
+        """Take a new forecast.  If the source fails there is none, but the source is still read."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 foreseen = await self.source.forecast(grid_s, horizon_s)
@@ -301,7 +298,7 @@ class ChainedSource:
             self.bridge.foresee(self._foreseen)
 
     def current_s(self, step_s: float) -> float:
-        """Return the age in seconds that the newest value, which holds for `step_s`, of a source in order may have."""
+        """Return how old (seconds) the newest value, which holds for `step_s`, may be while the source works."""
         if self.live is None:
             return step_s
         poll_s = max(min(self._poll_s, self._max_age_s), self.live.poll_s)
@@ -318,8 +315,8 @@ class ChainedSource:
         return msgspec.structs.replace(good, age_s=age_s) if age_s <= limit_s else None
 
     async def _ask(self, grid_s: float, now_s: float, past: Awaitable[None] | None = None) -> None:
-        """Take the source's value if it can be believed, judged by its past, which is asked for now if it is due and
-        not on its way as `past`."""
+        """Take the source's value if it can be believed.  It is judged by the source's past, which is asked for now if
+        it is due and not on its way as `past`."""
         self._refusal = None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -385,7 +382,7 @@ class ChainedSource:
 
 
 class Bridge:
-    """What a source lets expect while it has no value: from its newest forecast, or its past (`history`)."""
+    """What stands in for a source while it has no value: its newest forecast, or its past (`history`)."""
 
     def __init__(self, step_s: float) -> None:
         self.history = History()
@@ -400,7 +397,7 @@ class Bridge:
         self._last = reading
 
     def foresee(self, readings: Sequence[Reading]) -> None:
-        """Take a new forecast in place of the one before."""
+        """Replace the forecast by a new one."""
         possible = (reading for reading in readings if 0.0 <= reading.g_per_kwh <= MAX_G_PER_KWH)
         self._foreseen = sorted(possible, key=lambda reading: reading.at_s)
         self._times = [reading.at_s for reading in self._foreseen]

@@ -130,7 +130,7 @@ class Grid:
         return self.reading
 
     async def find_reference(self) -> Reference:
-        """Find the reference intensity of this grid from what is known by now, once an hour of grid time, and each time
+        """Find the reference intensity of this grid from what is now known: once an hour of grid time, and each time
         while too little is known.  Unlike a reading it waits for the source's first forecast."""
         grid_s = self.now()
         hour = math.floor(grid_s / HOUR_S)
@@ -165,7 +165,7 @@ class Grid:
 
     async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
         """Return what to expect, hour by hour, from `grid_s` until `until_s`: intensities as the source foresees them,
-        else as the history lets expect, and loads (rows/s) that follow `rates` from `rate` on."""
+        otherwise by the history, and loads (rows/s) that follow `rates` from `rate` on."""
         ahead = await self._hours_ahead(reading, grid_s, max(until_s, grid_s))
         made_from = ForecastInput(
             self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider
@@ -175,7 +175,8 @@ class Grid:
         return found
 
     def _compare(self, hour: int, expected: list[float]) -> None:
-        """Record once an hour what is `expected` after `hour`, and hold what was against the hours that came."""
+        """Once an hour, record what is `expected` after `hour`, and compare earlier expectations with the hours that
+        came."""
         if hour in self._told:
             return
         told = {made: values for made, values in self._told.items() if hour - 2 * DAY < made < hour}

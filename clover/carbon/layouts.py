@@ -142,7 +142,7 @@ def _other_separator(header: list[str]) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Return Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is none."""
+    """Return Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is not an ISO 8601 time."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -240,7 +240,7 @@ def _row(
     forecast: int | None,
     estimated: int | None,
 ) -> TraceRow:
-    """Return one row; a forecast stands in if there is no actual value, and says so."""
+    """Return one row.  If there is no actual value, a forecast stands in, and is labelled so."""
     try:
         at_s = parse_time(cells[at])
         until_s = parse_time(cells[until]) if until is not None and cells[until].strip() else None

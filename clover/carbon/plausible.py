@@ -63,7 +63,7 @@ class _Leap:
             self._last = reading
 
     def continues(self, reading: Reading) -> bool:
-        """Return whether `reading` follows on these, or is the last of them."""
+        """Return whether `reading` follows these, or is the last of them."""
         return _follows(reading, self._last.at_s)
 
     def holds(self, *, constant: bool) -> bool:
@@ -102,8 +102,8 @@ class Plausibility:
         return self._sum_g < LOW_G * self._readings
 
     def doubt(self, reading: Reading) -> str:
-        """Return why `reading` is not believed, in words that follow "it gave"; empty if it is, and it is then part of
-        what is known of the grid."""
+        """Return why `reading` is not believed, in words that follow "it gave".  If it is believed, return the empty
+        string, and count it as known of the grid."""
         if reading.replayed or reading.method in ("synthetic", "configured"):
             return ""
         g_per_kwh, at_s = reading.g_per_kwh, reading.at_s
@@ -173,7 +173,7 @@ class Plausibility:
             falls.clear()
 
     def _end_stretch(self) -> None:
-        """Keep what the stretch of equal values that is over has shown."""
+        """Keep what the ended stretch of equal values has shown."""
         self._lowest_g = min(self._lowest_g, self._value_g)
         if self._hangs:
             return

@@ -42,9 +42,9 @@ _NUMBERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 class DeviceChoice(Record, frozen=True, kw_only=True):
-    """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `uuids`:
-    these MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the server has those of
-    `indices`; with a `pod`, that many instances of that profile on one of them, in the hands of a user without
+    """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `uuids`: these
+    MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the server has those of
+    `indices`.  With a `pod`, it has that many instances of that profile on one of them, as a user without
     privileges."""
 
     kind: str
@@ -87,12 +87,10 @@ def parse(text: str) -> DeviceChoice:
 def build(
     config: WorkersConfig, cache: Path, *, exclusive: bool = True, session: Nvml | None = None
 ) -> dict[str, Device]:
-    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also if it was given.
-
-    `exclusive` false only reads: nothing is locked, and nothing can be changed.  Emulated GPUs keep their state in
-    `cache`, so that their instances outlive the process, as real ones do.  Raises ConfigError if the setting is
-    malformed or names what is not there, DeviceError if a device cannot be used.
-    """
+    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, even if it was given.
+    If not `exclusive`, devices are only read: nothing is locked, and nothing can be changed.  Emulated GPUs keep their
+    state in `cache`, so that their instances outlive the process, as real ones do.  Raises ConfigError if the setting
+    is malformed or names what is not there, DeviceError if a device cannot be used."""
     choice = parse(config.device)
     return _module(choice.kind).build(choice, config, cache, exclusive=exclusive, session=session)
 

@@ -55,8 +55,8 @@ class CoreIdle:
         self._looked = False
 
     def report(self) -> dict[str, Any] | None:
-        """Return, of about the last minute before the last reading, the share of time that each core was idle, and
-        deeply so; None if the kernel does not say, or if it is too early."""
+        """Return the share of time that each core was idle, and deeply idle, in about the last minute before the last
+        reading.  None if the kernel does not say, or if it is too early."""
         return self._answer
 
     @property

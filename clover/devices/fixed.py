@@ -174,9 +174,8 @@ def open_visible(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGp
 def instances_of(
     library: Any, gpu: MigGpu, folder: Path, *, boot: str, exclusive: bool, root: Path | None
 ) -> OwnedInstances | FixedInstances:
-    """Return what keeps the instances of `gpu`, with the record of ours in `folder`; see `MigDevice.open`.
-
-    `root` as of `OwnedInstances`.  Raises DeviceError, also if instances are fixed and there is none."""
+    """Return what keeps the instances of `gpu`, with the record of ours in `folder`; see `MigDevice.open`.  `root` as
+    for `OwnedInstances`.  Raises DeviceError, also if instances are fixed and there is none."""
     if not gpu.fixed:
         owned = Ownership(folder, gpu.uuid, boot=boot, exclusive=exclusive)
         return OwnedInstances(library, gpu, owned, root)

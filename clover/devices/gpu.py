@@ -85,13 +85,10 @@ class GpuInstance(Record, frozen=True, kw_only=True):
 
 
 class MigGpu:
-    """GPU number `index` of this machine.
-
-    `fixed`: why its instances are not changed; empty if they may be.  `others`: compute slices beside fixed instances,
-    which this process cannot use whatever it does.  `memory_bytes`: the GPU's own memory, 0 if it has
-    none for itself (it shares the machine's), or is partitioned and this user may not read its total.  `near_cores`:
-    the cores of the machine that are as near to it as any, empty if the driver does not say.
-    """
+    """GPU number `index` of this machine.  `fixed`: why its instances are not changed; empty if they may be.  `others`:
+    compute slices beside fixed instances, which this process can never use.  `memory_bytes`: the GPU's own memory, 0 if
+    it has none for itself (it shares the machine's), or is partitioned and this user may not read its total.
+    `near_cores`: the cores of the machine that are nearest to it, empty if the driver does not say."""
 
     fixed: str = ""
     others: int = 0
@@ -214,10 +211,9 @@ class MigGpu:
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
     def holders(self, found: GpuInstance) -> tuple[int, ...]:
-        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot tell.
-
-        The GPU is asked and not the instance: to be asked, an instance has to be subscribed to, and the session that is
-        would itself keep it from being removed."""
+        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot tell.  The GPU is
+        asked and not the instance.  To ask an instance, the session would have to subscribe to it, and would itself
+        keep it from being removed."""
         try:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)
         except self._nvml.NVMLError:

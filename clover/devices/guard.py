@@ -26,10 +26,8 @@ SILENT_S = 10.0
 
 
 class GpuPolls:
-    """Looks at every GPU each second: whether it answers, without waiting for one that does not.
-
-    One whose driver hangs is asked nothing more until it has answered, and the others as ever.
-    """
+    """Polls every GPU each second: whether it answers, without waiting for one that does not.  If the driver of one
+    hangs, that GPU is asked nothing more until it has answered, and the others are polled as before."""
 
     def __init__(self, *, patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience_s = patience_s

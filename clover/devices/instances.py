@@ -137,16 +137,16 @@ def provide(
     tool: Callable[[Path], None] = modprobe,
     mknod: Callable[[Path, int, int], None] = os.mknod,
 ) -> None:
-    """Make the nodes of a GPU instance, and of the compute instances in it, that are missing; `gpu` is the GPU's minor
-    number.  Nothing happens if the driver says nothing of nodes.  Raises DeviceError if one cannot be made or opened.
+    """Make the missing device nodes of a GPU instance, and of the compute instances in it; `gpu` is the GPU's minor
+    number.  Nothing happens if the driver says nothing of nodes.  Raises DeviceError if a node cannot be made or
+    opened.
 
     The driver guards each GPU instance and each compute instance by a *capability*: a file under
     `/proc/driver/nvidia/capabilities/gpuN/mig/` that gives the minor number of a device node in `/dev/nvidia-caps/`.  A
     worker needs to open both nodes.  On a plain machine the driver's own tools make them.  A container has a `/dev` of
     its own, with the nodes of the instances that existed when it was started, and a list of devices that it may open at
-    all.  So an instance that is made from within is complete to the driver, and to CUDA it does not exist.
-
-    What is missing is made by `nvidia-modprobe` (which may where this process may not) or else by this process.  If
+    all.  So an instance that is made from within is complete to the driver, but does not exist to CUDA.
+    `nvidia-modprobe` makes the missing nodes (it may where this process may not), or else this process does.  If
     neither can, the error says what the container must be given.
     """
     folder = root / f"proc/driver/nvidia/capabilities/gpu{gpu}/mig/gi{instance}"

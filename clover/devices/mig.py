@@ -214,8 +214,8 @@ class MigDevice:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def create(self, placement: Placement) -> None:
-        """Make the instance; nothing happens if it exists and is ours, or fixed.  Raises DeviceError, and then it does
-        not exist, or is quarantined."""
+        """Make the instance; nothing happens if it exists and is ours, or fixed.  If that raises DeviceError, the
+        instance does not exist, or is quarantined."""
         self._ready(placement)
         if self.fixed and place_of(placement) not in self._books.ours:
             raise DeviceError(f"{placement.id} was taken away and cannot be made again ({self.fixed})")
@@ -224,7 +224,8 @@ class MigDevice:
 
     async def destroy(self, placement: Placement) -> None:
         """Remove the instance; nothing happens if it does not exist, or is fixed.  Raises DeviceError if it is not
-        ours, and if it stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
+        ours, or if it stays.  An instance that stays is quarantined; on a lost GPU it is removed when the GPU comes
+        back."""
         place = place_of(placement)
         self._books.check(placement, self._label)
         if self.lost:
@@ -236,11 +237,10 @@ class MigDevice:
             await self._work.finish(self._destroy(place))
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
-        """Sort out what a former run left: what is ours and among `keep` is adopted (and completed), what is ours
-        beyond that is removed, or quarantined if it cannot be.  Returns what was adopted; nothing if all is fixed.
-
-        Waits for changes that are under way (because their caller was cancelled): they would not be seen.
-        """
+        """Sort out what an earlier run left.  Of the instances that are ours, those among `keep` are adopted (and
+        completed); the others are removed, or quarantined if they cannot be.  Returns what was adopted; nothing if all
+        is fixed.  Waits for changes that are under way after their caller was cancelled, because it would not see
+        them."""
         await self._work.wait_for_all()
         self._ready()
         if self.fixed:
@@ -249,8 +249,8 @@ class MigDevice:
         return await self._work.finish(self._reconcile(wanted)) if self._changes else self.instances()
 
     def bar(self, placement: Placement, why: str) -> None:
-        """Leave `placement` out of the layouts until the driver makes an instance there: it failed, although the place
-        was free."""
+        """Leave `placement` out of the layouts until the driver makes an instance there, because making one failed
+        although the place was free."""
         place = place_of(placement)
         if self._changes and not self.lost and not self._books.obstacle(place):
             self._books.barred[place] = why

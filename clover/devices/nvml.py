@@ -98,10 +98,8 @@ def describe_refusal(code: int, text: str = "") -> str:
 
 
 class Nvml:
-    """One session.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
-
-    Everything that `call` and `call_sync` run is run in one thread, one after the other, with the session open.
-    """
+    """One session.  `library` is the bindings, or anything that behaves like them; None imports pynvml.  Everything
+    that `call` and `call_sync` run is run in one thread, one after the other, with the session open."""
 
     def __init__(self, library: Any = None) -> None:
         self._library = library
@@ -117,7 +115,7 @@ class Nvml:
         return self.lane(str(index))
 
     def lane(self, name: str) -> Nvml:
-        """Return this session with a thread of its own, for calls that shall not wait for those of others (NVML takes
+        """Return this session with a thread of its own, for calls that must not wait for those of others (NVML takes
         calls from any thread).  Closing either closes both."""
         if name not in self._lanes:
             self._lanes[name] = _LaneSession(self, name)
@@ -216,8 +214,8 @@ def _mapped(error: Any) -> DeviceError:
 
 
 def look_up(library: Any, find: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Return the handle that `find` looks up, in the session's thread.  UNKNOWN is asked about again, and is raised as
-    GPU_IS_LOST if it stays."""
+    """Return the handle that `find` looks up, in the session's thread.  If the answer is UNKNOWN it is asked again, and
+    if it stays UNKNOWN, GPU_IS_LOST is raised."""
     for attempt in range(LOOK_UPS):
         if attempt:
             sleep(_LOOK_UP_WAIT_S)
@@ -230,11 +228,8 @@ def look_up(library: Any, find: Callable[[], T], sleep: Callable[[float], None] 
 
 
 class DriverWork:
-    """Work with a driver that must not be left half done: finished although its caller is cancelled, and tried again if
-    the driver refuses it as in use.
-
-    `back_off_s`: seconds to wait before each further try.
-    """
+    """Work with a driver that must not be left half done.  It is finished even if its caller is cancelled, and tried
+    again if the driver refuses it as in use.  `back_off_s`: seconds to wait before each further try."""
 
     def __init__(self, back_off_s: Sequence[float], sleep: Callable[[float], Awaitable[None]]) -> None:
         self._back_off_s = tuple(back_off_s)
@@ -254,8 +249,8 @@ class DriverWork:
             await asyncio.wait(set(self._tasks))
 
     async def retry(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
-        """Return the result of `work`, tried again after each wait if it was refused as in use, or for `anything` but
-        a want of permission."""
+        """Return the result of `work`.  It is tried again after each wait if it was refused as in use; with `anything`,
+        after any refusal except for want of permission."""
         for wait_s in self._back_off_s:
             try:
                 return await work()

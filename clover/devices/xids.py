@@ -51,9 +51,8 @@ XIDS: Mapping[int, Xid] = {
 
 
 def meaning(number: int, gi: int | None) -> Xid | None:
-    """Return what error `number` means, of the GPU instance `gi` if that is given; None if nothing follows from it.
-
-    One that concerns a slice, on a GPU that is not split, has ended the programs it met: others run as before, and a
+    """Return what error `number` means, of the GPU instance `gi` if that is given; None if nothing follows from it.  An
+    error that concerns a slice, on a GPU that is not split, has ended the programs it met: others run as before, and a
     reset is due."""
     found = XIDS.get(number)
     if found is not None and found.verdict == "slice" and gi is None:
@@ -62,12 +61,9 @@ def meaning(number: int, gi: int | None) -> Xid | None:
 
 
 class GpuReports:
-    """What was reported about one GPU beside its answers: critical errors (Xid), and look-ups of it that failed.
-
-    An error after which the GPU is of no use condemns it, also while it still answers: it is used again once it was
-    gone and came back, as after a reset, or by a new start of the server.  `condemned`: an error made the GPU useless,
-    and it was not reset since.
-    """
+    """What was reported about one GPU besides its answers: critical errors (Xid), and look-ups of it that failed.
+    After some errors the GPU is of no use, even if it still answers (`condemned`).  It is used again once it was gone
+    and came back, as after a reset, or by a new start of the server."""
 
     def __init__(self) -> None:
         self.condemned = False
@@ -100,8 +96,8 @@ class GpuReports:
         self._unknown = 0
 
     def record_failure(self, *, unknown: bool) -> bool:
-        """Record that it did not answer, `unknown`: that not even its handle is to be had; return whether it is lost
-        by that."""
+        """Record that the GPU did not answer; `unknown`: not even its handle was found.  Return whether it is lost by
+        that."""
         self._unknown = self._unknown + 1 if unknown else 0
         return self._unknown >= nvml.LOOK_UPS
 

@@ -78,11 +78,9 @@ class PowerModel(NamedTuple):
 
 
 class ModelledGpuMeter:
-    """Joules of one GPU by the model, since the meter was made; `start` makes one.
-
-    `by_work`: utilisation is how busy our workers were, not NVML's, which there is none of, or which is also of others
-    on the GPU.  Their work is not in the joules then.  `busy_w`: what full load draws above idle.
-    """
+    """Joules of one GPU by the model, since the meter was made; `start` makes one.  `by_work`: utilisation is how busy
+    our workers were, because NVML has no utilisation, or its figure is also that of others on the GPU.  The work of
+    others is then not in the joules.  `busy_w`: what full load draws above idle."""
 
     def __init__(
         self, nvml: NvmlSession, gpu: MeteredGpu, probe: Probe, model: PowerModel, work: OurWork | None

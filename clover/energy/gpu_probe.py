@@ -43,10 +43,8 @@ class MeteredGpu(Protocol):
 
 
 def counted_others(gpu: MeteredGpu) -> int:
-    """Return how many slices of `gpu` are not this server's and whose work is in its one counter.
-
-    None of an emulated GPU: nothing but this server's work is in that.
-    """
+    """Return how many slices of `gpu` are not this server's although their work is in the GPU's one counter.  Of an
+    emulated GPU it is none: only this server's work is in its counter."""
     return 0 if gpu.emulated else int(getattr(gpu, "others", 0))
 
 
@@ -66,8 +64,8 @@ class Failure(NamedTuple):
 
 
 class BoardLook(NamedTuple):
-    """What a meter sees of its GPU at once.  `watts`: its power; `pids`: who computes on it; `busy`: by process, the
-    part of the GPU that it kept busy lately (empty if it was not asked).  None: NVML does not say."""
+    """One reading of a GPU.  `watts`: its power; `pids`: who computes on it; `busy`: by process, the part of the GPU
+    that it kept busy lately (empty if it was not asked).  None: NVML does not say."""
 
     answer: Value | Failure
     watts: float | None
@@ -90,8 +88,8 @@ class Probe:
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
 
     def ticked(self) -> Value | Failure:
-        """Return what the counter shows as soon as it has moved; what it shows, if it does not within
-        `_STEPS` readings (0.12 s)."""
+        """Return what the counter shows as soon as it has moved.  If it does not move within `_STEPS` readings (0.12
+        s), return what it shows."""
         first = self.counter()
         if isinstance(first, Failure):
             return first
@@ -127,8 +125,8 @@ class Probe:
         return name.decode() if isinstance(name, bytes) else str(name or "")
 
     def poll(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
-        """Return the reading of `source`, and who is on the GPU; `closely`: with its power and how busy each is;
-        `at_tick`: that of a counter as it moves."""
+        """Return the reading of `source`, and who is on the GPU.  `closely`: also its power and how busy each process
+        is; `at_tick`: wait until a counter moves."""
         counter = self.ticked if at_tick else self.counter
         answer = {"counter": counter, "power": self.power, "utilisation": self.utilisation}[source]()
         if isinstance(answer, Failure):
@@ -165,7 +163,7 @@ class Probe:
         return question(nvml, self._handle)
 
     def _asked(self, question: Callable[[Any, Any], Any]) -> Any:
-        """Return the answer to what is good to know; None if there is none."""
+        """Return the answer to a question that is good to know; None if there is no answer."""
         import pynvml
 
         try:

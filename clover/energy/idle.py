@@ -78,11 +78,9 @@ class _Power(NamedTuple):
 
 
 class IdlePower:
-    """Watts at rest from windows of energy and CPU time.
-
-    `guess_w`: what the model says of the host at rest, `core_w`: of a busy CPU; `cpus`: how many the host has.
-    `known_by` says how `watts` is known, `jumps` how often it was begun anew.
-    """
+    """Watts at rest from windows of energy and CPU time.  `guess_w`: what the model says of the host at rest; `core_w`:
+    of a busy CPU; `cpus`: how many CPUs the host has.  `known_by` says how `watts` is known, `jumps` how often it was
+    begun anew."""
 
     def __init__(self, *, guess_w: float, core_w: float, cpus: int) -> None:
         self.watts = guess_w

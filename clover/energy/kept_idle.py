@@ -33,7 +33,7 @@ class KeptIdles:
         self._folder = cache / "energy"
 
     def restore(self, uuid: str, meter: object) -> None:
-        """Give `meter` what an earlier run measured on the GPU `uuid`, until it has measured that itself."""
+        """Give `meter` what an earlier run measured on the GPU `uuid`, to use until it has measured that itself."""
         if not isinstance(meter, NvmlMeter) or meter.idle.resident_by != "unknown":
             return
         try:

@@ -62,7 +62,7 @@ class ModelledMeter:
 
     @property
     def active_uncertainty(self) -> tuple[float, float] | None:
-        """The same of active joules alone, which differences between variants are made of."""
+        """How far off the active joules alone may be, of which differences between variants are made."""
         low, high = self._ranges[1]
         return (low - 1.0, high - 1.0) if (low, high) != (1.0, 1.0) else None
 
@@ -100,6 +100,6 @@ class ModelledMeter:
         return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns)
 
     def count_idle(self, since_ns: int) -> None:
-        """Count idle power from `since_ns` (monotonic) on alone: another server has counted until then, or is counting.
-        What of it came before the window under way falls into that one."""
+        """Count idle power alone from `since_ns` (monotonic) on, because another server has counted until then, or is
+        counting.  What of it came before the window under way falls into that window."""
         self._idle_ns = since_ns

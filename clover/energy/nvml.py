@@ -144,12 +144,10 @@ class NvmlMeter:
         patience_s: float = 2.0,
     ) -> NvmlMeter:
         """Return a meter of `gpu`.  Raises GpuUnmetered if it shows neither energy nor power, DeviceError if it cannot
-        be read.
-
-        Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work` is what
-        the server does on this GPU, without which nothing passes for rest.  `pause` holds the session's thread between
-        two readings of the counter.  A reading that takes longer than `patience_s` is left to the next `refresh`.
-        """
+        be read.  Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work`
+        is what the server does on this GPU; without it nothing passes for rest.  `pause` holds the session's thread
+        between two readings of the counter.  If a reading takes longer than `patience_s`, it is left to the next
+        `refresh`."""
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
         probe = Probe(gpu.uuid, clock, pause)
@@ -387,7 +385,7 @@ def _seen(look: asyncio.Future[BoardLook]) -> None:
 
 
 class _Hung:
-    """Distinguishes a sensor that hangs from a GPU that draws steadily: only the former reads the same, to the
+    """Distinguishes a sensor that hangs from a GPU that draws steadily: only a hung sensor reads the same, to the
     milliwatt, through both rest and work."""
 
     def __init__(self, first: Value, busy_ns: Callable[[], int]) -> None:

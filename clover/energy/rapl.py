@@ -220,7 +220,7 @@ class RaplMeter:
         return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns, counters=tuple(self._last_uj))
 
     def take_over(self, mark: MeterMark) -> EnergySample:
-        """Go on from the counters of `mark`; ValueError if they are of other domains."""
+        """Continue from the counters of `mark`; ValueError if they are of other domains."""
         if mark.method != self.method or len(mark.counters) != len(self.domains):
             raise ValueError("the other server read other counters")
         ranges = zip(mark.counters, self.domains, strict=True)

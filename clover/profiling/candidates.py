@@ -65,11 +65,9 @@ def _not_compiled(variants: Iterable[VariantSpec], names: Iterable[str]) -> list
 
 
 class Candidates:
-    """The backends that may serve each variant (`of`), eager always among them as the reference.
-
-    Reasons why others are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice;
-    empty for CPU cores.  `sandbox`: how the family's code is confined while it is compiled.
-    """
+    """The backends that may serve each variant (`of`); eager is always among them as the reference.  Reasons why others
+    are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice; empty for CPU cores.
+    `sandbox`: how the family's code is confined while it is compiled."""
 
     def __init__(
         self,
@@ -125,11 +123,9 @@ class Candidates:
         say: Callable[[str, int, int], None],
         inside: Inside = on_cpu,
     ) -> None:
-        """Compile what is missing of backends `names` for each of `makes`, within `limits`.
-
-        What is still missing then (for one thread, or for any profile) is removed from the candidates.  `say` is called
-        with what is being compiled, how many are done, and how many there are.
-        """
+        """Compile what is missing of backends `names` for each of `makes`, within `limits`.  What is still missing then
+        (for one thread, or for any profile) is removed from the candidates.  `say` is called with what is being
+        compiled, how many are done, and how many there are."""
         chosen, all_makes = set(names), tuple(makes)
         budget = registry.CpuBudget(limits.cpu_s, limits.clock_s)
         missing = [

@@ -192,11 +192,9 @@ def levels(scores: Floats) -> list[float]:
 
 
 def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[ChainOutcome]:
-    """Yield every chain of one to three variants, each more expensive than the one before, with every threshold.
-
-    All thresholds of a chain are computed at once.  Rows are counted in a table by where their scores fall between the
-    thresholds of the first two stages; cumulative sums over that table are the rows that are passed on by both.
-    """
+    """Yield every chain of one to three variants, each more expensive than the one before, with every threshold.  All
+    thresholds of a chain are computed at once.  Rows are counted in a table by where their scores fall between the
+    thresholds of the first two stages; cumulative sums over that table are the rows that both stages pass on."""
     names = list(answers)
     grids = {name: np.array(levels(own.scores)) for name, own in answers.items()}
     cells = {name: _cells(own.scores, grids[name]) for name, own in answers.items()}
@@ -304,10 +302,8 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
 
 
 def against(right: Rights, best: Rights) -> tuple[float, float, float]:
-    """Return points by which `right` is right more often than `best`, with the 95 % interval of a paired difference.
-
-    The spread is that of the differences themselves, so it holds for rows that are partly right as well.
-    """
+    """Return by how many points `right` is right more often than `best`, with the 95 % interval of a paired difference.
+    The spread is that of the differences themselves, so it holds for rows that are partly right as well."""
     apart = right.astype(np.float64) - best
     middle, spread = 100.0 * float(apart.mean()), 196.0 * float(apart.std()) / math.sqrt(len(apart))
     return middle, middle - spread, middle + spread

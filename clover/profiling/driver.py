@@ -84,10 +84,11 @@ class OpenLoop:
 class Driver:
     """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time.
 
-    Rows lie in slots in no order, so that a worker has to copy those of a batch together, which takes 15 us a row of
-    588 KiB (measured).  Live, most rows that came one after the other lie side by side and are read in place.  So where
-    a plan has rows wait for each other, that spares CPU even if all of them have to be copied, or if it costs the front
-    end some microseconds that are in no profile: of such rows it was from 4 less to 5 more each (measured)."""
+    Rows lie in slots in no order, so a worker has to copy those of a batch together, which takes 15 us a row of 588 KiB
+    (measured).  Live, most rows that came one after the other lie side by side and are read in place.  So a plan that
+    lets rows wait for each other saves CPU even if all of its rows have to be copied, or if it costs the front end some
+    microseconds that are in no profile: for such rows the difference was from 4 us less to 5 us more each (measured).
+    """
 
     def __init__(self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float) -> None:
         self._completions = completions
@@ -136,12 +137,9 @@ class Driver:
         rows: SampleRows | None = None,
         patient: bool = False,
     ) -> Scored:
-        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.
-
-        If it is `patient`, the time that a worker had no core in its batches does not count, as a profile is kept and
-        would lack these rows for good; but `PATIENCE` times `most_s` is the most.  Raises ProfileError if the family's
-        metric fails.
-        """
+        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.  If it
+        is `patient`, time in which a worker had no core in its batches does not count, up to `PATIENCE` times `most_s`:
+        a profile is kept, and would lack these rows for good.  Raises ProfileError if the family's metric fails."""
         source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
         right: list[Rights] = []

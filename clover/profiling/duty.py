@@ -26,8 +26,8 @@ _JITTER_S = 0.01
 
 
 class Pauses:
-    """Seconds of rest before each batch: `fixed_s`, or so many that the worker is busy for the part `duty` of the time,
-    at random, from `seed`."""
+    """Seconds of rest before each batch: `fixed_s`, or random ones from `seed` such that the worker is busy for the
+    part `duty` of the time."""
 
     def __init__(self, *, fixed_s: float = 0.0, duty: float | None = None, seed: int = 1) -> None:
         self._fixed_s = fixed_s

@@ -82,10 +82,8 @@ class FrontEndRun:
 
 
 async def measure(rows: SampleRows, silent_s: float, *, seconds: float = SECONDS) -> FrontEndRun:
-    """Return what requests of a row of `rows` cost the front end.
-
-    Raises ProfileError if one is not answered well, and OSError if none can be sent or an answer takes `silent_s`.
-    """
+    """Return what requests of a row of `rows` cost the front end.  Raises ProfileError if a request is not answered
+    well, and OSError if none can be sent or an answer takes `silent_s`."""
     loop = asyncio.get_running_loop()
     echo = Echo(rows.spec, loop)
     frontend = Frontend(_OneModel(echo), ServerConfig(listen=ListenConfig(port=0)), loop)

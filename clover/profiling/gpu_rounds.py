@@ -45,10 +45,8 @@ class GpuRounds:
         self._method: Method = "none"
 
     async def run(self) -> None:
-        """Measure, and keep what this says instead of what was found first.  The instance should stand.
-
-        Raises ProfileError if a GPU's energy did not rise above rest.
-        """
+        """Measure, and replace what was measured first.  The instance must stand.  Raises ProfileError if a GPU's
+        energy did not rise above rest."""
         profile, rounds = self._place.profile, DUTIES[self._rig.effort.quick]
         left = {(m.variant, m.backend) for m in self._found.latency if m.profile == profile}
         for number, duties in enumerate(rounds):

@@ -51,11 +51,9 @@ class LatencyGrid:
         self._found = findings
 
     async def smallest(self, variant: VariantSpec, names: Sequence[str], places: Sequence[Placement]) -> int:
-        """Measure `variant` with each backend on the smallest profile that has room for it; return its index.
-
+        """Measure `variant` with each backend on the smallest profile that has room for it; return the profile's index.
         `places` are sorted by size.  On cores every variant fits the smallest.  Raises ProfileError if eager does not
-        run on any.
-        """
+        run on any."""
         for index, place in enumerate(places):
             try:
                 await self._every_backend(variant, names, place)
@@ -69,8 +67,8 @@ class LatencyGrid:
         raise AssertionError("the loop returns or raises at its last place")
 
     async def _every_backend(self, variant: VariantSpec, names: Sequence[str], place: Placement) -> None:
-        """Measure accuracy, agreement with eager, and latency of each backend on `place`, the most promising first.
-        One that fails, or on cores falls behind, is left out."""
+        """Measure accuracy, agreement with eager, and latency of each backend on `place`, the most promising first.  A
+        backend that fails, or on cores falls behind, is left out."""
         rig, effort = self._rig, self._rig.effort
         largest = rig.batches[-1]
         reference: Scored | None = None
@@ -168,8 +166,8 @@ class LatencyGrid:
         return found
 
     async def again(self, places: Sequence[Placement], chosen: Mapping[str, str]) -> None:
-        """Measure the cells of the backend `chosen` for each variant again in rounds, and keep what these say instead
-        of what was found first."""
+        """Measure the cells of the backend `chosen` for each variant again in rounds, and replace what was measured
+        first."""
         rig, shares = self._rig, self._rig.effort.rounds
         part = replace(
             rig.effort,

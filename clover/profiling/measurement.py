@@ -179,11 +179,9 @@ async def _compiled(
     steps: ProgressSteps,
     notes: list[str],
 ) -> Candidates:
-    """Return the candidates of each variant, what was missing compiled.
-
-    On cores artifacts are compiled for numbers of threads, on GPUs in an instance of each profile.  Reasons why a
-    backend is no candidate are added to `notes`.
-    """
+    """Return the candidates of each variant, after compiling what was missing.  On cores artifacts are compiled for
+    numbers of threads, on GPUs in an instance of each profile.  Reasons why a backend is no candidate are added to
+    `notes`."""
     makes: list[tuple[int, str]] = [(1, "")]
     if not instances.on_cores:
         makes = [(1, place.profile) for place in places]
@@ -338,8 +336,8 @@ class _Measurement:
         return with_energies(cascade, costs), behind
 
     async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, LightLoad | None]:
-        """Measure the most accurate variant on whole devices at 60 % load, or `MOST_ROWS_PER_S` if that is less, in an
-        open loop; on cores also at a light load."""
+        """Measure the most accurate variant on whole devices in an open loop, at 60 % load or `MOST_ROWS_PER_S` if that
+        is less; on cores also at a light load."""
         rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
@@ -399,7 +397,7 @@ class _Measurement:
         return LightLoad(used_ns / 1e9, run.wall_s, run.batches, run.rows, len(workers))
 
     async def _with_front_end(self, profile: FamilyProfile, light: LightLoad | None) -> FamilyProfile:
-        """Return the profile with what the front end costs; without, and with a note, if that cannot be measured."""
+        """Return the profile with what the front end costs; if that cannot be measured, without it and with a note."""
         self._rig.steps.begin("the front end, with a model that echoes")
         try:
             front = await front_end.measure(self._rig.rows, self._options.silent_s)

@@ -16,10 +16,8 @@ _PLOT = (60, 12)
 
 
 def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
-    """Return those that are more accurate on held-out rows than all that cost no more, from the cheapest up.
-
-    All points are on the front of the calibration rows, on which they were chosen; not all are on that of other rows.
-    """
+    """Return the points that are more accurate on held-out rows than all that cost no more, from the cheapest up.  All
+    points are on the front of the calibration rows, on which they were chosen; on other rows some are not."""
     found: list[ChainPoint] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
         if not found or point.accuracy > found[-1].accuracy:

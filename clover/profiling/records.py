@@ -43,11 +43,8 @@ def latency_of(
 
 
 def pool_cells(rounds: Sequence[Cell]) -> Cell:
-    """Return one cell for several rounds of it.
-
-    Mean milliseconds and CPU seconds a row are the medians over the rounds; batches are spread around that mean as
-    those of each round were around the mean of their round.
-    """
+    """Return one cell for several rounds of it.  Mean milliseconds and CPU seconds a row are the medians over the
+    rounds.  Batches are spread around that mean as those of each round were around the mean of their round."""
     means_ms = [float(np.mean(cell.ms)) for cell in rounds]
     middle_ms = statistics.median(means_ms)
     found = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))

@@ -141,10 +141,8 @@ class RecordingFindings:
 
 
 class ProgressSteps:
-    """Counts steps for whoever shows progress.  A step is one worker that is started and measured, `what` the last.
-
-    `announce` is called once, with how long all will take by what the first step did.
-    """
+    """Counts steps for whatever shows progress.  A step is one worker that is started and measured, `what` the last.
+    `announce` is called once, with how long all will take by what the first step did."""
 
     def __init__(
         self,

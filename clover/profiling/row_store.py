@@ -59,9 +59,7 @@ def write(path: Path, kept: CascadeRows, made_at: str) -> None:
 
 def read(path: Path, made_at: str) -> CascadeRows | None:
     """Return the answers in `path`; None if there is no file, it is damaged, or it belongs to another profile.
-
-    `made_at` is that of the profile.  None is no error: the profile is complete, only its front cannot be made anew.
-    """
+    `made_at` is that of the profile.  Without answers the profile is complete, but its front cannot be made anew."""
     splits = []
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -92,11 +90,8 @@ def _plausible(right: NDArray[Any]) -> bool:
 def most_frugal(
     latency: Sequence[LatencyMeasurement], backend: Mapping[str, str], profile: str
 ) -> dict[str, LatencyMeasurement]:
-    """Return the measurement with the least energy a row of each variant on its backend.
-
-    It is one on `profile` (that of BASE) if the variant was measured there, otherwise on any.  A variant that was not
-    measured is left out.
-    """
+    """Return the measurement with the least energy a row of each variant on its backend: on `profile` (that of BASE) if
+    the variant was measured there, otherwise on any.  A variant that was not measured is left out."""
     found = {}
     for name, chosen in backend.items():
         mine = [m for m in latency if (m.variant, m.backend) == (name, chosen)]

@@ -76,8 +76,8 @@ def apart(spec: FamilySpec, sandbox: SandboxOrder | None) -> Iterator[Evaluation
 
 
 def load(spec: FamilySpec, split: str = "held_out", process: EvaluationProcess | None = None) -> SampleRows:
-    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  A family that is
-    judged by agreement has no labels.  Its code runs in `process`, without one here.  Raises ConfigError."""
+    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  A family that is judged by
+    agreement has no labels.  The family's code runs in `process`; without a process, here.  Raises ConfigError."""
     if spec.evaluation is not None:
         inputs, labels = families.load_evaluation(spec, split) if process is None else process.rows(split)
         if families.by_agreement(spec):

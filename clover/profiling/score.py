@@ -22,12 +22,10 @@ Judge = Callable[[Mapping[str, NDArray[Any]], NDArray[Any]], Rights]
 
 
 def judge(spec: FamilySpec, own: Callable[..., Any] | None = None) -> Judge:
-    """Return what compares outputs with labels: `[evaluation] metric`; `own` stands for a metric of the family's own,
-    which is imported here without it.
-
-    Raises ConfigError if it names a function that cannot be found.  The judge raises ProfileError if that function
-    fails, or gives anything but one number in 0..1 a row.
-    """
+    """Return a function that compares outputs with labels: `[evaluation] metric`.  `own` stands for a metric of the
+    family's own; without it that metric is imported here.  Raises ConfigError if the metric names a function that
+    cannot be found.  The judge raises ProfileError if that function fails, or gives anything but one number in 0..1 a
+    row."""
     metric = spec.evaluation.metric if spec.evaluation is not None else TOP1
     if metric in (TOP1, AGREEMENT):
         first = spec.outputs[0].name
@@ -75,11 +73,9 @@ def as_array(tensor: TensorSpec, rows: NDArray[Any] | list[bytes]) -> NDArray[An
 
 
 def interval(right: float, rows: int) -> tuple[float, float]:
-    """Return the 95 % interval, in percent, of the mean of `rows` scores of 0..1 whose sum is `right`.
-
-    It is Wilson's for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so that for
-    them it is wider than it had to be, and never too narrow.
-    """
+    """Return the 95 % interval, in percent, of the mean of `rows` scores of 0..1 whose sum is `right`.  It is Wilson's
+    for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so for them the interval is
+    wider than necessary, and never too narrow."""
     low, high = wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
     mean = 100.0 * right / rows
     return min(low, mean), max(high, mean)  # if all rows are right, rounding leaves the bound a little below 100

@@ -123,10 +123,8 @@ def _options(config: ServerConfig, device: Devices, key: str) -> MeasureOptions:
 
 
 def paces_of(spec: FamilySpec, config: ServerConfig) -> Paces:
-    """Return the paces and watts at which emulated boards really run `spec`, if the pace file gives them.
-
-    Empty if they run as the profile expects.  Raises ConfigError.
-    """
+    """Return the paces and watts at which emulated boards really run `spec`, if the pace file gives them; empty if they
+    run as the profile expects.  Raises ConfigError."""
     if not config.workers.pace:
         return {}
     paces: Paces = emulation("profiles.pace").load(config.workers.pace).paces_of(spec.name)

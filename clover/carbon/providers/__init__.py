@@ -149,8 +149,8 @@ PROVIDERS: dict[str, Provider] = {
 
 
 def automatic(zone: str) -> str:
-    """Return the source without a key that serves `zone` (a country, a region of NESO's or a price area of Denmark);
-    ConfigError says what may serve it otherwise."""
+    """Return the source that serves `zone` (a country, a region of NESO's or a price area of Denmark) without a key.
+    ConfigError if there is none; it says what may serve the zone otherwise."""
     wanted = zone.strip().upper()
     if wanted in ("GB", "UK"):
         return "neso"

@@ -65,7 +65,8 @@ def parse_forecasts(body: bytes, series: Series, name: str = "carbon-aware-sdk")
 def _timed(
     items: list[tuple[str, float | None, float | None]], series: Series, known: HowKnown, name: str
 ) -> list[Reading]:
-    """Return readings by time; one that does not say for how long it holds does for the shortest distance of two."""
+    """Return readings by time.  If a reading does not say for how long it holds, it holds for the shortest distance of
+    two."""
     times = sorted({seconds(at, name) for at, _, _ in items})
     shortest = min((later - at for at, later in itertools.pairwise(times)), default=series.step_s)
     return [
