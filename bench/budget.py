@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from bench.common import show, write_json
 from bench.horizon import Hour, spend
 from clover.carbon.layouts import parse_table, read_file
-from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, grouped, outlook
+from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, group_hours, outlook
 from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.target import GRAMS_PER_J
 from clover.planning.model.frontier import FrontierPoint
@@ -189,7 +189,7 @@ class Replay:
             loads.record(now_s, rate)
             end = min(start + self.horizon, len(self.truth))
             if forecast == "perfect":
-                steps = grouped(np.full(end - at, HOUR_S), self.truth[at:end], self.rates[at:end] * HOUR_S)
+                steps = group_hours(np.full(end - at, HOUR_S), self.truth[at:end], self.rates[at:end] * HOUR_S)
                 label = "perfect"
             else:
                 told = None

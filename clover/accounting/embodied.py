@@ -84,7 +84,7 @@ class EmbodiedLedger:
         since_ns, self.since_ns = self.since_ns, max(now_ns, self.since_ns)
         part_of_life = (self.since_ns - since_ns) / (self.life_years * _YEAR_NS)
         for item in self.hardware:
-            charged = _charged(item, part_of_life)
+            charged = _charge(item, part_of_life)
             shares = _shares(here, item)
             if charged is not None:
                 self.devices.setdefault(item.device, EmbodiedGrams()).add(charged)
@@ -114,7 +114,7 @@ def _shares(workers: Sequence[WorkerMeter], item: Hardware) -> list[tuple[str, f
     return [(model, count / total) for model, count in held]
 
 
-def _charged(item: Hardware, part_of_life: float) -> EmbodiedGrams | None:
+def _charge(item: Hardware, part_of_life: float) -> EmbodiedGrams | None:
     """Return M of a part of the life of `item`; None if its TE is unknown."""
     if item.kg is None:
         return None

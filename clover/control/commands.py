@@ -146,7 +146,7 @@ class Commands:
         decision = await self._request(family, request, review)
         if not dry_run and decision.action not in NOT_DONE:
             family.pin = replace(pin, forced=review is not None and review.forced) if pin is not None else None
-            log.info("%s: pin from %s to %s by %s", family.name, _named(before), _named(family.pin), operator)
+            log.info("%s: pin from %s to %s by %s", family.name, _pin_name(before), _pin_name(family.pin), operator)
             if pin is None and before is not None and family.config.variant:
                 family.mode = None  # a family pinned by its configuration comes under control when the pin is lifted
         return self._answer(family, decision)
@@ -185,7 +185,7 @@ class Commands:
                     family.frozen = on
                 if not on:
                     family.triggers.again(self._context.monotonic())
-        self._note("freeze", families, f"on: {str(on).lower()}", operator, _done(asked.dry_run))
+        self._record("freeze", families, f"on: {str(on).lower()}", operator, _done(asked.dry_run))
         return {"frozen": on, "models": [family.name for family in families], "dry_run": asked.dry_run}
 
     def _guard(self, asked: GuardCommand, operator: str) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Commands:
                 family.fleet.reset_guard()
                 family.observe(self._context.monotonic())
                 family.triggers.again(self._context.monotonic())
-        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(asked.dry_run))
+        self._record("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(asked.dry_run))
         return {"reset": True, "before": before, "dry_run": asked.dry_run}
 
     async def _set(self, asked: SetCommand, operator: str) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Commands:
                 for family in families:
                     family.mode = None
         noted = f"{changed} (forced)" if force else changed
-        self._note("set", families, noted, operator, _done(dry_run))
+        self._record("set", families, noted, operator, _done(dry_run))
         answers, warnings = {}, []
         for family in families:
             held = self._context.frozen_of(family) or self._context.mode_of(family) == "off"
@@ -264,11 +264,11 @@ class Commands:
                 request = PlanRequest(trigger="operator: set", targets=targets[family.name])
                 state, plan = await self._planner.propose(family, request)
             except CloverError as error:
-                self._note("set", [family], str(error), operator, "refused")
+                self._record("set", [family], str(error), operator, "refused")
                 raise
             refused, why = review(state, plan)
             if refused:
-                self._note("set", [family], why, operator, "refused")
+                self._record("set", [family], why, operator, "refused")
                 raise Conflict(f"{family.name}: {why}")
 
     async def _request(self, family: Family, request: PlanRequest, review: Review | None) -> Decision:
@@ -291,7 +291,7 @@ class Commands:
         out["dry_run"] = decision.action == "dry run"
         return out
 
-    def _note(self, verb: str, families: Iterable[Family], detail: str, operator: str, action: str) -> None:
+    def _record(self, verb: str, families: Iterable[Family], detail: str, operator: str, action: str) -> None:
         """Record a command that makes no plan of its own."""
         context = self._context
         for family in families:
@@ -390,7 +390,7 @@ class Commands:
         raise BadRequest(why or f"no device is left for {family.name}{self._context.lost_suffix()}")
 
 
-def _named(pin: Pin | None) -> str:
+def _pin_name(pin: Pin | None) -> str:
     """Return what a family is pinned to, in words for the log."""
     if pin is None:
         return "none"

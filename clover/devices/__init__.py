@@ -128,14 +128,14 @@ def box_path(choice: DeviceChoice, cache: Path) -> Path:
 
 def emulation(name: str) -> Any:
     """Return the module `name` of the wing that emulates GPUs; ConfigError where this installation is without it."""
-    return _imported(f"{DEVICES['emulated'].rpartition('.')[0]}.{name}")
+    return _import(f"{DEVICES['emulated'].rpartition('.')[0]}.{name}")
 
 
 def _module(kind: str) -> DeviceKind:
-    return cast("DeviceKind", _imported(DEVICES[kind]))
+    return cast("DeviceKind", _import(DEVICES[kind]))
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

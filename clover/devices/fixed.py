@@ -105,7 +105,7 @@ class FixedGpu(MigGpu):
         """Yield handles of the MIG devices that this process sees.  A number may lead to none in the middle."""
         for number in range(int(self._nvml.nvmlDeviceGetMaxMigDeviceCount(self._handle))):
             symbol = "nvmlDeviceGetMigDeviceHandleByIndex"
-            device = self._supported(symbol, self._handle, number, also=nvml.NOT_FOUND)
+            device = self._if_supported(symbol, self._handle, number, also=nvml.NOT_FOUND)
             if device is not None:
                 yield device
 

@@ -104,7 +104,7 @@ class MigGpu:
         """Whether it can be split, be MIG on or off."""
         self.mig, self.mig_pending = mode or (False, False)
         self.compute_mode = self._compute_mode()
-        memory = self._supported("nvmlDeviceGetMemoryInfo", self._handle, also=nvml.NO_PERMISSION)
+        memory = self._if_supported("nvmlDeviceGetMemoryInfo", self._handle, also=nvml.NO_PERMISSION)
         self.memory_bytes = 0 if memory is None else int(memory.total)
         self.near_cores = self._near_cores()
         self._compute_profiles: dict[int, list[tuple[int, int, int]]] = {}
@@ -157,12 +157,12 @@ class MigGpu:
 
     def alive(self) -> None:
         """Check that the GPU answers, at the cost of one reading; raises what NVML raises if the GPU is lost."""
-        self._supported("nvmlDeviceGetPowerUsage", self._handle, also=nvml.NO_PERMISSION)
+        self._if_supported("nvmlDeviceGetPowerUsage", self._handle, also=nvml.NO_PERMISSION)
 
     def check_permission(self) -> None:
         """Raise what NVML raises for a user who may not see or change the instances; change nothing."""
         for profile in [*self.profiles.values()][:1]:
-            self._supported("nvmlDeviceGetGpuInstanceRemainingCapacity", self._handle, profile.id)
+            self._if_supported("nvmlDeviceGetGpuInstanceRemainingCapacity", self._handle, profile.id)
             self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, _room(profile))
 
     def reopen(self) -> None:
@@ -245,7 +245,7 @@ class MigGpu:
 
     def _mode(self) -> tuple[bool, bool] | None:
         """Return MIG mode now and after a reset; None if the GPU has no MIG."""
-        current_pending = self._supported("nvmlDeviceGetMigMode", self._handle)
+        current_pending = self._if_supported("nvmlDeviceGetMigMode", self._handle)
         if current_pending is None:
             return None
         current, pending = current_pending
@@ -253,7 +253,7 @@ class MigGpu:
 
     def _compute_mode(self) -> int:
         """Return the compute mode; the default where the driver does not say."""
-        return int(self._supported("nvmlDeviceGetComputeMode", self._handle) or 0)
+        return int(self._if_supported("nvmlDeviceGetComputeMode", self._handle) or 0)
 
     def _near_cores(self) -> frozenset[int]:
         """Return the cores of the GPU's NUMA node: what they write is copied to it without crossing sockets."""
@@ -266,7 +266,7 @@ class MigGpu:
         bits = 8 * ctypes.sizeof(ctypes.c_ulong)
         return frozenset(at * bits + bit for at, word in enumerate(mask) for bit in range(bits) if word >> bit & 1)
 
-    def _supported(self, symbol: str, *arguments: Any, also: int = nvml.NOT_SUPPORTED) -> Any:
+    def _if_supported(self, symbol: str, *arguments: Any, also: int = nvml.NOT_SUPPORTED) -> Any:
         """Return the answer of `symbol`, or None if this GPU does not support it, or the answer is the code `also`."""
         try:
             return getattr(self._nvml, symbol)(*arguments)
@@ -279,7 +279,7 @@ class MigGpu:
         found = []
         for number in range(_PROFILES):
             symbol = "nvmlDeviceGetGpuInstanceProfileInfo"
-            info = self._supported(symbol, self._handle, number, also=nvml.INVALID_ARGUMENT)
+            info = self._if_supported(symbol, self._handle, number, also=nvml.INVALID_ARGUMENT)
             places = [] if info is None else self._places(info.id)
             if info is None or not places:
                 continue
@@ -323,7 +323,7 @@ class MigGpu:
         profile's most."""
         handles = (getattr(self._nvml, kind) * room)()
         count = ctypes.c_uint(room)
-        if self._supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
+        if self._if_supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
             return []
         return [handles[index] for index in range(min(count.value, room))]
 
@@ -333,7 +333,7 @@ class MigGpu:
             kinds = []
             for number in range(_COMPUTE_PROFILES):
                 symbol = "nvmlGpuInstanceGetComputeInstanceProfileInfo"
-                info = self._supported(symbol, handle, number, _SHARED_ENGINES, also=nvml.INVALID_ARGUMENT)
+                info = self._if_supported(symbol, handle, number, _SHARED_ENGINES, also=nvml.INVALID_ARGUMENT)
                 if info is not None:
                     kinds.append((int(info.id), int(info.sliceCount), int(info.instanceCount)))
             self._compute_profiles[profile.id] = kinds

@@ -162,7 +162,7 @@ class Nvml:
             called: Callable[..., T] = getattr(library, function) if isinstance(function, str) else function
             return called(*arguments)
         except library.NVMLError as error:
-            raise _mapped(error) from error
+            raise _map_error(error) from error
         except getattr(library, "NVMLLibraryMismatchError", ()) as error:
             raise NvmlError(describe_refusal(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
 
@@ -208,7 +208,7 @@ class _LaneSession(Nvml):
         self._of._begin()
 
 
-def _mapped(error: Any) -> DeviceError:
+def _map_error(error: Any) -> DeviceError:
     code = int(getattr(error, "value", 0))
     return DeviceLost(LOST) if code in LOST_CODES else NvmlError(describe_refusal(code, str(error)), code)
 

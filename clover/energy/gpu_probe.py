@@ -87,7 +87,7 @@ class Probe:
         """Return millijoules since the driver was loaded."""
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
 
-    def ticked(self) -> Value | Failure:
+    def wait_tick(self) -> Value | Failure:
         """Return what the counter shows as soon as it has moved.  If it does not move within `_STEPS` readings (0.12
         s), return what it shows."""
         first = self.counter()
@@ -121,13 +121,13 @@ class Probe:
 
     def product(self) -> str:
         """Return the name of the product; the empty string if NVML does not say."""
-        name = self._asked(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
+        name = self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
         return name.decode() if isinstance(name, bytes) else str(name or "")
 
     def poll(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
         """Return the reading of `source`, and who is on the GPU.  `closely`: also its power and how busy each process
         is; `at_tick`: wait until a counter moves."""
-        counter = self.ticked if at_tick else self.counter
+        counter = self.wait_tick if at_tick else self.counter
         answer = {"counter": counter, "power": self.power, "utilisation": self.utilisation}[source]()
         if isinstance(answer, Failure):
             return BoardLook(answer, None, None, None)
@@ -137,7 +137,7 @@ class Probe:
 
     def pids(self) -> tuple[int, ...] | None:
         """Return the processes that have a context on the GPU or on one of its instances; None if NVML does not say."""
-        found = self._asked(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+        found = self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
         return None if found is None else tuple(int(item.pid) for item in found)
 
     def busy(self) -> dict[int, float] | None:
@@ -162,7 +162,7 @@ class Probe:
             self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
         return question(nvml, self._handle)
 
-    def _asked(self, question: Callable[[Any, Any], Any]) -> Any:
+    def _ask(self, question: Callable[[Any, Any], Any]) -> Any:
         """Return the answer to a question that is good to know; None if there is no answer."""
         import pynvml
 

@@ -244,7 +244,7 @@ class NvmlMeter:
         pending = self._pending
         if pending is None:
             pending = self._pending = asyncio.ensure_future(self._nvml.call(self._poll))
-            pending.add_done_callback(_seen)  # the server may stop before the next refresh
+            pending.add_done_callback(_consume)  # the server may stop before the next refresh
         await asyncio.wait((pending,), timeout=self._patience_s)
         if not pending.done():
             self._miss("failing", f"NVML has not answered for {self._patience_s:g} s")
@@ -379,7 +379,7 @@ async def _at_rest(nvml: NvmlSession, probe: Probe, first: Value, sleep: Sleep, 
     return statistics.median(found or [first.number / 1e3])
 
 
-def _seen(look: asyncio.Future[BoardLook]) -> None:
+def _consume(look: asyncio.Future[BoardLook]) -> None:
     if not look.cancelled():
         look.exception()
 

@@ -213,7 +213,7 @@ class RaplMeter:
         self._known_ns += max(now_ns - self._at_ns, 0)
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
-        return self._sampled()
+        return self._take_sample()
 
     def mark(self) -> MeterMark:
         """Return where its last sample stands."""
@@ -229,9 +229,9 @@ class RaplMeter:
         self._last_uj, self._total_uj, self._at_ns = list(mark.counters), 0, mark.at_ns
         self._known_ns = 0
         self._begin_window()
-        return self._sampled()
+        return self._take_sample()
 
-    def _sampled(self) -> EnergySample:
+    def _take_sample(self) -> EnergySample:
         return EnergySample(
             device=self.device,
             at_ns=self._at_ns,
@@ -258,7 +258,7 @@ class RaplMeter:
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
         self._begin_window()
-        return self._sampled()
+        return self._take_sample()
 
     def _begin_window(self) -> None:
         self.idle.forget_window()

@@ -20,7 +20,7 @@ from clover.planning.model.objective import Objective, PlanningInput, held_to
 from clover.planning.model.problem import Problem
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
-from clover.planning.search.configurations import SearchResult, chosen
+from clover.planning.search.configurations import SearchResult, choose
 from clover.policies.objective import StaticPolicy
 from clover.policies.plans import bound_of, kept_counter, plan_of, steered_plan, with_waits
 from clover.quantities import grams
@@ -44,7 +44,7 @@ class BudgetPolicy:
     def propose(self, state: State) -> Plan:
         """Return the plan of this moment; PlanError if no configuration exists at all."""
         if self.flat:
-            state = _flattened(state)
+            state = _flatten(state)
         if self.online:
             state = msgspec.structs.replace(state, online=True)
         given = PlanningInput.from_state(state)
@@ -81,9 +81,9 @@ def plan_at_accuracy(given: PlanningInput, accuracy: float, *, policy: str, note
     wanted = math.floor((accuracy + 1e-9) / _GRID) * _GRID - 1e-6
     # At another intensity every score is as many times larger, and nothing else changes: solved at the reference.
     at_reference = replace(objective, carbon_weight=1.0)
-    found, limit = _solved(problem, at_reference, wanted, state.running, state.seed)
+    found, limit = _solve(problem, at_reference, wanted, state.running, state.seed)
     if not found.best.feasible and wanted > objective.planned_floor:
-        found, limit = _solved(problem, at_reference, objective.planned_floor, state.running, state.seed)
+        found, limit = _solve(problem, at_reference, objective.planned_floor, state.running, state.seed)
     weight = objective.carbon_weight
     return plan_of(
         state,
@@ -91,8 +91,8 @@ def plan_at_accuracy(given: PlanningInput, accuracy: float, *, policy: str, note
         held_to(objective, accuracy if found.best.feasible else objective.planned_floor),
         replace(
             found,
-            best=_weighed(found.best, weight),
-            candidates=tuple(_weighed(candidate, weight) for candidate in found.candidates),
+            best=_weigh(found.best, weight),
+            candidates=tuple(_weigh(candidate, weight) for candidate in found.candidates),
         ),
         policy=policy,
         note=note,
@@ -101,7 +101,7 @@ def plan_at_accuracy(given: PlanningInput, accuracy: float, *, policy: str, note
 
 
 @lru_cache(maxsize=256)
-def _solved(
+def _solve(
     problem: Problem, objective: Objective, accuracy: float, running: tuple[Assignment, ...], seed: int
 ) -> tuple[SearchResult, float]:
     """Return the least carbon at `accuracy` percent, and its bound."""
@@ -118,16 +118,16 @@ def _solved(
             for other in sorted(others.keys() - known, key=words_of)
         ]
         now = configuration_of(running) if running else None
-        best, ranked = chosen([found.best, *found.candidates, *more], aimed, running=now, kept=kept)
+        best, ranked = choose([found.best, *found.candidates, *more], aimed, running=now, kept=kept)
         found = SearchResult(best, ranked[:10], found.evaluated + len(more), found.total, complete=False)
     return with_waits(problem, aimed, found), bound_of(problem, aimed)
 
 
-def _weighed(candidate: Candidate, weight: float) -> Candidate:
+def _weigh(candidate: Candidate, weight: float) -> Candidate:
     return msgspec.structs.replace(candidate, score=candidate.score * weight)
 
 
-def _flattened(state: State) -> State:
+def _flatten(state: State) -> State:
     """Return `state` on a grid that always is at the reference intensity."""
     level = state.objective.reference_g_per_kwh
     return msgspec.structs.replace(

@@ -19,10 +19,10 @@ from clover.planning.model.problem import Problem, direct, may_share, measured, 
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.packing.waits import tuned
+from clover.planning.packing.waits import tune_waits
 from clover.planning.search.best import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
 from clover.planning.search.chains import on_configuration
-from clover.planning.search.configurations import SearchResult, chosen
+from clover.planning.search.configurations import SearchResult, choose
 from clover.planning.transition.layout import Capacity, lay_out_shared, slices
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory, Swap
 from clover.planning.transition.steps import plan_transition
@@ -212,7 +212,7 @@ def with_waits(problem: Problem, objective: Objective, found: SearchResult) -> S
     A cascade, and every candidate that was weighed against it, has its waits already."""
     if not problem.objective.waits or found.best.routing.chain:
         return found
-    best = tuned(problem, objective, found.best)
+    best = tune_waits(problem, objective, found.best)
     if found.best.awake:
         best = with_idle_energy(best, problem, objective, found.best.awake)
     return replace(found, best=best)
@@ -258,8 +258,8 @@ def _best_on(problem: Problem, objective: Objective, configuration: Configuratio
     """Return the best routing of `configuration`, a mix or a chain."""
     chains = on_configuration(problem, objective, configuration)
     mix = evaluate(problem, objective, configuration)
-    mix = tuned(problem, objective, mix) if problem.objective.waits and chains else mix
-    return chosen([mix, *chains], objective)[0]
+    mix = tune_waits(problem, objective, mix) if problem.objective.waits and chains else mix
+    return choose([mix, *chains], objective)[0]
 
 
 def _nearest(

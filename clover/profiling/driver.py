@@ -115,13 +115,13 @@ class Driver:
         The worker sleeps before each batch for as long as `pauses` says.
         """
         found = Cell(batch)
-        last_ns, _ = self._one(worker, batch)  # the first batch of a size is not like the others
+        last_ns, _ = self._serve_batch(worker, batch)  # the first batch of a size is not like the others
         found.lead_s = last_ns / 1e9
         began = time.monotonic()
         while found.wall_s < most_s and (len(found.ms) < samples or found.wall_s < least_s):
             if (pause_s := pauses.before(last_ns / 1e9)) > 0.0:
                 time.sleep(pause_s)
-            timing = self._one(worker, batch)
+            timing = self._serve_batch(worker, batch)
             last_ns = timing[0]
             self._add(found, timing)
             found.wall_s = time.monotonic() - began
@@ -145,7 +145,7 @@ class Driver:
         right: list[Rights] = []
         scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
-        self._one(worker, batch)
+        self._serve_batch(worker, batch)
         self._next_row = 0
         began = time.monotonic()
         every = range(len(source.spec.outputs))
@@ -154,7 +154,7 @@ class Driver:
         while self._next_row < total and (not found or cell.wall_s - lost_s < most_s):
             count = min(batch, total - self._next_row)
             slots = self._slots(count)
-            timing = self._one(worker, count, source, slots)
+            timing = self._serve_batch(worker, count, source, slots)
             if patient:
                 lost_s = min(lost_s + max(0, timing[0] - timing[1]) / 1e9, (PATIENCE - 1) * most_s)
             if count == batch:
@@ -180,7 +180,7 @@ class Driver:
         places: list[int] = self._order.permutation(max(count, self._rows.spec.max_batch))[:count].tolist()
         return places
 
-    def _one(
+    def _serve_batch(
         self, worker: WorkerProcess, batch: int, rows: SampleRows | None = None, slots: list[int] | None = None
     ) -> tuple[int, int]:
         """Serve the next `batch` of `rows` (by default the driver's), in `slots` if they are given; return service and

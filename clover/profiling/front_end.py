@@ -329,7 +329,7 @@ class LightLoad:
 
 def with_light_load(profile: FamilyProfile, light: LightLoad, front: FrontEndRun) -> FamilyProfile:
     """Return `profile` with what batches cost at a light load; unchanged if the runs say nothing."""
-    base = _measured(profile)
+    base = _measure_base(profile)
     if base is None or not front.requests or not light.batches or base.cpu_s_per_row <= 0.0:
         return profile
     joules_a_s = base.energy_j_per_row / base.cpu_s_per_row
@@ -346,7 +346,7 @@ def with_light_load(profile: FamilyProfile, light: LightLoad, front: FrontEndRun
     return structs.replace(profile, latency=latency, turn_j=turn_j)
 
 
-def _measured(profile: FamilyProfile) -> LatencyMeasurement | None:
+def _measure_base(profile: FamilyProfile) -> LatencyMeasurement | None:
     """Return how BASE runs in its smallest batches."""
     base = profile.base
     wanted = (base.variant, base.profile, base.backend)

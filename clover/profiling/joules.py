@@ -90,9 +90,9 @@ class EnergyWindow:
                 await meter.refresh()
 
     async def _read(self) -> None:
-        self._ends.append([await self._stepped(meter) for meter in self._meters])
+        self._ends.append([await self._read_step(meter) for meter in self._meters])
 
-    async def _stepped(self, meter: EnergyMeter) -> EnergySample:
+    async def _read_step(self, meter: EnergyMeter) -> EnergySample:
         """Return what `meter` shows; of a GPU's counter as soon as it has moved."""
         await meter.refresh()
         first = meter.sample(time.monotonic_ns())

@@ -138,7 +138,7 @@ async def _measure(
                 rows=rows,
                 driver=Driver(pool.completions, slab, rows, options.silent_s),
                 instances=instances,
-                candidates=await _compiled(spec, instances, places, options, steps, findings.notes),
+                candidates=await _compile_missing(spec, instances, places, options, steps, findings.notes),
                 meters=meters,
                 effort=options.effort,
                 steps=steps,
@@ -171,7 +171,7 @@ def too_slow(spec: FamilySpec, step: str, silent_s: float, known: Iterable[Laten
     )
 
 
-async def _compiled(
+async def _compile_missing(
     spec: FamilySpec,
     instances: TemporaryInstances,
     places: Sequence[Placement],

@@ -24,7 +24,7 @@ from clover.carbon.providers import (
     watttime,
 )
 from clover.carbon.providers.electricity_maps import ElectricityMapsSource
-from clover.carbon.providers.http import ApiClient, Bounds, checked_url
+from clover.carbon.providers.http import ApiClient, Bounds, check_url
 from clover.carbon.providers.live import LiveSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
@@ -194,4 +194,4 @@ def _client(
     name: str, zone: str, url: str, setting: str, bounds: Bounds | None, secrets: tuple[str, ...] = ()
 ) -> ApiClient:
     called = f"{name}:{zone}" if zone else name
-    return ApiClient(called, checked_url(url, f"carbon.{setting}"), secrets=secrets, bounds=bounds)
+    return ApiClient(called, check_url(url, f"carbon.{setting}"), secrets=secrets, bounds=bounds)

@@ -49,7 +49,7 @@ def parse_emissions(body: bytes, series: Series, name: str = "carbon-aware-sdk")
         return []
     items = decode(body, Values[_Emission], name)
     _check_one_place([item.location for item in items], name)
-    return _timed([(item.time, item.rating, None) for item in items], series, "unknown", name)
+    return _in_order([(item.time, item.rating, None) for item in items], series, "unknown", name)
 
 
 def parse_forecasts(body: bytes, series: Series, name: str = "carbon-aware-sdk") -> list[Reading]:
@@ -59,10 +59,10 @@ def parse_forecasts(body: bytes, series: Series, name: str = "carbon-aware-sdk")
     items = [item for one in decode(body, Values[_Forecast], name) for item in one.forecast_data]
     _check_one_place([item.location for item in items], name)
     minutes = ((item.timestamp, item.value, item.duration) for item in items)
-    return _timed([(at, value, last and 60.0 * last) for at, value, last in minutes], series, "forecast", name)
+    return _in_order([(at, value, last and 60.0 * last) for at, value, last in minutes], series, "forecast", name)
 
 
-def _timed(
+def _in_order(
     items: list[tuple[str, float | None, float | None]], series: Series, known: HowKnown, name: str
 ) -> list[Reading]:
     """Return readings by time.  If a reading does not say for how long it holds, it holds for the shortest distance of

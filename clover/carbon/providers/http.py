@@ -202,7 +202,7 @@ def _os(error: aiohttp.ClientOSError) -> str:
     return str(getattr(cause, "strerror", None) or cause or type(error).__name__)
 
 
-def checked_url(url: str, setting: str) -> str:
+def check_url(url: str, setting: str) -> str:
     """Return `url` without a slash at its end; ConfigError if it is not https (http: loopback only) and a plain one."""
     parts = urllib.parse.urlsplit(url)
     try:

@@ -91,18 +91,18 @@ class Planner:
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
         if not plan.feasible and request.rate is None:
-            state, plan = await self._bold(family, state, plan, policy, pin.configuration)
+            state, plan = await self._without_margins(family, state, plan, policy, pin.configuration)
         gate.check_plan(plan, family, state.objective.slo_ms)
         context.least_saving.record_plan(plan.seconds)
         return with_met(state, plan), plan
 
-    async def _bold(
+    async def _without_margins(
         self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
     ) -> tuple[State, Plan]:
         """Return the first feasible plan with fewer of the margins of `state`, and the state without these margins; if
         there is none, the plan and state given."""
         bare = family.without_margins(state, self._context.config)
-        if bare[-1] == state or self._in_vain(bare[-1]):
+        if bare[-1] == state or self._is_in_vain(bare[-1]):
             return state, plan
         tried = [state]
         for fewer, why in zip(bare, _WITHOUT_MARGINS, strict=True):
@@ -114,7 +114,7 @@ class Planner:
         self._infeasible[family.name] = bare[-1]
         return state, plan
 
-    def _in_vain(self, state: State) -> bool:
+    def _is_in_vain(self, state: State) -> bool:
         """Return whether no plan was feasible in a state that asked for no more than `state` does."""
         before = self._infeasible.get(state.family)
         return (
@@ -163,13 +163,13 @@ class Planner:
             if moves:
                 detail = "the workers that run are on another model's places now"
             elif not request.force and (avoided or not gate.keeps_workers(plan, family.deployed)):
-                admitted = await self._admitted(family, plan, state, finder)
+                admitted = await self._admit(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
             if way is None and family.deployed is not None and not gate.keeps_workers(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
             if way is not None and way.helper:
-                detail = _joined(detail, f"{way.helper} helps out on the way")
+                detail = _join(detail, f"{way.helper} helps out on the way")
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="fault" if isinstance(error, PolicyFault) else "failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
@@ -177,7 +177,7 @@ class Planner:
         if rested_s is not None:
             family.triggers.again(rested_s)
         result = PlanResult(
-            action=done.action, detail=_joined(note, detail, done.detail), state=state, plan=plan, before=done.before
+            action=done.action, detail=_join(note, detail, done.detail), state=state, plan=plan, before=done.before
         )
         return record(context, family, request, started_s, result)
 
@@ -194,7 +194,7 @@ class Planner:
 
     # --- which plan is taken ------------------------------------------------------------------------------------------
 
-    async def _admitted(self, family: Family, plan: Plan, state: State, ways: WayFinder) -> _Admitted:
+    async def _admit(self, family: Family, plan: Plan, state: State, ways: WayFinder) -> _Admitted:
         """Return `plan`, or the plan that may be taken instead, and why."""
         context, deployed = self._context, family.deployed
         if deployed is None:
@@ -202,27 +202,27 @@ class Planner:
         now_s, held = context.monotonic(), ""
         weighed = plan.policy == "objective"  # a custom policy knows for itself when a change is worth it
         if (stay := gate.failed_lately(family, plan, now_s)) is not None:
-            held = self._stays(family, stay)
+            held = self._stay(family, stay)
             usable = (
                 other.configuration
                 for other in plan.candidates
                 if other.feasible and not family.backed_off(other.configuration, now_s)
             )
             other = next(usable, None)
-            plan = await self._fixed(family, state, other if other is not None else deployed.configuration)
+            plan = await self._plan_fixed(family, state, other if other is not None else deployed.configuration)
             if other is None or gate.keeps_workers(plan, deployed):
                 return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
         if compared and not family.backed_off(deployed.configuration, now_s):
-            here = await self._here(family, state)
+            here = await self._plan_here(family, state)
             if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
-                return _Admitted(here, _joined(held, stay.reason))
+                return _Admitted(here, _join(held, stay.reason))
         way = await ways.best(plan.deployment)
         family.transition = way.transition
         stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)
         if stay is not None:
-            here = await self._fixed(family, state, deployed.configuration)
+            here = await self._plan_fixed(family, state, deployed.configuration)
             if not self._pays_for_loss(family, plan, way.transition, here):
                 return _Admitted(here, stay.reason)  # and the transition on record is the one that was refused
             return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True, way=way)
@@ -242,26 +242,26 @@ class Planner:
             within_s=PAYBACK_S,
         )
 
-    async def _here(self, family: Family, state: State) -> Plan | None:
+    async def _plan_here(self, family: Family, state: State) -> Plan | None:
         """Return the plan of the workers that run; None if the devices do not allow them any more."""
         assert family.deployed is not None
         try:
-            return await self._fixed(family, state, family.deployed.configuration)
+            return await self._plan_fixed(family, state, family.deployed.configuration)
         except PlanError:
             return None
 
-    async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
+    async def _plan_fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         """Return the best plan of exactly `configuration`; PlanError if there is none."""
         plan = await self._solver.propose(state, "objective", configuration)
         gate.check_plan(plan, family, state.objective.slo_ms)
         return plan
 
-    def _stays(self, family: Family, stay: gate.Stay) -> str:
+    def _stay(self, family: Family, stay: gate.Stay) -> str:
         """Have the family planned again when the hold ends; return the reason."""
         if stay.again_s is not None:
             family.triggers.again(stay.again_s)
         return stay.reason
 
 
-def _joined(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return "; ".join(filter(None, parts))

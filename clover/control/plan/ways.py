@@ -41,7 +41,7 @@ from msgspec import structs
 from clover.errors import PlanError
 from clover.planning.model.problem import accuracies
 from clover.planning.transition.layout import Capacity
-from clover.planning.transition.stages import StageView, StepSeconds, placed, stages
+from clover.planning.transition.stages import StageView, StepSeconds, capacity_by_placement, stages
 from clover.planning.transition.steps import transition_of
 from clover.types import (
     Assignment,
@@ -133,23 +133,23 @@ class WayFinder:
         return found
 
     async def _best_of(self, ways: Ways) -> Way:
-        quick = await self._judged(ways, ways.quick())
+        quick = await self._judge(ways, ways.quick())
         if quick.good:
             return quick
         found = [quick]
         gentle = ways.gentle()
         if gentle.steps != quick.transition.steps:
-            found.append(await self._judged(ways, gentle))
+            found.append(await self._judge(ways, gentle))
         if not found[-1].good:
             for variant, backend in self._helpers(ways):
-                helped = await self._helped(ways, variant, backend)
+                helped = await self._find_help(ways, variant, backend)
                 if helped is not None:
                     found.append(helped)
                     if helped.good:
                         break
         return min(found, key=lambda way: way.rank)
 
-    async def _helped(self, ways: Ways, variant: str, backend: str) -> Way | None:
+    async def _find_help(self, ways: Ways, variant: str, backend: str) -> Way | None:
         """Return the way on which a variant helps out at as few placements as will do, or at all of them if none
         will."""
         places = ways.places(variant, backend)
@@ -167,7 +167,7 @@ class WayFinder:
             transition = ways.helped(variant, backend, count)
         except PlanError:  # the devices do not allow the instances together
             return None
-        return await self._judged(ways, transition, variant) if transition is not None else None
+        return await self._judge(ways, transition, variant) if transition is not None else None
 
     def _helpers(self, ways: Ways) -> list[tuple[str, str]]:
         """Return the variants that could help out, with their backends."""
@@ -178,7 +178,7 @@ class WayFinder:
             (variant, profile.backend[variant]) for variant in ranked if ways.places(variant, profile.backend[variant])
         ][:_HELPERS]
 
-    async def _judged(self, ways: Ways, transition: Transition, helper: str = "") -> Way:
+    async def _judge(self, ways: Ways, transition: Transition, helper: str = "") -> Way:
         """Return `transition` as a way: each of its phases judged."""
         late_s = unserved = seconds = 0.0
         routing: dict[Configuration, Routing] = {}
@@ -277,12 +277,12 @@ class Ways:
     ) -> Iterator[tuple[int, Assignment]]:
         """Yield what `variant` would gain at each placement where it does, and the worker for it."""
         overlap = {device.device for device in self.devices if device.overlap}
-        now = placed(deployment, self.capacity)
+        now = capacity_by_placement(deployment, self.capacity)
         places: dict[str, Placement] = {item.placement.id: item.placement for item in deployment}
         families = {item.placement.id: item.family for item in deployment}
         for key, place in places.items():
             helper = Assignment(placement=place, family=families[key], variant=variant, backend=backend)
-            gain = placed([helper], self.capacity)[key] - now[key]
+            gain = capacity_by_placement([helper], self.capacity)[key] - now[key]
             if gain > 0 and place.device not in overlap:
                 yield gain, helper
 

@@ -156,7 +156,7 @@ class DevicePool:
             owners = self.owners(name)
             if len(owners) < 2 or not needs.keys() >= set(owners):
                 continue
-            found = demanded(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
+            found = divide_by_need(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
             for owner, part in (found or {}).items():
                 changed = changed or self._assigned[owner][name] != part
                 self._assigned[owner][name] = part
@@ -357,7 +357,7 @@ def limit(shape: DeviceShape, part: Part, others: Collection[Placement]) -> Devi
     )
 
 
-def demanded(
+def divide_by_need(
     shape: DeviceShape, parts: Mapping[str, Part], shares: Mapping[str, float], needs: Mapping[str, float]
 ) -> dict[str, Part] | None:
     """Return the parts of a GPU that fit what its families need, in compute slices.  None if `parts`, which they have,

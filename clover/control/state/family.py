@@ -305,7 +305,7 @@ class Family:
         policy = held.policy if held is not None else self.planned_by(config)
         budgeted = policy in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
-        objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
+        objective, relative = self._apply_alarm(objective, config, targets), self._relative(targets)
         free = held is not None and not held.policy  # a configuration that is given says what it takes
         seconds = self.step_seconds(conditions.devices, self.desired)
         start_s = max(map(seconds.spawn, self.desired), default=0.0)
@@ -343,7 +343,9 @@ class Family:
         """The guard's level of alarm as last observed: 0 ok, 1 tightened, 2 cascade switched off."""
         return int(self.observed.get("guard", OK))
 
-    def _alarmed(self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets) -> ObjectiveConfig:
+    def _apply_alarm(
+        self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets
+    ) -> ObjectiveConfig:
         """Return `objective` as the guard's level of alarm allows it: with half of the accuracy loss that the targets
         permit, or with none of it and no cascade.  Lambda stays what it would be without an alarm."""
         if self.alarm_level == OK:

@@ -165,7 +165,7 @@ def outlook(known: ForecastInput, *, now_s: float, until_s: float, seasons: bool
         expected = np.where(there, given, expected)
         label = known.name if there[1:].all() else f"{known.name} for {int(there.sum())} h, then {label}"
     expected[0], load[0] = g_per_kwh, rate
-    return Outlook(grouped(seconds, expected, load * seconds, limit), label)
+    return Outlook(group_hours(seconds, expected, load * seconds, limit), label)
 
 
 def hours_of(now_s: float, until_s: float) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
     return own.plain(hour, count)
 
 
-def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
+def group_hours(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
     """Return hours as at most `limit` parts: the first ones in their order, the others grouped with similar ones.
     Seconds, rows, and rows x intensity keep their sums."""
     count = len(seconds)

@@ -30,7 +30,7 @@ from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective, PlanningInput
 from clover.planning.model.problem import LEAST_RATE, Problem, is_shared
 from clover.planning.packing.candidates import Profiles, held_together, whole_sets
-from clover.planning.packing.waits import tuned
+from clover.planning.packing.waits import tune_waits
 from clover.planning.search.best import best_power_state, with_idle_energy
 from clover.planning.search.configurations import JOINT, every
 from clover.types import Candidate, Configuration, State
@@ -128,7 +128,7 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
         scored = replace(objective, form="paper", lam=lam)
         best = best_power_state(searched, scored, seed=seed).best
         if space and problem.objective.waits:
-            best = tuned(searched, scored, best)
+            best = tune_waits(searched, scored, best)
         if not best.feasible:
             return None
         point = FrontierPoint(accuracy=best.prediction.accuracy, grams=best.prediction.joules)

@@ -56,7 +56,7 @@ def steer_on(given: PlanningInput, configuration: Configuration, awake: int = 0)
     """Choose the routing of this moment on `configuration`, whatever another configuration could do; None if nothing is
     permitted on it."""
     here = _with_mix(given, configuration, awake, budget_target(given))
-    return _routed(given, here, 1, "") if here else None
+    return _route(given, here, 1, "") if here else None
 
 
 def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
@@ -78,21 +78,21 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
     there = on_hull(sets[other.configuration, other.awake], enough)
     here = _running(given, target)
     if _nothing_to_save(given, here or there, (item for own in sets.values() for item in own)):
-        return _routed(given, here or there, len(sets), "", rests=True)
+        return _route(given, here or there, len(sets), "", rests=True)
     if not here:
         why = "" if not state.running else "what runs permits nothing at this rate"
-        return _routed(given, there, len(sets), why)
+        return _route(given, there, len(sets), why)
     stay = best_at(here, price_j)
     if _same(stay, other):
-        return _routed(given, here, len(sets), "")
+        return _route(given, here, len(sets), "")
     reach = (here[-1].prediction.accuracy, there[-1].prediction.accuracy)
     if reach[0] < min(target.least, reach[1]) - 1e-9:
         why = f"what runs reaches {reach[0]:.2f} % of the {target.least:.2f} % that this moment has to reach"
-        return _routed(given, there, len(sets), why)
+        return _route(given, there, len(sets), why)
     gain = _gain(stay, other, price_j)
     needed = MARGIN * objective.base_energy_j
     words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
-    return _routed(given, there if gain > needed else here, len(sets), words)
+    return _route(given, there if gain > needed else here, len(sets), words)
 
 
 def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
@@ -116,7 +116,7 @@ def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, ta
     return on_hull(found, objective.base_accuracy)
 
 
-def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:
+def _route(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:
     """Choose among `here`; the most accurate one if `rests`, as there is nothing to save."""
     aim = budget_target(given, [point_of(item) for item in here])
     best = here[-1] if rests else nearest(here, aim.accuracy, aim.least)

@@ -268,7 +268,7 @@ def predict_routing(problem: Problem, configuration: Configuration, routing: Rou
         at = next((at for at, key in enumerate(known) if key == (routing.chain, routing.thresholds)), None)
         if at is None:
             return None
-        return _chained(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
+        return _predict_chain(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
     shares = _of_all(problem, configuration, routing)
     if not shares:
         return None
@@ -284,7 +284,7 @@ def predict_routing(problem: Problem, configuration: Configuration, routing: Rou
         return plain
     if len(lanes.variants) == 1 and routing.wait_ms and problem.points:  # a chain of one stage, as it was planned
         variant = lanes.variants[0]
-        return _chained(problem, configuration, alone(problem, variant), routing.wait_ms.get(variant, 0.0))
+        return _predict_chain(problem, configuration, alone(problem, variant), routing.wait_ms.get(variant, 0.0))
     return as_batched(problem, configuration, routing, plain)
 
 
@@ -301,7 +301,9 @@ def _of_all(problem: Problem, configuration: Configuration, routing: Routing) ->
     return {variant: own[variant] + others * routing.shares.get(variant, 0.0) / total for variant in variants}
 
 
-def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float) -> Prediction | None:
+def _predict_chain(
+    problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float
+) -> Prediction | None:
     if not variants_of(configuration).issuperset(point.chain):
         return None
     stages = stages_of(problem, configuration, point)
@@ -355,7 +357,7 @@ def play_once(
     """Return latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that
     take no longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
     if isinstance(stages, SharedPool):
-        return _shared_once(stages, rate, reach, wait_ms, rows, warm_up, seed)
+        return _play_shared(stages, rate, reach, wait_ms, rows, warm_up, seed)
     rng = np.random.default_rng(seed)
     begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
     now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
@@ -369,10 +371,10 @@ def play_once(
         held_ms = wait_ms + TICK_MS if at == 0 and wait_ms else 0.0
         took_s = play(workers, now_s[going], seed=seed + at, together=at > 0, wait_ms=held_ms)
         now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
-    return _weighted((now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:], reach)
+    return _weigh((now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:], reach)
 
 
-def _shared_once(
+def _play_shared(
     pool: SharedPool, rate: float, reach: Sequence[float], wait_ms: float, rows: int, warm_up: int, seed: int
 ) -> tuple[Floats, Floats]:
     """Return what `play_once` does, of workers that share their time; without `reach` of a mix."""
@@ -385,10 +387,10 @@ def _shared_once(
         going &= rng.random(len(going)) < reach[at] / max(reach[at - 1], 1e-12)
         end += going
     outcome = pool.play(begun_s, seed=seed, last=end if reach else None, wait_ms=held_ms, warm_up=warm_up)
-    return _weighted(outcome.latency_s * 1e3 + pool.front_ms, end[warm_up:], reach or (1.0,))
+    return _weigh(outcome.latency_s * 1e3 + pool.front_ms, end[warm_up:], reach or (1.0,))
 
 
-def _weighted(values: Floats, end: NDArray[np.int8], reach: Sequence[float]) -> tuple[Floats, Floats]:
+def _weigh(values: Floats, end: NDArray[np.int8], reach: Sequence[float]) -> tuple[Floats, Floats]:
     """Return latencies, ascending, and the share of rows up to each, rows that end at a stage weighted to their part of
     all."""
     share = np.array(reach) - np.append(reach[1:], 0.0)

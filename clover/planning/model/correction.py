@@ -175,14 +175,14 @@ def apply_factors(
     base = profile.base
     return msgspec.structs.replace(
         profile,
-        latency=tuple(_corrected(item, time, energy) for item in profile.latency),
+        latency=tuple(_correct(item, time, energy) for item in profile.latency),
         base=msgspec.structs.replace(
             base, energy_j_per_row=base.energy_j_per_row * energy.get((base.variant, base.profile), 1.0)
         ),
     )
 
 
-def _corrected(
+def _correct(
     item: LatencyMeasurement, time: Mapping[TimeKey, float], energy: Mapping[EnergyKey, float]
 ) -> LatencyMeasurement:
     slower = time.get((item.variant, item.profile, item.batch), 1.0)

@@ -361,10 +361,10 @@ def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> L
 def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> Floats:
     """Return equally likely latencies of the lane, ascending.  The lane must be stable."""
     lane = _lane(workers)
-    return _played(lane.workers, *_rounded(lane, rate, share))
+    return _played(lane.workers, *_round(lane, rate, share))
 
 
-def _rounded(lane: Lane, rate: float, share: float) -> tuple[float, float]:
+def _round(lane: Lane, rate: float, share: float) -> tuple[float, float]:
     """Return the rounded rate and share that are simulated in their place."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     return min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity), round(min(1.0, max(0.05, share)) * 20) / 20
@@ -385,7 +385,7 @@ def play_batches(
     """Return the lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the
     worker takes) and which wait up to `wait_ms` for them to fill.  Otherwise as `latencies_ms`, from the same
     arrivals."""
-    return _batched(lane, *_rounded(lane, rate, share), largest, wait_ms, rows)
+    return _batched(lane, *_round(lane, rate, share), largest, wait_ms, rows)
 
 
 @lru_cache(maxsize=65536)
@@ -418,7 +418,7 @@ def _played(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
 @lru_cache(maxsize=8192)
 def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float, rows: int) -> LanePlay:
     arrivals_s = _arrivals(share)[: WARM_UP + rows] / rate
-    outcome = _simulated(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
+    outcome = _simulate(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
     batch = float(outcome.rows.sum() / outcome.batches.sum())
     return LanePlay(outcome.energy_j_per_row, batch, quantiles(outcome.latency_s * 1e3 + lane.front_ms))
 
@@ -450,10 +450,10 @@ def play(
     """Return latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers` and wait up to
     `wait_ms` for a full batch; `together`: rows of one instant may share a batch, as rows that one stage of a cascade
     passes on."""
-    return _simulated(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
+    return _simulate(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
 
 
-def _simulated(
+def _simulate(
     workers: Sequence[Service],
     arrivals_s: Floats,
     *,

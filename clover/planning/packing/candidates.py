@@ -71,7 +71,7 @@ def profile_sets_of(kinds: Kinds, limit: int) -> list[Profiles]:
             sums = {left + right for left in sums for right in own}
             if len(sums) > limit:
                 raise PlanError(f"more than {limit} combinations of layouts: too many to list")
-    return sorted(_unpacked(packed, names) for packed in sums if packed)
+    return sorted(_unpack(packed, names) for packed in sums if packed)
 
 
 def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int) -> list[Configuration]:
@@ -115,7 +115,7 @@ def _multiset(items: Iterable[str]) -> Profiles:
     return tuple(sorted(Counter(items).items()))
 
 
-def _unpacked(packed: int, names: Sequence[str]) -> Profiles:
+def _unpack(packed: int, names: Sequence[str]) -> Profiles:
     mask = (1 << _BITS) - 1
     counts = [(profile, packed >> position * _BITS & mask) for position, profile in enumerate(names)]
     return tuple((profile, number) for profile, number in counts if number)

@@ -110,7 +110,7 @@ def optimistic(problem: Problem, objective: Objective, configuration: Configurat
     """Return a score that the configuration cannot exceed; None if it cannot be feasible."""
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
-    least, short = _demanded(problem, objective, configuration, lanes, _least(lanes, limits))
+    least, short = _least_with_demand(problem, objective, configuration, lanes, _least(lanes, limits))
     gains = _hopes(problem, objective, lanes, limits)
     mixing = MixProblem(gains, lanes.accuracy, limits, least, objective.planned_floor)
     mix = None if short else mixing.best()
@@ -140,7 +140,7 @@ def settle(problem: Problem, objective: Objective, configuration: Configuration,
     limits = _limits(problem, objective, lanes)
     floor = objective.planned_floor
     least = [0.0] * len(limits) if standby else _least(lanes, limits)
-    least, short = _demanded(problem, objective, configuration, lanes, least)
+    least, short = _least_with_demand(problem, objective, configuration, lanes, least)
     if max(lanes.accuracy) < floor - 1e-9:
         short = short or f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
         floor = max(lanes.accuracy)
@@ -251,7 +251,7 @@ def settled_mix(problem: Problem, objective: Objective, configuration: Configura
     any, else the one of the least load.  KeyError if a variant was not measured."""
     names = sorted(variants_of(configuration))
     pairs: list[tuple[str, ...]] = [*itertools.combinations(names, 2)] or [(names[0],)]
-    found = [_settled_pair(problem, objective, configuration, pair) for pair in pairs]
+    found = [_settle_pair(problem, objective, configuration, pair) for pair in pairs]
     return min(found, key=lambda own: (bool(own.why), -own.score if not own.why else _load(problem, own)))
 
 
@@ -259,7 +259,7 @@ def _load(problem: Problem, own: SharedMix) -> float:
     return own.pool.utilisation([problem.rate * share for share in own.mix])
 
 
-def _settled_pair(
+def _settle_pair(
     problem: Problem, objective: Objective, configuration: Configuration, pair: tuple[str, ...]
 ) -> SharedMix:
     pool = pool_of(problem.services, configuration, pair)
@@ -398,7 +398,7 @@ def _least(lanes: ConfigurationLanes, limits: Sequence[float]) -> list[float]:
     return [min(limit, LEAST_PART * lane.count / total) for lane, limit in zip(lanes.lanes, limits, strict=True)]
 
 
-def _demanded(
+def _least_with_demand(
     problem: Problem, objective: Objective, configuration: Configuration, lanes: ConfigurationLanes, least: list[float]
 ) -> tuple[list[float], str]:
     """Return the least shares with what rows that ask for an accuracy take, and why these cannot all be served."""

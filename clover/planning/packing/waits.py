@@ -115,7 +115,7 @@ def least_company(configuration: Configuration) -> float:
     return COMPANY if all(_CORES.fullmatch(group.profile) for group in configuration) else 0.0
 
 
-def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
+def tune_waits(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
     """Return `candidate` with waits and largest batches that raise its score, or itself if none do.
 
     The p95 of all rows keeps the SLO.  A candidate that only misses its p95 becomes feasible if other batches keep it,
@@ -137,7 +137,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     if all(len(own) == 1 for own in options):
         return candidate
     for allowed in _LATE:
-        chosen = _chosen(options, [own.share for own in dealt], allowed)
+        chosen = _choose(options, [own.share for own in dealt], allowed)
         if chosen is None:
             return candidate
         p95_ms = _p95_ms(dealt, chosen)
@@ -218,7 +218,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
         ends_ms = ROOM * (objective.slo_ms - lane.front_ms)
         room_ms = _room_ms(lane, rate, sizes[-1], ends_ms)
         waits = [(part * room_ms, 0) for part in _PARTS]
-        shorter = [size for size in able if 1 < size < _gathered(rate, room_ms)]
+        shorter = [size for size in able if 1 < size < _rows_gathered(rate, room_ms)]
         waits += [(_room_ms(lane, rate, size, ends_ms), size) for size in shorter[-1:]]
         asked += [
             (math.floor(wait_ms * 10.0) / 10.0, largest)
@@ -235,7 +235,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
     return _worth_it(found, plain_j)
 
 
-def _gathered(rate: float, wait_ms: float) -> float:
+def _rows_gathered(rate: float, wait_ms: float) -> float:
     """Return rows that come together in that wait, at `MORE` times the rate."""
     return 1.0 + MORE * rate * wait_ms * 1e-3
 
@@ -244,7 +244,7 @@ def _hoped_j(own: _Dealt, wait_ms: float, largest: int) -> float:
     """Return a low guess of the joules of a row under that wait: each batch holds the rows of a busy lane and of the
     wait."""
     lane = own.lane
-    rows = min(lane.batch(own.rate, own.share) + _gathered(own.rate, wait_ms), largest)
+    rows = min(lane.batch(own.rate, own.share) + _rows_gathered(own.rate, wait_ms), largest)
     return sum(part * service.least_energy_to(rows) for part, (service, _) in zip(lane.parts, lane.groups, strict=True))
 
 
@@ -263,7 +263,7 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
     """Return the longest wait that leaves a batch of the rows gathered in it (at most `largest`) time to be served."""
 
     def fits(wait_ms: float) -> bool:
-        rows = min(_gathered(rate, wait_ms), largest)
+        rows = min(_rows_gathered(rate, wait_ms), largest)
         slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + SLOW * service.cv) for service, _ in lane.groups)
         return wait_ms + TICK_MS + slowest_ms <= limit_ms
 
@@ -281,7 +281,7 @@ def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
     return low
 
 
-def _chosen(options: Sequence[Sequence[_Option]], shares: Sequence[float], allowed: float) -> list[_Option] | None:
+def _choose(options: Sequence[Sequence[_Option]], shares: Sequence[float], allowed: float) -> list[_Option] | None:
     """Return the option of each lane that together cost the least energy with at most `allowed` of all rows late; None
     if there are none."""
     front: list[tuple[float, float, tuple[_Option, ...]]] = [(0.0, 0.0, ())]

@@ -44,7 +44,7 @@ from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import Formulation, PackingMember, Sleep
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.configurations import SearchResult, best_found, chosen
+from clover.planning.search.configurations import SearchResult, best_found, choose
 from clover.types import Assignment, Candidate, Configuration, DeviceShape, configuration_of
 
 ROOM = 1.5
@@ -133,7 +133,7 @@ def best_power_state(
         ranked = tuple(with_idle_energy(item, problem, objective, state.awake) for item in one.candidates)
         found.append(replace(one, best=with_idle_energy(one.best, problem, objective, state.awake), candidates=ranked))
     weighed = {(item.configuration, item.awake): item for each in found for item in (*each.candidates, each.best)}
-    best, ranked = chosen(weighed.values(), objective, running=configuration_of(tuple(running)) if running else None)
+    best, ranked = choose(weighed.values(), objective, running=configuration_of(tuple(running)) if running else None)
     return SearchResult(
         best,
         ranked[:10],

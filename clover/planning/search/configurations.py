@@ -49,7 +49,7 @@ from clover.planning.packing.evaluation import (
     settle,
 )
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.packing.waits import tuned
+from clover.planning.packing.waits import tune_waits
 from clover.planning.search.chains import best_chains
 from clover.planning.search.shared import best_shared
 from clover.types import Assignment, Candidate, Configuration, configuration_of
@@ -108,11 +108,11 @@ def best_found(
     may wait, that is weighed of both.  Workers that share their time are weighed beside all of these if a worker may
     hold several variants (`planning.search.shared`).
     """
-    found = _mixed(problem, objective, running, kept, seed)
+    found = _best_mixed(problem, objective, running, kept, seed)
     if not problem.points and problem.resident < 2:
         return found
     now = configuration_of(tuple(running)) if running else None
-    mix = tuned(problem, objective, found.best) if problem.objective.waits else found.best
+    mix = tune_waits(problem, objective, found.best) if problem.objective.waits else found.best
     beat = mix.score if mix.feasible else -math.inf
     more: list[Candidate] = []
     if problem.points:
@@ -123,12 +123,12 @@ def best_found(
         more += best_shared(problem, objective, beat=beat, running=now)
     if now is not None and kept is None:
         kept = _alike(now)
-    best, ranked = chosen([*found.candidates, mix, *more], objective, running=now, kept=kept)
+    best, ranked = choose([*found.candidates, mix, *more], objective, running=now, kept=kept)
     distinct = {msgspec.json.encode(candidate): candidate for candidate in ranked}
     return SearchResult(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
 
 
-def _mixed(
+def _best_mixed(
     problem: Problem, objective: Objective, running: Sequence[Assignment], kept: Kept | None, seed: int
 ) -> SearchResult:
     """Return the best candidate whose rows are dealt to variants by shares."""
@@ -219,7 +219,7 @@ def search(
         more = [item for item in more if item[0] > kept(top.configuration)]
         for _, configuration in sorted(more, key=lambda item: -item[0])[:_MORE_KEPT]:
             seen[configuration] = evaluate(problem, objective, configuration, standby=False, beat=best - margin)
-    best_candidate, ranked = chosen(seen.values(), objective, running=running, kept=kept)
+    best_candidate, ranked = choose(seen.values(), objective, running=running, kept=kept)
     return SearchResult(best_candidate, ranked[:10], len(seen), len(configurations), complete)
 
 
@@ -272,14 +272,14 @@ def anneal(problem: Problem, objective: Objective, running: Sequence[Assignment]
         alike[form.configuration(solution.nearest.counts)] = None
         for configuration in least_bad(problem, objective, list(alike)):
             seen[configuration] = evaluate(problem, objective, configuration)
-    best, ranked = chosen(seen.values(), objective, running=now, kept=_alike(now) if now is not None else None)
+    best, ranked = choose(seen.values(), objective, running=now, kept=_alike(now) if now is not None else None)
     return SearchResult(best, ranked[:10], len(seen), evaluations, False)
 
 
 # --- which is taken ---------------------------------------------------------------------------------------------------
 
 
-def chosen(
+def choose(
     candidates: Iterable[Candidate],
     objective: Objective,
     *,

@@ -9,10 +9,10 @@ A worker serves if rows are routed to it.  A route step counts from its moment o
 when it begins; nothing else changes which workers serve.
 
 A *shared* placement has several assignments: one process there takes turns with them.  At most it serves what it would
-if it did nothing but the fastest of them, so that is its capacity, counted once (`placed`).  How much less it really
-serves depends on the routing, which the plan chose for all of them; a transition only asks what instances that are
-missing could serve.  If a variant comes to a process that already runs, or leaves a process that has others, that takes
-no time: the process holds it.
+if it did nothing but the fastest of them, so that is its capacity, counted once (`capacity_by_placement`).  How much
+less it really serves depends on the routing, which the plan chose for all of them; a transition only asks what
+instances that are missing could serve.  If a variant comes to a process that already runs, or leaves a process that has
+others, that takes no time: the process holds it.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
 
 def served(routed: Iterable[Assignment], capacity: Capacity) -> float:
     """Return what `routed` serve together, to a millionth."""
-    return sum(placed(routed, capacity).values()) / UNITS
+    return sum(capacity_by_placement(routed, capacity).values()) / UNITS
 
 
 UNITS = 1_000_000
@@ -229,7 +229,7 @@ def units(item: Assignment, capacity: Capacity) -> int:
     return round(capacity(item) * UNITS)
 
 
-def placed(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
+def capacity_by_placement(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
     """Return the capacity of each placement in `UNITS`: of a shared one that of the fastest of its assignments."""
     found: dict[str, int] = {}
     for item in items:

@@ -72,9 +72,9 @@ from clover.planning.transition.stages import (
     StageView,
     StepSeconds,
     at_once,
+    capacity_by_placement,
     measured,
     order,
-    placed,
     views,
 )
 from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
@@ -118,7 +118,7 @@ def plan_transition(
         devices,
         lambda one, other: held(other) or (other.placement.device not in alone and allowed(one, other)),
     )
-    before, after = (placed(items, counted) for items in (running, target))
+    before, after = (capacity_by_placement(items, counted) for items in (running, target))
     limit = _limit(floor, sum(before.values()), sum(after.values()))
     rounds = _Rounds(jobs, before, after, limit).plan_rounds()
     gentle = {device.device for device in devices if device.overlap} if running else set()
@@ -146,7 +146,7 @@ def transition_of(
     def counted(item: Assignment) -> float:
         return capacity(item) if item.placement.device in present else 0.0
 
-    limit = _limit(floor, *(sum(placed(items, counted).values()) for items in (running, target)))
+    limit = _limit(floor, *(sum(capacity_by_placement(items, counted).values()) for items in (running, target)))
     seconds = durations or StepSeconds()
     free = at_once(steps, running, resident or (lambda item: False))
     seen = views(steps, running, capacity=counted, durations=seconds, free=free)

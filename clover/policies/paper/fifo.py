@@ -340,6 +340,6 @@ def _arrivals(share: float) -> Floats:
     return np.cumsum(gaps)
 
 
-def stacked(rows: Sequence[Counts]) -> Counts:
+def stack(rows: Sequence[Counts]) -> Counts:
     """Return rows of counts as one array."""
     return np.array(rows, dtype=np.int64)

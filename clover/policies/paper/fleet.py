@@ -182,11 +182,11 @@ def neighbour(fleet: PaperFleet, centre: At, rng: Random) -> At:
     """Return a random neighbour if devices are free: another deal of one device, and if that is near enough that
     two devices may change, every other time another deal of a second one.  `centre` itself if there is none."""
     first = rng.below(len(fleet.units))
-    moved, left = _moved(fleet, centre, first, RADIUS, rng)
+    moved, left = _move(fleet, centre, first, RADIUS, rng)
     if left < 2 or len(fleet.units) < 2 or rng.below(2):
         return moved
     second = (first + 1 + rng.below(len(fleet.units) - 1)) % len(fleet.units)
-    return _moved(fleet, moved, second, left, rng)[0]
+    return _move(fleet, moved, second, left, rng)[0]
 
 
 def draw_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
@@ -216,7 +216,7 @@ def draw_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Ran
     return moved(int(allowed[min(at, len(allowed) - 1)])), met
 
 
-def _moved(fleet: PaperFleet, at: At, unit: int, radius: int, rng: Random) -> tuple[At, int]:
+def _move(fleet: PaperFleet, at: At, unit: int, radius: int, rng: Random) -> tuple[At, int]:
     """Return `at` with another deal of one unit within `radius`, and how much of the radius is left."""
     away = fleet.units[unit].deals.distances(at[unit])
     inside = np.nonzero((away <= radius) & (away > 0))[0]

@@ -22,7 +22,7 @@ import numpy as np
 from clover.errors import PlanError
 from clover.planning.model.problem import fitting
 from clover.planning.packing.candidates import Kinds, configurations_of, kinds_of
-from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
+from clover.policies.paper.fifo import Counts, Fifo, Keys, stack
 from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
 from clover.policies.paper.walk import Trial, evaluate
 from clover.types import Candidate
@@ -99,7 +99,7 @@ def alike(fleet: PaperFleet) -> Counts:
         )
     if len(sizes) == 1:
         return fleet.units[0].times * fleet.units[0].deals.counts
-    return stacked([fleet.counts(at) for at in itertools.product(*map(range, sizes))])
+    return stack([fleet.counts(at) for at in itertools.product(*map(range, sizes))])
 
 
 def every(fifo: Fifo) -> Counts | None:
@@ -188,7 +188,7 @@ def climb(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
             break
         like, deal = moves[one[0]]
         ways = [_given(at, like[:number], deal) for number in range(1, len(like) + 1)]
-        more = _better(fifo, stacked([fleet.counts(item) for item in ways]), one[1])
+        more = _better(fifo, stack([fleet.counts(item) for item in ways]), one[1])
         at, here = (ways[0], one[1]) if more is None else (ways[more[0]], more[1])
         way.append(ClimbStep(at, here))
     return way

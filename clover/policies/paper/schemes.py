@@ -11,7 +11,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective, PlanningInput
 from clover.planning.model.problem import Problem
 from clover.planning.search.configurations import SearchResult
-from clover.policies.paper.fifo import Fifo, stacked
+from clover.policies.paper.fifo import Fifo, stack
 from clover.policies.paper.fleet import At, PaperFleet, fleet_of
 from clover.policies.paper.oracle import Best, alike, best_free, best_of, every
 from clover.policies.paper.walk import Walk, anneal, punish, punish_as_artifact, wander
@@ -83,7 +83,7 @@ class Co2OptPolicy:
         configuration = tuple(
             GroupCount(variant=first, profile=profile, count=number) for profile, number in sorted(counts.items())
         )
-        rows = stacked([fifo.counts(configuration)])
+        rows = stack([fifo.counts(configuration)])
         chosen = fifo.candidate(rows[0], fifo.closed_forms(rows), 0)
         return _plan(state, fifo, Best([chosen], 1, 1, True), self.name, f"{first} on the smallest slices everywhere")
 
@@ -151,7 +151,7 @@ def _walk_plan(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) ->
 def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan:
     """Return the plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is
     marked, and the bound leaves the floor out as well."""
-    candidates = tuple(_marked(item, fifo.objective) for item in best.candidates[:_SHOWN])
+    candidates = tuple(_mark_infeasible(item, fifo.objective) for item in best.candidates[:_SHOWN])
     found = SearchResult(candidates[0], candidates, best.evaluated, best.total, best.complete)
     how = fifo.model(fifo.counts(candidates[0].configuration))
     note = f"{words}; shares as FIFO to any idle worker has them ({how})"
@@ -159,7 +159,7 @@ def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan
     return plan_of(state, fifo.problem, fifo.objective, found, policy=policy, note=note, bounded=free)
 
 
-def _marked(candidate: Candidate, objective: Objective) -> Candidate:
+def _mark_infeasible(candidate: Candidate, objective: Objective) -> Candidate:
     if not candidate.feasible or candidate.prediction.accuracy >= objective.accuracy_floor - 1e-9:
         return candidate
     why = f"accuracy {candidate.prediction.accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"

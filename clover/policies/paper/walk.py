@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from clover._native.random import Random
 from clover.planning.packing.evaluation import UNBOUNDED_MS
-from clover.policies.paper.fifo import ClosedForms, Counts, Fifo, stacked
+from clover.policies.paper.fifo import ClosedForms, Counts, Fifo, stack
 from clover.policies.paper.fleet import TRIES, At, PaperFleet, draw_neighbour, neighbour
 from clover.types import Candidate
 
@@ -127,7 +127,7 @@ class Walk:
 
 def evaluate(fifo: Fifo, counts: Counts) -> Trial:
     """Try one configuration by a short play."""
-    forms = fifo.closed_forms(stacked([counts]))
+    forms = fifo.closed_forms(stack([counts]))
     p95_ms = fifo.glance_p95_ms(counts, forms.shares[0])
     return Trial(counts, forms, fifo.candidate(counts, forms, 0, p95_ms))
 

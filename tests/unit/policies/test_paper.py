@@ -21,7 +21,7 @@ from clover.planning.model.problem import Problem, fitting, problem_of
 from clover.planning.packing.evaluation import lanes_of, predict
 from clover.planning.transition.layout import lay_out
 from clover.policies import POLICIES, build
-from clover.policies.paper.fifo import FEW, Fifo, stacked
+from clover.policies.paper.fifo import FEW, Fifo, stack
 from clover.policies.paper.fleet import RADIUS, draw_neighbour, fleet_of, neighbour
 from clover.policies.paper.walk import GIVE_UP, NEW, moves, punish, punish_as_artifact
 from clover.types import Configuration, DeviceShape, GroupCount, Plan, Prediction, State, configuration_of
@@ -208,7 +208,7 @@ def test_closed_forms_are_those_of_the_planner(data: st.DataObject, load: float,
     whole = sum(lane.capacity for lane in lanes_of(problem_of(now), configuration).lanes)
     now = msgspec.structs.replace(now, arrival_rate=load * whole)
     fifo = fifo_of(now)
-    rows = stacked([fifo.counts(configuration)])
+    rows = stack([fifo.counts(configuration)])
     forms = fifo.closed_forms(rows)
     assert fifo.configuration(rows[0]) == configuration
     assert forms.shares.sum() == pytest.approx(1.0)
@@ -243,7 +243,7 @@ def test_shares_go_over_smoothly_into_those_of_workers_that_are_always_busy() ->
 
     def shares(rate: float) -> dict[str, float]:
         fifo = fifo_of(on((cpu(2),), rate=rate))
-        forms = fifo.closed_forms(stacked([fifo.counts(configuration)]))
+        forms = fifo.closed_forms(stack([fifo.counts(configuration)]))
         return dict(zip(fifo.variants, forms.shares[0].tolist(), strict=True))
 
     single = 1e3 / 1.0 + 1e3 / 4.0  # rows a second, one row at a time

@@ -758,7 +758,7 @@ def test_a_pass_on_a_machine_without_a_free_core_is_not_cut_short_at_once(
         driver._next_row += count
         return 1_000_000_000, 100_000_000
 
-    monkeypatch.setattr(driver, "_one", one)
+    monkeypatch.setattr(driver, "_serve_batch", one)
     monkeypatch.setattr("clover.profiling.driver.time.monotonic", lambda: now_s)
     worker = make(0.0)
     assert len(driver.score(worker, 8, most_rows=80, most_s=1.5, patient=patient).answers) == rows

@@ -104,7 +104,7 @@ class SloPressure:
         able = seen.promised and not seen.bound and seen.as_planned
         if not able or not seen.late:
             self._late_s = math.nan
-            return self._eased(seen, windows) if closed and not seen.late and not seen.bound else ""
+            return self._ease(seen, windows) if closed and not seen.late and not seen.bound else ""
         if seen.now_s < self._changed_s + WINDOW_S:
             return ""
         if math.isnan(self._late_s):
@@ -140,7 +140,7 @@ class SloPressure:
             f"taken to be {self.factor:.2f} x as slow as profiled from now"
         )
 
-    def _eased(self, seen: SloSight, windows: SloWindows) -> str:
+    def _ease(self, seen: SloSight, windows: SloWindows) -> str:
         """Lower the factor if it was held long enough and there is room; return why to plan."""
         if seen.now_s - self._moved_s < self._hold_s:
             return ""

@@ -15,8 +15,8 @@ from clover.control.state.device_pool import (
     DIVIDE_S,
     DevicePool,
     Part,
-    demanded,
     divide,
+    divide_by_need,
     gather,
     limit,
     most_parts,
@@ -94,10 +94,10 @@ def test_a_gpu_is_divided_by_load_only_if_that_helps() -> None:
     shape = a100()
     shares = {"a": 1.0, "b": 1.0}
     parts: dict[str, Part] = {"a": (0, 4), "b": (4, 8)}
-    assert demanded(shape, parts, shares, {"a": 4.2, "b": 3.0}) is None, "no more than a tenth"
-    assert demanded(shape, parts, shares, {"a": 6.0, "b": 3.0}) is None, "both lack"
-    assert demanded(shape, parts, shares, {"a": 1.0, "b": 4.5}) == {"a": (0, 2), "b": (2, 8)}
-    assert demanded(shape, {"a": (0, 2), "b": (2, 8)}, shares, {"a": 1.0, "b": 3.0}) is None, "it stays"
+    assert divide_by_need(shape, parts, shares, {"a": 4.2, "b": 3.0}) is None, "no more than a tenth"
+    assert divide_by_need(shape, parts, shares, {"a": 6.0, "b": 3.0}) is None, "both lack"
+    assert divide_by_need(shape, parts, shares, {"a": 1.0, "b": 4.5}) == {"a": (0, 2), "b": (2, 8)}
+    assert divide_by_need(shape, {"a": (0, 2), "b": (2, 8)}, shares, {"a": 1.0, "b": 3.0}) is None, "it stays"
 
 
 # --- controllers ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from clover.planning.budget.forecast import (
     History,
     Sample,
     forecast,
-    grouped,
+    group_hours,
     outlook,
     values,
 )
@@ -171,7 +171,7 @@ def test_a_year_is_few_parts_that_keep_its_clean_and_its_dirty_time() -> None:
     intensity = np.clip(curve(8760) + rng.normal(0.0, 40.0, 8760), 20.0, 500.0)
     rows = HOUR_S * np.where(np.arange(8760) % DAY < 8, 20.0, 60.0)
     seconds = np.full(8760, HOUR_S)
-    steps = grouped(seconds, intensity, rows)
+    steps = group_hours(seconds, intensity, rows)
     assert len(steps) <= LIMIT
     assert sum(step.rows for step in steps) == pytest.approx(rows.sum())
     assert sum(step.seconds for step in steps) == pytest.approx(seconds.sum())
