@@ -187,7 +187,7 @@ class DeviceAccount:
     slices: int
     foreign: float = 0.0
     rest_j: float = 0.0
-    """Idle energy, whoever it is billed to."""
+    """Idle energy, whatever it is billed to."""
     last: EnergySample | None = None
     lines: dict[str, Line] = field(default_factory=lambda: {line: Line() for line in LINES})
     total: Line = field(default_factory=Line)

@@ -100,7 +100,7 @@ class ProfileFeedback:
             for meter in here:
                 if meter.family == family:
                     self.attach(meter)
-            if before_j > 0.0:  # the running ratio is of modelled energies with the factors of before
+            if before_j > 0.0:  # the running ratio is of modelled energies with the previous factors
                 device.rescale_modelled(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
             for meter in here:
                 meter.ratio = device.ratio_of(meter)

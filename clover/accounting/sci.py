@@ -166,7 +166,7 @@ def sci(
     for item in ledger.hardware:
         charged = ledger.devices.get(item.device, EmbodiedGrams())
         whole.add(charged)
-        # A counter covers all cores of the machine, whoever uses them; a model covers what the server reserves.
+        # A counter covers all cores of the machine, whatever uses them; a model covers what the server reserves.
         covers_all = devices.get(item.device, {}).get("method") == "measured"
         machine.add(charged, item.total / item.reserved if covers_all else 1.0)
     known = not ledger.unknown()

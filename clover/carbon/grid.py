@@ -103,7 +103,7 @@ class Grid:
         self._forecast_hour: int | None = None
         self._forecast: Sequence[Reading] = ()
         self.forecast_error: float | None = None
-        self._told: dict[int, list[float]] = {}
+        self._forecasts: dict[int, list[float]] = {}
         """What was expected of the hours after each of the last two days' hours."""
 
     @property
@@ -125,7 +125,7 @@ class Grid:
         return self._forecast
 
     async def read(self) -> Reading:
-        """Read the intensity of now, which plans go by.  Never raises for a source."""
+        """Read the present intensity, which plans go by.  Never raises for a source."""
         self.reading = await self._source.read(self.now())
         return self.reading
 
@@ -158,7 +158,7 @@ class Grid:
         return bool(getattr(self._source, "perfect_forecast", False))
 
     async def priced(self) -> Reading:
-        """Return the intensity of now to price energy at.
+        """Return the present intensity, to price energy at.
 
         It does not become `reading`: one poll of the controller, with all that it awaits, goes by one intensity."""
         return await self._source.read(self.now())
@@ -177,13 +177,13 @@ class Grid:
     def _compare(self, hour: int, expected: list[float]) -> None:
         """Once an hour, record what is `expected` after `hour`, and compare earlier expectations with the hours that
         came."""
-        if hour in self._told:
+        if hour in self._forecasts:
             return
-        told = {made: values for made, values in self._told.items() if hour - 2 * DAY < made < hour}
-        self._told = told | {hour: expected}
+        forecasts = {made: values for made, values in self._forecasts.items() if hour - 2 * DAY < made < hour}
+        self._forecasts = forecasts | {hour: expected}
         off = [
             abs(value - came)
-            for made, values in told.items()
+            for made, values in forecasts.items()
             for at, value in enumerate(values, made + 1)
             if hour - DAY <= at < hour and (came := self.history.mean(at)) is not None
         ]
@@ -203,7 +203,7 @@ class Grid:
             found = await self._source.forecast(grid_s, FORECAST_S)
             if found and found is not self._forecast:  # else a new one may be on its way: look for it next time
                 self._forecast_hour = hour
-            # If it fails, the forecast of before still holds, as far as it reaches.
+            # If it fails, the previous forecast still holds, as far as it reaches.
             self._forecast = found or self._forecast
         return self._forecast
 

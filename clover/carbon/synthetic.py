@@ -84,7 +84,7 @@ class StaticSource:
         self.g_per_kwh = g_per_kwh
 
     async def read(self, grid_s: float) -> Reading:
-        """Return the constant; it is always of now."""
+        """Return the constant, which is always current."""
         return self._at(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:

@@ -45,7 +45,7 @@ class KnownNeed:
 
 
 class CoreNeed:
-    """How few cores would do for the families that share a row of them."""
+    """How few cores would serve the families that share a row of cores."""
 
     def __init__(self, context: Context, fewest_cores: FewestCores | None) -> None:
         self._context = context

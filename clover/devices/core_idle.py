@@ -61,7 +61,7 @@ class CoreIdle:
 
     @property
     def due(self) -> bool:
-        """Whether the last reading was `LOOK_S` ago; the first is due once `LEAST_S` can be told of."""
+        """Whether the last reading was `LOOK_S` ago; the first is due `LEAST_S` after the start."""
         wait_s = LOOK_S if self._looked else LEAST_S
         return self._clock() - max(self._since_s, self._answer_s) >= wait_s
 

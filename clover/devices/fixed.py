@@ -145,7 +145,7 @@ class FixedInstances:
         raise DeviceError(f"{found.profile}@{found.start} cannot be completed ({self._gpu.fixed})")
 
     def provide(self, found: GpuInstance) -> None:
-        """Do nothing: whoever gave the instance to this process gave it the device nodes."""
+        """Do nothing: this process was given the device nodes with the instance."""
 
     def unmake(self, found: GpuInstance) -> None:
         """Refuse to remove an instance."""

@@ -126,7 +126,7 @@ class MigDevice:
         return device
 
     def close(self) -> None:
-        """Release the GPU for another server.  Instances stay; the session is closed by whoever opened it."""
+        """Release the GPU for another server.  Instances stay, and so does the session."""
         self._instances.close()
 
     # --- what it is ---------------------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class ProcessTree:
             log.info("this kernel does not list children (CONFIG_PROC_CHILDREN): all processes are searched")
 
     def read(self, workers: Iterable[int] = ()) -> CpuTimes:
-        """Return the CPU times of now; that of the tree never falls.  `workers`: pids that are in the tree, whoever
-        their parent is now."""
+        """Return the present CPU times; the tree's never falls.  `workers`: pids that are in the tree, whichever
+        process their parent is now."""
         now_s = self._monotonic()
         if now_s >= self._walked_s + self._walk_s:
             self._walked_s, self._descendants = now_s, self._walk()

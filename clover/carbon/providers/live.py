@@ -54,9 +54,9 @@ class Series:
 
 
 class LiveSource:
-    """A provider's intensity of now.  `name` is that of the source in the chain, `poll_s` how many seconds the provider
-    is left alone at least between two successful readings, `lag_s` how many seconds after the time that it is of (when
-    its step begins) a value is published at the latest, as long as the provider is in order."""
+    """A provider's present intensity.  `name` is that of the source in the chain, `poll_s` how many seconds the
+    provider is left alone at least between two successful readings, `lag_s` how many seconds after the time that it is
+    of (when its step begins) a value is published at the latest, as long as the provider is in order."""
 
     remote = True
     poll_s = 60.0

@@ -326,8 +326,8 @@ def _short(figures: Mapping[str, Any], name: str) -> str:
     mass, percent = f"{grams(abs(figures['grams']))} of CO2e", f"{abs(100.0 * part):.1f} %"
     if less:
         return f"saved {mass} {interval}, {percent} of {name}"
-    control, told = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
-    cause = f"; {grams(control)} of ours is control (planning, profiling, swaps)" if told else ""
+    control, is_large = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
+    cause = f"; {grams(control)} of ours is control (planning, profiling, swaps)" if is_large else ""
     return f"emitted {mass} more {interval}, {percent} more than {name}{cause}"
 
 

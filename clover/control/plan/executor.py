@@ -210,7 +210,7 @@ class Executor:
                 self._take_stock(family)
             follows = [family.memory_troubles.record(failed, target.deployment) for failed in error.starts]
             if any(follows) and family.deployed is None:
-                family.triggers.again(now_s)  # nothing runs, and the next plan is another one
+                family.triggers.again(now_s)  # nothing runs, so the next plan is made at once
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
             return ("rolled back" if error.restored and deployed is not None else "failed"), text
         devices = context.devices_of(family.name)

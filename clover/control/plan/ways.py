@@ -61,7 +61,7 @@ _HELPERS = 3
 """Variants, the most accurate first, that are asked whether they can help out."""
 Leg = Callable[[Sequence[Assignment], Sequence[Assignment], float, Collection[str]], Transition]
 """Plans the transition from the first deployment to the second above a floor (rows/s), if at the placements of these
-ids the process is not the one of now any more."""
+ids the process is not the present one any more."""
 
 
 class Solver(Protocol):

@@ -94,7 +94,7 @@ class Context:
         self.lock = asyncio.Lock()
 
     async def read_grid(self) -> None:
-        """Read the intensity of now, and have every family know the grid's reference intensity."""
+        """Read the present intensity, and give every family the grid's reference intensity."""
         await self.grid.read()
         reference = await self.grid.find_reference()
         for family in self.families.values():

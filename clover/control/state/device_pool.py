@@ -189,7 +189,7 @@ class DevicePool:
         return tuple(sorted(found, key=lambda shape: list(shapes).index(shape.device)))
 
     def usable_by(self, family: str) -> tuple[DeviceShape, ...]:
-        """Return the devices that the family may use, whole, whoever else has a part of them."""
+        """Return the devices that the family may use, whole, even if other families have a part of them."""
         own = self._assigned.get(family, {})
         return tuple(shape for name, shape in self.shapes().items() if not self.exclusive or name in own)
 

@@ -213,7 +213,7 @@ def _foreign(found: SavedBudget, family: Family, grid_s: float) -> str:
 def _over(found: SavedBudget, family: Family, grid_s: float) -> str:
     """Return why what `found` has spent is not taken up, empty if it is."""
     if found.key != _key(family):
-        return "the family, its accuracies or its budget are others than then"
+        return "the family, its accuracies or its budget have changed since"
     if grid_s >= found.ledger.since_s + family.config.budget_horizon_s:
         return "its horizon has ended"
     return ""

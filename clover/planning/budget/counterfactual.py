@@ -94,7 +94,7 @@ def _lane_joules(lane: Lane, step: int, share: int) -> float:
 
 
 def _services(profile: FamilyProfile, share: float) -> dict[tuple[str, str], Service]:
-    """Return how each (variant, profile) serves, but for what a batch costs beside its model."""
+    """Return how each (variant, profile) serves, without what a batch costs beside its model."""
     return {key: replace(service, wake_j=0.0) for key, service in services_of(profile, share).items()}
 
 

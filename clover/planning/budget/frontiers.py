@@ -38,7 +38,7 @@ from clover.types import Candidate, Configuration, State
 _SOLVES = 7  # plans that a frontier is made of, at most
 _RATE_STEP = math.log(1.03)  # rates that share a frontier: the highest of them has to be served
 COARSE_STEP = math.log(1.25)
-"""The same for hours whose load is not like that of now."""
+"""The same for hours whose load is not like the present one."""
 _CHEAPEST, _BEST = 0.999, 0.001  # lambdas of the ends: all for carbon or accuracy, and equals differ in the other
 _STRAIGHT = 1e-3  # of the joules: a point that lies less than this below the line adds nothing
 
@@ -80,7 +80,7 @@ def frontier(
 ) -> tuple[FrontierPlan, ...]:
     """Return the plans of the frontier at `rate` rows a second or a little more (`coarse`: up to a quarter more), from
     the most frugal to the most accurate.  Empty if nothing keeps floor, SLO and utilisation limit.  What runs and the
-    intensity of now do not matter."""
+    present intensity do not matter."""
     step = COARSE_STEP if coarse else _RATE_STEP
     # How much of it a budget lets plans use is no part of the frontier: all budgets share one.
     asked = msgspec.structs.replace(problem.objective, accuracy_budget=None)

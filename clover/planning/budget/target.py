@@ -223,7 +223,7 @@ def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> Rema
     or if nothing can be served now."""
     state = given.state
     known: dict[tuple[bool, float], tuple[FrontierPoint, ...]] = {}
-    later = given.without_demand()  # who asks for an accuracy now does not do so all day
+    later = given.without_demand()  # rows that ask for an accuracy now do not do so all day
     rows, grams_per_j, frontiers = [], [], []
     for at, part in enumerate(state.ahead[:1] if state.online else state.ahead):
         if part.rows <= 0.0 and at > 0:
@@ -243,7 +243,7 @@ def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> Rema
 
 
 def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
-    """Return the frontier at a rate: that of now if the rates are alike, else its own, or that of the highest rate
+    """Return the frontier at a rate: the present one if the rates are alike, else its own, or that of the highest rate
     below that can be served."""
     problem, objective, seed = given.problem, given.objective, given.state.seed
     alike = abs(math.log(max(rate, LEAST_RATE) / problem.rate)) < 0.5 * COARSE_STEP
@@ -269,8 +269,8 @@ def price_at(first: float, debt_hours: float, budget: float, hours: float) -> fl
 
 
 def online_price(state: State, objective: Objective, target: float, rate: float) -> float:
-    """Return the price of this moment for a budget whose rows have to reach `target` percent; `rate` is the load of now
-    (rows/s)."""
+    """Return the price of this moment for a budget whose rows have to reach `target` percent; `rate` is the present
+    load (rows/s)."""
     config = state.objective
     debt = target * state.served_rows - state.served_accuracy_rows
     first = first_price(objective, config.reference_g_per_kwh)

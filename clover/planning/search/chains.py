@@ -124,7 +124,7 @@ def _best_of(
 ) -> list[Candidate]:
     """Return the best few of all configurations under all points that are worth more than `beat`.  What each can score
     at best is known without playing, and it does score that if no row waits: so they are played from the best down,
-    until none that is left could be one of the few.  Several, as of near ones that of what runs is taken."""
+    until none that is left could be one of the few.  Several, because of near ones the one that runs is taken."""
     weighed = []
     for configuration in space:
         for point in points:

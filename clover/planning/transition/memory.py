@@ -87,7 +87,7 @@ class SliceMemory:
     limit_bytes: int = 0
 
     def without(self, replaced: Collection[str]) -> SliceMemory:
-        """Return what is known if the processes at the placements of the ids `replaced` are not those of now."""
+        """Return what is known if the processes at the placements of the ids `replaced` have changed by then."""
         if not replaced:
             return self
         return replace(
@@ -129,7 +129,7 @@ class MemoryAware(Protocol):
     memory: SliceMemory
 
     def expect(self, assignments: tuple[Assignment, ...]) -> None:
-        """Let rows wait for `assignments`, which take the place of all that is routed to; none: no more."""
+        """Let rows wait for `assignments`, which take the place of all that is routed to; none: stop that."""
 
     def prepare(self, target: tuple[Assignment, ...]) -> None:
         """Have workers that start hold what `target`, which a transition goes to, has beside them; none: what is
@@ -182,7 +182,7 @@ class Swap:
 
     @property
     def words(self) -> str:
-        """Where what is there has to leave first for want of memory, and where it is not known whether it had to."""
+        """Where the present workers have to leave first for want of memory, and where that is unknown."""
         reasons: dict[str, list[str]] = {}
         for place, why in self._found.items():
             reasons.setdefault(why, []).append(place)

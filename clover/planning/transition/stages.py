@@ -58,7 +58,7 @@ libraries each worker loads itself), until one was seen: estimates."""
 
 
 def start_key(item: Assignment) -> tuple[str, str, str]:
-    """Return by what starts of workers are told apart."""
+    """Return the key by which starts of workers are distinguished."""
     return item.variant, item.backend, item.placement.profile
 
 

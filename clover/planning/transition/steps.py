@@ -494,7 +494,7 @@ class _Steps:
         return self._steps
 
     def _route(self, leaving: Sequence[Assignment]) -> None:
-        """Route to all that is ready, but for what leaves now."""
+        """Route to all that is ready, except what leaves now."""
         stays = list((Counter(self._routed) - Counter(leaving)).elements())
         after = sorted((*stays, *self._ready), key=order)
         if after and after != self._routed:
