@@ -53,9 +53,9 @@ def metered_boundaries(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ..
 def where_words(lines: Mapping[str, float], days: float) -> str:
     """Return where grams went in `days` days, by the `lines` of an account, the most first: "81 % idle power (3.1 g a
     day), ..."; empty without grams."""
-    found = {part: sum(lines.get(line, 0.0) for line in own) for part, own in PARTS.items()}
-    whole = sum(found.values())
+    grams_of = {part: sum(lines.get(line, 0.0) for line in own) for part, own in PARTS.items()}
+    whole = sum(grams_of.values())
     if whole <= 0.0 or days <= 0.0:
         return ""
-    ordered = sorted(found.items(), key=lambda item: -item[1])
+    ordered = sorted(grams_of.items(), key=lambda item: -item[1])
     return ", ".join(f"{percent(own / whole)} {part} ({grams(own / days)} a day)" for part, own in ordered if own)

@@ -410,11 +410,11 @@ class Bridge:
         index = bisect.bisect_right(self._times, grid_s) - 1
         if index < 0:
             return None
-        found = self._foreseen[index]
-        if grid_s >= found.at_s + (found.step_s or self._step_s):
+        reading = self._foreseen[index]
+        if grid_s >= reading.at_s + (reading.step_s or self._step_s):
             return None
-        age_s = grid_s - found.at_s
-        return msgspec.structs.replace(found, method="forecast", estimated=True, age_s=age_s, state="forecast")
+        age_s = grid_s - reading.at_s
+        return msgspec.structs.replace(reading, method="forecast", estimated=True, age_s=age_s, state="forecast")
 
     def _by_season(self, grid_s: float) -> Reading | None:
         hour = math.floor(grid_s / HOUR_S)

@@ -170,9 +170,9 @@ class Grid:
         made_from = ForecastInput(
             self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider
         )
-        found = outlook(made_from, now_s=grid_s, until_s=until_s)
-        self._compare(math.floor(grid_s / HOUR_S), [step.g_per_kwh for step in found.steps[1 : DAY + 1]])
-        return found
+        parts = outlook(made_from, now_s=grid_s, until_s=until_s)
+        self._compare(math.floor(grid_s / HOUR_S), [step.g_per_kwh for step in parts.steps[1 : DAY + 1]])
+        return parts
 
     def _compare(self, hour: int, expected: list[float]) -> None:
         """Once an hour, record what is `expected` after `hour`, and compare earlier expectations with the hours that
@@ -200,11 +200,11 @@ class Grid:
         """Return the source's newest forecast, asked for once an hour of grid time."""
         hour = math.floor(grid_s / HOUR_S)
         if hour != self._forecast_hour:
-            found = await self._source.forecast(grid_s, FORECAST_S)
-            if found and found is not self._forecast:  # else a new one may be on its way: look for it next time
+            readings = await self._source.forecast(grid_s, FORECAST_S)
+            if readings and readings is not self._forecast:  # else a new one may be on its way: look for it next time
                 self._forecast_hour = hour
             # If it fails, the previous forecast still holds, as far as it reaches.
-            self._forecast = found or self._forecast
+            self._forecast = readings or self._forecast
         return self._forecast
 
 

@@ -132,11 +132,11 @@ def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:
 
 def _other_separator(header: list[str]) -> str:
     """Return that the first line separates its columns by something else than commas; empty if it does not."""
-    found = next((of for of in _SEPARATORS if len(header) == 1 and of in header[0]), "")
-    if not found:
+    separator = next((of for of in _SEPARATORS if len(header) == 1 and of in header[0]), "")
+    if not separator:
         return ""
     return (
-        f"its columns are separated by {_SEPARATORS[found]}, which is not read: separate them by commas, and write "
+        f"its columns are separated by {_SEPARATORS[separator]}, which is not read: separate them by commas, and write "
         "decimals with a point (a spreadsheet's export asks for both, or set its language to English)"
     )
 

@@ -217,10 +217,10 @@ class TraceSource:
 
     def _version(self) -> _Version:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return _Version(-1, -1, -1)
-        return _Version(found.st_mtime_ns, found.st_size, found.st_ino)
+        return _Version(status.st_mtime_ns, status.st_size, status.st_ino)
 
     @property
     def gaps(self) -> int:

@@ -406,22 +406,22 @@ def _groups(configuration: Any) -> list[GroupCount]:
         'a configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}], of workers that '
         'share their time {"large/small@1c": 2}'
     )
-    found: list[GroupCount] = []
+    groups: list[GroupCount] = []
     if isinstance(configuration, dict):
         for key, count in configuration.items():
             variant, at, profile = str(key).rpartition("@")
             if not at or type(count) is not int:
                 raise BadRequest(form)
             first, *others = variant.split("/")
-            found.append(GroupCount(variant=first, profile=profile, count=count, beside=tuple(others)))
+            groups.append(GroupCount(variant=first, profile=profile, count=count, beside=tuple(others)))
     else:
         try:
-            found = msgspec.convert(configuration, list[GroupCount])
+            groups = msgspec.convert(configuration, list[GroupCount])
         except msgspec.ValidationError as error:
             raise BadRequest(f"{form}: {error}") from error
-    if not found or not all(1 <= group.count <= 100_000 for group in found):
+    if not groups or not all(1 <= group.count <= 100_000 for group in groups):
         raise BadRequest(f"{form}, with counts of at least 1")
-    return found
+    return groups
 
 
 def _targets(family: Family, asked: PlanCommand | SetCommand) -> Targets:

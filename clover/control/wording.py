@@ -104,10 +104,10 @@ def verdict(answer: Mapping[str, Any]) -> str:
     free = [name for name in totals if name not in answer["models"] and totals[name].get("state") == "READY"]
     if not answer["models"] and not free:
         return "no model is ready"
-    found = _met(answer, totals, all_judged=not free)
+    words = _met(answer, totals, all_judged=not free)
     if not free:
-        return found
-    return f"{found}; {join_names(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
+        return words
+    return f"{words}; {join_names(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
 
 
 def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bool) -> str:
@@ -149,15 +149,15 @@ def few_rows(totals: Mapping[str, Any]) -> bool:
 
 def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
     """Return the accuracy (percent) expected of what was served; None before anything was."""
-    found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
-    return found
+    accuracy: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
+    return accuracy
 
 
 def judged_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
     """Return the accuracy (percent) that the floor is held against (`clover.control.state.counted`); None before
     anything was served."""
-    found = counted_accuracy(model.get("observed") or {})
-    return served_accuracy(model, totals) if found is None else found
+    accuracy = counted_accuracy(model.get("observed") or {})
+    return served_accuracy(model, totals) if accuracy is None else accuracy
 
 
 # --- parts of sentences -----------------------------------------------------------------------------------------------

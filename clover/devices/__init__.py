@@ -107,7 +107,7 @@ def close(devices: Mapping[str, Device]) -> None:
 def numbers(text: str, given: str, form: str) -> tuple[int, ...]:
     """Return the numbers of GPUs that `given` names, as 0-3,6, ascending; ConfigError, which says how `text` should
     read (`form`), if it names none or one twice."""
-    found: list[int] = []
+    indices: list[int] = []
     for part in given.split(","):
         match = _NUMBERS.fullmatch(part.strip())
         if match is None:
@@ -115,10 +115,10 @@ def numbers(text: str, given: str, form: str) -> tuple[int, ...]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"device {text!r}: {part.strip()} must read from the lower number to the higher")
-        found += range(first, last + 1)
-    if len(set(found)) != len(found):
+        indices += range(first, last + 1)
+    if len(set(indices)) != len(indices):
         raise ConfigError(f"device {text!r} names a GPU twice")
-    return tuple(sorted(found))
+    return tuple(sorted(indices))
 
 
 def box_path(choice: DeviceChoice, cache: Path) -> Path:

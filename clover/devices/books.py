@@ -166,5 +166,5 @@ def _possible(
     profiles: tuple[geometry.SliceProfile, ...], compute: int, blocked: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[Placement, ...], ...]:
     """Return maximal layouts of a GPU without a name, so that GPUs of one kind share the search."""
-    found = geometry.layouts(profiles, device="", compute=compute, blocked=blocked)
-    return tuple(layout for layout in found if layout)
+    layouts = geometry.layouts(profiles, device="", compute=compute, blocked=blocked)
+    return tuple(layout for layout in layouts if layout)

@@ -61,15 +61,15 @@ def find(
 ) -> tuple[GpuClient, ...]:
     """Return the processes that hold a file below one of `nodes`, or are known to hold instances; not those of
     `without`, nor this one and its descendants."""
-    found = []
+    clients = []
     for pid in sorted(int(entry) for entry in os.listdir(proc) if entry.isdigit()):
         if pid in without or descends_from(pid, os.getpid(), proc):
             continue
         name = _line(proc / str(pid) / "comm")
         files = _files(proc / str(pid) / "fd")
         if any(file.startswith(tuple(nodes)) for file in files) or (name in _UNITS and _CONTROL in files):
-            found.append(GpuClient(pid=pid, name=name, unit=_unit(proc / str(pid), name)))
-    return tuple(found)
+            clients.append(GpuClient(pid=pid, name=name, unit=_unit(proc / str(pid), name)))
+    return tuple(clients)
 
 
 def remedy(clients: Sequence[GpuClient]) -> str:
@@ -95,12 +95,12 @@ def holders(pids: Sequence[int], clients: Sequence[GpuClient]) -> str:
 
 def _files(folder: Path) -> set[str]:
     """Return the files that a process holds open; none if they may not be read."""
-    found = set()
+    files = set()
     with contextlib.suppress(OSError):
         for entry in os.listdir(folder):
             with contextlib.suppress(OSError):
-                found.add(os.readlink(folder / entry))
-    return found
+                files.add(os.readlink(folder / entry))
+    return files
 
 
 def _line(path: Path) -> str:

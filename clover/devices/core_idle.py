@@ -92,14 +92,14 @@ class CoreIdle:
 
 def _states(folder: Path) -> list[tuple[Path, bool]]:
     """Return the idle states of a core, whether each is deep; polling, which is no rest, is left out."""
-    found = []
+    states = []
     try:
         for state in sorted(folder.glob("state*")):
             if (state / "name").read_text().strip() != _POLL:
-                found.append((state, int((state / "residency").read_text()) >= DEEP_US))
+                states.append((state, int((state / "residency").read_text()) >= DEEP_US))
     except (OSError, ValueError):
         return []
-    return found
+    return states
 
 
 def _of_states(states: Sequence[tuple[Path, bool]]) -> IdleCounters:

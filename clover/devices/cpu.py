@@ -93,8 +93,8 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
         # A container sees its own cgroup as the mount's root while the path still counts from the host's, so folders
         # that do not exist are skipped rather than taken for "no limit anywhere".
         quotas += [read(mount.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
-    found = [quota for quota in quotas if quota is not None]
-    return min(found) if found else None
+    finite = [quota for quota in quotas if quota is not None]
+    return min(finite) if finite else None
 
 
 def _lines(path: Path) -> list[str]:
@@ -236,10 +236,10 @@ def layouts_of(total: int) -> list[tuple[tuple[int, int], ...]]:
     """Return the layouts of `total` cores as (start, size) blocks, each covering every core once; the whole comes
     first."""
     whole: tuple[tuple[int, int], ...] = ((0, total),)
-    found = dict.fromkeys([whole])
+    layouts = dict.fromkeys([whole])
     rows = _tilings(0, total) if total <= _ALL_TILINGS_UP_TO else _bounded(total)
-    found.update(dict.fromkeys(rows))
-    return list(found)
+    layouts.update(dict.fromkeys(rows))
+    return list(layouts)
 
 
 def _sizes(total: int) -> list[int]:

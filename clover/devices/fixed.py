@@ -66,7 +66,7 @@ class FixedGpu(MigGpu):
     def _profiles(self) -> list[GpuProfile]:
         """Find the instances, and return their profiles with the places at which they stand."""
         profiles: dict[str, GpuProfile] = {}
-        found: list[GpuInstance] = []
+        instances: list[GpuInstance] = []
         start = 0
         for device in self._devices():
             uuid = self._nvml.nvmlDeviceGetUUID(device)
@@ -88,9 +88,9 @@ class FixedGpu(MigGpu):
                 media="+me" in name,
             )
             gi = int(self._nvml.nvmlDeviceGetGpuInstanceId(device))
-            found.append(GpuInstance(gi=gi, profile=name, start=start, size=slices, parts=1, uuid=uuid))
+            instances.append(GpuInstance(gi=gi, profile=name, start=start, size=slices, parts=1, uuid=uuid))
             start += slices
-        self._found = tuple(found)
+        self._found = tuple(instances)
         return list(profiles.values())
 
     def _name(self, device: Any, about: Any) -> str:

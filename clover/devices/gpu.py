@@ -172,8 +172,8 @@ class MigGpu:
 
     def walk(self) -> tuple[GpuInstance, ...]:
         """Return the GPU instances that exist, by start."""
-        found = [item for profile in self.profiles.values() for item in self._standing(profile)]
-        return tuple(sorted(found, key=lambda item: (item.start, item.profile)))
+        instances = [item for profile in self.profiles.values() for item in self._standing(profile)]
+        return tuple(sorted(instances, key=lambda item: (item.start, item.profile)))
 
     def find(self, profile: str, start: int) -> GpuInstance | None:
         """Return the instance of `profile` at `start`, if it exists."""
@@ -221,7 +221,7 @@ class MigGpu:
         return tuple(sorted({int(item.pid) for item in running if int(item.gpuInstanceId) == found.gi}))
 
     def _standing(self, profile: GpuProfile) -> list[GpuInstance]:
-        found = []
+        instances = []
         symbol, room = "nvmlDeviceGetGpuInstances", _room(profile)
         for handle in self._list(symbol, "c_nvmlGpuInstance_t", self._handle, profile.id, room):
             info = self._nvml.nvmlGpuInstanceGetInfo(handle)
@@ -229,7 +229,7 @@ class MigGpu:
             uuid = ""
             if len(parts) == 1 and parts[0][0] in self._whole(handle, profile):
                 uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
-            found.append(
+            instances.append(
                 GpuInstance(
                     gi=int(info.id),
                     profile=profile.name,
@@ -239,7 +239,7 @@ class MigGpu:
                     uuid=uuid,
                 )
             )
-        return found
+        return instances
 
     # --- the bindings, asked ------------------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class MigGpu:
             raise
 
     def _profiles(self) -> list[GpuProfile]:
-        found = []
+        profiles = []
         for number in range(_PROFILES):
             symbol = "nvmlDeviceGetGpuInstanceProfileInfo"
             info = self._if_supported(symbol, self._handle, number, also=nvml.INVALID_ARGUMENT)
@@ -288,7 +288,7 @@ class MigGpu:
             sizes = {size for _, size in places}
             if len(sizes) != 1:
                 raise DeviceError(f"the driver places {name} with several sizes ({sorted(sizes)}): not understood")
-            found.append(
+            profiles.append(
                 GpuProfile(
                     id=int(info.id),
                     name=name,
@@ -301,7 +301,7 @@ class MigGpu:
                     media="+me" in name,
                 )
             )
-        return found
+        return profiles
 
     def _places(self, profile: int) -> list[tuple[int, int]]:
         """Return where a profile may stand; nothing if the driver lists the profile and does not place it here."""
@@ -346,9 +346,9 @@ class MigGpu:
 
     def _parts(self, handle: Any, profile: GpuProfile) -> list[tuple[int, Any]]:
         """Return the compute instances of a GPU instance, each with the id of its profile."""
-        found = []
+        parts = []
         for kind, _, most in self._kinds(handle, profile):
             room = max(most, profile.slices, 1)
             symbol = "nvmlGpuInstanceGetComputeInstances"
-            found += [(kind, part) for part in self._list(symbol, "c_nvmlComputeInstance_t", handle, kind, room)]
-        return found
+            parts += [(kind, part) for part in self._list(symbol, "c_nvmlComputeInstance_t", handle, kind, room)]
+        return parts

@@ -74,13 +74,13 @@ class OwnedInstances:
         except self._library.NVMLError as error:
             if error.value in nvml.LOST_CODES:
                 raise  # unknown whether it exists: it stays recorded, and the next poll finds out
-            found = self._gpu.find(profile, start)
+            instance = self._gpu.find(profile, start)
             # "No room" is also the answer if this very instance exists.  Unless it was recorded before, somebody made
             # it just now; after any other refusal, what stands here is what was refused only half.
-            if found is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
+            if instance is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
                 self._owned.remove(own)
                 raise
-            return found
+            return instance
 
     def complete(self, found: GpuInstance) -> GpuInstance:
         """Make the compute instance of a GPU instance of ours, and record what the driver calls it."""
@@ -180,7 +180,7 @@ def provide(
 
 def _major(root: Path) -> int:
     """Return the major number of the nodes.  Raises OSError if the kernel lists none."""
-    found = _MAJOR.search((root / "proc/devices").read_text())
-    if found is None:
+    match = _MAJOR.search((root / "proc/devices").read_text())
+    if match is None:
         raise OSError("/proc/devices names no nvidia-caps")
-    return int(found[1])
+    return int(match[1])

@@ -190,10 +190,10 @@ class MigDevice:
         self._ready(placement)
         if not self.mig:
             return self.uuid
-        found = self._books.ours.get(place_of(placement))
-        if found is None or not found.uuid:
+        instance = self._books.ours.get(place_of(placement))
+        if instance is None or not instance.uuid:
             raise DeviceError(f"{placement.id} does not stand: it must be made first")
-        return found.uuid
+        return instance.uuid
 
     def memory_bytes(self, placement: Placement) -> int:
         """Return the memory of an instance at `placement`, as the driver gives it."""
@@ -295,42 +295,42 @@ class MigDevice:
             try:
                 if place in self._books.ours and not seen:
                     await self._look()  # a reset of the GPU, or an operator, may have removed it
-                found = await self._stand(place)
+                instance = await self._stand(place)
             except DeviceLost:
                 self._doomed.add(place)  # it will not be used: what exists of it is removed when the GPU is back
                 raise
             if place in self._books.quarantined:
                 log.warning("%s is used again, though it could not be removed", self._books.id_of(place))
-            self._books.ours[place] = found
+            self._books.ours[place] = instance
             self._free(place)
 
     async def _stand(self, place: Place) -> GpuInstance:
-        found = self._books.ours.get(place)
-        if found is not None and found.parts and not found.uuid:
+        instance = self._books.ours.get(place)
+        if instance is not None and instance.parts and not instance.uuid:
             await self._remove(place)  # split by hand: it has no identity to give a worker
-            found = None
-        if found is None:
-            found = await self._make(place)
-        if not found.uuid:
-            found = await self._complete(found)
+            instance = None
+        if instance is None:
+            instance = await self._make(place)
+        if not instance.uuid:
+            instance = await self._complete(instance)
         try:
-            await self._ask(self._instances.provide, found)
+            await self._ask(self._instances.provide, instance)
         except DeviceLost:
             raise
         except DeviceError as error:
             await self._remove(place)
             raise DeviceError(f"{self._books.id_of(place)} cannot be used: {error}") from error
-        return found
+        return instance
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            found = await self._work.retry(lambda: self._ask(self._instances.make, *place))
+            instance = await self._work.retry(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
             raise DeviceError(f"{self._books.id_of(place)} cannot be made: {what}") from error
-        self._books.ours[place] = found
-        return found
+        self._books.ours[place] = instance
+        return instance
 
     async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
@@ -345,10 +345,10 @@ class MigDevice:
             await self._remove(place)
 
     async def _remove(self, place: Place) -> None:
-        found = self._books.ours.get(place)
-        if found is not None:
+        instance = self._books.ours.get(place)
+        if instance is not None:
             try:
-                await self._work.retry(lambda: self._ask(self._instances.unmake, found), anything=True)
+                await self._work.retry(lambda: self._ask(self._instances.unmake, instance), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -405,15 +405,15 @@ class MigDevice:
             async with self._at[place]:
                 if place not in self._books.quarantined:
                     continue
-                found = self._books.ours[place]
+                instance = self._books.ours[place]
                 try:
-                    await self._ask(self._instances.unmake, found)
+                    await self._ask(self._instances.unmake, instance)
                 except NvmlError as error:
                     log.info("%s stays quarantined: %s", self._books.id_of(place), error)
                     continue
                 self._books.ours.pop(place, None)
                 self._free(place)
-            freed.append(found)
+            freed.append(instance)
             log.warning("%s is free again", self._books.id_of(place))
         return self._books.placements(freed)
 
@@ -423,22 +423,22 @@ class MigDevice:
         for place in self._books.barred_empty():
             async with self._at[place]:
                 try:
-                    found = await self._ask(self._instances.make, *place)
-                    await self._ask(self._instances.unmake, found)
+                    instance = await self._ask(self._instances.make, *place)
+                    await self._ask(self._instances.unmake, instance)
                 except NvmlError as error:
                     log.info("%s stays quarantined: %s", self._books.id_of(place), error)
                     continue
                 self._free(place)
-            freed.append(found)
+            freed.append(instance)
             log.warning("%s can be made again", self._books.id_of(place))
         return self._books.placements(freed)
 
     async def _claim(self, place: Place) -> None:
         await self._look()
-        found = self._books.foreign.get(place)
-        if found is None:
+        instance = self._books.foreign.get(place)
+        if instance is None:
             raise DeviceError(f"no instance of somebody else stands at {self._books.id_of(place)}")
-        await self._ask(self._instances.claim, found)
+        await self._ask(self._instances.claim, instance)
         await self._look()
 
     async def _poll(self) -> bool:

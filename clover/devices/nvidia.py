@@ -58,9 +58,9 @@ def build(
         options = {"boot": boot_of(), "exclusive": exclusive, "cores": cores}
         if uuids:
             return _open_named(opened, uuids, cache / "mig", **options)
-        found = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
-        _check_modes(found, need_mig=choice.need_mig)
-        return found
+        devices = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
+        _check_modes(devices, need_mig=choice.need_mig)
+        return devices
     except BaseException:
         if session is None:
             opened.close()
@@ -126,15 +126,15 @@ def _open_named(session: Nvml, uuids: tuple[str, ...], folder: Path, **options: 
 
 def _every(library: Any) -> list[int]:
     """Return the numbers of the GPUs with MIG on; in the session's thread."""
-    found = []
+    gpus = []
     for index in range(int(library.nvmlDeviceGetCount())):
         try:
             current, _ = library.nvmlDeviceGetMigMode(library.nvmlDeviceGetHandleByIndex(index))
         except library.NVMLError:
             continue  # without MIG, or lost: no instance that could be meant is on it
         if current:
-            found.append(index)
-    return found
+            gpus.append(index)
+    return gpus
 
 
 def _check_modes(gpus: dict[str, Device], *, need_mig: bool) -> None:

@@ -54,10 +54,10 @@ def meaning(number: int, gi: int | None) -> Xid | None:
     """Return what error `number` means, of the GPU instance `gi` if that is given; None if nothing follows from it.  An
     error that concerns a slice, on a GPU that is not split, has ended the programs it met: others run as before, and a
     reset is due."""
-    found = XIDS.get(number)
-    if found is not None and found.verdict == "slice" and gi is None:
-        return Xid(verdict="suspect", text=found.text)
-    return found
+    xid = XIDS.get(number)
+    if xid is not None and xid.verdict == "slice" and gi is None:
+        return Xid(verdict="suspect", text=xid.text)
+    return xid
 
 
 class GpuReports:
@@ -73,14 +73,14 @@ class GpuReports:
     def take(self, number: int, gi: int | None) -> tuple[Verdict | Literal[""], str]:
         """Record error `number`, of the GPU instance `gi` if that is given; return what it means ("" nothing),
         and that in words."""
-        found = meaning(number, gi)
+        xid = meaning(number, gi)
         where = f" of GPU instance {gi}" if gi is not None else ""
-        text = f"Xid {number}{where}{f': {found.text}' if found is not None else ''}"
+        text = f"Xid {number}{where}{f': {xid.text}' if xid is not None else ''}"
         self._counts[text] += 1
-        if found is None:
+        if xid is None:
             return "", text
-        self.condemned = self.condemned or found.verdict == "lost"
-        return found.verdict, f"{text}{'; a reset of the GPU is due' if found.verdict == 'suspect' else ''}"
+        self.condemned = self.condemned or xid.verdict == "lost"
+        return xid.verdict, f"{text}{'; a reset of the GPU is due' if xid.verdict == 'suspect' else ''}"
 
     def errors(self) -> list[str]:
         """Return the errors so far in words, each once with how often it came."""

@@ -76,16 +76,16 @@ def cpu_power(config: EnergyConfig, cpuinfo: Path = CPUINFO) -> CpuPower:
     for name, watts in (("idle_w", config.idle_w), ("core_w", config.core_w)):
         if watts is not None:
             check_watts(name, watts)
-    found = published(cpuinfo)
-    words = found.why
+    from_table = published(cpuinfo)
+    words = from_table.why
     if config.idle_w is not None:
-        found = replace(found, idle_w=config.idle_w, idle_range=(1.0, 1.0))
+        from_table = replace(from_table, idle_w=config.idle_w, idle_range=(1.0, 1.0))
         words = f"{words}; idle {config.idle_w:g} W a CPU as configured"
     if config.core_w is not None:
-        found = replace(found, core_w=config.core_w, core_range=(1.0, 1.0))
+        from_table = replace(from_table, core_w=config.core_w, core_range=(1.0, 1.0))
         words = f"{words}; {config.core_w:g} W a busy CPU as configured"
     both = config.idle_w is not None and config.core_w is not None
-    return replace(found, why="watts as configured" if both else words)
+    return replace(from_table, why="watts as configured" if both else words)
 
 
 def published(cpuinfo: Path = CPUINFO) -> CpuPower:
@@ -106,11 +106,11 @@ def row_of(cpuinfo: str) -> CpuPowerRow | None:
     arm = "CPU implementer" in fields
     names = ("CPU implementer", "CPU architecture", "CPU part") if arm else ("vendor_id", "cpu family", "model")
     vendor, family, model = (fields.get(name, "") for name in names)
-    found = (vendor, _number(family), _number(model))
+    processor = (vendor, _number(family), _number(model))
     stepping = _number(fields.get("stepping", ""))
     for row in table().rows:
         for known in row.cpus:
-            alike = found[:2] == (known.vendor, known.family) and found[2] in known.models
+            alike = processor[:2] == (known.vendor, known.family) and processor[2] in known.models
             if alike and (not known.steppings or stepping in known.steppings):
                 return row
     return None

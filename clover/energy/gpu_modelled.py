@@ -56,9 +56,9 @@ class GpuPower(Record, frozen=True, kw_only=True):
         full_w, error = self.full_w(product), (-self.error, self.error)
         if full_w is not None:
             return full_w, f"the data sheet of {product}", error
-        if (found := _VIRTUAL_GIB.search(product)) is not None and int(found[1]) > 0:
-            full_w = self.virtual_w_per_gib * int(found[1])
-            return full_w, f"a virtual GPU of {found[1]} GiB, {self.virtual_w_per_gib:g} W each", self.virtual_error
+        if (memory := _VIRTUAL_GIB.search(product)) is not None and int(memory[1]) > 0:
+            full_w = self.virtual_w_per_gib * int(memory[1])
+            return full_w, f"a virtual GPU of {memory[1]} GiB, {self.virtual_w_per_gib:g} W each", self.virtual_error
         return self.generic, f"no data sheet of {product!r}: any GPU's", error
 
 

@@ -116,8 +116,8 @@ class Probe:
 
     def limit_w(self) -> float | None:
         """Return the power limit in force, in watts; None if NVML does not say."""
-        found = self._ask(lambda nvml, gpu: (int(nvml.nvmlDeviceGetEnforcedPowerLimit(gpu)), "limit"))
-        return found.number / 1e3 if isinstance(found, Value) else None
+        limit = self._ask(lambda nvml, gpu: (int(nvml.nvmlDeviceGetEnforcedPowerLimit(gpu)), "limit"))
+        return limit.number / 1e3 if isinstance(limit, Value) else None
 
     def product(self) -> str:
         """Return the name of the product; the empty string if NVML does not say."""
@@ -137,8 +137,8 @@ class Probe:
 
     def pids(self) -> tuple[int, ...] | None:
         """Return the processes that have a context on the GPU or on one of its instances; None if NVML does not say."""
-        found = self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
-        return None if found is None else tuple(int(item.pid) for item in found)
+        processes = self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+        return None if processes is None else tuple(int(item.pid) for item in processes)
 
     def busy(self) -> dict[int, float] | None:
         """Return the part of the GPU that each process kept busy since this was last asked; None if NVML does not say,
@@ -146,13 +146,13 @@ class Probe:
         import pynvml
 
         try:
-            found = self._ask_or_raise(
+            samples = self._ask_or_raise(
                 lambda nvml, gpu: nvml.nvmlDeviceGetProcessUtilization(gpu, self._busy_since_us), pynvml
             )
         except pynvml.NVMLError as error:
             return {} if error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS) else None
         parts: dict[int, float] = {}
-        for item in found:
+        for item in samples:
             self._busy_since_us = max(self._busy_since_us, int(item.timeStamp))
             parts[int(item.pid)] = max(parts.get(int(item.pid), 0.0), int(item.smUtil) / 100.0)
         return parts

@@ -370,13 +370,13 @@ class NvmlMeter:
 async def _at_rest(nvml: NvmlSession, probe: Probe, first: Value, sleep: Sleep, looks: int) -> float:
     """Return the median watts of `looks` readings of a GPU at rest, the `first` of them included if there is no
     other."""
-    found = []
+    watts = []
     for _ in range(looks - 1):
         await sleep(_START_STEP_S)
         power = await nvml.call(probe.power)
         if isinstance(power, Value):
-            found.append(power.number / 1e3)
-    return statistics.median(found or [first.number / 1e3])
+            watts.append(power.number / 1e3)
+    return statistics.median(watts or [first.number / 1e3])
 
 
 def _consume(look: asyncio.Future[BoardLook]) -> None:

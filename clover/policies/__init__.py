@@ -79,13 +79,13 @@ def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
     search_here(module)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        policy_like = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"policy {name}: {error}") from error
-    is_policy = hasattr(found, "propose") and not isinstance(found, type)
-    if not is_policy and not callable(found):
+    is_policy = hasattr(policy_like, "propose") and not isinstance(policy_like, type)
+    if not is_policy and not callable(policy_like):
         raise ConfigError(f"policy {name} is neither a policy nor callable")
-    policy: Policy = found if is_policy else found()
+    policy: Policy = policy_like if is_policy else policy_like()
     if not callable(getattr(policy, "propose", None)):
         raise ConfigError(f"policy {name} has no method propose(state)")
     if not isinstance(getattr(policy, "name", None), str):

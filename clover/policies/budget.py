@@ -50,9 +50,9 @@ class BudgetPolicy:
         given = PlanningInput.from_state(state)
         target = budget_target(given)
         if state.ahead and state.objective.cascade and state.profile.cascade is not None:
-            found = steer(given, target)
-            if found is not None:
-                return steered_plan(given, found, policy=self.name, note=_note(state, target))
+            steering = steer(given, target)
+            if steering is not None:
+                return steered_plan(given, steering, policy=self.name, note=_note(state, target))
         return plan_at_accuracy(given, target.accuracy, policy=self.name, note=_note(state, target))
 
 
@@ -81,18 +81,18 @@ def plan_at_accuracy(given: PlanningInput, accuracy: float, *, policy: str, note
     wanted = math.floor((accuracy + 1e-9) / _GRID) * _GRID - 1e-6
     # At another intensity every score is as many times larger, and nothing else changes: solved at the reference.
     at_reference = replace(objective, carbon_weight=1.0)
-    found, limit = _solve(problem, at_reference, wanted, state.running, state.seed)
-    if not found.best.feasible and wanted > objective.planned_floor:
-        found, limit = _solve(problem, at_reference, objective.planned_floor, state.running, state.seed)
+    result, limit = _solve(problem, at_reference, wanted, state.running, state.seed)
+    if not result.best.feasible and wanted > objective.planned_floor:
+        result, limit = _solve(problem, at_reference, objective.planned_floor, state.running, state.seed)
     weight = objective.carbon_weight
     return plan_of(
         state,
         problem,
-        held_to(objective, accuracy if found.best.feasible else objective.planned_floor),
+        held_to(objective, accuracy if result.best.feasible else objective.planned_floor),
         replace(
-            found,
-            best=_weigh(found.best, weight),
-            candidates=tuple(_weigh(candidate, weight) for candidate in found.candidates),
+            result,
+            best=_weigh(result.best, weight),
+            candidates=tuple(_weigh(candidate, weight) for candidate in result.candidates),
         ),
         policy=policy,
         note=note,
@@ -108,9 +108,9 @@ def _solve(
     aimed = held_to(objective, accuracy)
     kept = kept_counter(problem, running)
     search = best_sustained if accuracy <= objective.planned_floor else best_power_state
-    found = search(problem, aimed, running, kept=kept, seed=seed)
-    if not found.complete:  # a searched space: what the frontier was made of may be better
-        known = {candidate.configuration for candidate in found.candidates}
+    result = search(problem, aimed, running, kept=kept, seed=seed)
+    if not result.complete:  # a searched space: what the frontier was made of may be better
+        known = {candidate.configuration for candidate in result.candidates}
         plans = frontier(problem, objective, problem.rate, seed=seed)
         others = {plan.configuration: plan.awake for plan in plans}
         more = [
@@ -118,9 +118,9 @@ def _solve(
             for other in sorted(others.keys() - known, key=words_of)
         ]
         now = configuration_of(running) if running else None
-        best, ranked = choose([found.best, *found.candidates, *more], aimed, running=now, kept=kept)
-        found = SearchResult(best, ranked[:10], found.evaluated + len(more), found.total, complete=False)
-    return with_waits(problem, aimed, found), bound_of(problem, aimed)
+        best, ranked = choose([result.best, *result.candidates, *more], aimed, running=now, kept=kept)
+        result = SearchResult(best, ranked[:10], result.evaluated + len(more), result.total, complete=False)
+    return with_waits(problem, aimed, result), bound_of(problem, aimed)
 
 
 def _weigh(candidate: Candidate, weight: float) -> Candidate:

@@ -27,20 +27,20 @@ def heeds(policy: str) -> bool:
 
 def propose_with_demand(policy: str, state: State) -> Plan:
     """Return the plan of `policy` for `state`; PlanError if it has none."""
-    found = build(policy)
+    chosen = build(policy)
     if not state.demand or not heeds(policy):
-        return found.propose(msgspec.structs.replace(state, demand=()))
+        return chosen.propose(msgspec.structs.replace(state, demand=()))
     if policy not in HEEDING:
-        return found.propose(state)
+        return chosen.propose(state)
     for number in range(len(state.demand), 0, -1):
         part = msgspec.structs.replace(state, demand=state.demand[:number])
         try:
-            plan = found.propose(part)
+            plan = chosen.propose(part)
         except PlanError:
             continue
         if plan.feasible:
             return plan
-    return found.propose(msgspec.structs.replace(state, demand=()))
+    return chosen.propose(msgspec.structs.replace(state, demand=()))
 
 
 def with_met(state: State, plan: Plan) -> State:

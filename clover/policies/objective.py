@@ -35,8 +35,8 @@ class ObjectivePolicy:
         given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         kept = kept_counter(problem, state.running)
-        found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
-        return plan_of(state, problem, objective, with_waits(problem, objective, found), policy=self.name)
+        result = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
+        return plan_of(state, problem, objective, with_waits(problem, objective, result), policy=self.name)
 
 
 class StaticPolicy:
@@ -56,12 +56,12 @@ class StaticPolicy:
         only = replace(problem, variants=(self.variant,), services=own)
         accuracy = problem.accuracy[self.variant]
         relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
-        found = with_waits(problem, relaxed, best_power_state(only, relaxed, state.running, seed=state.seed))
-        if accuracy < objective.accuracy_floor and found.best.feasible:
+        result = with_waits(problem, relaxed, best_power_state(only, relaxed, state.running, seed=state.seed))
+        if accuracy < objective.accuracy_floor and result.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
-            best = msgspec.structs.replace(found.best, feasible=False, why=why)
-            found = SearchResult(best, found.candidates, found.evaluated, found.total, found.complete)
-        return plan_of(state, problem, objective, found, policy=self.name)
+            best = msgspec.structs.replace(result.best, feasible=False, why=why)
+            result = SearchResult(best, result.candidates, result.evaluated, result.total, result.complete)
+        return plan_of(state, problem, objective, result, policy=self.name)
 
 
 class BasePolicy:
@@ -81,8 +81,8 @@ class BasePolicy:
             candidate = evaluate(problem, objective, best_whole(problem, usable[:number]))
             if candidate.feasible:
                 break
-        found = result_of(_on(candidate, number if self._fitted else 0))
-        return plan_of(state, problem, objective, found, policy=self.name)
+        result = result_of(_on(candidate, number if self._fitted else 0))
+        return plan_of(state, problem, objective, result, policy=self.name)
 
 
 def _on(candidate: Candidate, awake: int) -> Candidate:

@@ -75,9 +75,9 @@ def lay_out_candidate(
         return first
     for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
         for stays in itertools.islice(itertools.combinations(used, stay), _WAYS):
-            found = laid((*stays, *fresh[: awake - stay]))
-            if _holds(state, problem, found):
-                return found
+            laid_out = laid((*stays, *fresh[: awake - stay]))
+            if _holds(state, problem, laid_out):
+                return laid_out
     return first
 
 
@@ -239,8 +239,8 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     else:
         candidate = _best_on(problem, objective, configuration)
     candidate = with_idle_energy(candidate, problem, objective, least_awake(state, problem, configuration))
-    found = with_waits(problem, objective, result_of(candidate))
-    return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
+    result = with_waits(problem, objective, result_of(candidate))
+    return plan_of(state, problem, objective, result, policy=policy, note="the configuration was given")
 
 
 def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
@@ -250,8 +250,8 @@ def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
     if not measured(given.problem, configuration):
         return None
     best = _best_on(given.problem, given.objective, configuration)
-    found = with_waits(given.problem, given.objective, result_of(best)).best
-    return found.routing if found.feasible else None
+    candidate = with_waits(given.problem, given.objective, result_of(best)).best
+    return candidate.routing if candidate.feasible else None
 
 
 def _best_on(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:

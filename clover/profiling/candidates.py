@@ -43,12 +43,12 @@ async def on_cpu(profile: str) -> AsyncIterator[Target]:
 
 def log_unavailable(names: Iterable[str]) -> dict[str, str]:
     """Return the backends of `names` that cannot be used here, with the reason; log each reason once a process."""
-    found = {name: reason for name in names if (reason := registry.get(name).available())}
-    for name, reason in found.items():
+    reasons = {name: reason for name in names if (reason := registry.get(name).available())}
+    for name, reason in reasons.items():
         if reason not in _SAID:  # it is the same for every family of a start
             _SAID.add(reason)
             log.warning("%s is not used: %s", name, reason)
-    return found
+    return reasons
 
 
 def _not_compiled(variants: Iterable[VariantSpec], names: Iterable[str]) -> list[str]:

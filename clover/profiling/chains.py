@@ -155,8 +155,8 @@ def _sureness(name: str, calibration: Mapping[str, Answers], held_out: Mapping[s
 
 
 def _sortable(scores: Floats) -> Floats:
-    found: Floats = np.where(np.isnan(scores), -np.inf, scores)
-    return found
+    sortable: Floats = np.where(np.isnan(scores), -np.inf, scores)
+    return sortable
 
 
 def _same(one: Answers, other: Answers) -> NDArray[np.bool_] | None:
@@ -171,8 +171,8 @@ def _edges(scores: Floats) -> list[float]:
     known = scores[~np.isnan(scores)].astype(np.float32)
     if not len(known):
         return []
-    found = np.unique(np.quantile(known, np.linspace(0.0, 1.0, TENTHS + 1)[1:-1], method="higher"))
-    return [float(edge) for edge in found if edge > known.min()]
+    edges = np.unique(np.quantile(known, np.linspace(0.0, 1.0, TENTHS + 1)[1:-1], method="higher"))
+    return [float(edge) for edge in edges if edge > known.min()]
 
 
 def common_rows(answers: Mapping[str, Answers]) -> dict[str, Answers]:
@@ -187,8 +187,8 @@ def common_rows(answers: Mapping[str, Answers]) -> dict[str, Answers]:
 def levels(scores: Floats) -> list[float]:
     """Return the thresholds to try, rising: quantiles of the scores, rounded to float32, without repeats."""
     known = scores[~np.isnan(scores)]
-    found = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
-    return sorted({float(np.float32(value)) for value in found})
+    quantiles = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
+    return sorted({float(np.float32(value)) for value in quantiles})
 
 
 def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[ChainOutcome]:
@@ -222,8 +222,8 @@ def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> I
 
 def _cells(scores: Floats, grid: Floats) -> Cells:
     """Return how many thresholds of a rising `grid` each score reaches; 0 for NaN, so that the row is passed on."""
-    found: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
-    return found
+    cells: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
+    return cells
 
 
 def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Floats) -> Floats:
@@ -240,11 +240,11 @@ def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Floats) -> Fl
 
 def front(played: Iterable[ChainOutcome]) -> list[ChainOutcome]:
     """Return the Pareto front: from the cheapest up, those that are more accurate than all before them."""
-    found: list[ChainOutcome] = []
+    outcomes: list[ChainOutcome] = []
     for item in sorted(played, key=lambda item: (item.cost, -item.accuracy, len(item.chain), item.thresholds)):
-        if not found or item.accuracy > found[-1].accuracy:
-            found.append(item)
-    return found
+        if not outcomes or item.accuracy > outcomes[-1].accuracy:
+            outcomes.append(item)
+    return outcomes
 
 
 def thin(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcome]:
@@ -266,9 +266,9 @@ def thin(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcom
 
 def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: ChainOutcome, best: str) -> ChainPoint:
     """Return the figures of a chosen chain on the rows of `answers`; `best` is the variant it is compared with."""
-    found = play(answers, costs, chosen.chain, chosen.thresholds)
+    outcome = play(answers, costs, chosen.chain, chosen.thresholds)
     rows = len(answers[chosen.chain[0]].right)
-    low, high = interval(found.accuracy * rows, rows)
+    low, high = interval(outcome.accuracy * rows, rows)
     here = np.ones(rows, np.bool_)
     right = np.zeros(rows)
     ends, cut, agreed = [], [], []
@@ -288,13 +288,13 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
     return ChainPoint(
         chain=chosen.chain,
         thresholds=chosen.thresholds,
-        accuracy=100.0 * found.accuracy,
+        accuracy=100.0 * outcome.accuracy,
         low=low,
         high=high,
-        reach=found.reach,
+        reach=outcome.reach,
         ends=tuple(ends),
         cut=tuple(cut),
-        cost=found.cost,
+        cost=outcome.cost,
         against=against(right, answers[best].right),
         alike=tuple(agreed) if len(agreed) == len(ends) else (),
         overruled=overruled,

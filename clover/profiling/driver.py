@@ -114,18 +114,18 @@ class Driver:
 
         The worker sleeps before each batch for as long as `pauses` says.
         """
-        found = Cell(batch)
+        cell = Cell(batch)
         last_ns, _ = self._serve_batch(worker, batch)  # the first batch of a size is not like the others
-        found.lead_s = last_ns / 1e9
+        cell.lead_s = last_ns / 1e9
         began = time.monotonic()
-        while found.wall_s < most_s and (len(found.ms) < samples or found.wall_s < least_s):
+        while cell.wall_s < most_s and (len(cell.ms) < samples or cell.wall_s < least_s):
             if (pause_s := pauses.before(last_ns / 1e9)) > 0.0:
                 time.sleep(pause_s)
             timing = self._serve_batch(worker, batch)
             last_ns = timing[0]
-            self._add(found, timing)
-            found.wall_s = time.monotonic() - began
-        return found
+            self._add(cell, timing)
+            cell.wall_s = time.monotonic() - began
+        return cell
 
     def score(
         self,

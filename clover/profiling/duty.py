@@ -71,12 +71,12 @@ class LineFit(NamedTuple):
 
 def fit(points: Iterable[DutyPoint]) -> LineFit:
     """Return joules a row from stretches of one cell at several duty cycles; they need not be positive."""
-    found = [point for point in points if point.seconds > 0.0 and point.busy_s > 0.0]
-    if not found:
+    usable = [point for point in points if point.seconds > 0.0 and point.busy_s > 0.0]
+    if not usable:
         return LineFit(0.0, 0.0)
-    pairs = [(point.busy_s / point.seconds, point.active_j / point.seconds) for point in found]
+    pairs = [(point.busy_s / point.seconds, point.active_j / point.seconds) for point in usable]
     slope = sum(duty * watts for duty, watts in pairs) / sum(duty * duty for duty, _ in pairs)
-    service_s = sum(point.busy_s for point in found) / sum(point.rows for point in found)
+    service_s = sum(point.busy_s for point in usable) / sum(point.rows for point in usable)
     if slope <= 0.0:
         return LineFit(slope * service_s, 0.0)
     # Each point's own slope beside that of the line: light ones weigh less in it, as they do in the fit.

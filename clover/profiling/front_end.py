@@ -112,7 +112,7 @@ def bodies(rows: SampleRows) -> list[tuple[bytes, int]]:
     spec = rows.spec
     size = sum(math.prod(tensor.bound) for tensor in spec.inputs)
     plain = size <= _JSON_VALUES and not any(t.datatype in ("BYTES", "FP16", "BF16") for t in spec.inputs)
-    found = []
+    parts = []
     for number in range(_REQUESTS):
         tensors: list[dict[str, Any]] = []
         tail = b""
@@ -125,8 +125,8 @@ def bodies(rows: SampleRows) -> list[tuple[bytes, int]]:
             tensors.append(named | {"parameters": {"binary_data_size": len(data)}})
             tail += data
         head = orjson.dumps({"inputs": tensors})
-        found.append((head + tail, -1 if plain else len(head)))
-    return found
+        parts.append((head + tail, -1 if plain else len(head)))
+    return parts
 
 
 def _request(authority: str, model: str, given: tuple[bytes, int]) -> bytes:
@@ -350,5 +350,5 @@ def _measure_base(profile: FamilyProfile) -> LatencyMeasurement | None:
     """Return how BASE runs in its smallest batches."""
     base = profile.base
     wanted = (base.variant, base.profile, base.backend)
-    found = [item for item in profile.latency if (item.variant, item.profile, item.backend) == wanted]
-    return min(found, key=lambda item: (item.batch, item.mean_ms), default=None)
+    cells = [item for item in profile.latency if (item.variant, item.profile, item.backend) == wanted]
+    return min(cells, key=lambda item: (item.batch, item.mean_ms), default=None)

@@ -143,16 +143,16 @@ class LatencyGrid:
             setup = WorkerSetup(variant, name, place, threads)
             rig.steps.begin(f"{setup}, {threads} thread{'s' if threads > 1 else ''}")
             try:
-                found = await self._every_batch(setup)
+                cells = await self._every_batch(setup)
             except WorkerError as error:
                 if rig.on_cores:
                     raise
                 self._found.record(f"{variant.name} with {name} does not run on {place.profile}", error)
                 return
-            times = {m.batch: m.mean_ms for m in found}
+            times = {m.batch: m.mean_ms for m in cells}
             if threads == 1 or faster(times, one):
                 best_times = {m.batch: m.mean_ms for m in best}
-                best = found if not best or faster(times, best_times, 1.0) else best
+                best = cells if not best or faster(times, best_times, 1.0) else best
         self._found.latency += best
 
     async def _every_batch(self, setup: WorkerSetup) -> list[LatencyMeasurement]:
@@ -161,9 +161,9 @@ class LatencyGrid:
         async with self._rig.worker(setup) as worker:
             for batch in self._rig.batches:
                 await self._cell(worker, setup, batch)
-        found = self._found.latency[kept:]
+        cells = self._found.latency[kept:]
         del self._found.latency[kept:]
-        return found
+        return cells
 
     async def again(self, places: Sequence[Placement], chosen: Mapping[str, str]) -> None:
         """Measure the cells of the backend `chosen` for each variant again in rounds, and replace what was measured
@@ -185,12 +185,12 @@ class LatencyGrid:
                 setup = WorkerSetup(rig.spec.variant(variant), name, at[profile], threads)
                 rig.steps.begin(f"{setup}, round {number + 1} of {shares}")
                 try:
-                    found = await self._round(setup, part)
+                    cells = await self._round(setup, part)
                 except WorkerError as error:
                     del kinds[variant, name, profile, threads]
                     self._found.record(f"{setup} was measured once only", error)
                     continue
-                for batch, one in found.items():
+                for batch, one in cells.items():
                     timed.setdefault((variant, name, profile, batch), []).append(one)
         for index, m in enumerate(self._found.latency):
             if (m.variant, m.backend, m.profile, m.threads) in kinds:
@@ -202,12 +202,12 @@ class LatencyGrid:
 
     async def _round(self, setup: WorkerSetup, effort: Effort) -> dict[int, TimedCell]:
         """Return what one worker takes for every batch size, by batch size."""
-        rig, found = self._rig, dict[int, TimedCell]()
+        rig, cells = self._rig, dict[int, TimedCell]()
         async with rig.worker(setup) as worker:
             for batch in rig.batches:
                 cell, window = await rig.time_batches(worker, setup.place, batch, effort)
-                found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
-        return found
+                cells[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
+        return cells
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""

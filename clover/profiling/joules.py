@@ -266,5 +266,5 @@ async def busy_share(cores: Iterable[int], path: Path = PROC_STAT, watch_s: floa
 
 async def others_on(gpus: Sequence[Any]) -> str:
     """Return who computes on `gpus` beside this process and its children, in words; the empty string if nobody does."""
-    found = [(gpu.name, await busy_others(gpu.session, gpu, _ours)) for gpu in gpus]
-    return "; ".join(f"{', '.join(names)} compute on {name}" for name, names in found if names)
+    others = [(gpu.name, await busy_others(gpu.session, gpu, _ours)) for gpu in gpus]
+    return "; ".join(f"{', '.join(names)} compute on {name}" for name, names in others if names)

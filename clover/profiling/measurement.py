@@ -220,7 +220,7 @@ class _Measurement:
 
         `busy` is the share of `cores` that others used at the start.
         """
-        rig, spec, found = self._rig, self._rig.spec, self._found
+        rig, spec, findings = self._rig, self._rig.spec, self._found
         candidates = rig.candidates.of
         cascades = spec.confidence is not None and (rig.rows.labelled or families.by_agreement(spec))
         self._estimate_steps(len(places), cascades)
@@ -231,11 +231,11 @@ class _Measurement:
         first: dict[str, int] = {}
         for variant in spec.variants:
             first[variant.name] = await self._grid.smallest(variant, candidates[variant.name], places)
-            mine = [item for item in found.accuracy if item.variant == variant.name]
-            costs = [m for m in found.latency if m.variant == variant.name]
+            mine = [item for item in findings.accuracy if item.variant == variant.name]
+            costs = [m for m in findings.latency if m.variant == variant.name]
             backend[variant.name], refused = choose_backend(mine, costs)
             for name, why in refused.items():
-                found.left_out.append(RejectedBackend(variant=variant.name, backend=name, why=why))
+                findings.left_out.append(RejectedBackend(variant=variant.name, backend=name, why=why))
             if others is not None:
                 # Now, while the instance stands that it was scored on.
                 setup = WorkerSetup(variant, backend[variant.name], places[first[variant.name]])
@@ -245,27 +245,27 @@ class _Measurement:
                 if index > first[variant.name]:
                     await self._grid.larger(variant, backend[variant.name], place)
             if not rig.on_cores:
-                await GpuRounds(rig, found, place, GPU_CELL_S).run()
+                await GpuRounds(rig, findings, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places, backend)
         if families.by_agreement(spec):
-            judge_by_best(spec, found, backend)
+            judge_by_best(spec, findings, backend)
         cascade, behind = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
             note = f"others used {busy:.0%} of the cores meanwhile: {INFLATED}"
             again = f"`python -m clover profile {families.reference(spec)} --force`"
-            found.notes.append(f"{note}; measure again on a quiet machine with {again}")
+            findings.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
         if not rig.on_cores and (strangers := await others_on(list(rig.instances.devices.values()))):
             note = f"{strangers} meanwhile: joules are too many"
-            found.notes.append(note)
+            findings.notes.append(note)
             log.warning("%s: %s; measure again without them", spec.name, note)
         base, light = await self._base(backend)
         shapes = rig.instances.shapes
         if any(shape.shared_front for shape in shapes):
-            found.notes.append("the front end shares the workers' cores")
-        found.notes.append(rig.meters.label)
+            findings.notes.append("the front end shares the workers' cores")
+        findings.notes.append(rig.meters.label)
         profile = self._profile(cores, shapes, backend, base, cascade)
         if fewer := profiles.cut_short_by_variant(profile):
             note = f"accuracy was counted on a part of the evaluation set, as its time ran out: {fewer}"
@@ -293,7 +293,7 @@ class _Measurement:
         base: BasePoint,
         cascade: CascadeProfile | None,
     ) -> FamilyProfile:
-        spec, options, found = self._rig.spec, self._options, self._found
+        spec, options, findings = self._rig.spec, self._options, self._found
         wanted = tuple(dict.fromkeys(options.backends))
         return FamilyProfile(
             family=spec.name,
@@ -301,16 +301,16 @@ class _Measurement:
             machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=options.effort.quick,
-            accuracy=pair_with_best(found.accuracy, found.held_out, backend),
-            latency=tuple(found.latency),
+            accuracy=pair_with_best(findings.accuracy, findings.held_out, backend),
+            latency=tuple(findings.latency),
             backend=backend,
             base=base,
-            notes=tuple(dict.fromkeys([*found.notes, *self._rig.recorded.notes()])),
+            notes=tuple(dict.fromkeys([*findings.notes, *self._rig.recorded.notes()])),
             cascade=cascade,
             memory=self._rig.memory.measurements(),
             context_bytes=self._rig.memory.context_bytes,
             recorded=self._rig.recorded.launches(),
-            left_out=tuple(found.left_out),
+            left_out=tuple(findings.left_out),
         )
 
     async def _calibrate(self, setup: WorkerSetup, rows: SampleRows) -> None:

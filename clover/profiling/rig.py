@@ -100,8 +100,8 @@ class MemoryFindings:
         """Keep what a worker with `backend` on a slice of `profile` holds."""
         for one in held:
             before = self._held.get((one.variant, profile, backend), (0, 0))
-            found = max(before[0], one.weights_bytes), max(before[1], one.peak_bytes)
-            self._held[one.variant, profile, backend] = found
+            largest = max(before[0], one.weights_bytes), max(before[1], one.peak_bytes)
+            self._held[one.variant, profile, backend] = largest
             self.context_bytes[profile] = max(self.context_bytes.get(profile, 0), context_bytes)
 
     def measurements(self) -> tuple[MemoryMeasurement, ...]:

@@ -92,12 +92,12 @@ def most_frugal(
 ) -> dict[str, LatencyMeasurement]:
     """Return the measurement with the least energy a row of each variant on its backend: on `profile` (that of BASE) if
     the variant was measured there, otherwise on any.  A variant that was not measured is left out."""
-    found = {}
+    measurements = {}
     for name, chosen in backend.items():
         mine = [m for m in latency if (m.variant, m.backend) == (name, chosen)]
         if there := [m for m in mine if m.profile == profile] or mine:
-            found[name] = min(there, key=lambda m: m.energy_j_per_row)
-    return found
+            measurements[name] = min(there, key=lambda m: m.energy_j_per_row)
+    return measurements
 
 
 def with_energies(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -> CascadeProfile:

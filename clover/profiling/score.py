@@ -47,13 +47,13 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
 def _own(function: Callable[..., Any], where: str, *, apart: bool) -> Judge:
     def judged(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Rights:
         try:
-            found = np.asarray(function(dict(outputs), labels))
+            rights = np.asarray(function(dict(outputs), labels))
         except Exception as error:
             said = str(error) if apart else f"{type(error).__name__}: {error}"
             raise ProfileError(f"{where}: {said}") from error
-        if found.shape != (len(labels),) or found.dtype.kind not in "biuf":
-            raise ProfileError(f"{where}: gave {found.dtype} {list(found.shape)} for {len(labels)} rows")
-        scores = found.astype(np.float64)
+        if rights.shape != (len(labels),) or rights.dtype.kind not in "biuf":
+            raise ProfileError(f"{where}: gave {rights.dtype} {list(rights.shape)} for {len(labels)} rows")
+        scores = rights.astype(np.float64)
         if not ((scores >= 0.0) & (scores <= 1.0)).all():
             odd = scores[~((scores >= 0.0) & (scores <= 1.0))][0]
             raise ProfileError(f"{where}: gave {odd:g}: a row is right by 0 to 1")
@@ -66,10 +66,10 @@ def as_array(tensor: TensorSpec, rows: NDArray[Any] | list[bytes]) -> NDArray[An
     """Return rows of an output as an array [rows, ...]; BYTES, which come as the protocol has them, as objects."""
     if not isinstance(rows, list):
         return rows
-    found = np.empty((len(rows), *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
+    rows_array = np.empty((len(rows), *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
     for at, row in enumerate(rows):
-        found[at] = np.array(split_row(row), dtype=object).reshape(found.shape[1:])
-    return found
+        rows_array[at] = np.array(split_row(row), dtype=object).reshape(rows_array.shape[1:])
+    return rows_array
 
 
 def interval(right: float, rows: int) -> tuple[float, float]:

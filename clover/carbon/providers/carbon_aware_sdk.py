@@ -77,9 +77,9 @@ def _in_order(
 
 
 def _check_one_place(places: list[str | None], name: str) -> None:
-    found = sorted({place for place in places if place})
-    if len(found) > 1:
-        raise CarbonError(f"{name}: the answer is about several locations: {', '.join(found)[:80]}", kind="answer")
+    locations = sorted({place for place in places if place})
+    if len(locations) > 1:
+        raise CarbonError(f"{name}: the answer is about several locations: {', '.join(locations)[:80]}", kind="answer")
 
 
 def location_of(argument: str) -> str:

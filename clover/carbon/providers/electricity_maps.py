@@ -77,8 +77,8 @@ def parse_forecast(body: bytes, series: Series, name: str = "electricity-maps") 
 
 def parse_zones(body: bytes, name: str = "electricity-maps") -> dict[str, MapsZone]:
     """Return the zones that a key sees, by their names."""
-    found: dict[str, MapsZone] = decode(body, dict[str, MapsZone], name)
-    return found
+    zones: dict[str, MapsZone] = decode(body, dict[str, MapsZone], name)
+    return zones
 
 
 def _readings(

@@ -78,5 +78,5 @@ class EnergyChartsSource(LiveSource):
 
     async def _past(self, start_s: float, end_s: float) -> list[Reading]:
         span = {**self._country, "start": iso(start_s), "end": iso(end_s)}
-        found = parse(await self.client.get("/co2eq", span), self.series, self.name)
-        return [reading for reading in found if reading.method == "published"]
+        readings = parse(await self.client.get("/co2eq", span), self.series, self.name)
+        return [reading for reading in readings if reading.method == "published"]

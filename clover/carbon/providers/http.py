@@ -284,10 +284,10 @@ def words_of(text: str) -> str:
     if text[:1] == "<":
         return "an HTML page"
     try:
-        found = msgspec.json.decode(text)
+        answer = msgspec.json.decode(text)
     except MALFORMED:
         return printable(" ".join(text.split()), WORDS)
-    said = list(dict.fromkeys(_said(found)))
+    said = list(dict.fromkeys(_said(answer)))
     return printable(": ".join(said), WORDS)
 
 

@@ -154,21 +154,21 @@ class ComparisonSums:
     def served(self) -> Floats:
         """What was used."""
         used = self.overheads
-        found: Floats = self.active + used.idle + used.unowned + used.front_end + used.control
-        return found
+        used_here: Floats = self.active + used.idle + used.unowned + used.front_end + used.control
+        return used_here
 
     @property
     def shadow(self) -> Floats:
         """What the shadow would have used."""
         used = self.overheads
-        found: Floats = self.shadow_active + used.idle + used.unowned + used.front_end
-        return found
+        would_use: Floats = self.shadow_active + used.idle + used.unowned + used.front_end
+        return would_use
 
     @property
     def shadow_active(self) -> Floats:
         """Active energy of the shadow's workers."""
-        found: Floats = self.active + self.ratio * self.change.sum(axis=0)
-        return found
+        active: Floats = self.active + self.ratio * self.change.sum(axis=0)
+        return active
 
     def verified(self, off: Floats) -> bool:
         """Return whether the shadow was verified here: whether joules a row of what it uses more or less are known

@@ -75,18 +75,18 @@ def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> I
     """Yield the comparisons as figures, for the metrics."""
     for name, shadow in shadows.items():
         for kind in KINDS:
-            found = _Comparison.from_shadows([shadow], kind, devices or {})
-            if found is not None:
-                (_, served_g), (_, shadow_g) = found.sides()
+            comparison = _Comparison.from_shadows([shadow], kind, devices or {})
+            if comparison is not None:
+                (_, served_g), (_, shadow_g) = comparison.sides()
                 yield Compared(
                     model=name,
                     against=kind,
                     method=_method(_methods([shadow], devices or {})),
                     served_g=served_g,
                     shadow_g=shadow_g,
-                    points=found.shadow_accuracy - found.accuracy,
+                    points=comparison.shadow_accuracy - comparison.accuracy,
                     grid=grid_of([shadow]),
-                    estimates=found.ends(),
+                    estimates=comparison.ends(),
                 )
 
 
@@ -244,9 +244,9 @@ def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
     out |= {"rows": rows, "label": label, "boundary": DEFAULT, "grid": grid, "perfect_forecast": perfect}
     out["known"] = "; ".join(known)
     for kind in KINDS:
-        found = _Comparison.from_shadows(shadows, kind, devices)
+        comparison = _Comparison.from_shadows(shadows, kind, devices)
         waiting = held if kind != "base" else 0
-        out[kind] = _figures(found, known, rows - waiting, waiting) if found is not None else None
+        out[kind] = _figures(comparison, known, rows - waiting, waiting) if comparison is not None else None
     return out
 
 

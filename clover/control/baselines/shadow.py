@@ -304,9 +304,9 @@ class Shadow:
     def matched(self) -> ComparisonSums:
         """The best fixed mix at the accuracy served."""
         right, change = self._spectrum.at(self._on_mixes.right)
-        found = copy.copy(self._on_mixes)
-        found.change, found.shadow_right = change, right
-        return found
+        sums = copy.copy(self._on_mixes)
+        sums.change, sums.shadow_right = change, right
+        return sums
 
     @property
     def held_rows(self) -> int:

@@ -95,9 +95,9 @@ class Shadows:
     async def _ask(self, shadow: Shadow, rate: float, find: FindAlternatives) -> None:
         question = shadow.question
         try:
-            found = await find(await self._state(shadow.family, shadow.floor, rate))
+            mixes = await find(await self._state(shadow.family, shadow.floor, rate))
             if shadow.question is question:
-                shadow.learn(rate, found)
+                shadow.learn(rate, mixes)
         except CloverError as error:
             log.info("%s: nothing to compare with: %s", shadow.family.name, error)
 

@@ -71,7 +71,7 @@ class Executor:
         """Return the steps from `running` to `target`, given the memory that workers have and the time that they take.
         `replaced`: placements whose process will be another one by then."""
         swap = Swap(family.slice_memory().without(replaced), running, target)
-        found = plan_transition(
+        transition = plan_transition(
             running,
             target,
             shapes,
@@ -81,7 +81,7 @@ class Executor:
             beside=swap.beside,
             resident=swap.memory.resident,
         )
-        return structs.replace(found, memory=swap.words)
+        return structs.replace(transition, memory=swap.words)
 
     async def apply(
         self,

@@ -158,20 +158,20 @@ def changes_routing(before: Routing, after: Routing) -> bool:
 
 def breaches(plan: Plan, targets: Targets, max_utilisation: float) -> str:
     """Return what `plan` is predicted to break, each with its limit; empty if nothing."""
-    expected, found = plan.prediction, []
+    expected, broken = plan.prediction, []
     if expected.accuracy < targets.accuracy_floor - _LEAST_POINTS:
-        found.append(
+        broken.append(
             f"an accuracy of {expected.accuracy:.2f} % is predicted, below the floor of {targets.accuracy_floor:.2f} %"
         )
     if expected.p95_ms > targets.slo_ms:
         p95 = "without bound" if expected.p95_ms >= UNBOUNDED_MS else f"of {expected.p95_ms:.3g} ms"
-        found.append(f"a p95 {p95} is predicted, above the SLO of {targets.slo_ms:.3g} ms")
+        broken.append(f"a p95 {p95} is predicted, above the SLO of {targets.slo_ms:.3g} ms")
     elif expected.utilisation > max_utilisation + 1e-6:
-        found.append(
+        broken.append(
             f"a utilisation of {expected.utilisation:.0%} is predicted, above the limit of {max_utilisation:.0%} that "
             "the SLO is counted on"
         )
-    return " and ".join(found)
+    return " and ".join(broken)
 
 
 def stricter(one: Targets, other: Targets) -> Targets:

@@ -111,15 +111,15 @@ def _devices_of(context: Context, family: Family, state: State | None) -> dict[s
     shapes = state.devices if state is not None else context.devices_of(family.name)
     lost = context.device_pool.lost()
     names = [*(shape.device for shape in shapes), *(f"{name} (lost)" for name in sorted(lost))]
-    found: dict[str, float | str | None] = {"devices": ", ".join(names)}
+    inputs: dict[str, float | str | None] = {"devices": ", ".join(names)}
     transition = family.transition
     if transition is not None and transition.steps:
-        found["capacity_floor"] = transition.capacity_floor
-        found["lowest_capacity"] = transition.lowest_capacity
-        found["loses_s"] = transition.loses_s
-        found["loses_how"] = transition.loses_how
+        inputs["capacity_floor"] = transition.capacity_floor
+        inputs["lowest_capacity"] = transition.lowest_capacity
+        inputs["loses_s"] = transition.loses_s
+        inputs["loses_how"] = transition.loses_how
         if transition.memory:
-            found["memory"] = transition.memory
+            inputs["memory"] = transition.memory
     if family.memory_troubles.refused:
-        found["refused"] = family.memory_troubles.words
-    return found
+        inputs["refused"] = family.memory_troubles.words
+    return inputs

@@ -136,18 +136,18 @@ class WayFinder:
         quick = await self._judge(ways, ways.quick())
         if quick.good:
             return quick
-        found = [quick]
+        tried = [quick]
         gentle = ways.gentle()
         if gentle.steps != quick.transition.steps:
-            found.append(await self._judge(ways, gentle))
-        if not found[-1].good:
+            tried.append(await self._judge(ways, gentle))
+        if not tried[-1].good:
             for variant, backend in self._helpers(ways):
                 helped = await self._find_help(ways, variant, backend)
                 if helped is not None:
-                    found.append(helped)
+                    tried.append(helped)
                     if helped.good:
                         break
-        return min(found, key=lambda way: way.rank)
+        return min(tried, key=lambda way: way.rank)
 
     async def _find_help(self, ways: Ways, variant: str, backend: str) -> Way | None:
         """Return the way on which a variant helps out at as few placements as will do, or at all of them if none
@@ -301,7 +301,7 @@ class Ways:
                 for step in part.steps
                 if step.kind == "spawn" and step.assignment is not None and step.assignment not in part.resident
             }
-        found = transition_of(
+        transition = transition_of(
             steps,
             self.running,
             self.target,
@@ -311,4 +311,4 @@ class Ways:
             durations=self.durations,
             resident=self.resident,
         )
-        return structs.replace(found, memory="; ".join(memory))
+        return structs.replace(transition, memory="; ".join(memory))

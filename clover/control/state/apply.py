@@ -382,14 +382,14 @@ def possible(
     layouts = {shape.device: [{place.id for place in layout} for layout in shape.layouts] for shape in shapes}
     overlap = {shape.device for shape in shapes if shape.overlap}
     chosen: dict[str, set[str]] = {}
-    found = []
+    placed = []
     for item in sorted(deployment, key=lambda item: item not in standing):
         device = item.placement.device
         places = chosen.setdefault(device, set()) | {item.placement.id}
         if device in overlap or any(places <= layout for layout in layouts.get(device, ())):
             chosen[device] = places
-            found.append(item)
-    return tuple(found)
+            placed.append(item)
+    return tuple(placed)
 
 
 def describe_step(step: Step) -> str:

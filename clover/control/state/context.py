@@ -139,7 +139,7 @@ class Context:
     def needs(self) -> dict[str, float]:
         """Return the compute slices that each family's load takes, by what its workers serve now; 0 for families that
         run nothing or may not be changed now."""
-        found = {}
+        needs = {}
         for name, family in self.families.items():
             if self.frozen_of(family) or self.mode_of(family) != "active" or family.pin is not None:
                 continue
@@ -147,8 +147,8 @@ class Context:
             if capacity > 0.0:
                 slices = sum(place.slices for place in {item.placement for item in family.desired})
                 utilisation = family.rate(self.config) / capacity
-                found[name] = slices * utilisation / self.config.max_utilisation
-        return found
+                needs[name] = slices * utilisation / self.config.max_utilisation
+        return needs
 
     def must_move(self, family: Family) -> bool:
         """Return whether a family has workers on a GPU, or a part of one, that is now assigned to another."""

@@ -37,11 +37,11 @@ def counted_accuracy(observed: Mapping[str, float]) -> float | None:
 
 def why_apart(observed: Mapping[str, float]) -> str:
     """Return how the rows that count differ from those that were served, in words; "" if no figure shows it."""
-    judged, found = counted_accuracy(observed), []
+    judged, reasons = counted_accuracy(observed), []
     if judged is None or abs(judged - observed["accuracy_served"]) < SHOWN:
         return ""
     if observed.get("repeated_rows"):
-        found.append("if a repeated input counts as any other")
+        reasons.append("if a repeated input counts as any other")
     if observed.get("left_out_rows"):
-        found.append("without clients over their limit")
-    return ", ".join(found)
+        reasons.append("without clients over their limit")
+    return ", ".join(reasons)

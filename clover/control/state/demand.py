@@ -152,22 +152,22 @@ class DemandMemory:
         """Return the variants for which no worker will be started, and why.  `accuracy`: percent by variant; `closed`:
         why no worker is started for any, empty if one may be."""
         best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
-        found = {}
+        declined = {}
         known = {name: own.accuracy for name, own in self._variants.items()} | dict(accuracy)
         for name, own in known.items():
             if own <= best:
                 continue
             if closed:
-                found[name] = Declined(why=f"no worker reaches {own:.2f} %, and none comes: {closed}")
+                declined[name] = Declined(why=f"no worker reaches {own:.2f} %, and none comes: {closed}")
             elif self._is_declined(name, now_s):
                 until_s, why = self._declined[name]
                 left_s = max(1.0, math.ceil(until_s - now_s))
-                found[name] = Declined(why=why.why, retry_after_s=None if self._lasts(name, now_s) else left_s)
+                declined[name] = Declined(why=why.why, retry_after_s=None if self._lasts(name, now_s) else left_s)
             elif self._held.get(name):
                 why_held = f"no worker reaches {own:.2f} % yet: {self._held[name]}"
                 retry_after_s = None if self._lasts(name, now_s) else 1.0
-                found[name] = Declined(why=why_held, retry_after_s=retry_after_s, waits=True)
-        return found
+                declined[name] = Declined(why=why_held, retry_after_s=retry_after_s, waits=True)
+        return declined
 
     def _lasts(self, name: str, now_s: float) -> bool:
         """Return whether a variant that is asked for could not be had for so long that waiting is of no use."""

@@ -131,15 +131,15 @@ class DevicePool:
             }
             return
         together = gather({name: most_parts(shape) for name, shape in usable.items()}, self._shares, before)
-        found: dict[str, dict[str, Part]] = {family: {} for family in self._shares}
+        parts: dict[str, dict[str, Part]] = {family: {} for family in self._shares}
         for name, families in together.items():
             # Those that were there keep their order, so that as few as possible have to move.
             whole_gpu = whole_part(usable[name])
             had = {family: self._assigned.get(family, {}).get(name, whole_gpu) for family in families}
             order = {family: self._shares[family] for family in sorted(families, key=had.__getitem__)}
             for family, part in divide(usable[name], order).items():
-                found[family][name] = part
-        self._assigned = found
+                parts[family][name] = part
+        self._assigned = parts
 
     @property
     def shared(self) -> bool:
@@ -156,8 +156,8 @@ class DevicePool:
             owners = self.owners(name)
             if len(owners) < 2 or not needs.keys() >= set(owners):
                 continue
-            found = divide_by_need(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
-            for owner, part in (found or {}).items():
+            parts = divide_by_need(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
+            for owner, part in (parts or {}).items():
                 changed = changed or self._assigned[owner][name] != part
                 self._assigned[owner][name] = part
         if changed:
@@ -169,7 +169,7 @@ class DevicePool:
         shapes = self.shapes()
         if not self.exclusive:
             return tuple(shapes.values())
-        own, found = {place.device for place in occupied.get(family, ())}, []
+        own, usable = {place.device for place in occupied.get(family, ())}, []
         for name, part in self._assigned.get(family, {}).items():
             shape = shapes[name]
             others = [
@@ -185,8 +185,8 @@ class DevicePool:
                 there = {place for layout in shape.layouts for place in layout}
                 shape = limit(shape, part, there.intersection(others))
             if shape.layouts:
-                found.append(shape)
-        return tuple(sorted(found, key=lambda shape: list(shapes).index(shape.device)))
+                usable.append(shape)
+        return tuple(sorted(usable, key=lambda shape: list(shapes).index(shape.device)))
 
     def usable_by(self, family: str) -> tuple[DeviceShape, ...]:
         """Return the devices that the family may use, whole, even if other families have a part of them."""
@@ -233,16 +233,16 @@ class DevicePool:
     def changes(self) -> dict[str, str]:
         """Return what changed about each device since the last call, in words."""
         shapes, lost, losses = self.shapes(), self.lost(), self.losses()
-        found = {}
+        changes = {}
         for name, shape in shapes.items():
             if (name in lost) != (name in self._lost):
-                found[name] = f"{name} is lost" if name in lost else f"{name} is back"
+                changes[name] = f"{name} is lost" if name in lost else f"{name} is back"
             elif losses[name] != self._losses[name]:
-                found[name] = f"{name} is lost" if name in lost else f"{name} was lost and is back"
+                changes[name] = f"{name} is lost" if name in lost else f"{name} was lost and is back"
             elif shape.layouts != self._seen[name].layouts:
-                found[name] = f"what fits on {name} changed{self._blocked(name)}"
+                changes[name] = f"what fits on {name} changed{self._blocked(name)}"
         self._seen, self._lost, self._losses = shapes, lost, losses
-        return found
+        return changes
 
     def _blocked(self, name: str) -> str:
         gpu = self.gpu(name)
@@ -370,9 +370,9 @@ def divide_by_need(
     left = max(0.0, total - sum(needs[family] for family in parts))
     whole = sum(shares[family] for family in parts)
     wanted = {family: needs[family] + left * shares[family] / whole for family in parts}
-    found = divide(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
-    gain = min(part_slices(shape, part) / wanted[family] for family, part in found.items())
-    return found if gain >= GAINS * min(slices[family] / wanted[family] for family in parts) else None
+    divided = divide(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
+    gain = min(part_slices(shape, part) / wanted[family] for family, part in divided.items())
+    return divided if gain >= GAINS * min(slices[family] / wanted[family] for family in parts) else None
 
 
 @lru_cache(maxsize=256)

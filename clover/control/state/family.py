@@ -419,13 +419,13 @@ class Family:
 
     def apart(self, devices: Sequence[DeviceShape]) -> tuple[tuple[str, str, str], ...]:
         """Return the pairs of variants that no worker on `devices` holds together now: (profile, variant, variant)."""
-        found = set(self.memory_troubles.apart)
+        pairs = set(self.memory_troubles.apart)
         for variant, profile in self.alone(devices):
             for other in self.spec.variants:
                 if other.name != variant:
                     first, second = sorted((variant, other.name))
-                    found.add((profile, first, second))
-        return tuple(sorted(found))
+                    pairs.add((profile, first, second))
+        return tuple(sorted(pairs))
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
         """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as long as

@@ -207,19 +207,19 @@ class Learning:
 
     def named(self) -> dict[str, float]:
         """Return the factors in force by name, in words."""
-        found = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
-        return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
+        factors = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
+        return factors | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
     def far(self) -> str | None:
         """Return what the profile is off by most, in words: the factor that is farthest from 1; None if nothing is
         beyond `FAR`."""
-        found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
-        found += [
+        factors = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
+        factors += [
             (f"the energy of a row of {v} on {s}", factor)
             for (v, s), factor in self.energy.items()
             if factor < 1.0 or not _CORES.fullmatch(s)
         ]
-        what, factor = max(found, key=lambda item: abs(math.log(item[1])), default=("", 1.0))
+        what, factor = max(factors, key=lambda item: abs(math.log(item[1])), default=("", 1.0))
         return f"{what} is {factor:.2f} x what it says" if abs(math.log(factor)) > math.log(FAR) else None
 
     def trigger(self, now_s: float) -> str:
@@ -245,21 +245,21 @@ class Learning:
     def words(self) -> str:
         """Return what is corrected, for a decision: what HTTP adds, and the factors in force by variant and slice;
         empty if nothing is."""
-        found = [front] if (front := self.front.words()) else []
+        parts = [front] if (front := self.front.words()) else []
         for variant, name in self._energy_keys:
             times = [factor for (v, s, _), factor in self.time.items() if (v, s) == (variant, name)]
             joules = self.energy.get((variant, name), 1.0)
             if joules != 1.0 or any(factor != 1.0 for factor in times):
                 low, high = min(times, default=1.0), max(times, default=1.0)
                 time = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f}-{high:.2f}"
-                found.append(f"{variant}@{name}: time x {time}, energy x {joules:.2f}")
-        return "; ".join(found)
+                parts.append(f"{variant}@{name}: time x {time}, energy x {joules:.2f}")
+        return "; ".join(parts)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the factors in force by (variant, slice), with those of time also by batch and how far off that of
         joules may be (a standard error), for `state` and metrics."""
         counts = self._times.counts
-        found = []
+        rows = []
         for variant, name in self._energy_keys:
             batches = [key for key in self._time_keys if key[:2] == (variant, name)]
             windows = {str(key[2]): counts.get(key, 0) for key in batches}
@@ -267,7 +267,7 @@ class Learning:
             weights = [count or 1e-9 for count in windows.values()]
             mean = math.exp(sum(w * math.log(t) for w, t in zip(weights, times.values(), strict=True)) / sum(weights))
             energy = self.energy.get((variant, name), 1.0)
-            found.append(
+            rows.append(
                 {
                     "variant": variant,
                     "profile": name,
@@ -278,7 +278,7 @@ class Learning:
                     "energy_error": self.energy_errors.get((variant, name)),
                 }
             )
-        return found
+        return rows
 
     def gauges(self) -> dict[tuple[str, str, str], float]:
         """Return the factors in force by variant, slice, and "time" or "energy", for metrics."""

@@ -87,9 +87,9 @@ class LedgerFiles:
         try:
             if path.stat().st_size > _LARGEST:
                 raise ValueError("it is too large")
-            found = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
-            why = restore(found, family, grid_s)
-            if found.family != family.name:
+            saved_budget = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
+            why = restore(saved_budget, family, grid_s)
+            if saved_budget.family != family.name:
                 level = logging.WARNING
         except FileNotFoundError:
             return False
@@ -161,12 +161,12 @@ class LedgerFiles:
         return self.folder / f"{plain}-{unique}-{family.config.budget_horizon_s:.0f}.json"
 
     def _files(self, families: Iterable[Family], grid_s: float) -> list[tuple[Path, bytes]]:
-        found = []
+        files = []
         for family in families:
             path, content = self.path(family), saved(family, grid_s)
             if path is not None and content is not None:
-                found.append((path, msgspec.json.encode(content)))
-        return found
+                files.append((path, msgspec.json.encode(content)))
+        return files
 
     async def _write(self, files: list[tuple[Path, bytes]]) -> None:
         for path, data in files:

@@ -240,8 +240,8 @@ def _weeks(past: Floats, last: int, lead: NDArray[np.int_]) -> Floats:
     """Return the value of a week before, of the one that lies as far back as the hour lies ahead (and round again)."""
     ahead = np.maximum(lead - 1, 0) // WEEK  # whole weeks until then
     back = WEEK * (1 + ahead + ahead % (last // WEEK))
-    found: Floats = past[last + lead - back]
-    return found
+    values: Floats = past[last + lead - back]
+    return values
 
 
 def _filled(means: Floats) -> Floats:

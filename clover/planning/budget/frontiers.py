@@ -100,8 +100,8 @@ def permitted_on(
 def _permitted_on(
     problem: Problem, objective: Objective, configuration: Configuration, awake: int
 ) -> tuple[Candidate, ...]:
-    found = permitted(problem, objective, configuration)
-    return tuple(with_idle_energy(item, problem, objective, awake) for item in found)
+    candidates = permitted(problem, objective, configuration)
+    return tuple(with_idle_energy(item, problem, objective, awake) for item in candidates)
 
 
 def _rounded_up(rate: float, step: float) -> float:
@@ -117,7 +117,7 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
     the price at which these two are equally good: until none lies below the line between its neighbours, or `_SOLVES`
     plans are made.
     """
-    found: dict[FrontierPoint, Candidate] = {}
+    candidates: dict[FrontierPoint, Candidate] = {}
     space = (every(problem, JOINT) if problem.points and problem.spared_w is None else None) or []
     # What all configurations of a small machine permit is weighed afterwards, so that no search need look for chains.
     searched = replace(problem, points=()) if space else problem
@@ -132,12 +132,12 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
         if not best.feasible:
             return None
         point = FrontierPoint(accuracy=best.prediction.accuracy, grams=best.prediction.joules)
-        found.setdefault(point, best)
+        candidates.setdefault(point, best)
         return point
 
     if solved(_CHEAPEST) is None or solved(_BEST) is None:
-        return tuple(FrontierPlan(point, candidate) for point, candidate in found.items())
-    ends = hull(tuple(found))
+        return tuple(FrontierPlan(point, candidate) for point, candidate in candidates.items())
+    ends = hull(tuple(candidates))
     order = itertools.count()
     gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
     for _ in range(_SOLVES - 2):
@@ -155,11 +155,11 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
     if problem.points or problem.resident > 1:
-        for item in _chained(problem, objective, space, tuple(found.values())):
-            if point_of(item) not in found or is_shared(item.configuration):  # of equals what permits more
-                found[point_of(item)] = item
-    useful = reaching(hull(tuple(found)), objective.base_accuracy)
-    return tuple(FrontierPlan(point, found[point]) for point in useful)
+        for item in _chained(problem, objective, space, tuple(candidates.values())):
+            if point_of(item) not in candidates or is_shared(item.configuration):  # of equals what permits more
+                candidates[point_of(item)] = item
+    useful = reaching(hull(tuple(candidates)), objective.base_accuracy)
+    return tuple(FrontierPlan(point, candidates[point]) for point in useful)
 
 
 def _chained(

@@ -108,12 +108,12 @@ def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
 def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, target: BudgetTarget) -> Permitted:
     """Return what `configuration` permits, and the mix of its variants that reaches the target of this moment."""
     problem, objective = given.problem, given.objective
-    found = list(permitted_on(problem, objective, configuration, awake))
+    candidates = list(permitted_on(problem, objective, configuration, awake))
     if len(variants_of(configuration)) > 1:
         mix = evaluate(problem, held_to(objective, target.accuracy), configuration)
         if mix.feasible:
-            found.append(with_idle_energy(mix, problem, objective, awake))
-    return on_hull(found, objective.base_accuracy)
+            candidates.append(with_idle_energy(mix, problem, objective, awake))
+    return on_hull(candidates, objective.base_accuracy)
 
 
 def _route(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:

@@ -150,8 +150,8 @@ class RemainingHorizon:
 
     def accuracies_at(self, price: float) -> Floats:
         """Return the accuracy that each part takes at `price`: its climbs up to those that cost no more."""
-        found: Floats = self.bottom + np.where(self.slopes <= price, self.rises, 0.0).sum(axis=1)
-        return found
+        accuracies: Floats = self.bottom + np.where(self.slopes <= price, self.rises, 0.0).sum(axis=1)
+        return accuracies
 
     def accuracy_now(self, asked: float, price: float) -> float:
         """Return the accuracy of this moment, if all parts that break even near `price` share alike what is left
@@ -247,10 +247,10 @@ def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
     below that can be served."""
     problem, objective, seed = given.problem, given.objective, given.state.seed
     alike = abs(math.log(max(rate, LEAST_RATE) / problem.rate)) < 0.5 * COARSE_STEP
-    found = frontier(problem, objective, problem.rate, seed=seed) if alike else ()
+    points = frontier(problem, objective, problem.rate, seed=seed) if alike else ()
     for down in range(_DOWN):
-        found = found or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
-    return tuple(plan.point for plan in found)
+        points = points or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
+    return tuple(plan.point for plan in points)
 
 
 # --- online -----------------------------------------------------------------------------------------------------------

@@ -108,10 +108,10 @@ def evaluate(
         if problem.objective.waits and not why:
             least_j = HYSTERESIS * objective.base_energy_j
             company = least_company(configuration)
-            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company)
+            waits = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company)
             if isinstance(workers, SharedPool):
-                found = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in found]
-            ways = [way for way in found if way[0] <= ways[0][0] - least_j] + ways
+                waits = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in waits]
+            ways = [way for way in waits if way[0] <= ways[0][0] - least_j] + ways
         (joules, wait_ms), p95_ms = _first_kept(workers, problem.rate, reach, ways, objective.slo_ms, play=play)
     if problem.demand and is_shared(configuration):
         why = asked.why or why
@@ -423,15 +423,15 @@ def worth(
     Every stage must be stable."""
     left_ms = slo_ms - lanes[0].front_ms
     room_ms = _room_ms(lanes, rate, reach, max(min(_ROOM * left_ms, left_ms - _TAIL_MS), 0.0))
-    found: list[tuple[float, float]] = []
+    waits: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:
         wait_ms = math.floor(part * room_ms / _STEP_MS) * _STEP_MS
         joules = energy_j(lanes, rate, reach, wait_ms)
         if wait_ms >= TICK_MS and 1e-3 * wait_ms * rate * reach[0] >= company and joules <= most_j:
-            found.append((joules, wait_ms))
+            waits.append((joules, wait_ms))
             most_j = joules - least_j
-    return found[::-1]
+    return waits[::-1]
 
 
 def _room_ms(lanes: Sequence[Lane], rate: float, reach: Sequence[float], limit_ms: float) -> float:

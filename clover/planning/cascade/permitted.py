@@ -49,11 +49,11 @@ def joint(problem: Problem, objective: Objective, configurations: Iterable[Confi
             pair = points[at].pop()
             if not points[at]:
                 del points[at]
-            found = evaluate(problem, objective, *pair)
-            if found.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
-                lies = point_of(found)
+            candidate = evaluate(problem, objective, *pair)
+            if candidate.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
+                lies = point_of(candidate)
                 points.setdefault(lies, [])
-                kept.setdefault(lies, found)
+                kept.setdefault(lies, candidate)
         if all(at in kept for at in drawn):
             return tuple(kept[at] for at in drawn)
     return ()

@@ -164,8 +164,8 @@ def _alike(left: Floats, right: Floats) -> Floats:
     variant = left[0][:, None] == right[0][None, :]
     own = variant & (left[1][:, None] == right[1][None, :])
     near = np.exp(-np.abs(left[2][:, None] - right[2][None, :]) / _BATCH_RANGE)
-    found: Floats = _OF_VARIANT * variant + own * (_OF_SLICE + _OF_BATCH * near)
-    return found
+    covariance: Floats = _OF_VARIANT * variant + own * (_OF_SLICE + _OF_BATCH * near)
+    return covariance
 
 
 def apply_factors(

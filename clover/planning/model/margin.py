@@ -70,19 +70,19 @@ def shift_of(labels: LiveLabels) -> float:
         return 0.0
     part = (labels.right + 0.5) / (labels.rows + 1.0)  # no variance of 0 for few rows
     variance = 1e4 * part * (1.0 - part) / labels.rows
-    found = 100.0 * (labels.right - labels.expected) / labels.rows
-    return found * PRIOR_SD**2 / (PRIOR_SD**2 + variance)
+    points = 100.0 * (labels.right - labels.expected) / labels.rows
+    return points * PRIOR_SD**2 / (PRIOR_SD**2 + variance)
 
 
 def shifts_of(profile: FamilyProfile, labels: Mapping[str, LiveLabels], *, relative: bool) -> dict[str, float]:
     """Return by variant the points by which labels lower its bound, 0 or less.  `relative`: below the best variant."""
-    found = {variant: shift_of(own) for variant, own in labels.items()}
+    shifts = {variant: shift_of(own) for variant, own in labels.items()}
     known, values = labels.get(_best(profile)), accuracies(profile)
     common = 0.0
     if relative and known is not None and known.rows >= LEAST_LABELS:
-        common = found[_best(profile)]
+        common = shifts[_best(profile)]
     step = 5.0 * _STEP
-    lowered = {name: step * round(max(-MOST_SHIFT, min(0.0, shift - common)) / step) for name, shift in found.items()}
+    lowered = {name: step * round(max(-MOST_SHIFT, min(0.0, shift - common)) / step) for name, shift in shifts.items()}
     return {name: shift for name, shift in lowered.items() if shift < 0.0 and name in values}
 
 
@@ -93,14 +93,14 @@ def lower_bounds(
     difference from the best variant, below that one's measured accuracy."""
     best = _best(profile)
     measured = {item.variant: item for item in profile.accuracy if profile.backend.get(item.variant) == item.backend}
-    found = {}
+    bounds = {}
     for variant, item in measured.items():
         middle, doubt = item.value, 0.0
         if not (relative and variant == best):
             doubt = _doubt(item, measured[best], relative, _alike(profile, variant, best))
             middle = measured[best].value + item.against[0] if relative and item.against is not None else middle
-        found[variant] = middle - doubt + (shifts or {}).get(variant, 0.0)
-    return found
+        bounds[variant] = middle - doubt + (shifts or {}).get(variant, 0.0)
+    return bounds
 
 
 def margin(profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapping[str, float] | None = None) -> float:

@@ -194,15 +194,15 @@ class EnergyEvidence:
     def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the factor of each of `wanted`."""
         known = {key: (sums.factor - 1.0) * fade(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
-        found = {}
+        factors = {}
         for key in wanted:
             value = known.get(key)
             if value is None:  # of a slice on which its variant did not run: nearly as on the others
                 others = [more for (variant, _), more in known.items() if variant == key[0]]
                 shared = _COMMON + _OF_ALL_SLICES
                 value = shared * sum(others) / (shared * len(others) + _OF_ONE)
-            found[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
-        return found
+            factors[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
+        return factors
 
     def errors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the standard error of the factor of each of `wanted`.  For a variant that never ran it is how far off
@@ -212,23 +212,23 @@ class EnergyEvidence:
             if sums.enough:
                 left = fade(now_s - sums.at_s) ** 2
                 known[key] = left * sums.variance + (1.0 - left) * _UNKNOWN
-        found = {}
+        errors = {}
         for key in wanted:
             others = [more + 2.0 * _OF_ONE for (variant, _), more in known.items() if variant == key[0]]
-            found[key] = math.sqrt(min(known.get(key, _UNKNOWN), *others, _UNKNOWN))
-        return found
+            errors[key] = math.sqrt(min(known.get(key, _UNKNOWN), *others, _UNKNOWN))
+        return errors
 
     def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
         """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than
         profiled.  `joules`: of a batch, as profiled."""
         ran = [key for key, sums in self._sums.items() if sums.enough]
         more_j = {key: (factors[key] - 1.0) * joules[key] for key in ran if key in joules}
-        found = dict(factors)
+        raised = dict(factors)
         for key in factors:
             cheaper = [more_j[of] for of in more_j if joules[of] <= joules[key]]
             if key[0] not in {variant for variant, _ in ran} and cheaper:
-                found[key] = min(1.0 + max(median(cheaper), 0.0) / joules[key], MOST)
-        return found
+                raised[key] = min(1.0 + max(median(cheaper), 0.0) / joules[key], MOST)
+        return raised
 
     def save(self, now_s: float) -> tuple[SavedEnergy, ...]:
         """Return what is known, to be restored."""

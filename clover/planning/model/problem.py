@@ -140,8 +140,8 @@ def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuratio
 def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:
     """Return rows a second of BASE on these devices: its variant on each of them as a whole."""
     services = services_of(profile, share)
-    found = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
-    return sum(service.capacity() for service in found if service is not None)
+    serving = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
+    return sum(service.capacity() for service in serving if service is not None)
 
 
 def _asleep(rate: float) -> float:
@@ -227,18 +227,18 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
         if chosen.variant == item.variant and chosen.backend == profile.backend.get(item.variant)
         if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
     }
-    found: dict[tuple[str, str], str] = {}
+    backends: dict[tuple[str, str], str] = {}
     measured = _measured(profile.latency, profile.front_ms)
     for (variant, name, backend), service in measured.items():
         chosen = profile.backend.get(variant, "")
         if backend == chosen:
-            found.setdefault((variant, name), backend)
+            backends.setdefault((variant, name), backend)
         elif (variant, backend) in alike and (variant, name, chosen) in measured:
-            now = measured[variant, name, found.get((variant, name), chosen)]
+            now = measured[variant, name, backends.get((variant, name), chosen)]
             cheaper = service.least_energy_j < CHEAPER * now.least_energy_j
             if cheaper and service.mean_ms[0] <= now.mean_ms[0] and service.capacity() >= now.capacity():
-                found[variant, name] = backend
-    return found
+                backends[variant, name] = backend
+    return backends
 
 
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:

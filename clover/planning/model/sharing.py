@@ -96,19 +96,19 @@ class SharedPool:
         weights = [
             [0.0 if own is None else kind.count * own.capacity() for own in kind.services] for kind in self.kinds
         ]
-        found = _dealt(rates, weights)
+        flows = _dealt(rates, weights)
         if all(own is not None for kind in self.kinds for own in kind.services) or len(self.kinds) == 1:
-            return found
-        best = found
+            return flows
+        best = flows
         for _ in range(_SPREADING):
-            loads = self._loads(found)
+            loads = self._loads(flows)
             if max(loads) < max(self._loads(best)):
-                best = found
+                best = flows
             weights = [
                 [weight / math.sqrt(max(load, 1e-3)) for weight in own]
                 for own, load in zip(weights, loads, strict=True)
             ]
-            found = _dealt(rates, weights)
+            flows = _dealt(rates, weights)
         return best
 
     def _loads(self, flows: Sequence[Sequence[float]]) -> list[float]:

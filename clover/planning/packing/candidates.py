@@ -83,8 +83,8 @@ def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int) -> list[Con
     expected = _count(sets, fitting)
     if expected > limit:
         raise PlanError(f"{expected} configurations are too many to list (the limit is {limit})")
-    found = set(itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets))
-    return sorted(found, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
+    configurations = set(itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets))
+    return sorted(configurations, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
 
 
 def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
@@ -172,23 +172,23 @@ def exchange(problem: Problem, configuration: Configuration, max_utilisation: fl
     accurate variants, the fewest slices first.
 
     For searches that try some of all configurations, and might not meet one of these."""
-    found: list[Configuration] = []
+    exchanged: list[Configuration] = []
     seen = {configuration}
     front = [configuration]
     for _ in range(_EXCHANGES):
         following: list[Configuration] = []
         for one in front:
             if not direct(problem, one, max_utilisation).why:
-                found.append(one)
+                exchanged.append(one)
                 continue
             for other in _one_more(problem, one, max_utilisation):
                 if other not in seen:
                     seen.add(other)
                     following.append(other)
         front = following[:_KEPT]
-        if found or not front:
+        if exchanged or not front:
             break
-    yield from found[:_KEPT]
+    yield from exchanged[:_KEPT]
 
 
 def _one_more(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:

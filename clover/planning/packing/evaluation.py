@@ -251,8 +251,8 @@ def settled_mix(problem: Problem, objective: Objective, configuration: Configura
     any, else the one of the least load.  KeyError if a variant was not measured."""
     names = sorted(variants_of(configuration))
     pairs: list[tuple[str, ...]] = [*itertools.combinations(names, 2)] or [(names[0],)]
-    found = [_settle_pair(problem, objective, configuration, pair) for pair in pairs]
-    return min(found, key=lambda own: (bool(own.why), -own.score if not own.why else _load(problem, own)))
+    mixes = [_settle_pair(problem, objective, configuration, pair) for pair in pairs]
+    return min(mixes, key=lambda own: (bool(own.why), -own.score if not own.why else _load(problem, own)))
 
 
 def _load(problem: Problem, own: SharedMix) -> float:
@@ -307,11 +307,11 @@ def _jointly(limits: Sequence[float], loads: Sequence[float], most: float) -> li
     """Return the largest shares of two lanes whose rows take `loads` of the time of the same workers each, if all rows
     were its own: below that, whatever is left to the other lane, no more than `most` of it is taken."""
     slow, fast = (0, 1) if loads[0] > loads[1] else (1, 0)
-    found = list(limits)
+    limited = list(limits)
     if loads[slow] > most:
         room = (most - loads[fast]) / max(loads[slow] - loads[fast], 1e-12)
-        found[slow] = max(0.0, min(found[slow], room))
-    return found
+        limited[slow] = max(0.0, min(limited[slow], room))
+    return limited
 
 
 def _lightest(capacities: Sequence[float], accuracy: Sequence[float], least: Sequence[float], floor: float) -> Mix:
@@ -432,12 +432,12 @@ def leasts(
 ) -> list[float]:
     """Return the least share of each lane: what rows that ask for an accuracy take of it, or, if that is more, the part
     of `least` (the share that a planned worker has to get) that belongs to workers which these rows do not need."""
-    found = []
+    leasts = []
     for variant, count, capacity, own in zip(variants, workers, capacities, least, strict=True):
         rate = asked.rates.get(variant, 0.0)
         if rate > 0.0:
             needed = max(1, math.ceil(rate * count / (max_utilisation * capacity) - _EPSILON))
-            found.append(max(rate / problem.rate, own * max(0, count - needed) / count))
+            leasts.append(max(rate / problem.rate, own * max(0, count - needed) / count))
         else:
-            found.append(own)
-    return found
+            leasts.append(own)
+    return leasts

@@ -274,13 +274,13 @@ class Formulation:
 
     def counts(self, configurations: Sequence[Configuration]) -> Counts:
         """Return workers of each group in one configuration a member; those of unknown groups are left out."""
-        found = np.zeros(len(self.groups), np.int64)
+        counts = np.zeros(len(self.groups), np.int64)
         for at, configuration in enumerate(configurations):
             for group in configuration:
                 place = self._at.get((at, group.variant, group.profile))
                 if place is not None:
-                    found[place] += group.count
-        return found
+                    counts[place] += group.count
+        return counts
 
     def configuration(self, counts: Iterable[int], member: int = 0) -> Configuration:
         """Return what `counts` is for a member."""
@@ -311,7 +311,7 @@ class Formulation:
         """Return configurations to start from: all devices of a kind cut alike, one variant a member on all of its
         slices, the members taking slices in turn."""
         variants = [[variant for at, variant in self.lanes if at == member] for member in range(len(self.members))]
-        found: list[tuple[Counts, Counts]] = []
+        starts: list[tuple[Counts, Counts]] = []
         by_kind = [
             [at for at, cut in enumerate(self.cuts) if cut.kind == kind and cut.profiles]
             for kind in range(len(self.kinds))
@@ -325,8 +325,8 @@ class Formulation:
             for rank in range(max(map(len, variants))):
                 counts = self._dealt(slices, [names[min(rank, len(names) - 1)] for names in variants])
                 if counts is not None:
-                    found.append((counts, used))
-        return found
+                    starts.append((counts, used))
+        return starts
 
     def loaded(self, most: int = 8) -> list[tuple[Counts, Counts]]:
         """Return configurations to start from if members need unlike parts of the devices (of one kind, members of
@@ -336,16 +336,16 @@ class Formulation:
             return []
         cuts = [at for at, cut in enumerate(self.cuts) if cut.profiles]
         whole = min(cuts, key=lambda at: (sum(number for _, number in self.cuts[at].profiles), at))
-        found: list[tuple[float, Counts, Counts]] = []
+        starts: list[tuple[float, Counts, Counts]] = []
         for at in cuts:
             for number in range(self.kinds[0][1] + 1):
                 used = np.zeros(len(self.cuts), np.int64)
                 used[whole] += number
                 used[at] += self.kinds[0][1] - number
                 counts, watts = self._busiest(used @ self.table)
-                if counts is not None and not any((used == other).all() for _, _, other in found):
-                    found.append((watts, counts, used))
-        return [(counts, used) for _, counts, used in sorted(found, key=lambda item: item[0])[:most]]
+                if counts is not None and not any((used == other).all() for _, _, other in starts):
+                    starts.append((watts, counts, used))
+        return [(counts, used) for _, counts, used in sorted(starts, key=lambda item: item[0])[:most]]
 
     def _busiest(self, slices: Counts) -> tuple[Counts | None, float]:
         """Return slices dealt one by one to the member with most left to serve, and the watts of that; nothing if a

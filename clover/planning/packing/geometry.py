@@ -90,13 +90,13 @@ def layouts(
         key=lambda option: (option[0], -option[1].size, -option[1].slices, option[1].name),
     )
     rank = {(start, profile.name): position for position, (start, profile) in enumerate(options)}
-    found = [chosen for chosen in _sets(options, compute) if not maximal or _full(chosen, options, compute)]
-    found.sort(key=lambda chosen: [rank[start, profile.name] for start, profile in chosen])
+    sets = [chosen for chosen in _sets(options, compute) if not maximal or _full(chosen, options, compute)]
+    sets.sort(key=lambda chosen: [rank[start, profile.name] for start, profile in chosen])
     return tuple(
         tuple(
             Placement(device=device, profile=profile.name, start=start, size=profile.size) for start, profile in chosen
         )
-        for chosen in found
+        for chosen in sets
     )
 
 

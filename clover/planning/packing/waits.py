@@ -210,7 +210,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
     """Return the ways to form batches that may pay, the plain one first; `caps`: caps without a wait as well."""
     lane, rate = own.lane, own.rate
     plain_j = lane.energy_j(rate, own.share)
-    found = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
+    options = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
     sizes = sorted({batch for service, _ in lane.groups for batch in service.batches})
     able = [size for size in sizes[:-1] if own.load(size) <= objective.max_utilisation]
     asked = [(0.0, size) for size in able] if caps else []
@@ -231,8 +231,8 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
         energy_j = own.batched_j(wait_ms, largest)
         if not caps and energy_j > (1.0 - LEAST_GAIN) * plain_j:
             continue
-        found.append(_Option(wait_ms, largest, energy_j, _late(own.latencies_ms(wait_ms, largest, ROWS), limit_ms)))
-    return _worth_it(found, plain_j)
+        options.append(_Option(wait_ms, largest, energy_j, _late(own.latencies_ms(wait_ms, largest, ROWS), limit_ms)))
+    return _worth_it(options, plain_j)
 
 
 def _rows_gathered(rate: float, wait_ms: float) -> float:

@@ -121,9 +121,9 @@ def best_power_state(
     hopes = sorted(_hopes(problem, objective, running), key=lambda item: (-item[0], item[1].awake))
     if not hopes:
         raise PlanError("however the devices are cut, no variant was measured on every slice: profile it for them")
-    found: list[SearchResult] = []
+    bests: list[SearchResult] = []
     for hope, state in hopes:
-        good = [each.best.score for each in found if each.best.feasible]
+        good = [each.best.score for each in bests if each.best.feasible]
         if good and hope <= max(good):
             break
         part = replace(problem, devices=state.devices)
@@ -131,15 +131,15 @@ def best_power_state(
         those = running if here == (state.awake, {device.device for device in state.devices}) else ()
         one = best_found(part, roomy, those, seed=seed)
         ranked = tuple(with_idle_energy(item, problem, objective, state.awake) for item in one.candidates)
-        found.append(replace(one, best=with_idle_energy(one.best, problem, objective, state.awake), candidates=ranked))
-    weighed = {(item.configuration, item.awake): item for each in found for item in (*each.candidates, each.best)}
+        bests.append(replace(one, best=with_idle_energy(one.best, problem, objective, state.awake), candidates=ranked))
+    weighed = {(item.configuration, item.awake): item for each in bests for item in (*each.candidates, each.best)}
     best, ranked = choose(weighed.values(), objective, running=configuration_of(tuple(running)) if running else None)
     return SearchResult(
         best,
         ranked[:10],
-        sum(each.evaluated for each in found),
-        sum(each.total for each in found),
-        all(each.complete for each in found),
+        sum(each.evaluated for each in bests),
+        sum(each.total for each in bests),
+        all(each.complete for each in bests),
     )
 
 
@@ -197,13 +197,13 @@ def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objectiv
         return candidate
     expected = msgspec.structs.replace(candidate.prediction, idle_j_per_row=idle_j(problem, awake))
     score = objective.score(expected.accuracy, expected.joules)
-    found = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
+    with_idle = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
     row = sleeping_row(problem.devices)
     least = row.least_cores if row is not None else min(problem.objective.least_awake, len(problem.devices))
     if awake >= least:
-        return found
+        return with_idle
     why = candidate.why or f"{least} {'cores' if row is not None else 'devices'} have to have workers, not {awake}"
-    return msgspec.structs.replace(found, feasible=False, why=why)
+    return msgspec.structs.replace(with_idle, feasible=False, why=why)
 
 
 def in_use_first(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tuple[DeviceShape, ...]:

@@ -51,10 +51,10 @@ def best_chains(
     found for the most promising points.  Nothing that cannot be worth more than `beat` is searched for.  Of a `space`
     that is all there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     if running is not None and measured(problem, running):
-        found = on_configuration(replace(problem, points=tuple(points)), objective, running)
-    good = [candidate for candidate in found if candidate.feasible]
+        candidates = on_configuration(replace(problem, points=tuple(points)), objective, running)
+    good = [candidate for candidate in candidates if candidate.feasible]
     if space:
         good += _best_of(problem, objective, [point for _, point in ranked], space, beat)
         return sorted(good, key=lambda candidate: -candidate.score)

@@ -49,9 +49,9 @@ def best_shared(
 ) -> list[Candidate]:
     """Return the best few candidates on workers that share their time, the best first, that are worth more than
     `beat`; and the best mix on what runs if that is shared, feasible or not."""
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     if running is not None and is_shared(running) and measured(problem, running):
-        found.append(evaluate(problem, objective, running))
+        candidates.append(evaluate(problem, objective, running))
     order = itertools.count()
     heap = [(-hope, next(order), own) for hope, own in _hopes(problem, objective, beat)]
     heapq.heapify(heap)
@@ -72,10 +72,10 @@ def best_shared(
         else:
             candidate = evaluate_chain(problem, objective, own.configuration, own.point)
         if candidate.feasible:
-            found.append(candidate)
+            candidates.append(candidate)
             good += 1
             best = max(best, candidate.score)
-    return sorted(found, key=lambda candidate: (not candidate.feasible, -candidate.score))
+    return sorted(candidates, key=lambda candidate: (not candidate.feasible, -candidate.score))
 
 
 def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tuple[float, _Hope]]:

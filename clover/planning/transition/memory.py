@@ -108,13 +108,13 @@ class SliceMemory:
 
     def by_profile(self, devices: Iterable[DeviceShape]) -> dict[str, int]:
         """Return the bytes of slices that have memory of their own, by profile: the least of any device."""
-        found: dict[str, int] = {}
+        bytes_by_profile: dict[str, int] = {}
         for device in devices:
             for place in {place.profile: place for layout in device.layouts for place in layout}.values():
                 room = self.room(place)
                 if room.bytes and not room.free:
-                    found[place.profile] = min(room.bytes, found.get(place.profile, room.bytes))
-        return found
+                    bytes_by_profile[place.profile] = min(room.bytes, bytes_by_profile.get(place.profile, room.bytes))
+        return bytes_by_profile
 
     def beside(self, one: Assignment, other: Assignment) -> bool:
         """Return whether a worker for `other` fits at its placement while the process of `one` is there."""
@@ -203,8 +203,8 @@ class Swap:
         """Return what all workers hold that come to the device of `other`."""
         device = other.placement.device
         places = dict.fromkeys(item.placement.id for item in self.target if item.placement.device == device)
-        found = [self.memory.needs.process_bytes(self._coming(place)) for place in places]
-        return None if None in found else sum(filter(None, found))
+        needed = [self.memory.needs.process_bytes(self._coming(place)) for place in places]
+        return None if None in needed else sum(filter(None, needed))
 
     def _coming(self, place: str) -> list[Assignment]:
         """Return what is to load at a placement."""

@@ -154,10 +154,10 @@ def views(
     time (`at_once`)."""
     workers, routed = Counter(running), Counter(running)
     number = 0
-    found: list[StageView] = []
+    views_so_far: list[StageView] = []
 
     def see(stage: int, seconds: float, parts: tuple[Step, ...]) -> None:
-        found.append(
+        views_so_far.append(
             StageView(
                 stage=stage,
                 seconds=seconds,
@@ -183,7 +183,7 @@ def views(
         slow = [step for index, step in enumerate(parts, number) if index not in free]
         number += len(parts)
         see(stage, seconds_of(slow, durations), parts)
-    return tuple(found)
+    return tuple(views_so_far)
 
 
 def measured(steps: Sequence[Step], free: Container[int], durations: StepSeconds) -> bool:
@@ -231,11 +231,11 @@ def units(item: Assignment, capacity: Capacity) -> int:
 
 def capacity_by_placement(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
     """Return the capacity of each placement in `UNITS`: of a shared one that of the fastest of its assignments."""
-    found: dict[str, int] = {}
+    capacities: dict[str, int] = {}
     for item in items:
         place = item.placement.id
-        found[place] = max(found.get(place, 0), units(item, capacity))
-    return found
+        capacities[place] = max(capacities.get(place, 0), units(item, capacity))
+    return capacities
 
 
 def _is_instance(placement: Placement | None) -> bool:

@@ -211,7 +211,7 @@ def jobs_of(
     PlanError if `target` is on a device that is not there or cannot exist on one."""
     shapes = {device.device: device for device in devices if device.layouts}
     names = sorted({item.placement.device for item in (*running, *target)})
-    found: list[Job] = []
+    jobs: list[Job] = []
     for name in names:
         old = [item for item in running if item.placement.device == name]
         new = [item for item in target if item.placement.device == name]
@@ -220,10 +220,10 @@ def jobs_of(
             if new:
                 raise PlanError(f"there is no device {name} to run {new[0].variant} on")
             destroyed = tuple(_places(old).values())
-            found.append(Job(name, leaving=_sorted(old), destroyed=destroyed, lost=True))
+            jobs.append(Job(name, leaving=_sorted(old), destroyed=destroyed, lost=True))
         else:
-            found.extend(_Device(shape, old, new, beside).jobs())
-    return found
+            jobs.extend(_Device(shape, old, new, beside).jobs())
+    return jobs
 
 
 class _Device:
@@ -271,18 +271,18 @@ class _Device:
     def _tied(self) -> list[tuple[set[str], set[str]]]:
         """Return the ids of placements whose workers have to leave before others come, with those of these, connected
         by overlap."""
-        found: list[tuple[set[str], set[str]]] = []
+        tied: list[tuple[set[str], set[str]]] = []
         for item in self._coming:
             here = [other for other in self._leaving if _overlap(other.placement, item.placement)]
             here += [other for other in self._common if other.placement == item.placement]
             if all(self._beside(other, item) for other in here):
                 continue
             old, new = {other.placement.id for other in here}, {item.placement.id}
-            for joined in [part for part in found if part[0] & old or part[1] & new]:
-                found.remove(joined)
+            for joined in [part for part in tied if part[0] & old or part[1] & new]:
+                tied.remove(joined)
                 old, new = old | joined[0], new | joined[1]
-            found.append((old, new))
-        return found
+            tied.append((old, new))
+        return tied
 
     def _instances(self) -> Iterator[Job]:
         """Yield the jobs that make and remove instances."""
@@ -515,11 +515,11 @@ class _Steps:
 def _ranks(items: Iterable[Assignment]) -> list[list[Assignment]]:
     """Return the first of `items` at each placement, then the second of each, and so on."""
     seen: Counter[str] = Counter()
-    found: list[list[Assignment]] = []
+    ranks: list[list[Assignment]] = []
     for item in sorted(items, key=order):
         rank = seen[item.placement.id]
         seen[item.placement.id] += 1
-        if rank == len(found):
-            found.append([])
-        found[rank].append(item)
-    return found
+        if rank == len(ranks):
+            ranks.append([])
+        ranks[rank].append(item)
+    return ranks

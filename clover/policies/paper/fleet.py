@@ -93,26 +93,26 @@ class PaperFleet:
         by_device: dict[str, list[Assignment]] = {}
         for item in state.running:
             by_device.setdefault(item.placement.device, []).append(item)
-        found = []
+        deals = []
         for unit in self.units:
             rows = {self._row(by_device.get(device.device, ())) for device in unit.devices}
             deal = unit.deals.number.get(rows.pop()) if len(rows) == 1 else None
             if deal is None:
                 return None
-            found.append(deal)
-        return tuple(found)
+            deals.append(deal)
+        return tuple(deals)
 
     def base(self, problem: Problem) -> At:
         """Return BASE: the best variant on whole devices; if it was not measured there, the first deal."""
-        found = []
+        deals = []
         for unit in self.units:
             row = np.zeros(len(self.keys), dtype=np.int64)
             for placement in whole(unit.devices[0]):
                 key = (problem.best, placement.profile)
                 if key in self.keys:
                     row[self.keys.index(key)] += 1
-            found.append(unit.deals.number.get(row.tobytes(), 0))
-        return tuple(found)
+            deals.append(unit.deals.number.get(row.tobytes(), 0))
+        return tuple(deals)
 
     def _row(self, items: Sequence[Assignment]) -> bytes:
         row = np.zeros(len(self.keys), dtype=np.int64)
@@ -152,11 +152,11 @@ def raw_layouts(device: DeviceShape, fits: dict[str, tuple[str, ...]]) -> tuple[
 @lru_cache(maxsize=16)
 def _deals(multisets: tuple[Profiles, ...], raw: tuple[tuple[str, ...], ...], fits: Fits, keys: Keys) -> Deals:
     fitted = dict(fits)
-    found = configurations_of(((multisets, 1),), fitted, limit=FULL)
-    counts = np.zeros((len(found), len(keys)), dtype=np.int64)
+    configurations = configurations_of(((multisets, 1),), fitted, limit=FULL)
+    counts = np.zeros((len(configurations), len(keys)), dtype=np.int64)
     layouts = Counter(tuple(sorted(Counter(profiles).items())) for profiles in raw)
-    chance = np.zeros(len(found))
-    for row, configuration in enumerate(found):
+    chance = np.zeros(len(configurations))
+    for row, configuration in enumerate(configurations):
         held: Counter[str] = Counter()
         ways = 1.0
         for group in configuration:

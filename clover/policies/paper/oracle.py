@@ -201,18 +201,18 @@ def _better(fifo: Fifo, rows: Counts, than: Trial) -> tuple[int, Trial] | None:
     hopeful = (forms.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~forms.late & (forms.score > least)
     order = [row for row in np.argsort(-forms.score, kind="stable").tolist() if hopeful[row]]
     for row in order[:_TRIED]:
-        found = evaluate(fifo, rows[row])
-        if found.candidate.feasible and found.candidate.score > least:
-            return row, found
+        trial = evaluate(fifo, rows[row])
+        if trial.candidate.feasible and trial.candidate.score > least:
+            return row, trial
     return None
 
 
 def _standing(fleet: PaperFleet, at: At) -> list[list[int]]:
     """Return units that may be exchanged for one another: of one kind, and with the same deal."""
-    found: dict[tuple[int, int, int], list[int]] = {}
+    rows_by_key: dict[tuple[int, int, int], list[int]] = {}
     for number, (unit, deal) in enumerate(zip(fleet.units, at, strict=True)):
-        found.setdefault((id(unit.deals), unit.times, deal), []).append(number)
-    return list(found.values())
+        rows_by_key.setdefault((id(unit.deals), unit.times, deal), []).append(number)
+    return list(rows_by_key.values())
 
 
 def _given(at: At, units: Sequence[int], deal: int) -> At:

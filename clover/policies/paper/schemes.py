@@ -152,11 +152,11 @@ def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan
     """Return the plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is
     marked, and the bound leaves the floor out as well."""
     candidates = tuple(_mark_infeasible(item, fifo.objective) for item in best.candidates[:_SHOWN])
-    found = SearchResult(candidates[0], candidates, best.evaluated, best.total, best.complete)
+    result = SearchResult(candidates[0], candidates, best.evaluated, best.total, best.complete)
     how = fifo.model(fifo.counts(candidates[0].configuration))
     note = f"{words}; shares as FIFO to any idle worker has them ({how})"
     free = replace(fifo.objective, planned_floor=0.0)
-    return plan_of(state, fifo.problem, fifo.objective, found, policy=policy, note=note, bounded=free)
+    return plan_of(state, fifo.problem, fifo.objective, result, policy=policy, note=note, bounded=free)
 
 
 def _mark_infeasible(candidate: Candidate, objective: Objective) -> Candidate:

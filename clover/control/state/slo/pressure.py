@@ -134,9 +134,9 @@ class SloPressure:
         self.factor = min(self.factor * step, MOST)
         self._moved_s, self._lowered = seen.now_s, False
         self._raised = p95_ms, seen.now_s
-        found = "no answer" if seen.p95_ms is None else f"p95 {p95_ms:.2f} ms"
+        p95 = "no answer" if seen.p95_ms is None else f"p95 {p95_ms:.2f} ms"
         return (
-            f"{RISK}: {found} within {seen.slo_ms:.2f} ms, of which {expected_ms:.2f} ms was predicted; services are "
+            f"{RISK}: {p95} within {seen.slo_ms:.2f} ms, of which {expected_ms:.2f} ms was predicted; services are "
             f"taken to be {self.factor:.2f} x as slow as profiled from now"
         )
 

@@ -72,15 +72,15 @@ class SloWindows:
     def usual_ms(self, since_s: float = -math.inf) -> float | None:
         """Return the SLO that 95 % of the windows that began after `since_s` would have held; None without such
         windows."""
-        found = sorted(self._since(since_s))
-        usual = found[math.ceil(_WITHIN * len(found)) - 1] if found else math.inf
+        p95s_ms = sorted(self._since(since_s))
+        usual = p95s_ms[math.ceil(_WITHIN * len(p95s_ms)) - 1] if p95s_ms else math.inf
         return usual if math.isfinite(usual) else None
 
     def within(self, limit_ms: float, since_s: float) -> tuple[float, int]:
         """Return the part of the windows that began after `since_s` whose p95 was at most `limit_ms`, and their
         number."""
-        found = [p95_ms <= limit_ms for p95_ms in self._since(since_s)]
-        return (sum(found) / len(found) if found else 0.0), len(found)
+        held = [p95_ms <= limit_ms for p95_ms in self._since(since_s)]
+        return (sum(held) / len(held) if held else 0.0), len(held)
 
     def _since(self, since_s: float) -> Iterator[float]:
         return (window.p95_ms for window in self._ring if window.end_s - WINDOW_S >= since_s)
