@@ -121,7 +121,7 @@ class Probe:
 
     def product(self) -> str:
         """Return the name of the product; the empty string if NVML does not say."""
-        name = self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
+        name = self._ask_or_none(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
         return name.decode() if isinstance(name, bytes) else str(name or "")
 
     def poll(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
@@ -137,7 +137,7 @@ class Probe:
 
     def pids(self) -> tuple[int, ...] | None:
         """Return the processes that have a context on the GPU or on one of its instances; None if NVML does not say."""
-        processes = self._ask(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+        processes = self._ask_or_none(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
         return None if processes is None else tuple(int(item.pid) for item in processes)
 
     def busy(self) -> dict[int, float] | None:
@@ -162,7 +162,7 @@ class Probe:
             self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
         return question(nvml, self._handle)
 
-    def _ask(self, question: Callable[[Any, Any], Any]) -> Any:
+    def _ask_or_none(self, question: Callable[[Any, Any], Any]) -> Any:
         """Return the answer to a question that is good to know; None if there is no answer."""
         import pynvml
 
