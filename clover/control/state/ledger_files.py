@@ -142,7 +142,7 @@ class LedgerFiles:
             except (LedgerError, OSError) as error:
                 self._unkept = str(error)
                 if not before:
-                    log.warning("what budgets spend is not kept in %s over a restart: %s", self.folder, error)
+                    log.warning("what budgets spend is not kept over a restart in %s: %s", self.folder, error)
         for family in families:
             family.ledger.unkept = self._unkept
         return self._lock is not None

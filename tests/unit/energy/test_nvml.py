@@ -437,10 +437,10 @@ def test_without_a_counter_power_is_integrated_and_says_why(board: Board, caplog
         sample = await looked(meter)
         assert sample.total_j == pytest.approx((50 + 150) / 2 * 1 + (150 + 250) / 2 * 2)
         assert (meter.source, sample.method, sample.epoch) == ("power", "measured", 0)
-        assert meter.why.startswith("NVML power integrated between looks, since the energy counter gives 'Not Supp")
+        assert meter.why.startswith("NVML power integrated between readings, since the energy counter gives 'Not Supp")
 
     asyncio.run(scene())
-    assert "integrated between looks" in caplog.text
+    assert "integrated between readings" in caplog.text
 
 
 def test_instantaneous_power_is_preferred_to_an_average(board: Board) -> None:

@@ -49,8 +49,8 @@ def test_a_plan_may_have_a_chain() -> None:
         (chained("small", "medium"), "without a worker"),
         (chained("small", "large", thresholds=()), "an invalid chain"),
         (chained("small", "large", "small", thresholds=(0.5, 0.5)), "an invalid chain"),
-        (chained("small", "large", thresholds=(float("inf"),)), "no scores"),
-        (chained("small", "large", thresholds=(float("nan"),)), "no scores"),
+        (chained("small", "large", thresholds=(float("inf"),)), "not finite"),
+        (chained("small", "large", thresholds=(float("nan"),)), "not finite"),
         (chained(thresholds=(0.5,)), "an invalid chain"),
     ],
 )

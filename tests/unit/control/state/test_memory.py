@@ -321,7 +321,7 @@ def test_what_is_refused_is_tried_anew_after_a_while_if_nothing_else_can_run(cap
         del rig.fleet.calls[:]
         await rig.look(10.0, looks=60)
         assert rig.family.deployed is None
-        anew = sum("is tried anew" in record.message for record in caplog.records)
+        anew = sum("is tried again" in record.message for record in caplog.records)
         assert anew in (2, 3)  # in ten minutes: after one, two and four
         assert len([call for call in rig.fleet.calls if call.startswith("out of memory")]) <= 9 * (anew + 1)
         rig.fleet.mib = 500
