@@ -177,7 +177,7 @@ MECHANISMS: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
     "seasonal forecast": ((forecast, "forecast", lambda _, now, count: np.full(count, now)),),
     "accuracy margin": (
         (AccuracySample, "margin", lambda *_, **__: 0.0),
-        (AccuracySample, "certain", lambda _, profile, *__, **___: profile),
+        (AccuracySample, "keep_certain", lambda _, profile, *__, **___: profile),
     ),
     "learning": (_LEARNING,),
     "SLO pressure": (_PRESSURE,),

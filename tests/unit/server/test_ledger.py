@@ -63,13 +63,13 @@ class Scene:
             profile=None,
         )
         context = SimpleNamespace(families={}, decisions=self.decisions, grid=SimpleNamespace(trouble="it is silent"))
-        controller: Any = SimpleNamespace(context=context, shadows=SimpleNamespace(of={}))
+        controller: Any = SimpleNamespace(context=context, shadows=SimpleNamespace(by_family={}))
         machine: Any = SimpleNamespace(metered_ns=lambda: dict(self.metered))
         self.config = ServerConfig(
             ledger=LedgerConfig(keep="on", name="scene"), listen=ListenConfig(token="hush"), state_dir=str(folder)
         )
         self.served, self.audit = {"m": served}, AuditLog()
-        self.shadows = controller.shadows.of
+        self.shadows = controller.shadows.by_family
         self.ledger = ServerLedger(
             self.config,
             LedgerSource(self.account, machine, self.served, controller, self.audit),

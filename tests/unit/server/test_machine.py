@@ -125,8 +125,8 @@ def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_ho
         machine.meters, machine.beside = meters, False
         machine._samples, machine._looked_ns, machine._unreadable_ns = {}, {}, {}
         machine._spare = lambda gpu: None
-        machine._host = SimpleNamespace(look=lambda: done.append("host looked at"))
-        machine._account = SimpleNamespace(window=lambda sample, *_: done.append(f"{sample.device} closed"))
+        machine._host = SimpleNamespace(poll=lambda: done.append("host looked at"))
+        machine._account = SimpleNamespace(close_window=lambda sample, *_: done.append(f"{sample.device} closed"))
         measuring = asyncio.ensure_future(machine.measure(Reading(g_per_kwh=300.0, at_s=0.0, provider="test")))
         for name in ("host", "gpu1", "gpu0"):
             await asyncio.sleep(0)

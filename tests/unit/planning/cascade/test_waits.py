@@ -74,7 +74,7 @@ def test_where_the_longest_wait_is_late_a_shorter_one_is_taken(monkeypatch: pyte
     def played(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> NDArray[np.float64]:
         return np.full(100, 100.0 if wait_ms == longest_ms else 5.0)
 
-    monkeypatch.setattr(evaluation, "played_ms", played)
+    monkeypatch.setattr(evaluation, "play_latencies_ms", played)
     found = evaluate(problem, aim, both(problem), point())
     assert found.feasible
     assert 0.0 < found.routing.wait_ms["small"] < longest_ms
