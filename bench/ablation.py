@@ -165,8 +165,8 @@ async def _unverified(*_: object) -> bool:
     return False
 
 
-_LEARNING = (Learning, "look", lambda *_: False)
-_PRESSURE = (SloPressure, "look", lambda *_: "")
+_LEARNING = (Learning, "observe", lambda *_: False)
+_PRESSURE = (SloPressure, "observe", lambda *_: "")
 MECHANISMS: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
     "rate margin": ((arrivals, "SURE", 0.0),),
     "ways": ((WayFinder, "best", _quickest),),
@@ -177,7 +177,7 @@ MECHANISMS: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
     "seasonal forecast": ((forecast, "forecast", lambda _, now, count: np.full(count, now)),),
     "accuracy margin": (
         (AccuracySample, "margin", lambda *_, **__: 0.0),
-        (AccuracySample, "certain", lambda _, profile, *__, **___: profile),
+        (AccuracySample, "keep_certain", lambda _, profile, *__, **___: profile),
     ),
     "learning": (_LEARNING,),
     "SLO pressure": (_PRESSURE,),

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from bench.common import show, write_json
 from bench.horizon import Hour, spend
 from clover.carbon.layouts import parse_table, read_file
-from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, grouped, outlook
+from clover.planning.budget.forecast import HOUR_S, ForecastInput, History, group_hours, outlook
 from clover.planning.budget.frontiers import frontier
 from clover.planning.budget.target import GRAMS_PER_J
 from clover.planning.model.frontier import FrontierPoint
@@ -124,7 +124,7 @@ def hours_in(path: Path) -> tuple[int, Floats]:
     rows = parse_table(read_file(path)).rows
     for row in rows:
         value = row.g if row.g is not None else row.forecast_g
-        history.note(row.at_s, math.nan if value is None else value)
+        history.record(row.at_s, math.nan if value is None else value)
     values = history.hourly(math.floor(rows[-1].at_s / HOUR_S))
     return math.floor(rows[-1].at_s / HOUR_S) + 1 - len(values), values
 
@@ -185,11 +185,11 @@ class Replay:
             if at == start:
                 served_rows = served = 0.0
             now_s = (self.first + at) * HOUR_S
-            intensities.note(now_s, g_per_kwh)
-            loads.note(now_s, rate)
+            intensities.record(now_s, g_per_kwh)
+            loads.record(now_s, rate)
             end = min(start + self.horizon, len(self.truth))
             if forecast == "perfect":
-                steps = grouped(np.full(end - at, HOUR_S), self.truth[at:end], self.rates[at:end] * HOUR_S)
+                steps = group_hours(np.full(end - at, HOUR_S), self.truth[at:end], self.rates[at:end] * HOUR_S)
                 label = "perfect"
             else:
                 told = None
@@ -249,7 +249,7 @@ class Replay:
     def limit(self, accuracy: float) -> float:
         """Return grams of the exact optimum over all hours at that accuracy, each hour anywhere on its frontier's
         hull."""
-        given = PlanningInput.of(self.state)
+        given = PlanningInput.from_state(self.state)
         shapes = {
             rate: [plan.point for plan in frontier(given.problem, given.objective, rate, seed=self.state.seed)]
             for rate in set(self.rates.tolist())

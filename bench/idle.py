@@ -42,7 +42,7 @@ def stretch(server: Any, bodies: Any, workers: int, options: argparse.Namespace)
     idle, cpu_s, at_ns = CoreIdle(cores), cpu_seconds(pids), time.monotonic_ns()
     first = meter.sample(at_ns) if meter is not None else None
     result = uvloop.run(open_loop(server.url, "fashion", bodies, rate=options.rate, seconds=options.seconds))
-    idle.look()
+    idle.poll()
     report, cpu_s, now_ns = idle.report(), cpu_seconds(pids) - cpu_s, time.monotonic_ns()
     last = meter.sample(now_ns) if meter is not None else None
     found = report["cores"] if report is not None else []

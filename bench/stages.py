@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.common import show, write_json
-from clover.planning.cascade.evaluation import played_ms
+from clover.planning.cascade.evaluation import play_latencies_ms
 from clover.planning.model.queueing import Service, lane_of
 from tests.support import row_by_row
 
@@ -106,7 +106,7 @@ def _scaled(kind: Service, factor: float) -> Service:
 
 def compared(drawn: Drawn, rows: int, seed: int) -> Compared:
     """Return one configuration, played for `rows` rows, or for more where these do not tell its p95 within `_KNOWN`."""
-    model_ms = float(np.quantile(played_ms(drawn.stages, drawn.rate, drawn.reach), 0.95))
+    model_ms = float(np.quantile(play_latencies_ms(drawn.stages, drawn.rate, drawn.reach), 0.95))
     seen = _routed(drawn, rows, seed)
     if seen.half_width_ms > _KNOWN * seen.p95_ms and rows < _MOST_ROWS:  # more, as many as it seems to take
         rows = min(_MOST_ROWS, math.ceil(rows * (seen.half_width_ms / (_KNOWN * seen.p95_ms)) ** 2))

@@ -239,7 +239,7 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
     seconds_of = {name: services_of(known)[name, shape].seconds(1) for name in VARIANTS}
     active_j = served_g = base_g = 0.0
     others = 0.0
-    account.window(meter.sample(machine.now_ns), Reading(g_per_kwh=350.0, at_s=0.0, provider="truth"))
+    account.close_window(meter.sample(machine.now_ns), Reading(g_per_kwh=350.0, at_s=0.0, provider="truth"))
     for second in range(SECONDS):
         lasted_s = float(SUSPENDED_S) if situation.suspended and second == SECONDS // 3 else 1.0
         if lasted_s > 1.0:  # nothing runs meanwhile, and nobody looks
@@ -260,11 +260,11 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
             machine.workers[name] += used_ns
             meters[name].add(1, used_ns // CORES, used_ns)
             if number >= rows:
-                meters[name].cascaded(0, 1, 0.0)
+                meters[name].record_passed_on(0, 1, 0.0)
         machine.front_end_ns += round(rows * FRONT_END_S * SECOND)
         control_ns = round(CONTROL_CPUS * SECOND)
         machine.control_ns += control_ns
-        account.rows_done("toy", rows)
+        account.count_answered("toy", rows)
         used_j, rested_j = machine.pass_s(1.0, machine.ours_ns - before_ns, others)
         idle_j = (idle_j + rested_j) * CORES / CPUS
         grams_per_j = (350.0 + 150.0 * math.sin(second / SECONDS * 2.0 * math.pi)) / 3.6e6
@@ -274,18 +274,20 @@ async def _play(situation: Situation, luck: random.Random, folder: Path) -> Draw
         active_j += used_j
         served_g += grams_per_j * (idle_j + used_j)
         base_g += grams_per_j * (both_j + base_j)
-        host.look()
-        account.window(meter.sample(machine.now_ns), Reading(g_per_kwh=grams_per_j * 3.6e6, at_s=0.0, provider="truth"))
+        host.poll()
+        account.close_window(
+            meter.sample(machine.now_ns), Reading(g_per_kwh=grams_per_j * 3.6e6, at_s=0.0, provider="truth")
+        )
         rig.clock.now_s += 1.0
-        rig.controller.shadows.window(account.take())
+        rig.controller.shadows.compare(account.collect_spans())
         rig.fleet.work, before = account.work_report("toy"), rig.fleet.energy_factors
-        rig.controller.learner.look(rig.family)
+        rig.controller.learner.poll(rig.family)
         if rig.fleet.energy_factors is not before:
             account.correct("toy", rig.fleet.energy_factors)
-        rig.controller.shadows.look()
+        rig.controller.shadows.poll()
     devices = account.devices()
     counted_j = sum(float(devices["cpu0"][f"{line}_j"]) for line in ("active", "front_end", "control"))
-    found = saved(rig.controller.shadows.of["toy"], devices)
+    found = saved(rig.controller.shadows.by_family["toy"], devices)
     assert found is not None
     told = found["base"]
     return Draw(

@@ -238,7 +238,7 @@ def _points(own: World, trace: Trace, load: loads.Load, slo_ms: float) -> tuple[
         running=(),
         routing=None,
     )
-    given, found = PlanningInput.of(state), []
+    given, found = PlanningInput.from_state(state), []
     for plan in frontier(given.problem, given.objective, state.arrival_rate):
         floor = plan.point.accuracy - 1e-3
         fixed = Scheme("fixed", "objective", form="floor", accuracy_floor=floor, cascade=None)

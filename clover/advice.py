@@ -70,7 +70,9 @@ class FamilyLoad:
         base, cores = self.profile.base, self.profile.base.profile.removesuffix("c")
         if cores.isdecimal():
             many = int(cores)
-            return (CpuDevice.of(tuple(range(many if many < 3 else many + 1))).shape(),)  # one more is the front end's
+            return (
+                CpuDevice.from_cores(tuple(range(many if many < 3 else many + 1))).shape(),
+            )  # one more is the front end's
         places = [Placement(device=f"gpu{n}", profile=base.profile, start=0, size=1) for n in range(base.count)]
         return tuple(
             DeviceShape(device=place.device, kind="mig", layouts=((place,),), slices=1, overlap=False)

@@ -36,7 +36,7 @@ cdef class Account:
     cdef object _last_reading
     cdef object _last_receipt
 
-    cpdef rows_done(self, str family, int64_t rows)
+    cpdef count_answered(self, str family, int64_t rows)
     @cython.locals(energy_j=double, intensity=double, method=str, key=tuple)
     cpdef receipt(
         self, str family, str variant, double accuracy, int64_t rows, double computed_j, str tenant=*, tuple path=*

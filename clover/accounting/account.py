@@ -11,7 +11,7 @@ from clover.accounting.host import HostCpu
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Prices
 from clover.accounting.spans import Spans, Work
-from clover.accounting.usage import UsageBook, book_active, book_rows
+from clover.accounting.usage import UsageBook, attribute_active, count_rows
 from clover.types import EnergySample, Method, Reading, Receipt, WorkReport
 
 _SECOND_NS = 1_000_000_000
@@ -75,29 +75,27 @@ class Account:
     # --- who is there -------------------------------------------------------------------------------------------------
 
     def add_device(self, device: str, slices: int, foreign: float = 0.0) -> None:
-        """Add a device with `slices` compute slices (cores that workers may not use among them), and `foreign` ones
-        that its meter covers and that are not the server's; over all its idle energy is split.
-
-        A known device (a GPU that was lost and is back) keeps its account.
-        """
+        """Add a device with `slices` compute slices (including cores that workers may not use), and `foreign` ones that
+        its meter covers and that are not the server's; its idle energy is split over all of them.  A known device (a
+        GPU that was lost and is back) keeps its account."""
         known = self._devices.setdefault(device, DeviceAccount(slices=1))
         known.slices, known.foreign = max(slices, 1), foreign
         self._forget()
 
     def add_host(self, device: str, host: HostCpu) -> None:
-        """Have the active energy of `device`, the machine, split by the CPU times of `host`."""
+        """Split the active energy of `device`, the machine, by the CPU times of `host`."""
         self.host_device, self.host = device, host
         for meter in self._meters:
             host.add(meter)
 
     def add_family(self, family: str, front_end_j: float = 0.0) -> None:
-        """Have a family take its part of what the front end and control use, from now on.  Its rows are taken to need
-        `front_end_j` joules of the front end each until some were answered."""
+        """Give a family its part of what the front end and control use, from now on.  Until some of its rows were
+        answered, each is taken to need `front_end_j` joules of the front end."""
         self._answered.setdefault(family, 0)
         self._front_end[family] = front_end_j
 
     def attach(self, meter: WorkerMeter) -> WorkerMeter:
-        """Note that a worker now holds its slices; return its meter."""
+        """Record that a worker now holds its slices; return its meter."""
         self._meters.append(meter)
         self._places.setdefault(meter.family, set()).add(meter.device)
         self._forget()
@@ -110,7 +108,7 @@ class Account:
         return meter
 
     def detach(self, meter: WorkerMeter) -> None:
-        """Note that a worker has ended; its work in the window under way still counts."""
+        """Record that a worker has ended; its work in the window under way still counts."""
         if meter in self._meters:
             self._meters.remove(meter)
             self._gone.append(meter)
@@ -135,11 +133,11 @@ class Account:
 
     # --- windows ------------------------------------------------------------------------------------------------------
 
-    def rows_done(self, family: str, rows: int) -> None:
+    def count_answered(self, family: str, rows: int) -> None:
         """Count answered rows, by which the energy of the front end is split."""
         self._answered[family] = self._answered.get(family, 0) + rows
 
-    def window(self, sample: EnergySample, reading: Reading, now_ns: int = 0) -> None:
+    def close_window(self, sample: EnergySample, reading: Reading, now_ns: int = 0) -> None:
         """Close the window of `sample.device` at `sample.at_ns`.
 
         `reading` was in force until `now_ns` (default: until the sample).  Energy that comes late is priced at the
@@ -147,14 +145,14 @@ class Account:
         the last leaves it open.
         """
         self.reading = reading
-        self._prices.note(reading, now_ns or sample.at_ns)
+        self._prices.record(reading, now_ns or sample.at_ns)
         device = self._devices.setdefault(sample.device, DeviceAccount(slices=1))
         host = self.host if sample.device == self.host_device else None
         everywhere = host is not None and not any(meter.device == sample.device for meter in self._meters)
         here = [meter for meter in self._meters if everywhere or meter.device == sample.device]
         gone = [meter for meter in self._gone if meter.device == sample.device]
-        book_rows(self.usage, (meter for meter in (*here, *gone) if meter.device == sample.device))
-        closed = device.window(sample, here, gone, self._prices, host.parts if host is not None else None)
+        count_rows(self.usage, (meter for meter in (*here, *gone) if meter.device == sample.device))
+        closed = device.close_window(sample, here, gone, self._prices, host.parts if host is not None else None)
         self._forget()
         if closed is None:
             return
@@ -163,24 +161,24 @@ class Account:
         device.retired_busy_ns += sum(meter.busy_ns for meter in gone)
         if host is not None:
             host.close()
-        self._book(sample, closed)
-        self._feedback.note(sample.device, closed)
+        self._attribute(sample, closed)
+        self._feedback.record(sample.device, closed)
 
-    def _book(self, sample: EnergySample, closed: ClosedWindow) -> None:
+    def _attribute(self, sample: EnergySample, closed: ClosedWindow) -> None:
         spans, prices = self._spans, closed.prices
-        book_active(self.usage, sample, closed.active, prices)
+        attribute_active(self.usage, sample, closed.active, prices)
         spans.seconds = max(spans.seconds, closed.seconds)
         for meter, part_j in closed.active:
-            spans.of(meter.family).share.add_active(part_j, prices)
+            spans.for_family(meter.family).share.add_active(part_j, prices)
             self._line(sample, "active", meter.family, meter).add(part_j, prices)
         for meter, part_j in closed.audits:
-            spans.of(meter.family).control.add_active(part_j, prices)
+            spans.for_family(meter.family).control.add_active(part_j, prices)
             self._line(sample, "control", meter.family).add(part_j, prices)
         for meter, part_j in (*closed.active, *closed.audits):
             if meter.device == sample.device:  # and not what a worker of a GPU uses of its host
                 self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
         for meter, rows, gone_on, right, expected_j, computed in closed.rows:
-            span = spans.of(meter.family)
+            span = spans.for_family(meter.family)
             span.gone_on += gone_on
             span.right += right
             span.rows[meter.variant] = span.rows.get(meter.variant, 0) + rows
@@ -189,7 +187,7 @@ class Account:
             work.rows += computed
             work.expected_j += expected_j
         for meter, part_j in closed.idle:
-            spans.of(meter.family).share.add_idle(part_j, prices)
+            spans.for_family(meter.family).share.add_idle(part_j, prices)
         for meter, line, part_j in closed.idle_lines():
             self._line(sample, line, meter.family, meter).add(part_j, prices)
         for line, part_j in (
@@ -200,13 +198,13 @@ class Account:
             self._line(sample, line).add(part_j, prices)
         for meter, part_j in closed.kept:
             self._kept_j[meter.family] = self._kept_j.get(meter.family, 0.0) + part_j
-        spans.unheld(sample.device, closed.unowned_j, sum(price.part * price.grams_per_j for price in prices))
+        spans.add_unowned(sample.device, closed.unowned_j, sum(price.part * price.grams_per_j for price in prices))
         if sample.device == self.host_device:
-            self._book_overheads(sample, closed)
+            self._attribute_overheads(sample, closed)
         for span in spans.families.values():
             span.grids.update(price.method for price in prices)
 
-    def _book_overheads(self, sample: EnergySample, closed: ClosedWindow) -> None:
+    def _attribute_overheads(self, sample: EnergySample, closed: ClosedWindow) -> None:
         """Split what the front end and control used over the families by rows answered; evenly, if none were."""
         answered, self._answered = self._answered, dict.fromkeys(self._answered, 0)
         looked_up, self._looked_up = self._looked_up, {}
@@ -221,7 +219,7 @@ class Account:
         caused_j = max(closed.front_end_j - min(self._front_end_w, default=0.0) * closed.seconds, 0.0)
         for family, rows in answered.items():
             part = rows / total if total else 1.0 / len(answered)
-            span = self._spans.of(family)
+            span = self._spans.for_family(family)
             for line, share, active_j in (
                 ("front_end", span.front_end, closed.front_end_j),
                 ("control", span.control, closed.control_j),
@@ -235,7 +233,7 @@ class Account:
                 self._front_end[family] = own_j / (earlier + rows)
                 self._front_end_rows[family] = earlier + rows
 
-    def unmetered(self, device: str, seconds: float) -> None:
+    def count_unmetered(self, device: str, seconds: float) -> None:
         """Count time in which the meter of `device` gave no reading; the device is shown as not metered."""
         account = self._devices.setdefault(device, DeviceAccount(slices=1))
         account.unmetered_s += seconds
@@ -243,13 +241,13 @@ class Account:
 
     def work_report(self, family: str) -> WorkReport:
         """See `clover.interfaces.Fleet.work_report`."""
-        return self._feedback.take(family, (*self._meters, *self._gone))
+        return self._feedback.collect(family, (*self._meters, *self._gone))
 
     def correct(self, family: str, factors: Mapping[tuple[str, str], float]) -> None:
         """See `clover.interfaces.Fleet.correct_energy`."""
         self._feedback.correct(family, factors, self._meters, self._devices)
 
-    def take(self) -> Spans:
+    def collect_spans(self) -> Spans:
         """Return the spans of the windows that were closed since the last call."""
         taken, self._spans = self._spans, Spans()
         return taken
@@ -281,10 +279,8 @@ class Account:
         path: tuple[str, ...] = (),
     ) -> Receipt:
         """Bill a tenant's `rows` rows with `computed_j` joules (as their workers' meters gave them) and return their
-        receipt.  Call it once for each ticket.
-
-        Energy includes what rows take of the front end, carbon also the PUE.  The rows of a batch share one object.
-        """
+        receipt.  Call it once for each ticket.  Energy includes what rows take of the front end, carbon also the PUE.
+        The rows of a batch share one object."""
         energy_j = computed_j + self._front_end.get(family, 0.0) * rows
         key = (family, tenant)
         self.receipts_j[key] = self.receipts_j.get(key, 0.0) + energy_j
@@ -320,7 +316,7 @@ class Account:
         return last
 
     def bill_lookup(self, family: str, joules: float, tenant: str = "") -> None:
-        """Charge the joules of finding a kept answer, which are part of the front end's: no row pays them again."""
+        """Charge the joules of finding a kept answer.  They are part of the front end's, so no row pays them again."""
         self._looked_up[family] = self._looked_up.get(family, 0.0) + joules
         key = (family, tenant)
         self.receipts_j[key] = self.receipts_j.get(key, 0.0) + joules
@@ -367,11 +363,9 @@ class Account:
 
     def totals(self, family: str | None = None) -> dict[str, float]:
         """Return joules and grams over all variants (of one family), with its part of the front end and of control.
-
-        `energy_j` = `receipts_j` + `idle_no_request_j` + `control_j` + `unbilled_j`.  The last is what the front end
-        did while nobody asked, and rows that got no answer, and by how much receipts fell short of the meter: it may be
-        negative.
-        """
+        `energy_j` = `receipts_j` + `idle_no_request_j` + `control_j` + `unbilled_j`.  `unbilled_j` is what the front
+        end did while nobody asked, what rows without an answer took, and by how much receipts fell short of the meter;
+        it may be negative."""
         by_line: dict[str, list[Line]] = {}
         for key, booked in self.booked.items():
             if key.family and family in (None, key.family):

@@ -1,12 +1,12 @@
-"""What is counted: the boundaries within which a score holds, as lines of the account; a saving is the server's.
+"""What is counted: the boundaries within which a score holds, as lines of the account.  A saving is the server's.
 
     workers   active energy of the variants, and the idle power of the cores and slices that workers hold, with what
               their contexts draw on GPUs
-    server    and the front end, control, and the idle power of the server's cores and slices that no worker holds
-    machine   and all else that meters saw: other programs, and what is not the server's
+    server    also the front end, control, and the idle power of the server's cores and slices that no worker holds
+    machine   also all else that meters saw: other programs, and what is not the server's
 
-Each holds the one before it, and the machine's is all that the meters showed.  A model sees nothing but the server:
-where one stands in for a counter, the machine is not known.
+Each includes the one before it, and `machine` is all that the meters showed.  If a model stands in for a counter, the
+boundary `machine` is not known, because a model sees nothing but the server.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ is served, and a comparison tells how large the machine is."""
 TOO_LITTLE = "too little load to save on"
 
 
-def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
-    """Return the boundaries of which all was metered: not the machine if any of `devices` is modelled."""
+def metered_boundaries(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
+    """Return the boundaries that were metered completely: not the machine if any of `devices` is modelled."""
     modelled = any(line.get("method") == "modelled" for line in devices.values())
     return tuple(boundary for boundary in BOUNDARIES if boundary != "machine" or not modelled)
 
@@ -53,9 +53,9 @@ def seen(devices: Mapping[str, DeviceLines]) -> tuple[Boundary, ...]:
 def where_words(lines: Mapping[str, float], days: float) -> str:
     """Return where grams went in `days` days, by the `lines` of an account, the most first: "81 % idle power (3.1 g a
     day), ..."; empty without grams."""
-    found = {part: sum(lines.get(line, 0.0) for line in own) for part, own in PARTS.items()}
-    whole = sum(found.values())
+    grams_of = {part: sum(lines.get(line, 0.0) for line in own) for part, own in PARTS.items()}
+    whole = sum(grams_of.values())
     if whole <= 0.0 or days <= 0.0:
         return ""
-    ordered = sorted(found.items(), key=lambda item: -item[1])
+    ordered = sorted(grams_of.items(), key=lambda item: -item[1])
     return ", ".join(f"{percent(own / whole)} {part} ({grams(own / days)} a day)" for part, own in ordered if own)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clover.accounting.host import HostParts
-from clover.accounting.labels import METER_ERROR, grams_method, joined
+from clover.accounting.labels import METER_ERROR, grams_method, join_labels
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Mark, Price, Prices
 from clover.types import EnergySample, Method
@@ -73,7 +73,8 @@ class Line:
 
 
 class BookKey(NamedTuple):
-    """Whose joules they are: of a line of a device; family, variant and placement are empty where they are none's."""
+    """Whose joules they are: the line of a device, with family, variant and placement, which are empty where joules
+    belong to none."""
 
     device: str
     line: str
@@ -86,7 +87,7 @@ class BookKey(NamedTuple):
 class WorkerRows(NamedTuple):
     """What a worker did in a window: rows that were of use to a client; how many of them a cascade passed on; by how
     many rows x percent the others are right more often than the variant is over all of them; the joules that its
-    profile expects of all that it computed; and how many rows these are."""
+    profile expects of everything that it computed; and how many rows that was."""
 
     meter: WorkerMeter
     rows: int
@@ -97,10 +98,9 @@ class WorkerRows(NamedTuple):
 
 
 class Learnable(NamedTuple):
-    """Active joules of some workers together, and what their profiles expect of the batches that they ended.
-
-    `shared`: of all that worked on the device; else of one worker.  Its batches began up to `reach_s` seconds before
-    the window.  The joules are as read: noise of the meter may make them negative."""
+    """Active joules of some workers together, and what their profiles expect of the batches that they ended.  `shared`:
+    of all that worked on the device; else of one worker.  The batches began up to `reach_s` seconds before the window.
+    The joules are as read: noise of the meter may make them negative."""
 
     joules: float
     expected: Parts
@@ -137,12 +137,9 @@ class ClosedWindow(NamedTuple):
     learnable: list[Learnable]
 
     def idle_lines(self) -> Iterator[tuple[WorkerMeter, str, float]]:
-        """Yield worker, line and joules of `idle`, by the lines that it stands in: no part is below 0, and the sums are
-        those of the device's lines.
-
-        A worker's part of the line `idle` is what it kept.  Where that is more than all its idle energy (its batch
-        began before the window, or it has ended), the others' parts make up for it.
-        """
+        """Yield worker, line and joules of `idle`, by the lines to which it belongs.  No part is below 0, and the sums
+        are those of the device's lines.  A worker's part of the line `idle` is what it kept.  If that is more than all
+        its idle energy (its batch began before the window, or it has ended), the others' parts make up for it."""
         held_j = sum(part_j for _, part_j in self.idle)
         if held_j <= 0.0:
             return
@@ -190,7 +187,7 @@ class DeviceAccount:
     slices: int
     foreign: float = 0.0
     rest_j: float = 0.0
-    """Idle energy, whoever it is billed to."""
+    """Idle energy, whatever it is billed to."""
     last: EnergySample | None = None
     lines: dict[str, Line] = field(default_factory=lambda: {line: Line() for line in LINES})
     total: Line = field(default_factory=Line)
@@ -236,7 +233,7 @@ class DeviceAccount:
         return self.lines["carried"].joules
 
     def uncertainties(self) -> dict[str, float]:
-        """Return both ends of how far off its joules may be, and the active ones, as far as these are known."""
+        """Return how far off its joules may be, and the active ones: both ends of each, as far as these are known."""
         ranges = (("uncertainty", self.uncertainty), ("active_uncertainty", self._active_uncertainty()))
         known = [(name, bounds) for name, bounds in ranges if bounds is not None]
         return {f"{name}_{end}": bounds[i] for name, bounds in known for i, end in enumerate(("low", "high"))}
@@ -269,13 +266,13 @@ class DeviceAccount:
             "unknown_s": self.unknown_s,
             **self.uncertainties(),
             "method": self.method,
-            "intensity": joined(self.total.grids),
-            "grams_method": joined(grams_method(self.method, known) for known in self.total.grids),
+            "intensity": join_labels(self.total.grids),
+            "grams_method": join_labels(grams_method(self.method, known) for known in self.total.grids),
         }
 
     def ratio_of(self, meter: WorkerMeter) -> float:
-        """Return measured over profiled active energy of workers like that of `meter`: where their own CPU time tells
-        it, that; else what was learned of them, and the ratio of all beside that."""
+        """Return measured over profiled active energy of workers like that of `meter`.  If their own CPU time tells it,
+        it is that; else it is what was learned of them times the ratio of all."""
         own = self.ratios.get((meter.family, meter.variant, meter.slices))
         return own.value if own is not None else self.ratio * meter.factor
 
@@ -283,11 +280,11 @@ class DeviceAccount:
         """Return the idle power of the slice of a worker, in watts."""
         return self.idle_w * meter.slices / max(self.slices + self.foreign, meter.slices)
 
-    def refactored(self, part: float) -> None:
-        """Note that modelled energies of its workers are `part` times what they were, as their factors changed."""
+    def rescale_modelled(self, part: float) -> None:
+        """Record that modelled energies of its workers are `part` times what they were, as their factors changed."""
         self.overall.modelled_j *= part
 
-    def window(
+    def close_window(
         self,
         sample: EnergySample,
         here: Sequence[WorkerMeter],
@@ -295,15 +292,13 @@ class DeviceAccount:
         prices: Prices,
         host: HostParts | None = None,
     ) -> ClosedWindow | None:
-        """Close the window at `sample` and return it; None if it stays open.
-
-        `here` are the workers that hold slices now, `gone` those that worked in the window and have ended.  With the
-        CPU times of `host`, active energy is split by these.
-        """
+        """Close the window at `sample` and return it; None if it stays open.  `here` are the workers that hold slices
+        now, `gone` those that worked in the window and have ended.  If `host` is given, active energy is split by its
+        CPU times."""
         self.method, self.idle_w, self.awake_w = sample.method, sample.idle_w, sample.awake_w
         self.shared = sample.shared
         self.uncertainty, self.active_uncertainty = sample.uncertainty, sample.active_uncertainty
-        self._look(here)
+        self._observe_slices(here)
         last = self.last
         if last is not None and sample.epoch == last.epoch and sample.at_ns <= last.at_ns:
             self.frozen = True
@@ -418,10 +413,10 @@ class DeviceAccount:
             prices.between(before, self._mark),
             learnable,
         )
-        self._book(closed, measured_j)
+        self._add_to_lines(closed, measured_j)
         return closed
 
-    def _book(self, closed: ClosedWindow, measured_j: float) -> None:
+    def _add_to_lines(self, closed: ClosedWindow, measured_j: float) -> None:
         self.total.add(measured_j, closed.prices)
         held_j, kept_j = sum(part_j for _, part_j in closed.idle), sum(part_j for _, part_j in closed.kept)
         self.rest_j += closed.unowned_j + closed.foreign_j + held_j
@@ -439,8 +434,8 @@ class DeviceAccount:
         ):
             self.lines[line].add(joules, closed.prices)
 
-    def _look(self, here: Iterable[WorkerMeter]) -> None:
-        """Note which worker holds which share of the slices.
+    def _observe_slices(self, here: Iterable[WorkerMeter]) -> None:
+        """Record which worker holds which share of the slices.
 
         This is called once for every sample: once a window, or more often if the window was frozen.
         """

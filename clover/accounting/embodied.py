@@ -1,4 +1,4 @@
-"""Embodied carbon: what making the hardware emitted, charged to a server by the time that it reserves it.
+"""Embodied carbon: what making the hardware emitted, charged to a server by the time that it reserves the hardware.
 
 By ISO/IEC 21031 (the Software Carbon Intensity),
 
@@ -9,7 +9,7 @@ By ISO/IEC 21031 (the Software Carbon Intensity),
                                                               ToR   what there is of it
 
 A reserved core counts whether it works or not: M grows with time, not with load.  M is never part of the grams of
-operation.  Hardware whose TE is unknown makes M unknown, and never smaller.
+operation.  If the TE of some hardware is unknown, M is unknown too, and never just smaller.
 
 Everything is pure: times are arguments.
 """
@@ -31,11 +31,9 @@ _YEAR_NS = 365 * 86_400 * 1_000_000_000
 
 
 class Hardware(Record, frozen=True, kw_only=True):
-    """One piece of hardware: TE in kgCO2e with its bounds (None: unknown), and what is reserved of how much.
-
-    `device` is its name in the account.  Workers hold `slices` slices of it, which are `for_workers` of what is
-    reserved: a core that is kept for the front end is none of theirs.
-    """
+    """One piece of hardware: TE in kgCO2e with its bounds (None: unknown), and how much of it is reserved.  `device` is
+    its name in the account.  Workers hold `slices` slices of it, which are `for_workers` of what is reserved: a core
+    that is kept for the front end is not among them."""
 
     device: str
     product: str
@@ -67,11 +65,9 @@ class EmbodiedGrams:
 
 @dataclass
 class EmbodiedLedger:
-    """Embodied grams of each piece of hardware by device, and of each model by what its workers held.
-
-    Hardware is reserved from `since_ns` on, which moves to the end of each window.  What no worker held (cores of the
-    front end, slices at rest) is in `devices` and in no model.
-    """
+    """Embodied grams of each piece of hardware by device, and of each model by what its workers held.  Hardware is
+    reserved from `since_ns` on, which moves to the end of each window.  What no worker held (cores of the front end,
+    slices at rest) is in `devices` and in no model."""
 
     hardware: Sequence[Hardware]
     life_years: float
@@ -82,13 +78,13 @@ class EmbodiedLedger:
     parts: dict[tuple[str, str], float] = field(default_factory=dict)
     """The grams of `devices` by (device, model), under the empty name what no worker held.  None ever falls."""
 
-    def window(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
+    def charge(self, now_ns: int, workers: Iterable[WorkerMeter]) -> None:
         """Charge the time since the last call; `workers` hold slices now."""
         here = list(workers)
         since_ns, self.since_ns = self.since_ns, max(now_ns, self.since_ns)
         part_of_life = (self.since_ns - since_ns) / (self.life_years * _YEAR_NS)
         for item in self.hardware:
-            charged = _charged(item, part_of_life)
+            charged = _charge(item, part_of_life)
             shares = _shares(here, item)
             if charged is not None:
                 self.devices.setdefault(item.device, EmbodiedGrams()).add(charged)
@@ -118,7 +114,7 @@ def _shares(workers: Sequence[WorkerMeter], item: Hardware) -> list[tuple[str, f
     return [(model, count / total) for model, count in held]
 
 
-def _charged(item: Hardware, part_of_life: float) -> EmbodiedGrams | None:
+def _charge(item: Hardware, part_of_life: float) -> EmbodiedGrams | None:
     """Return M of a part of the life of `item`; None if its TE is unknown."""
     if item.kg is None:
         return None

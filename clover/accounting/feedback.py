@@ -1,11 +1,11 @@
-"""What workers did, kept to compare with their profiles, and what was learned from that, given back to their meters.
+"""Keeps what workers did, to compare with their profiles, and gives what was learned from it back to their meters.
 
-Where CPU time tells workers apart, each (variant, profile of the slice) has joules of its own; on a GPU all that ran on
-the device have one sum.  Expected joules are those of the profile as it was measured: what was learned must not change
+If CPU time tells workers apart, each (variant, profile of the slice) has joules of its own.  On a GPU all that ran on
+the device has one sum.  Expected joules are those of the profile as it was measured: what was learned must not change
 what it is learned from.
 
-A batch counts where it ends.  So the joules of a window in which none ended are the next one's, if a batch that ended
-there began that early; else nobody worked, and they are noise of the meter.
+A batch counts where it ends.  If no batch ended in a window, its joules go to the next window, provided that a batch
+which ended there began that early.  Otherwise nobody worked, and the joules are noise of the meter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Joules = deque[tuple[float, float]]
 
 
 class ProfileFeedback:
-    """What is to be compared with profiles, by family, and the energy factors in force."""
+    """Evidence to compare with profiles, by family, and the energy factors in force."""
 
     def __init__(self) -> None:
         self._windows: dict[str, deque[MeteredWindow]] = {}
@@ -41,7 +41,7 @@ class ProfileFeedback:
         """Give the meter of a new worker what was learned of workers like it."""
         meter.factor = self._factors.get(meter.family, {}).get((meter.variant, meter.shape), 1.0)
 
-    def note(self, device: str, closed: ClosedWindow) -> None:
+    def record(self, device: str, closed: ClosedWindow) -> None:
         """Keep what a window of `device` says of profiles."""
         before, unclaimed = self._unclaimed.pop(device, {}), dict[WorkerMeter | None, Joules]()
         parts: dict[tuple[str, tuple[str, str]], tuple[float, float]] = {}
@@ -54,7 +54,7 @@ class ProfileFeedback:
                 continue
             joules += _reached(earlier or (), reach_s)
             if of is None:
-                self._note_shared(device, joules, expected)
+                self._record_shared(device, joules, expected)
                 continue
             key = of.family, (of.variant, of.shape)
             joules_before, expected_before = parts.get(key, (0.0, 0.0))
@@ -63,7 +63,7 @@ class ProfileFeedback:
         for (family, own), (joules, expected_j) in parts.items():
             self._keep(family, MeteredWindow(device=device, joules=joules, expected_j={own: expected_j}, shared=False))
 
-    def _note_shared(self, device: str, joules: float, expected: Parts) -> None:
+    def _record_shared(self, device: str, joules: float, expected: Parts) -> None:
         families = {meter.family for meter, expected_j in expected if expected_j > 0.0}
         if len(families) != 1:
             return  # of several families on one meter
@@ -77,13 +77,13 @@ class ProfileFeedback:
     def _keep(self, family: str, window: MeteredWindow) -> None:
         self._windows.setdefault(family, deque(maxlen=_KEPT)).append(window)
 
-    def take(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
+    def collect(self, family: str, meters: Iterable[WorkerMeter]) -> WorkReport:
         """Return what workers of `family`, whose meters are among `meters`, did since the last call."""
         served: dict[tuple[str, str, int], tuple[float, float]] = {}
         for meter in meters:
             if meter.family != family:
                 continue
-            for rows, (batches, seconds) in meter.take_batches().items():
+            for rows, (batches, seconds) in meter.collect_batches().items():
                 key = meter.variant, meter.shape, rows
                 before = served.get(key, (0, 0.0))
                 served[key] = before[0] + batches, before[1] + seconds
@@ -92,7 +92,7 @@ class ProfileFeedback:
     def correct(
         self, family: str, factors: Factors, meters: Sequence[WorkerMeter], devices: Mapping[str, DeviceAccount]
     ) -> None:
-        """Take joules a row of `family` to be `factors` times those of its profile from now on."""
+        """From now on multiply the joules a row of `family`'s profile by `factors`."""
         self._factors[family] = factors
         for name, device in devices.items():
             here = [meter for meter in meters if meter.device == name]
@@ -100,8 +100,8 @@ class ProfileFeedback:
             for meter in here:
                 if meter.family == family:
                     self.attach(meter)
-            if before_j > 0.0:  # the running ratio is of modelled energies with the factors of before
-                device.refactored(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
+            if before_j > 0.0:  # the running ratio is of modelled energies with the previous factors
+                device.rescale_modelled(sum(meter.modelled_j * meter.factor for meter in here) / before_j)
             for meter in here:
                 meter.ratio = device.ratio_of(meter)
 

@@ -1,13 +1,15 @@
 """The CPU time of the machine, split by what it was spent on: each worker, the front end, control, other programs.
 
-Each worker's clock is read from the kernel, once a window, together with those of the process tree.  So what a worker
-uses between batches is its variant's too, and no worker can say that it used less.  What a process of several variants
-used is split among them by the CPU time of their batches, by its own word; evenly, if there were none.  What the tree
-used beyond the workers that serve and the server's own process is `control`: the planner, profiling, starts, loading
-and warming up, standby workers, the zygote; so is what the controller took in that process (`clover.control_time`).
+The kernel's clocks of workers and of the process tree are read together, once a window.  So what a worker uses between
+batches is its variant's too, and no worker can say that it used less.  What a process of several variants used is split
+among them by the CPU time of their batches, by its own word; evenly, if there were none.
 
-Workers on emulated GPUs compute what a GPU would have computed: their CPU time is counted apart (`emulator`), since the
-emulated GPU is billed for that work.
+`control` is what the tree used beyond the workers that serve and the server's own process: the planner, profiling,
+starts, loading and warming up, standby workers, the zygote.  What the controller took in the server's process is
+`control` too (`clover.control_time`).
+
+Workers on emulated GPUs compute what a GPU would have computed.  Their CPU time is counted apart (`emulator`), since
+the emulated GPU is billed for that work.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ class HostCpu:
         self._parts = HostParts([], 0, 0, 0, 0)
 
     def add(self, meter: WorkerMeter) -> None:
-        """Watch a worker that begins to serve, or serves one more variant: what it used before is control's, or that of
-        the variants before."""
+        """Watch a worker that begins to serve, or serves one more variant.  What it used before belongs to control, or
+        to the variants before."""
         known = self._watched.get(meter.pid or meter)
         if known is not None:
             known.meters[meter] = meter.cpu_ns
@@ -87,12 +89,12 @@ class HostCpu:
         self._watched[meter.pid or meter] = _Watched({meter: meter.cpu_ns}, level_ns, level_ns, set())
 
     def leave(self, meter: WorkerMeter) -> None:
-        """Note that a worker has ended, or serves that variant no more; it counts until the window is closed."""
+        """Record that a worker has ended, or serves that variant no more; it counts until the window is closed."""
         watched = self._watched.get(meter.pid or meter)
         if watched is not None and meter in watched.meters:
             watched.left.add(meter)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the clocks."""
         # The workers first: what they use before the tree is read falls to control until the next time, and what
         # remains for control is never negative by that.
@@ -114,15 +116,15 @@ class HostCpu:
 
     @property
     def parts(self) -> HostParts:
-        """What was used since the last window was closed, as of the last look."""
+        """What was used since the last window was closed, as of the last reading."""
         return self._parts
 
     def own_seconds(self) -> float:
-        """Return CPU seconds of the server so far, as of the last look: what a modelled meter integrates."""
+        """Return CPU seconds of the server so far, as of the last reading: what a modelled meter integrates."""
         return (self._closed_own_ns + self._parts.own_ns) / 1e9
 
     def close(self) -> None:
-        """Begin a new window at the last look."""
+        """Begin a new window at the last reading."""
         self._closed_own_ns += self._parts.own_ns
         self._closed = self._now
         for key, watched in list(self._watched.items()):
@@ -137,14 +139,14 @@ class HostCpu:
         pid = next(iter(watched.meters)).pid
         level_ns = self._level(pid, watched.level_ns) if not watched.ended else watched.level_ns
         if watched.ended or not pid:
-            # Its clock is gone, and with it what it used since the last look, but for what its batches took.
+            # Its clock is gone, and with it what it used since the last reading, except what its batches took.
             level_ns = max(level_ns, watched.closed_ns + sum(watched.batches_ns()))
         watched.level_ns = level_ns
         return level_ns - watched.closed_ns
 
     @staticmethod
     def _split(watched: _Watched, used_ns: int) -> list[tuple[WorkerMeter, int]]:
-        """Return what each meter of a process has of the nanoseconds that it used; they sum up to these."""
+        """Return each meter's part of the nanoseconds that a process used; the parts sum up to these."""
         batches_ns = watched.batches_ns()
         total_ns, count, left_ns = sum(batches_ns), len(batches_ns), used_ns
         parts = []

@@ -1,4 +1,4 @@
-"""How figures are known, in words that stand beside them."""
+"""Words for how figures are known, to stand beside them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MODELLED_ERROR = 0.5
 """The same of what is modelled."""
 
 
-def joined(ways: Iterable[str]) -> str:
+def join_labels(ways: Iterable[str]) -> str:
     """Return each of `ways` once, joined by " + "; the empty string if there are none."""
     return " + ".join(sorted(set(ways)))
 
 
 def grams_method(method: str, intensity: str) -> str:
-    """Return how grams are known, from how their joules and how the intensity was: a counter's joules at a stated or
-    invented intensity are no measured grams."""
+    """Return how grams are known, from how their joules and the intensity are known.  A counter's joules at a stated or
+    invented intensity are not measured grams."""
     return "modelled" if method == "measured" and intensity != "published" else method
 
 

@@ -41,9 +41,9 @@ cdef class WorkerMeter:
 
     @cython.locals(most_ns=int64_t, size=int, warm_j=double, per_row=double, part=double, joules=double, idle_j=double)
     cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*, int failed=*)
-    cpdef cascaded(self, int64_t gone_on, int64_t audits, double right)
-    cpdef waste(self, int64_t rows)
+    cpdef record_passed_on(self, int64_t gone_on, int64_t audits, double right)
+    cpdef record_wasted(self, int64_t rows)
     @cython.locals(tenant=str, work=list)
     cpdef charge(self, list tenants)
     @cython.locals(tenant=str)
-    cpdef note_answered(self, list tenants)
+    cpdef record_answered(self, list tenants)

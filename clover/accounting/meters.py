@@ -161,7 +161,7 @@ class WorkerMeter:
         """Idle joules of its slice while it computed the batches of the window under way."""
         self.window_modelled_j = 0.0
         self.answered = 0
-        """Rows answered since `take_answered`."""
+        """Rows answered since `collect_answered`."""
         self._answered_by: dict[str, int] = {}
         self._latest_j = 0.0
         self.window_tenants: dict[str, list[float]] = {}
@@ -207,23 +207,20 @@ class WorkerMeter:
         self._latest_j = per_row
         return per_row * self.ratio + (idle_j / rows if rows else 0.0)
 
-    def cascaded(self, gone_on: int, audits: int, right: float) -> None:
-        """Count that of the last batch a cascade passed `gone_on` rows on to another variant, and that `audits` rows
-        answer no client.
-
-        The other rows are right by `right` (rows x percent) more than the variant is over all of its rows.  `gone_on`
-        is less by the rows that were passed on earlier and kept the answer that they had.
-        """
+    def record_passed_on(self, gone_on: int, audits: int, right: float) -> None:
+        """Record that a cascade passed `gone_on` rows of the last batch on to another variant, and that `audits` rows
+        answer no client.  The other rows are right by `right` (rows x percent) more than the variant is over all of its
+        rows.  `gone_on` is less by the rows that were passed on earlier and kept their earlier answer."""
         self.window_gone_on += gone_on
         self.window_audits += audits
         self.window_right += right
 
-    def waste(self, rows: int) -> None:
-        """Count that `rows` of the rows so far were computed in vain: no client gets this answer."""
+    def record_wasted(self, rows: int) -> None:
+        """Record that `rows` of the rows so far were computed in vain: no client gets the answer."""
         self.window_wasted += rows
 
     def charge(self, tenants: list[str]) -> None:
-        """Count the rows of the last batch as those of these tenants, one a row (empty: of none)."""
+        """Charge the rows of the last batch to these tenants, one a row (empty: to none)."""
         for tenant in tenants:
             if tenant:
                 work = self.window_tenants.get(tenant)
@@ -232,13 +229,13 @@ class WorkerMeter:
                 work[0] += 1.0
                 work[1] += self._latest_j
 
-    def note_answered(self, tenants: list[str]) -> None:
-        """Count which tenants' rows are among those that were `answered`, one a row (empty: of none)."""
+    def record_answered(self, tenants: list[str]) -> None:
+        """Record the tenants of the rows that were answered, one a row (empty: none)."""
         for tenant in tenants:
             if tenant:
                 self._answered_by[tenant] = self._answered_by.get(tenant, 0) + 1
 
-    def take_answered(self) -> tuple[int, dict[str, int]]:
+    def collect_answered(self) -> tuple[int, dict[str, int]]:
         """Return how many rows were answered since the last call, and how many of these were each tenant's."""
         taken = self.answered, self._answered_by
         self.answered, self._answered_by = 0, {}
@@ -249,9 +246,9 @@ class WorkerMeter:
         """The profile of its slice, from `placement` ("cpu0:1c@1")."""
         return self.placement.rpartition(":")[2].partition("@")[0]
 
-    def take_batches(self) -> dict[int, tuple[int, float]]:
-        """Return by rows of a batch how many were computed since the last call and how many seconds these took, without
-        what pauses before them added; nothing for a worker without a profile."""
+    def collect_batches(self) -> dict[int, tuple[int, float]]:
+        """Return, by rows of a batch, how many batches were computed since the last call and how many seconds they
+        took, without what pauses before them added; nothing for a worker without a profile."""
         found = {rows: (count, self._batch_ns[rows] * 1e-9) for rows, count in enumerate(self._batches) if count}
         for rows in found:
             self._batches[rows], self._batch_ns[rows] = 0, 0.0

@@ -1,7 +1,7 @@
 """What a joule cost in grams over a stretch of time: the intensity as it was then, and how it was known.
 
 Energy may become known late (a counter that hung, a GPU that was lost).  Its grams follow from the intensities of its
-own time, so the integral of the intensity over time is kept, by how it was known; a stretch costs the difference of
+own time.  So the integral of the intensity over time is kept, by how it was known; a stretch costs the difference of
 the integral between its ends.
 """
 
@@ -21,8 +21,8 @@ Mark = dict[str, tuple[int, float]]
 
 
 class Price(NamedTuple):
-    """Of a stretch: the `part` of it whose intensity was known as `method` says (`Reading.known`), and grams a joule in
-    that part."""
+    """A part of a stretch: the `part` whose intensity was known as `method` says (`Reading.known`), and grams a joule
+    in it."""
 
     method: str
     part: float
@@ -37,8 +37,8 @@ class Prices:
         self._points: deque[tuple[int, Mark]] = deque(maxlen=_KEPT)
         self._last: Reading | None = None
 
-    def note(self, reading: Reading, at_ns: int) -> None:
-        """Note that `reading` was in force until `at_ns` (monotonic)."""
+    def record(self, reading: Reading, at_ns: int) -> None:
+        """Record that `reading` was in force until `at_ns` (monotonic)."""
         if not self._points:
             self._points.append((at_ns, {}))
         since_ns, mark = self._points[-1]
@@ -51,8 +51,8 @@ class Prices:
             )
 
     def at(self, at_ns: int) -> Mark:
-        """Return the integral until `at_ns`, which is to be no later than the last reading; at a time before all that
-        is kept, that of the first."""
+        """Return the integral until `at_ns`, which must be no later than the last reading.  At a time before all that
+        is kept it is that of the first."""
         if not self._points:
             return {}
         later = self._points[-1]
@@ -75,8 +75,8 @@ class Prices:
         }
 
     def between(self, before: Mark, after: Mark) -> tuple[Price, ...]:
-        """Return what a joule that was used evenly between two marks cost.  The parts sum to 1.  The last reading's
-        price, if no time lies between them; nothing before the first reading."""
+        """Return what a joule cost that was used evenly between two marks.  The parts sum to 1.  If no time lies
+        between the marks, it is the last reading's price; before the first reading, nothing."""
         stretches = []
         for method, (spent_ns, total) in after.items():
             was_ns, was = before.get(method, (0, 0.0))

@@ -1,12 +1,12 @@
 """The Software Carbon Intensity of a server, by ISO/IEC 21031: SCI = (E x I + M) / R.
 
 E x I are the grams of operation, PUE included; M is the embodied carbon (`clover.accounting.embodied`); R is the number
-of rows answered.  A score holds for a boundary only (`clover.accounting.boundaries`).  M is that of what workers hold
+of rows answered.  A score holds within one boundary (`clover.accounting.boundaries`).  M is that of what workers hold
 (`workers`), of all that the server reserves (`server`), or of the whole machine if a counter covers it (`machine`).
-The server's is given first.  A score of which a part is unknown is unknown.
+The server's score is given first.  If a part of a score is unknown, the score is unknown.
 
 A model's own score has the boundary `model`: its variants, the idle cores and slices that its workers hold, their M,
-and its part of front end and control.  What no worker holds is no model's.
+and its part of front end and control.  What no worker holds belongs to no model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary, seen
+from clover.accounting.boundaries import BOUNDARIES, WITHIN, Boundary, metered_boundaries
 from clover.accounting.embodied import EmbodiedGrams, EmbodiedLedger, Hardware
-from clover.accounting.labels import DeviceLines, grams_method, joined
+from clover.accounting.labels import DeviceLines, grams_method, join_labels
 from clover.quantities import grams
 from clover.types import Record
 
@@ -157,18 +157,16 @@ def sci(
     intensities: Iterable[str],
     pue: float,
 ) -> SciReport:
-    """Return the report of a server.
-
-    `devices`: the account's lines by device; `models`: rows answered and the account's totals by model, which have no
-    part in the front end if they do not say so; `intensities`: how the intensities that grams were priced at are known.
-    """
+    """Return the report of a server.  `devices`: the account's lines by device; `models`: rows answered and the
+    account's totals by model, which have no part in the front end if they do not say so; `intensities`: how the
+    intensities are known at which grams were priced."""
     rows = sum(count for count, _ in models.values())
     whole = EmbodiedGrams()
     machine = EmbodiedGrams()
     for item in ledger.hardware:
         charged = ledger.devices.get(item.device, EmbodiedGrams())
         whole.add(charged)
-        # A counter covers all cores of the machine, whoever uses them; a model covers what the server reserves.
+        # A counter covers all cores of the machine, whatever uses them; a model covers what the server reserves.
         covers_all = devices.get(item.device, {}).get("method") == "measured"
         machine.add(charged, item.total / item.reserved if covers_all else 1.0)
     known = not ledger.unknown()
@@ -182,7 +180,8 @@ def sci(
         "machine": machine if known else None,
     }
     operational: dict[Boundary, float | None] = {
-        name: _sum(lines, list(devices.values())) if name in seen(devices) else None for name, lines in WITHIN.items()
+        name: _sum(lines, list(devices.values())) if name in metered_boundaries(devices) else None
+        for name, lines in WITHIN.items()
     }
     if operational["workers"] is None:
         operational["workers"] = sum(float(totals["carbon_g"]) for _, totals in models.values())
@@ -199,10 +198,11 @@ def sci(
             for model, (count, totals) in models.items()
         },
         methods=SciMethods(
-            energy=joined(energy) or "unknown",
-            intensity=joined(known_intensities) or "unknown",
-            grams=joined(grams_method(method, known) for method in energy for known in known_intensities) or "unknown",
-            embodied=joined(item.known for item in ledger.hardware) or "unknown",
+            energy=join_labels(energy) or "unknown",
+            intensity=join_labels(known_intensities) or "unknown",
+            grams=join_labels(grams_method(method, known) for method in energy for known in known_intensities)
+            or "unknown",
+            embodied=join_labels(item.known for item in ledger.hardware) or "unknown",
         ),
         hardware=tuple(ledger.hardware),
         embodied=ledger.devices,
@@ -213,7 +213,7 @@ def sci(
 
 
 def _sum(lines: tuple[str, ...], accounts: list[DeviceLines]) -> float | None:
-    """Return the grams of `lines` over all `accounts`; None if a line stands in none of them, so is not counted."""
+    """Return the grams of `lines` over all `accounts`; None if a line is in none of them, and so is not counted."""
     if not all(any(f"{line}_g" in account for account in accounts) for line in lines):
         return None
     return sum(_grams(lines, account) for account in accounts)

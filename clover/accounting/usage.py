@@ -1,8 +1,8 @@
 """Rows answered and active energy by variant, slice and tenant: the finest parts of the account.
 
 Active joules of a worker in a window are split over tenants by the joules that its profile expects of their rows (by
-rows, without a profile).  A window in which no batch was finished is split as the one before.  The empty tenant has
-what is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.by_variant`.
+rows, without a profile).  If no batch ended in a window, it is split as the window before.  The empty tenant gets what
+is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.by_variant`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CACHED = "(cached)"
 
 
 class UsageKey(NamedTuple):
-    """Whose usage it is.  `device` is the metered one, `placement` the worker's; both are empty for rows that keep
-    the answer of an earlier variant of a cascade: which slice gave that is not known any more."""
+    """Whose usage it is.  `device` is the metered one, `placement` the worker's.  Both are empty for rows that keep the
+    answer of an earlier variant of a cascade: it is not known any more which slice gave it."""
 
     family: str
     variant: str
@@ -51,8 +51,8 @@ class Usage:
 UsageBook = dict[UsageKey, Usage]
 
 
-def book_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
-    """Add `rows` answers that were kept from earlier requests: rows of no variant, on a line of their own."""
+def count_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
+    """Count `rows` answers that were kept from earlier requests: rows of no variant, on a line of their own."""
     key = UsageKey(family, CACHED, "", "", tenant)
     usage = book.get(key)
     if usage is None:
@@ -60,21 +60,21 @@ def book_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:
     usage.rows += rows
 
 
-def book_rows(book: UsageBook, meters: Iterable[WorkerMeter]) -> None:
+def count_rows(book: UsageBook, meters: Iterable[WorkerMeter]) -> None:
     """Add the rows that workers answered since the last call."""
     for meter in meters:
         if meter.answered:
-            whole, by_tenant = meter.take_answered()
+            whole, by_tenant = meter.collect_answered()
             for tenant, rows in (*by_tenant.items(), (NO_TENANT, whole - sum(by_tenant.values()))):
                 _entry(book, meter, meter.device, tenant).rows += rows
 
 
-def book_kept(book: UsageBook, family: str, variant: str, tenant: str) -> None:
-    """Add a row that keeps the answer of `variant`, an earlier one of its cascade."""
+def count_kept(book: UsageBook, family: str, variant: str, tenant: str) -> None:
+    """Count a row that keeps the answer of `variant`, an earlier one of its cascade."""
     book.setdefault(UsageKey(family, variant, "", "", tenant), Usage()).rows += 1
 
 
-def book_active(book: UsageBook, sample: EnergySample, active: Parts, prices: Sequence[Price]) -> None:
+def attribute_active(book: UsageBook, sample: EnergySample, active: Parts, prices: Sequence[Price]) -> None:
     """Add the active energy of a window of the device of `sample`, which cost `prices`."""
     for meter, whole_j in active:
         rest_j = whole_j

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 POLL_S = 5.0
-"""Seconds between two looks at a remote source or a file.  Each provider says itself when to come again; five seconds
+"""Seconds between two polls of a remote source or a file.  Each provider says itself when to come again; five seconds
 are soon enough for one that answers at once."""
 
 
@@ -51,14 +51,12 @@ def build(
     wall: Callable[[], float] = time.time,
     poll_s: float = POLL_S,
 ) -> tuple[SourceChain, GridClock]:
-    """Return the chain and the grid clock that `config` asks for; ConfigError if anything in it cannot be used.
-
-    Grid time starts at `trace_start`, by default now.  But a trace that leads the chain and does not cover now, or is
-    sped up, is replayed from its first value.  One that ended no longer than `max_age_s` ago is live, and only lags: it
-    starts at now, with its last value, and its next ones are awaited.  While grid time is not that of the wall, traces
-    label what they give as replayed.  A file that changes on disk is looked at every `poll_s`.  Providers know the time
-    of day only, so that a live source in the chain needs grid time to be that.
-    """
+    """Return the chain and the grid clock that `config` asks for; ConfigError if anything in it cannot be used.  Grid
+    time starts at `trace_start`, by default now.  But if the chain begins with a trace that does not cover now, or is
+    sped up, the trace is replayed from its first value.  If the trace ended no longer than `max_age_s` ago, it is live
+    and only lags: grid time starts at now with its last value, and its next values are awaited.  While grid time is not
+    that of the wall, traces label what they give as replayed.  A file that changes on disk is polled every `poll_s`.
+    Providers know the time of day only, so a live source in the chain needs grid time to be the time of day."""
     if not config.max_age_s >= 0:
         raise ConfigError(f"carbon.max_age_s cannot be negative, but is {config.max_age_s}")
     if not config.pue >= 1:
@@ -189,7 +187,7 @@ def _start(config: CarbonConfig, first: CarbonSource, now_s: float) -> float:
 
 
 def _lags(trace: TraceSource, now_s: float, config: CarbonConfig) -> bool:
-    """Return whether a file ended so lately that its next rows are to be expected."""
+    """Return whether a file ended so recently that its next rows are to be expected."""
     return not trace.loop and trace.end_s <= now_s <= trace.end_s + config.max_age_s
 
 

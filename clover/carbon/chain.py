@@ -10,29 +10,32 @@ Two rules.  A number is never given out without saying how good it is, and a sou
     seasonal     the first source's past: the mean of the same hour of the last days
     configured   `configured_g_per_kwh`, because nothing else is known
 
-The last three: no source has a value that is current or younger than `max_age_s`.  Between the states the order is as
-listed, but for a later source that only states a number or a formula (`static:G`, `synthetic`): what the first source
-lets expect of its own grid goes before it.
+The last three are used if no source has a value that is current or younger than `max_age_s`.  Earlier states are
+preferred, with one exception: if a later source only states a number or a formula (`static:G`, `synthetic`), what the
+first source says of its own grid (`forecast`, `seasonal`) comes before it.
 
-Providers publish a value some time after the moment it is of (`Live.lag_s`), and are asked every so often: until both
-are over, the newest value is current, however old (`ChainedSource.current_s`), and its age says how old.
+**Age** is grid time, so a trace replayed at speed goes stale at that speed too.  Providers publish a value some time
+after its moment (`Live.lag_s`), and are asked every so often.  Until both are over, the newest value is current,
+however old (`ChainedSource.current_s`), and its age says how old.
 
-Age is grid time, so that a trace replayed at speed goes stale at that speed too.  A value is asked for once a step:
-again when its step is over, or every tenth of a step if a source lags behind.  Answers that cannot be, or that are not
-believed (`clover.carbon.plausible`), count as failures.
+**Asking.**  Everybody asks the chain (through `clover.carbon.grid`), as often as they like; only the chain asks
+sources.  It asks for a value once a step: again when the step is over, or every tenth of a step if a source lags
+behind.  Answers that cannot be, or that are not believed (`clover.carbon.plausible`), count as failures.
 
-All ask the chain (through `clover.carbon.grid`), as often as they like; the chain alone asks sources.  A remote source
-is asked once every `poll_s` real seconds at most, however fast grid time runs (after an answer, usable or not: once
-every `poll_s` of its own, if that is longer), and backed off for 1, 2, 4 ... 300 real seconds when it fails, or for as
-long as it says.  Only the very first answer is waited for; later ones come in a task, which a reader waits
-`REFRESH_WAIT_S` for at most.  A local one (a file, a formula) is asked every time, since that costs nothing: so what is
-replayed at speed follows grid time.  Once an hour of grid time a remote source's forecast is asked for, in a task of
-its own: no reading waits for it, and meanwhile that of before holds.  A local source that can change (a file) is looked
-at every `poll_s` real seconds, in a task as well: a long file is in force once it is read.
+ - *A remote source* is asked every `poll_s` real seconds at most, however fast grid time runs.  After an answer, usable
+   or not, its own `poll_s` holds if that is longer.  When it fails it is backed off for 1, 2, 4 ... 300 real seconds,
+   or for as long as it says.  Only the very first answer is waited for.  Later ones come in a task, for which a reader
+   waits `REFRESH_WAIT_S` at most.
+ - *A local source* (a file, a formula) is asked every time, since that costs nothing.  So what is replayed at speed
+   follows grid time.  If it can change (a file), it is polled every `poll_s` real seconds, in a task as well: a long
+   file is in force once it is read.
+ - *A forecast* of a remote source is asked for once an hour of grid time, in a task of its own.  No reading waits for
+   it, and the forecast before holds meanwhile.
 
-`open` asks live providers before the chain is used: one that refuses the request itself (its key, its zone) stops the
-start, any other failure is the chain's business.  What they recorded of the last days is then the chain's history.  A
-past or a forecast that failed is asked for again with back-off, and at once when the newest value is answered again.
+**The start.**  `open` asks live providers before the chain is used.  If a provider refuses the request itself (its key,
+its zone), the start stops; the chain deals with any other failure.  What providers recorded of the last days becomes
+the chain's history.  If a past or a forecast failed, it is asked for again with back-off, and at once when the newest
+value is answered again.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from clover.carbon.chained import ChainedSource, Live
-from clover.carbon.labels import describe, named
+from clover.carbon.labels import describe, describe_reading
 from clover.hints import named_wait
 from clover.interfaces import CarbonSource
 from clover.planning.budget.forecast import History
@@ -55,7 +58,7 @@ from clover.types import Reading
 log = logging.getLogger("clover.carbon")
 
 FORECAST_S = 7 * 86_400.0
-"""How far ahead a source is asked; no provider looks further, but a file would give all that it holds."""
+"""How far ahead a source is asked; no provider reaches further, but a file would give all that it holds."""
 
 
 class SourceChain:
@@ -116,11 +119,11 @@ class SourceChain:
 
     async def open(self, grid_s: float) -> None:
         """Ask live providers for the first time, all at once, and take their past as history; ConfigError if one
-        refuses the request itself.  Those that do not answer may come later: the log says what stands in."""
+        refuses the request itself.  If one does not answer, it may come later: the log says what stands in."""
         with named_wait(f"the carbon source ({self.name})", log.info):
             await asyncio.gather(*(link.open(grid_s, self._monotonic()) for link in self.links))
         for link in self.links:
-            self._note_failure(link)
+            self._record_failure(link)
 
     async def close(self) -> None:
         """Cancel what sources are asked for."""
@@ -132,11 +135,11 @@ class SourceChain:
         source."""
         for link in self.links:
             await link.refresh(self._monotonic())
-            self._note_failure(link)
+            self._record_failure(link)
         async with self._lock:
             reading, error = await self._choose(grid_s)
             if reading.state in ("fresh", "stale"):
-                self.links[0].bridge.note(reading, grid_s)
+                self.links[0].bridge.record(reading, grid_s)
             if reading.state == "fresh" and self.links[0].source.remote:
                 await self.links[0].begin_forecast(grid_s, FORECAST_S, self._monotonic())  # to bridge what may come
         before, self.last = self.last, reading
@@ -149,7 +152,7 @@ class SourceChain:
         for index, link in enumerate(self.links):
             async with contextlib.nullcontext() if link.source.remote else self._lock:
                 readings = await link.forecast(grid_s, horizon_s, self._monotonic())
-            self._note_failure(link)
+            self._record_failure(link)
             if readings:
                 return readings if index == 0 else [_in_state(reading, "fallback") for reading in readings]
         return []
@@ -159,7 +162,7 @@ class SourceChain:
         error, stated = "", None
         for index, link in enumerate(self.links):
             reading = await link.read(grid_s, self._monotonic())
-            error = self._note_failure(link) or error
+            error = self._record_failure(link) or error
             if reading is None:
                 error = error or link.error
                 continue
@@ -181,8 +184,8 @@ class SourceChain:
             state="configured",
         ), error
 
-    def _note_failure(self, link: ChainedSource) -> str:
-        """Take up what failed of a source since the last look, also in a task that ended meanwhile; return its text."""
+    def _record_failure(self, link: ChainedSource) -> str:
+        """Collect what failed of a source since the last call, also in a task that ended meanwhile; return its text."""
         if link.failures == link.noted_failures:
             return ""
         link.noted_failures = link.failures
@@ -191,7 +194,7 @@ class SourceChain:
 
     def _log_change(self, before: Reading | None, reading: Reading, error: str) -> None:
         """Log that another source, or another state, is in force than `before`."""
-        text = named(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
+        text = describe_reading(reading.g_per_kwh, "g/kWh", f"of {reading.provider}", describe(reading), reading.state)
         if reading.state != "fresh":
             log.warning("carbon intensity: %s%s", text, f": {error}" if error else "")
         elif before is not None:

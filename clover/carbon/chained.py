@@ -1,12 +1,11 @@
-"""One source of the chain: its last good reading, when it is asked again, and what of it fails (`clover.carbon.chain`
-has the rules).
+"""One source of the chain: its last good reading, when it is asked again, and what of it fails.
 
-The times at which remote sources are asked have random parts: servers that began, or failed, together must not go on
-asking a provider together.
+`clover.carbon.chain` has the rules.  The times at which remote sources are asked have random parts: servers that began,
+or failed, together must not keep asking a provider together.
 
-**While it has no value** the first source of the chain is bridged (`Bridge`).  The forecast of before the outage holds
-for as long as it reaches.  After it, the intensity is taken to be what it was at the same hour of the last `DAYS` days,
-on average.  Both say that they are forecasts, and neither becomes history.
+**While it has no value** the first source of the chain is bridged (`Bridge`).  The forecast from before the outage
+holds for as long as it reaches.  After that, the intensity is taken to be what it was at the same hour of the last
+`DAYS` days, on average.  Both are labelled as forecasts, and neither becomes history.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Refreshable(Protocol):
 @runtime_checkable
 class Live(Protocol):
     """A source that asks a provider over the network.  `poll_s`: seconds to leave it alone after an answer; `lag_s`:
-    seconds from the time that a value is of until a provider in order has published it, at the most; `calls`:
-    requests so far."""
+    seconds from the time that a value is of until a working provider has published it, at most; `calls`: requests so
+    far."""
 
     poll_s: float
     lag_s: float
@@ -84,21 +83,19 @@ class Jitter:
 
 
 def no_jitter() -> Jitter:
-    """Return what puts nothing off: local sources are asked by the clock."""
+    """Return a jitter that puts nothing off: local sources are asked by the clock."""
     return Jitter(lambda: 0.0)
 
 
 class Question:
-    """One thing that a source is asked for, and how that fails.
-
-    `error` says why the last attempt failed (empty once it is answered), `row` counts the failures in a row, and
-    `again_s` is the monotonic time before which it is not asked again.
-    """
+    """One thing that a source is asked for, and how asking fails.  `error` says why the last attempt failed (empty once
+    it is answered), `row` counts the failures in a row, and `again_s` is the monotonic time before which it is not
+    asked again."""
 
     def __init__(self) -> None:
-        self.answered()
+        self.record_answer()
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """Forget the failures."""
         self.error = ""
         self.row = 0
@@ -106,8 +103,8 @@ class Question:
 
 
 class ChainedSource:
-    """One source of the chain with its last good reading, its back-off and its counters; `bridge` holds what it lets
-    expect, `trouble` says why newer data of it cannot be used (empty if they can)."""
+    """One source of the chain with its last good reading, its back-off and its counters.  `bridge` stands in while it
+    has no value; `trouble` says why its newer data cannot be used (empty if they can)."""
 
     def __init__(
         self, source: CarbonSource, max_age_s: float, backoff_s: tuple[float, float], timeout_s: float, poll_s: float
@@ -169,7 +166,7 @@ class ChainedSource:
         if self._refusal is not None:
             raise ConfigError(f"carbon source {self._refusal}")
         if self.good is not None and self._past.error:
-            log.warning("%s gives no past yet, and until it does only what it says now is history: %s",
+            log.warning("%s gives no past yet; until it does, history begins now: %s",
                         self.source.name, self._past.error)  # fmt: skip
 
     async def _take_past(self, grid_s: float, now_s: float) -> None:
@@ -180,18 +177,18 @@ class ChainedSource:
             async with asyncio.timeout(self._timeout_s):
                 past = await self.live.history(grid_s - HISTORY_S, grid_s)
         except Exception as error:
-            self._failed(self._past, error, now_s)
+            self._record_failure(self._past, error, now_s)
             if isinstance(error, CarbonError) and error.refused:
                 self._past_wanted = False
-                log.warning("%s gives no past, so that only what it says from now on is history: %s",
+                log.warning("%s gives no past, so history begins now: %s",
                             self.source.name, error)  # fmt: skip
-                self._past.answered()
+                self._past.record_answer()
             return
         self._past_wanted = False
-        self._past.answered()
+        self._past.record_answer()
         for reading in past:
             if reading.at_s + reading.step_s <= grid_s and not self._plausibility.doubt(reading):
-                self.bridge.note(reading, reading.at_s)
+                self.bridge.record(reading, reading.at_s)
 
     def _past_due(self, now_s: float) -> bool:
         """Return whether the past is still to be asked for, and may be."""
@@ -223,8 +220,8 @@ class ChainedSource:
         return self._usable(grid_s)
 
     async def refresh(self, now_s: float) -> None:
-        """Have a source look for new data, every `poll_s` at most, and wait for that a moment; what takes longer is
-        taken by a later call."""
+        """Have a source check for new data, every `poll_s` at most, and wait for that a moment.  If the check takes
+        longer, a later call takes its result."""
         if self._refreshable is None:
             return
         if self._refreshing is None:
@@ -241,16 +238,15 @@ class ChainedSource:
             return
         error = looked.exception()
         if isinstance(error, Exception):
-            self._failed(self._newest, error, now_s)
+            self._record_failure(self._newest, error, now_s)
             self.trouble = str(error) if isinstance(error, CarbonError) else self.trouble
         elif looked.result():
             self.trouble = ""
             self._due_s = -math.inf
 
     async def forecast(self, grid_s: float, horizon_s: float, now_s: float) -> list[Reading]:
-        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure.
-
-        While a remote source is asked for a new one, that of before is returned; only the very first is waited for."""
+        """Return the source's forecast; empty if it has none, failed, or is backed off after a failure.  While a remote
+        source is asked for a new forecast, the one before is returned; only the very first is waited for."""
         if self._forecast_due(grid_s, now_s):
             if now_s < self._newest.again_s:
                 return []
@@ -281,7 +277,7 @@ class ChainedSource:
         return math.floor(grid_s / HOUR_S) != self._foreseen_hour and now_s >= again_s
 
     async def _foresee(self, grid_s: float, horizon_s: float, now_s: float) -> None:
-        """Take a new forecast; none if the source fails, which does not keep it from being read."""
+        """Take a new forecast.  If the source fails there is none, but the source is still read."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 foreseen = await self.source.forecast(grid_s, horizon_s)
@@ -291,9 +287,9 @@ class ChainedSource:
                     f"{self.source.name} foresees nothing but 0 g/kWh; it is not used", kind="implausible"
                 )
             self._foreseen = foreseen
-            self._ahead.answered()
+            self._ahead.record_answer()
         except Exception as error:
-            self._failed(self._ahead, error, now_s)
+            self._record_failure(self._ahead, error, now_s)
             self._foreseen = []
             if not (isinstance(error, CarbonError) and error.unusable):
                 self._foreseen_hour = -math.inf
@@ -302,7 +298,7 @@ class ChainedSource:
             self.bridge.foresee(self._foreseen)
 
     def current_s(self, step_s: float) -> float:
-        """Return the age in seconds that the newest value, which holds for `step_s`, of a source in order may have."""
+        """Return how old (seconds) the newest value, which holds for `step_s`, may be while the source works."""
         if self.live is None:
             return step_s
         poll_s = max(min(self._poll_s, self._max_age_s), self.live.poll_s)
@@ -319,8 +315,8 @@ class ChainedSource:
         return msgspec.structs.replace(good, age_s=age_s) if age_s <= limit_s else None
 
     async def _ask(self, grid_s: float, now_s: float, past: Awaitable[None] | None = None) -> None:
-        """Take the source's value if it can be believed, judged by its past, which is asked for now if it is due and
-        not on its way as `past`."""
+        """Take the source's value if it can be believed.  It is judged by the source's past, which is asked for now if
+        it is due and not on its way as `past`."""
         self._refusal = None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -340,9 +336,9 @@ class ChainedSource:
         except Exception as error:  # whatever a provider does must not end the server: it is counted and shown instead
             if isinstance(error, CarbonError) and error.refused:
                 self._refusal = error
-            self._failed(self._newest, error, now_s)
+            self._record_failure(self._newest, error, now_s)
             return
-        self._newest.answered()
+        self._newest.record_answer()
         self.jitter.redraw()
         self._next_s = now_s + self.live.poll_s if self.live is not None else -math.inf
         self.good = reading
@@ -362,7 +358,7 @@ class ChainedSource:
             log.warning("%s", text)
         raise CarbonError(text, kind="implausible")
 
-    def _failed(self, question: Question, error: Exception, now_s: float) -> None:
+    def _record_failure(self, question: Question, error: Exception, now_s: float) -> None:
         """Count a failure, and leave a remote source alone with the same question for a while."""
         self._count(error)
         question.error = self.last_error
@@ -378,7 +374,7 @@ class ChainedSource:
         if isinstance(error, TimeoutError):
             error = CarbonError(f"{self.source.name} did not answer within {self._timeout_s:g} s", kind="timeout")
         elif not isinstance(error, CarbonError):
-            log.error("carbon source failed in an unforeseen way", exc_info=error)
+            log.error("a carbon source failed unexpectedly", exc_info=error)
             error = CarbonError(f"{self.source.name}: {type(error).__name__}: {error}", kind="unforeseen")
         self.failures += 1
         self.errors[error.kind] += 1
@@ -386,7 +382,7 @@ class ChainedSource:
 
 
 class Bridge:
-    """What a source lets expect while it has no value: from its newest forecast, or its past (`history`)."""
+    """What stands in for a source while it has no value: its newest forecast, or its past (`history`)."""
 
     def __init__(self, step_s: float) -> None:
         self.history = History()
@@ -395,13 +391,13 @@ class Bridge:
         self._foreseen: list[Reading] = []
         self._times: list[float] = []
 
-    def note(self, reading: Reading, grid_s: float) -> None:
-        """Note a value of the source that was in force at `grid_s`."""
-        self.history.note(grid_s, reading.g_per_kwh)
+    def record(self, reading: Reading, grid_s: float) -> None:
+        """Record a value of the source that was in force at `grid_s`."""
+        self.history.record(grid_s, reading.g_per_kwh)
         self._last = reading
 
     def foresee(self, readings: Sequence[Reading]) -> None:
-        """Take a new forecast in place of the one before."""
+        """Replace the forecast by a new one."""
         possible = (reading for reading in readings if 0.0 <= reading.g_per_kwh <= MAX_G_PER_KWH)
         self._foreseen = sorted(possible, key=lambda reading: reading.at_s)
         self._times = [reading.at_s for reading in self._foreseen]
@@ -414,11 +410,11 @@ class Bridge:
         index = bisect.bisect_right(self._times, grid_s) - 1
         if index < 0:
             return None
-        found = self._foreseen[index]
-        if grid_s >= found.at_s + (found.step_s or self._step_s):
+        reading = self._foreseen[index]
+        if grid_s >= reading.at_s + (reading.step_s or self._step_s):
             return None
-        age_s = grid_s - found.at_s
-        return msgspec.structs.replace(found, method="forecast", estimated=True, age_s=age_s, state="forecast")
+        age_s = grid_s - reading.at_s
+        return msgspec.structs.replace(reading, method="forecast", estimated=True, age_s=age_s, state="forecast")
 
     def _by_season(self, grid_s: float) -> Reading | None:
         hour = math.floor(grid_s / HOUR_S)

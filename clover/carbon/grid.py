@@ -1,18 +1,18 @@
 """The grid's carbon intensity for everybody in the server: now, in the past, and to come.
 
-One `Grid` a server.  Who needs an intensity asks it, as often as they like: the energy account each second (`priced`),
-the controller at each look and an operator's command (`read`).  Both ask the chain (`clover.carbon.chain`) at the grid
-time of the moment, and the chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
+A server has one `Grid`, and whatever needs an intensity asks it, as often as it likes: the energy account each second
+(`priced`), the controller and an operator's command (`read`).  Both methods ask the chain (`clover.carbon.chain`) at
+the grid time of the moment.  The chain bounds what that costs: a remote source is called every `carbon.poll_s` at most.
 
-The history is the chain's, by the hour of grid time: only the first source makes it.  Hours without it are gaps, which
-the forecast fills.  A source's forecast counts only if it speaks of the same signal as the reading.
+**History** is the chain's, by the hour of grid time: only the first source makes it.  Hours without it are gaps, which
+the forecast fills.  A source's forecast counts only if it is of the same signal as the reading.
 
-The **reference intensity** of a grid is the median of all hours that its history and its forecast tell of.  A fixed
-figure would make the same objective save always on a dirty grid and never on a clean one.
+**The reference intensity** of a grid is the median of all hours of its history and its forecast.  A fixed figure would
+make the same objective save always on a dirty grid and never on a clean one.
 
-**Grid time** is the time that intensities are looked up at.  Scheduling runs on monotonic time; carbon runs on its own
-clock, so that a trace of last year can be replayed, faster if wished, under live traffic.  Grid time is anchored once
-and then follows CLOCK_BOOTTIME, which counts suspended time and is not moved when somebody steps the wall clock.
+**Grid time** is the time for which intensities are looked up.  Scheduling runs on monotonic time; carbon runs on its
+own clock, so that a trace of last year can be replayed, faster if wished, under live traffic.  Grid time is anchored
+once and then follows CLOCK_BOOTTIME, which counts suspended time and is not moved when somebody steps the wall clock.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Grid:
         self._forecast_hour: int | None = None
         self._forecast: Sequence[Reading] = ()
         self.forecast_error: float | None = None
-        self._told: dict[int, list[float]] = {}
+        self._forecasts: dict[int, list[float]] = {}
         """What was expected of the hours after each of the last two days' hours."""
 
     @property
@@ -125,12 +125,12 @@ class Grid:
         return self._forecast
 
     async def read(self) -> Reading:
-        """Read the intensity of now, which plans go by.  Never raises for a source."""
+        """Read the present intensity, which plans go by.  Never raises for a source."""
         self.reading = await self._source.read(self.now())
         return self.reading
 
     async def find_reference(self) -> Reference:
-        """Find the reference intensity of this grid from what is known by now, once an hour of grid time, and each time
+        """Find the reference intensity of this grid from what is now known: once an hour of grid time, and each time
         while too little is known.  Unlike a reading it waits for the source's first forecast."""
         grid_s = self.now()
         hour = math.floor(grid_s / HOUR_S)
@@ -158,31 +158,32 @@ class Grid:
         return bool(getattr(self._source, "perfect_forecast", False))
 
     async def priced(self) -> Reading:
-        """Return the intensity of now to price energy at.
+        """Return the present intensity, to price energy at.
 
-        It does not become `reading`: one look of the controller, with all that it awaits, goes by one intensity."""
+        It does not become `reading`: one poll of the controller, with all that it awaits, goes by one intensity."""
         return await self._source.read(self.now())
 
     async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
         """Return what to expect, hour by hour, from `grid_s` until `until_s`: intensities as the source foresees them,
-        else as the history lets expect, and loads (rows/s) that follow `rates` from `rate` on."""
+        otherwise by the history, and loads (rows/s) that follow `rates` from `rate` on."""
         ahead = await self._hours_ahead(reading, grid_s, max(until_s, grid_s))
         made_from = ForecastInput(
             self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider
         )
-        found = outlook(made_from, now_s=grid_s, until_s=until_s)
-        self._compare(math.floor(grid_s / HOUR_S), [step.g_per_kwh for step in found.steps[1 : DAY + 1]])
-        return found
+        parts = outlook(made_from, now_s=grid_s, until_s=until_s)
+        self._compare(math.floor(grid_s / HOUR_S), [step.g_per_kwh for step in parts.steps[1 : DAY + 1]])
+        return parts
 
     def _compare(self, hour: int, expected: list[float]) -> None:
-        """Note once an hour what is `expected` after `hour`, and hold what was against the hours that came."""
-        if hour in self._told:
+        """Once an hour, record what is `expected` after `hour`, and compare earlier expectations with the hours that
+        came."""
+        if hour in self._forecasts:
             return
-        told = {made: values for made, values in self._told.items() if hour - 2 * DAY < made < hour}
-        self._told = told | {hour: expected}
+        forecasts = {made: values for made, values in self._forecasts.items() if hour - 2 * DAY < made < hour}
+        self._forecasts = forecasts | {hour: expected}
         off = [
             abs(value - came)
-            for made, values in told.items()
+            for made, values in forecasts.items()
             for at, value in enumerate(values, made + 1)
             if hour - DAY <= at < hour and (came := self.history.mean(at)) is not None
         ]
@@ -199,11 +200,11 @@ class Grid:
         """Return the source's newest forecast, asked for once an hour of grid time."""
         hour = math.floor(grid_s / HOUR_S)
         if hour != self._forecast_hour:
-            found = await self._source.forecast(grid_s, FORECAST_S)
-            if found and found is not self._forecast:  # else a new one may be on its way: look for it next time
+            readings = await self._source.forecast(grid_s, FORECAST_S)
+            if readings and readings is not self._forecast:  # else a new one may be on its way: look for it next time
                 self._forecast_hour = hour
-            # If it fails, the forecast of before still holds, as far as it reaches.
-            self._forecast = found or self._forecast
+            # If it fails, the previous forecast still holds, as far as it reaches.
+            self._forecast = readings or self._forecast
         return self._forecast
 
 

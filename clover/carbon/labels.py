@@ -1,4 +1,4 @@
-"""How an intensity is known, in words, wherever people read it: banner, state, logs."""
+"""Words for how an intensity is known, wherever people read it: banner, state, logs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _STATES = {
 
 
 def caveat(reading: Reading | None) -> str:
-    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, not known,
-    or of another time.  Empty if none is so."""
+    """Return what has to be known before any gram is quoted, and what ends that: the intensity is invented, unknown, or
+    of another time.  Empty if none of these holds."""
     if reading is None:
         return ""
     if reading.method == "synthetic":
@@ -41,9 +41,9 @@ def caveat(reading: Reading | None) -> str:
     return ""
 
 
-def named(g_per_kwh: float, unit: str, provider: str, label: str, state: str) -> str:
-    """Return an intensity with its source and how it is known (`label`, of `describe`); what stands in for the sources
-    of which none has a value (`state`) is of none."""
+def describe_reading(g_per_kwh: float, unit: str, provider: str, label: str, state: str) -> str:
+    """Return an intensity with its source and how it is known (`label`, of `describe`).  If no source has a value, what
+    stands in (`state`) has no source."""
     return f"{g_per_kwh:.0f} {unit}{'' if state == 'configured' else f' {provider}'} ({label})"
 
 

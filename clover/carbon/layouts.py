@@ -5,7 +5,8 @@
  - NESO's API answers as JSON, or CSV of `from[,to]` with `actual` and/or `forecast`.
 
 Times without a zone are UTC.  An empty, "null" or NaN value is a gap: the row is kept without a value and counted.
-Anything else that does not parse is an error naming the line, since a trace that is half understood gives wrong grams.
+Anything else that does not parse is an error that names the line, since a trace that is half understood gives wrong
+grams.
 """
 
 from __future__ import annotations
@@ -131,17 +132,17 @@ def parse_table(data: bytes, *, scope: str = "", zone: str = "") -> TraceTable:
 
 def _other_separator(header: list[str]) -> str:
     """Return that the first line separates its columns by something else than commas; empty if it does not."""
-    found = next((of for of in _SEPARATORS if len(header) == 1 and of in header[0]), "")
-    if not found:
+    separator = next((of for of in _SEPARATORS if len(header) == 1 and of in header[0]), "")
+    if not separator:
         return ""
     return (
-        f"its columns are separated by {_SEPARATORS[found]}, which is not read: separate them by commas, and write "
+        f"its columns are separated by {_SEPARATORS[separator]}, which is not read: separate them by commas, and write "
         "decimals with a point (a spreadsheet's export asks for both, or set its language to English)"
     )
 
 
 def parse_time(text: str) -> float:
-    """Return Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is none."""
+    """Return Unix seconds of an ISO 8601 time; without a zone it is UTC.  ValueError if it is not an ISO 8601 time."""
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -239,7 +240,7 @@ def _row(
     forecast: int | None,
     estimated: int | None,
 ) -> TraceRow:
-    """Return one row; a forecast stands in if there is no actual value, and says so."""
+    """Return one row.  If there is no actual value, a forecast stands in, and is labelled so."""
     try:
         at_s = parse_time(cells[at])
         until_s = parse_time(cells[until]) if until is not None and cells[until].strip() else None

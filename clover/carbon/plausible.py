@@ -1,21 +1,22 @@
 """Which answers of a source are not believed, although they are numbers that an intensity may have.
 
-A provider that is out of order often answers with a wrong number rather than not at all.  Three such answers are
-refused, each only if the same source has shown that its grid is not like that:
+A provider that is out of order often answers with a wrong number rather than not at all.  Three kinds of answers are
+refused, unless the same source has shown that its grid is like that:
 
- - *zeros*: an average over the life cycle of its plants is 0 on no grid, and is refused at once.  Any other signal may
-   be 0 for a sunny day, `SUNNY_S`, and for half as long again as its longest stretch of zeros before.  If it was known
-   for `WEEK_HOURS` and was never below `LOW_G`, and then falls to 0 at once, it may for `ZERO_S` only: that is how a
-   provider fails.  The sun brings a grid down in steps: if the last step, to 0, is at most `STEEPER` times the larger
-   of the two falls right before it, the longer bound holds at once, and it does after the first such stretch in any
-   case.  If the mean so far is below `LOW_G` (a zone of water, wind or nuclear power), it may stay at 0.
- - *a flat line*: the same value for more than `FLAT_S`, and for more than three times the longest such stretch before,
+ - *Zeros.*  An average over the life cycle of its plants is 0 on no grid, and is refused at once.  Any other signal may
+   be 0 for a sunny day, `SUNNY_S`, or for 1.5 times its longest stretch of zeros before if that is longer.
+   The bound is `ZERO_S` for a signal that was known for `WEEK_HOURS`, was never below `LOW_G`, and falls to 0 at once:
+   that is how a provider fails.  The sun brings a grid down in steps.  So the longer bound holds if the last step, to
+   0, is at most `STEEPER` times the larger of the two falls right before it.  It also holds after the first such
+   stretch.
+   If the mean so far is below `LOW_G` (a zone of water, wind or nuclear power), the signal may stay at 0.
+ - *A flat line*: the same value for more than `FLAT_S`, and for more than three times the longest such stretch before,
    of a source that has given at least `CHANGES` other values in turn.  A source that never changes (yearly means) is
-   believed.  If all its values were whole grams, it may be flat for longer the coarser they are: below `FINE_G`, for
-   `FLAT_S` times `FINE_G` over the value, and below `LOW_G` for ever.
- - *a leap*: more than `LEAP` times the highest value seen so far, and more than `LEAP_G`, once `HOURS` hours are known.
-   The wind may have fallen: if `LEAP_READINGS` in a row, over `LEAP_HOLDS_S` or more, were such leaps and not all
-   alike, they are believed from then on.  Values that leap and do not change are not, unless the source's never do.
+   believed.  If all its values were whole grams, coarse values may stay flat for longer: below `FINE_G` for `FLAT_S`
+   times `FINE_G` over the value, and below `LOW_G` for ever.
+ - *A leap*: more than `LEAP` times the highest value seen so far, and more than `LEAP_G`, once `HOURS` hours are known.
+   The wind may have fallen.  So if `LEAP_READINGS` in a row, over `LEAP_HOLDS_S` or more, were leaps and not all alike,
+   leaps are believed from then on.  Values that leap and then do not change are not, unless the source's never do.
 
 What was stated (`static:G`), what is a formula, and what is replayed from a file are not judged.
 """
@@ -62,7 +63,7 @@ class _Leap:
             self._last = reading
 
     def continues(self, reading: Reading) -> bool:
-        """Return whether `reading` follows on these, or is the last of them."""
+        """Return whether `reading` follows these, or is the last of them."""
         return _follows(reading, self._last.at_s)
 
     def holds(self, *, constant: bool) -> bool:
@@ -101,8 +102,8 @@ class Plausibility:
         return self._sum_g < LOW_G * self._readings
 
     def doubt(self, reading: Reading) -> str:
-        """Return why `reading` is not believed, in words that follow "it gave"; empty if it is, and it is then part of
-        what is known of the grid."""
+        """Return why `reading` is not believed, in words that follow "it gave".  If it is believed, return the empty
+        string, and count it as known of the grid."""
         if reading.replayed or reading.method in ("synthetic", "configured"):
             return ""
         g_per_kwh, at_s = reading.g_per_kwh, reading.at_s
@@ -147,7 +148,7 @@ class Plausibility:
         if not lasts:
             if self._readings:
                 self._end_stretch()
-            self._note_fall(reading)
+            self._record_fall(reading)
             self._hangs = False
             self._changes += reading.g_per_kwh != self._value_g
             self._value_g, self._since_s = reading.g_per_kwh, reading.at_s
@@ -160,8 +161,8 @@ class Plausibility:
         self._hours += hour != self._hour
         self._hour = hour
 
-    def _note_fall(self, reading: Reading) -> None:
-        """Note by how much a value that differs from the one before is lower, if it follows on it."""
+    def _record_fall(self, reading: Reading) -> None:
+        """Record by how much a value that differs from the one before is lower, if it follows on it."""
         fall_g, falls = self._value_g - reading.g_per_kwh, self._falls
         in_row = fall_g > 0.0 and _follows(reading, self._last_s)
         if reading.g_per_kwh == 0.0:
@@ -172,7 +173,7 @@ class Plausibility:
             falls.clear()
 
     def _end_stretch(self) -> None:
-        """Keep what the stretch of equal values that is over has shown."""
+        """Keep what the ended stretch of equal values has shown."""
         self._lowest_g = min(self._lowest_g, self._value_g)
         if self._hangs:
             return

@@ -1,8 +1,8 @@
-"""Carbon intensities that need no account and no file: a constant, as the operator states it (`static:G` with G in
-gCO2e/kWh), and a duck curve by formula, labelled synthetic wherever it shows.
+"""Carbon intensities that need no account and no file: a constant, and a duck curve by formula.
 
-With h the hour of the day (UTC, 0..24) and B(h; m, w) = exp(-d^2 / 2 w^2), d the hours between h and m the short way
-round the clock:
+The constant is what the operator states (`static:G` with G in gCO2e/kWh).  The curve is labelled synthetic wherever it
+shows.  With h the hour of the day (UTC, 0..24) and B(h; m, w) = exp(-d^2 / 2 w^2), d the hours between h and m the
+short way round the clock:
 
     daily(h)   = 250 + 60 B(h; 7.5, 1.6) - 115 B(h; 13, 2.8) + 150 B(h; 20, 2.4)      morning, solar dip, evening
     weekday    = 0.94 on Saturday and Sunday, 1 on other days
@@ -84,7 +84,7 @@ class StaticSource:
         self.g_per_kwh = g_per_kwh
 
     async def read(self, grid_s: float) -> Reading:
-        """Return the constant; it is always of now."""
+        """Return the constant, which is always current."""
         return self._at(grid_s)
 
     async def forecast(self, grid_s: float, horizon_s: float) -> list[Reading]:

@@ -5,22 +5,22 @@ missing row, before the first and after the last), reading raises CarbonError: t
 and finally takes the configured value.  Nothing is filled in here.  `loop=1` replays the file from its start once it
 has ended; such readings are marked as estimated.
 
-What a file says of one time is used at another if grid time is not that of the wall, and if a file loops: such readings
-are `replayed`, however they are known.
+If grid time is not that of the wall, or the file loops, what the file says of one time is used at another.  Such
+readings are `replayed`, however they are known.
 
-The forecast is NESO's own if the file has one; otherwise the rows to come, that is, perfect foresight.
+The forecast is NESO's own if the file has one.  Otherwise it is the rows to come, that is, perfect foresight.
 
-A file that changes on disk is read again once it was left alone, so that no half of it is: from one look to the next,
-or for `LEFT_ALONE_S` by its own time.  One that changes from look to look is read when `CHANGING_LOOKS` of them found
-its last line whole, unless it changes in that very moment.  One that cannot be used then changes nothing: the last good
-one stays in force.
+**Changes.**  A file that changes on disk is read again once it was left alone, so that it is never read half written:
+unchanged from one poll to the next, or for `LEFT_ALONE_S` by its own time.  If it changes from poll to poll, it is read
+once `CHANGING_LOOKS` polls found its last line whole, unless it changes in that very moment.  If the new file cannot be
+used, the last good one stays in force.
 
 **Steps.**  The times of the rows alone say how long each holds.  A row lasts until the next one, whatever the steps
-elsewhere in the file, unless rows are missing between the two.  The distances tell: a *run* is a stretch of equal
-distances, and rows are missing in a run that is clearly longer (by a quarter) than the runs before and after it and
-that has fewer than three distances.  So a change of step, which lasts, is no gap, nor is a run between a shorter and a
-longer step, nor a time that is off by seconds.  At either end of a file, where a neighbour is missing, one distance is
-too few, and two equal ones are a change of step.
+elsewhere in the file, unless rows are missing between the two.  The distances tell.  A *run* is a stretch of equal
+distances.  Rows are missing in a run that is clearly longer (by a quarter) than the runs before and after it and that
+has fewer than three distances.  So none of these is a gap: a change of step, which lasts; a run between a shorter and a
+longer step; a time that is off by seconds.  At either end of a file, where a neighbour is missing, one distance is too
+few to tell, and two equal ones are a change of step.
 
     hours       1 1 1 2 1 1 1         a row is missing
                 1 1 2 2 1 1           two, each alone
@@ -29,7 +29,7 @@ too few, and two equal ones are a change of step.
                 .5 .5 1 1 1 .5 .5     three hourly values between half-hourly ones
 
 A row before a gap holds for the smaller of the steps around it: a value is rather missing than used beyond its time.
-What no rule can see is a missing row right where the step changes.
+If a row is missing right where the step changes, no rule can see it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class TraceSource:
         self._path = path
         self._used = self._seen = self._version()
         self._changes = 0
-        """How many looks found the file changed, and whole, since it was read."""
+        """How many polls found the file changed, and whole, since it was read."""
         content = self._read_file()
         assert content is not None  # any version will do
         self._take(content)
@@ -217,10 +217,10 @@ class TraceSource:
 
     def _version(self) -> _Version:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return _Version(-1, -1, -1)
-        return _Version(found.st_mtime_ns, found.st_size, found.st_ino)
+        return _Version(status.st_mtime_ns, status.st_size, status.st_ino)
 
     @property
     def gaps(self) -> int:

@@ -1,14 +1,16 @@
-"""Carries out the commands of an operator (`clover.verbs`); every one is recorded as a decision.
+"""Carries out the commands of an operator (`clover.verbs`) and records each as a decision.
 
-An operator's change is applied in every mode.  Two things are refused, and change nothing: a loss of capacity that the
-configuration does not allow, and, without `force: true`, a plan that is predicted to break the accuracy floor or the
-SLO (`clover.control.plan.gate`).  The second concerns what the operator chose: a pin, and an `apply` or a `set` that
-says what to plan with.  Never refused for it are BASE, the way out if nothing else is trusted (the answer says what it
-breaks), lifting a pin, an `apply` without arguments, which is the controller's own plan, and a `set` that makes no
-limit stricter: when there is more load than any plan can serve, that is what an operator has left.
+An operator's change is applied in every mode.  Two changes are refused, and a refused command changes nothing:
 
-A command that is answered is in force, and one that raises an error is not.  What `set` changed is in force also if no
-plan can be made for it yet: its `warnings` say why, and the controller goes on trying.
+- a loss of capacity that the configuration does not allow;
+- without `force: true`, a plan that is predicted to break the accuracy floor or the SLO (`clover.control.plan.gate`).
+
+The second rule is for what the operator chose: a pin, or an `apply` or `set` that says what to plan with.  It never
+refuses what an operator has left when something goes wrong: BASE (the answer says what it breaks), lifting a pin, an
+`apply` without arguments (the controller's own plan), and a `set` that makes no limit stricter.
+
+A command that is answered is in force; a command that raises an error is not.  If no plan can be made yet for what
+`set` changed, the change is in force all the same: `warnings` say why, and the controller keeps trying.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from clover.control.plan.executor import Executor
-from clover.control.plan.gate import FORCE, breaches, stricter, tightened
+from clover.control.plan.gate import FORCE, breaches, is_stricter, stricter
 from clover.control.plan.planner import Planner
 from clover.control.state.context import Context
 from clover.control.state.decisions import NOT_DONE, DecisionEntry
@@ -87,7 +89,7 @@ class Review:
 
 
 class Commands:
-    """Carries out the commands of operators, one at a time and never during a look."""
+    """Carries out the commands of operators, one at a time and never during a poll."""
 
     def __init__(self, context: Context, planner: Planner, executor: Executor, device_watch: DeviceWatch) -> None:
         self._context = context
@@ -102,7 +104,7 @@ class Commands:
         operator = operator or "operator"
         async with self._context.lock:
             await self._context.read_grid()
-            await self._device_watch.look()
+            await self._device_watch.poll()
             everything = isinstance(asked, FreezeCommand) and asked.on is True and asked.model is UNSET
             if isinstance(asked, _MOVING) and not asked.dry_run and not everything:
                 self._check_trials(asked.model)
@@ -144,7 +146,7 @@ class Commands:
         decision = await self._request(family, request, review)
         if not dry_run and decision.action not in NOT_DONE:
             family.pin = replace(pin, forced=review is not None and review.forced) if pin is not None else None
-            log.info("%s: pin from %s to %s by %s", family.name, _named(before), _named(family.pin), operator)
+            log.info("%s: pin from %s to %s by %s", family.name, _pin_name(before), _pin_name(family.pin), operator)
             if pin is None and before is not None and family.config.variant:
                 family.mode = None  # a family pinned by its configuration comes under control when the pin is lifted
         return self._answer(family, decision)
@@ -183,7 +185,7 @@ class Commands:
                     family.frozen = on
                 if not on:
                     family.triggers.again(self._context.monotonic())
-        self._note("freeze", families, f"on: {str(on).lower()}", operator, _done(asked.dry_run))
+        self._record("freeze", families, f"on: {str(on).lower()}", operator, _done(asked.dry_run))
         return {"frozen": on, "models": [family.name for family in families], "dry_run": asked.dry_run}
 
     def _guard(self, asked: GuardCommand, operator: str) -> dict[str, Any]:
@@ -192,9 +194,9 @@ class Commands:
         if not asked.dry_run:
             for family in families:
                 family.fleet.reset_guard()
-                family.look(self._context.monotonic())
+                family.observe(self._context.monotonic())
                 family.triggers.again(self._context.monotonic())
-        self._note("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(asked.dry_run))
+        self._record("guard", families, "reset; it was " + ", ".join(before.values()), operator, _done(asked.dry_run))
         return {"reset": True, "before": before, "dry_run": asked.dry_run}
 
     async def _set(self, asked: SetCommand, operator: str) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class Commands:
         reviews = {
             family.name: Review(targets[family.name], force=force, dry_run=dry_run)
             for family in families
-            if tightened(family.targets, targets[family.name])
+            if is_stricter(family.targets, targets[family.name])
         }
         if not dry_run:
             if not force:
@@ -221,7 +223,7 @@ class Commands:
                 for family in families:
                     family.mode = None
         noted = f"{changed} (forced)" if force else changed
-        self._note("set", families, noted, operator, _done(dry_run))
+        self._record("set", families, noted, operator, _done(dry_run))
         answers, warnings = {}, []
         for family in families:
             held = self._context.frozen_of(family) or self._context.mode_of(family) == "off"
@@ -251,22 +253,22 @@ class Commands:
     async def _foresee(
         self, families: list[Family], targets: dict[str, Targets], reviews: dict[str, Review], operator: str
     ) -> None:
-        """Raise Conflict if one of `families` could not be held to its new targets: before any of them has changed, and
-        also in modes that make no plan."""
+        """Raise Conflict if one of `families` could not keep its new targets.  It is asked before any of them has
+        changed, and also in modes that make no plan."""
         for family in families:
             review = reviews.get(family.name)
             if review is None:
                 continue
-            family.look(self._context.monotonic())
+            family.observe(self._context.monotonic())
             try:
                 request = PlanRequest(trigger="operator: set", targets=targets[family.name])
                 state, plan = await self._planner.propose(family, request)
             except CloverError as error:
-                self._note("set", [family], str(error), operator, "refused")
+                self._record("set", [family], str(error), operator, "refused")
                 raise
             refused, why = review(state, plan)
             if refused:
-                self._note("set", [family], why, operator, "refused")
+                self._record("set", [family], why, operator, "refused")
                 raise Conflict(f"{family.name}: {why}")
 
     async def _request(self, family: Family, request: PlanRequest, review: Review | None) -> Decision:
@@ -289,7 +291,7 @@ class Commands:
         out["dry_run"] = decision.action == "dry run"
         return out
 
-    def _note(self, verb: str, families: Iterable[Family], detail: str, operator: str, action: str) -> None:
+    def _record(self, verb: str, families: Iterable[Family], detail: str, operator: str, action: str) -> None:
         """Record a command that makes no plan of its own."""
         context = self._context
         for family in families:
@@ -306,7 +308,7 @@ class Commands:
             log.info("%s: %s %s by %s: %s", family.name, verb, action, operator, detail)
 
     def _log_targets(self, family: Family, targets: Targets, mode: Mode | None, operator: str) -> None:
-        """Log what `set` changes, and from what to what."""
+        """Log what `set` changes, with the old and the new value."""
         old, new = vars(family.targets), vars(targets)
         changed = [f"{_TARGET_NAMES[key]} from {old[key]} to {new[key]}" for key in old if old[key] != new[key]]
         if mode is not None and mode != self._context.mode_of(family):
@@ -315,7 +317,7 @@ class Commands:
             log.info("%s: %s by %s", family.name, ", ".join(changed), operator)
 
     def _check_trials(self, model: str | UnsetType) -> None:
-        """Raise Conflict if a new version is being tried beside a family that another plan would move."""
+        """Raise Conflict if another plan would move a family beside which a new version is being tried."""
         for family in self._families(model):
             if family.trial:
                 raise Conflict(
@@ -388,7 +390,7 @@ class Commands:
         raise BadRequest(why or f"no device is left for {family.name}{self._context.lost_suffix()}")
 
 
-def _named(pin: Pin | None) -> str:
+def _pin_name(pin: Pin | None) -> str:
     """Return what a family is pinned to, in words for the log."""
     if pin is None:
         return "none"
@@ -404,26 +406,26 @@ def _groups(configuration: Any) -> list[GroupCount]:
         'a configuration is {"small@1c": 2} or [{"variant": "small", "profile": "1c", "count": 2}], of workers that '
         'share their time {"large/small@1c": 2}'
     )
-    found: list[GroupCount] = []
+    groups: list[GroupCount] = []
     if isinstance(configuration, dict):
         for key, count in configuration.items():
             variant, at, profile = str(key).rpartition("@")
             if not at or type(count) is not int:
                 raise BadRequest(form)
             first, *others = variant.split("/")
-            found.append(GroupCount(variant=first, profile=profile, count=count, beside=tuple(others)))
+            groups.append(GroupCount(variant=first, profile=profile, count=count, beside=tuple(others)))
     else:
         try:
-            found = msgspec.convert(configuration, list[GroupCount])
+            groups = msgspec.convert(configuration, list[GroupCount])
         except msgspec.ValidationError as error:
             raise BadRequest(f"{form}: {error}") from error
-    if not found or not all(1 <= group.count <= 100_000 for group in found):
+    if not groups or not all(1 <= group.count <= 100_000 for group in groups):
         raise BadRequest(f"{form}, with counts of at least 1")
-    return found
+    return groups
 
 
 def _targets(family: Family, asked: PlanCommand | SetCommand) -> Targets:
-    """Return the targets of a family with those that are asked for."""
+    """Return the targets of a family, with those that the command sets."""
     targets = family.targets
     floor, slo_ms = _number(asked.accuracy_floor), _number(asked.slo_ms)
     best = max(accuracies(family.profile).values(), default=0.0)

@@ -1,31 +1,32 @@
-"""The controller: looks at every family, plans if there is a reason, and verifies what it deployed.
+"""The controller: observes every family each second, plans if there is a reason, and verifies what it deployed.
 
-Every second it looks at each family (`state.triggers` says what counts as a reason).  For a reason the state goes
-to the policy in the solver process and a plan comes back (`plan.planner`).  Routing is the fast knob: a plan of the
-configuration that runs is applied at once.  Configuration is the slow one: it changes never to a configuration that was
-rolled back lately, and never with a loss of capacity unless allowed (`plan.gate`).  If it may not change, the workers
-that run stay, routed as well as they can be, and it is tried again when the hold ends.  A new deployment is verified
-(`watch.verification`), and rolled back and backed off (60 s, doubling) if it is bad (`plan.executor`).
+**From a reason to a plan.**  `state.triggers` says what counts as a reason.  The state then goes to the policy in the
+solver process, and a plan comes back (`plan.planner`).  Routing is the fast knob: if the plan keeps the configuration
+that runs, it is applied at once.  Configuration is the slow knob: it never changes to one that was rolled back lately,
+and never with a loss of capacity unless that is allowed (`plan.gate`).  If the configuration may not change yet, the
+workers that run are routed as well as they can be, and the change is tried again when the hold ends.  A new deployment
+is verified (`watch.verification`).  A bad one is rolled back, and its configuration is left alone for 60 s, then twice
+as long each time (`plan.executor`).
 
-Devices come first (`watch.devices`): workers on a GPU that is lost are given up at once; then, as the mode allows, a
+**Devices come first** (`watch.devices`).  Workers on a lost GPU are given up at once.  Then, if the mode allows it, a
 plan is made for what is left, and another one when the GPU is back or a slot cannot be used any more.  A family that
-lost all its workers is like one before the start.  A change of configuration may not take capacity below the floor: the
-configured share of BASE's, what arrives now, and in any case one worker that answers.  If that cannot be, it is refused
-with how low capacity would go and for how long, unless the configuration allows it.
+lost all its workers is treated as before its start.
 
-Guard.  If a family's answers drift from its profile (`clover.runtime.guard.guard`), its router acts at once, and a plan
-follows that gives up half of the accuracy it might, or none, so that workers of more accurate variants are there.
+**Capacity floor.**  A change of configuration may not take capacity below the configured share of BASE's, below what
+arrives now, or below one worker that answers.  A change that would is refused, with how low capacity would fall and for
+how long, unless the configuration allows it.
 
-Demand.  Rows that ask for an accuracy that no worker reaches wait while a plan with such a worker is made, at once and
-not at the next look (`state.demand`).
+**Guard.**  If a family's answers drift from its profile (`clover.runtime.guard.guard`), its router acts at once.  A
+plan follows that gives up half as much accuracy, or none, so that workers of more accurate variants are there.
 
-Modes.  `active`: as above.  `observe`: plans are made and recorded, nothing is changed after the first plan.  `off`: no
-plans after the first, but a pinned family follows its devices.  In every mode the first plan is made and applied by the
-policy, and an operator may act.  Freezing holds everything as it is, routing included, until it is lifted; an operator
-may act.
+**Demand.**  If rows ask for an accuracy that no worker reaches, a plan with such a worker is made at once
+(`state.demand`); the rows wait for it.
 
-Looks and commands exclude each other (`Context.lock`).  All of it runs on the event loop; only the arithmetic is
-elsewhere.
+**Modes.**  In every mode the policy makes the first plan, that plan is applied, and an operator may act.  `active`: as
+above.  `observe`: later plans are made and recorded but not applied.  `off`: no later plans, except that a pinned
+family follows its devices.  Freezing holds everything as it is, routing included, until it is lifted.
+
+Polls and commands exclude each other (`Context.lock`).  Everything runs on the event loop except the arithmetic.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ from clover.types import Assignment, FamilyProfile, FamilySpec, FrontLag
 log = logging.getLogger("clover.control")
 
 INTERVAL_S = 1.0
-"""Seconds between two looks.  Grids and loads that a plan can follow move more slowly, as a change of workers takes
+"""Seconds between two polls.  Grids and loads that a plan can follow move more slowly, as a change of workers takes
 seconds itself."""
 
 START = PlanRequest(trigger="start", force=True)
@@ -82,7 +83,7 @@ class Controller:
     lost at a restart.  `front_lag` is how long requests wait for the front end's event loop (`Learner`).
     `alternatives` finds the fixed mixes that savings are compared with beside BASE; `fewest_cores` how few cores would
     do.  `least_saving`: what a routing has to spare to be worth its accuracy (None: anything).  `interval_s`: the
-    seconds between two looks, by default `INTERVAL_S`.
+    seconds between two polls, by default `INTERVAL_S`.
     """
 
     def __init__(
@@ -124,8 +125,8 @@ class Controller:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     def add(self, spec: FamilySpec, profile: FamilyProfile, fleet: Fleet, config: FamilyConfig) -> Family:
-        """Take a family under control without planning yet: for all families before the first plan, so that each
-        plans with its own share of the machine."""
+        """Take a family under control without planning yet.  Call it for all families before the first plan, so that
+        each plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
         self.context.families[family.name] = family
         self.learner.add(family)
@@ -135,12 +136,12 @@ class Controller:
         return family
 
     def reserve(self, name: str, share: float) -> None:
-        """Give a family, also one that is served without a plan, its part of the devices."""
+        """Give a family its part of the devices, even if it is served without a plan."""
         self.context.device_pool.name(name, share)
         self.context.device_pool.assign(self.context.occupied())
 
     async def start(self, *, initial: bool = True) -> None:
-        """Deploy the first plan of every family (`initial`), then keep looking.  StartError if a first plan cannot be
+        """Deploy the first plan of every family (`initial`), then keep polling.  StartError if a first plan cannot be
         made or applied, or if there are fewer GPUs than families."""
         if short := self.context.device_pool.short():
             raise StartError(short)
@@ -158,7 +159,7 @@ class Controller:
         async with context.lock:
             family = context.families[name]
             await context.read_grid()
-            await self._device_watch.look()
+            await self._device_watch.poll()
             await self._make_room(family)
             shapes = context.device_pool.shapes()
             try:
@@ -169,7 +170,7 @@ class Controller:
                     decision = await self._planner.plan_and_apply(family, START)
                 if family.deployed is None and context.device_pool.shapes() != shapes:
                     # What an earlier run left could not all be removed, or a GPU was lost: plan with what there is.
-                    await self._device_watch.look()
+                    await self._device_watch.poll()
                     decision = await self._planner.plan_and_apply(family, START)
             except CloverError as error:
                 raise StartError(f"{name}: no first plan: {error}") from error
@@ -178,7 +179,7 @@ class Controller:
             self._decline(family)
 
     async def _make_room(self, family: Family) -> None:
-        """Have families that run leave the places that are `family`'s by now."""
+        """Have running families leave the places that are now `family`'s."""
         context = self.context
         for other in context.families.values():
             if other is family or not context.must_move(other) or context.frozen_of(other):
@@ -187,7 +188,7 @@ class Controller:
             try:
                 await self._planner.plan_and_apply(other, request)
             except CloverError as error:
-                log.warning("%s: makes no room for %s: %s", other.name, family.name, error)
+                log.warning("%s: cannot make room for %s: %s", other.name, family.name, error)
 
     async def adopt(
         self,
@@ -210,7 +211,7 @@ class Controller:
             raise
 
     async def release(self, name: str) -> None:
-        """Drain all workers of a family, unmake its instances and forget it."""
+        """Drain all workers of a family, remove its instances and forget it."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
@@ -219,7 +220,7 @@ class Controller:
                 await family.applier.clear()
 
     async def stop(self) -> None:
-        """Stop looking, break off commands and end the solver.  Workers stay; a transition under way is left where it
+        """Stop polling, break off commands and end the solver.  Workers stay; a transition under way is left where it
         is, and no other begins."""
         self._stopped = True
         tasks = [*self._commanded, *(task for task in (self._task, self._hasty) if task is not None)]
@@ -239,56 +240,56 @@ class Controller:
     async def _run(self) -> None:
         while True:
             await self._sleep(self._interval_s)
-            await self._look_safely()
+            await self._poll_safely()
 
-    async def _look_safely(self) -> None:
+    async def _poll_safely(self) -> None:
         try:
-            await self.look()
+            await self.poll()
         except Exception:
-            log.exception("a look of the controller failed")
+            log.exception("the controller's poll failed")
 
-    async def look(self) -> None:
-        """Look once at every family and act if there is a reason; trouble with one does not keep it from others."""
+    async def poll(self) -> None:
+        """Poll every family once and act if there is a reason; trouble with one does not keep the others from it."""
         context = self.context
         async with context.lock:
             await context.read_grid()
-            await self._device_watch.look()
+            await self._device_watch.poll()
             # A family that has to give up a GPU moves before the one that gets it.
             for family in sorted(context.families.values(), key=lambda family: not context.must_move(family)):
                 try:
-                    await self._look(family)
+                    await self._poll_family(family)
                     self._decline(family)
                 except Exception:
-                    log.exception("%s: a look of the controller failed", family.name)
+                    log.exception("%s: the controller's poll of it failed", family.name)
             context.count_parked()
-            self.ledger_files.look(context.families.values(), context.monotonic(), context.grid.now())
-            self.shadows.look()
-            self.core_need.look()
+            self.ledger_files.poll(context.families.values(), context.monotonic(), context.grid.now())
+            self.shadows.poll()
+            self.core_need.poll()
             self.learner.save()
 
-    def hasten(self) -> None:
-        """Look soon, as rows wait for a worker that is not there; once between two looks at most."""
+    def poll_soon(self) -> None:
+        """Poll soon, because rows wait for a worker that is not there; once between two polls at most."""
         now_s = self.context.monotonic()
         if self._stopped or now_s < self._hasty_s + self._interval_s:
-            return  # the next look will do
+            return  # the next poll will do
         if self._hasty is None or self._hasty.done():
             self._hasty_s = now_s
-            self._hasty = control_task(self._look_safely())
+            self._hasty = control_task(self._poll_safely())
 
     def _decline(self, family: Family) -> None:
         """Tell the fleet which rows to refuse, as no worker will be started for them."""
-        family.fleet.decline(self.context.declined(family), self.hasten)
+        family.fleet.decline(self.context.declined(family), self.poll_soon)
 
-    async def _look(self, family: Family) -> None:
+    async def _poll_family(self, family: Family) -> None:
         """Observe a family, verify a new deployment, and plan if there is a reason."""
         context, config = self.context, self.context.config
-        grid_s, seen = context.grid.now(), family.look(context.monotonic())
-        family.ledger.look(grid_s, seen, family.config.budget_horizon_s)
+        grid_s, seen = context.grid.now(), family.observe(context.monotonic())
+        family.ledger.observe(grid_s, seen, family.config.budget_horizon_s)
         now_s = context.monotonic()
-        self.learner.look(family)  # before the SLO: services that become known to be slower take its pressure off
+        self.learner.poll(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
-        family.demand.look(now_s, family.fleet.accuracy_demand())
+        family.demand.observe(now_s, family.fleet.accuracy_demand())
         if context.frozen_of(family):
             return
         mode = context.mode_of(family)
@@ -304,7 +305,7 @@ class Controller:
         if bare and not context.devices_of(family.name):
             return  # there is nothing to plan with
         devices = context.devices_of(family.name)
-        if family.sleep.look(family.slo.late, devices, family.desired, now_s):
+        if family.sleep.observe(family.slo.late, devices, family.desired, now_s):
             asleep = "GPUs parked" if spared_w(devices) is not None else "cores asleep"
             family.news = family.news or f"SLO missed with {asleep}"
         trigger = self._trigger(family, now_s)  # asked in any case: triggers count what they observe
@@ -373,7 +374,7 @@ class Controller:
             raise
 
     async def _run_command(self, verb: str, arguments: dict[str, Any], operator: str) -> dict[str, Any]:
-        """Carry out a command; refuse the rows at once for which no worker will come after it."""
+        """Carry out a command; then refuse at once the rows for which no worker will come after it."""
         try:
             return await self._commands.run(verb, arguments, operator)
         finally:

@@ -1,8 +1,8 @@
-"""How few cores would do at the load of the moment, and what part of the energy is idle: said, whatever is configured.
+"""How few cores would serve the present load, and which part of the energy is idle: reported, whatever is configured.
 
-The solver's process works it out (`clover.planning.search.best`).  It is asked for one family at a time, if its load
-is more than `STEP` away from the one that is known, or its targets or its corrected profile changed, and every `ASK_S`
-seconds at most.
+The solver's process works it out (`clover.planning.search.best`).  It is asked for one family at a time, every `ASK_S`
+seconds at most, and only if the family's load has moved by more than `STEP`, or its targets or its corrected profile
+changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clover.accounting.boundaries import LIGHT_PART, TOO_LITTLE
-from clover.accounting.labels import DeviceLines, joined, methods_of
+from clover.accounting.labels import DeviceLines, join_labels, methods_of
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.state.request import PlanRequest, Targets
@@ -35,8 +35,8 @@ FewestCores = Callable[[State], Awaitable[int | None]]
 
 @dataclass(frozen=True)
 class KnownNeed:
-    """What the solver said of a family at `rate` rows a second: `cores`; None if all of them do not do.  `learned`:
-    which corrections of its profile that went by."""
+    """What the solver said of a family at `rate` rows a second: `cores`, or None if all of them are too few.
+    `learned`: the corrections of its profile that the answer was made with."""
 
     rate: float
     targets: Targets
@@ -45,7 +45,7 @@ class KnownNeed:
 
 
 class CoreNeed:
-    """How few cores would do for the families that share a row of them."""
+    """How few cores would serve the families that share a row of cores."""
 
     def __init__(self, context: Context, fewest_cores: FewestCores | None) -> None:
         self._context = context
@@ -54,7 +54,7 @@ class CoreNeed:
         self._asked_s = -math.inf
         self._asking: asyncio.Task[None] | None = None
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Ask for one family whose load or targets have moved."""
         now_s = self._context.monotonic()
         busy = self._asking is not None and not self._asking.done()
@@ -76,7 +76,7 @@ class CoreNeed:
             state = family.state(conditions, self._context.config, PlanRequest(trigger="core need", rate=rate))
             self._known[family.name] = KnownNeed(rate, targets, learned, await fewest_cores(state))
         except CloverError as error:
-            log.info("%s: how few cores would do is not known: %s", family.name, error)
+            log.info("%s: how few cores would do is unknown: %s", family.name, error)
 
     def row(self) -> DeviceShape | None:
         """Return the row of cores that the families share; None if there is none."""
@@ -84,8 +84,8 @@ class CoreNeed:
 
     @property
     def cores(self) -> int | None:
-        """The fewest cores that would do for all families, each at the load it was last asked for; None if that is not
-        known, or if all cores do not do.  Families take their shares of the time of the same cores."""
+        """The fewest cores that would do for all families, each at the load it was last asked for; None if that is
+        unknown, or if all cores are too few.  Families take their shares of the time of the same cores."""
         found = [self._known[name].cores if name in self._known else None for name in self._context.families]
         needs = [cores for cores in found if cores is not None]
         return max(needs) if needs and len(needs) == len(found) else None
@@ -97,15 +97,15 @@ class CoreNeed:
             await asyncio.gather(self._asking, return_exceptions=True)
 
     def report(self, devices: Mapping[str, DeviceLines]) -> dict[str, Any] | None:
-        """Return the idle part of the energy that `devices` used so far, whoever it is billed to, how many cores have
-        workers, how few would do, and whether the load is too little to save on (`light`); None before any energy was
+        """Return the idle part of the energy that `devices` used so far, whomever it is billed to, how many cores have
+        workers, how few would do, and whether the load is too little to save on (`light`).  None before any energy was
         counted."""
         measured_j = sum(float(line["measured_j"]) for line in devices.values())
         idle_j = sum(float(line["rest_j"]) + float(line["carried_j"]) for line in devices.values())
         if measured_j <= 0.0:
             return None
         part = min(max(idle_j / measured_j, 0.0), 1.0)
-        method = joined(methods_of(devices.values()))
+        method = join_labels(methods_of(devices.values()))
         whole = "machine" if "measured" in method else "server"  # a model knows of nothing else that runs here
         words = f"idle is {100.0 * part:.3g} % of this {whole}'s energy so far ({method})"
         row, needed = self.row(), self.cores
@@ -143,7 +143,8 @@ class CoreNeed:
         }
 
     def _waits_s(self, row: DeviceShape) -> float:
-        """Return for how many seconds all families keep the workers of the cores that they have; 0 if one does not."""
+        """Return for how many seconds all families still keep the workers of the cores that they have; 0 if a family
+        does not."""
         now_s = self._context.monotonic()
         until_s = [family.sleep.again_s((row,), now_s) for family in self._context.families.values()]
         return max(0.0, min((now_s if until is None else until for until in until_s), default=now_s) - now_s)

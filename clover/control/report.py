@@ -16,7 +16,7 @@ from clover.control.state.capacity import running_capacity
 from clover.control.state.context import Context
 from clover.control.state.family import Family
 from clover.control.watch.slo import slo_report
-from clover.control.wording import listed, span
+from clover.control.wording import join_names, span
 from clover.planning.model.problem import accuracies
 from clover.policies import BUDGETED, SPENDING
 from clover.policies.plans import NOTHING_TO_SAVE
@@ -49,7 +49,7 @@ def report(
 
 
 def intensity(reading: Reading, trouble: str = "") -> dict[str, Any]:
-    """Return a reading with a label that says in words how it is known, and what failed if something stands in."""
+    """Return a reading with a label that says how it is known, and what failed if something stands in."""
     return {**msgspec.to_builtins(reading), "label": describe(reading), "trouble": trouble}
 
 
@@ -68,7 +68,7 @@ def _transition(transition: Transition) -> dict[str, Any]:
 
 
 def workers(deployment: tuple[Assignment, ...]) -> list[dict[str, Any]]:
-    """Return a deployment for people."""
+    """Return a deployment in a form for people."""
     return [
         {
             "placement": item.placement.id,
@@ -156,7 +156,7 @@ def capacity_gauges(context: Context, family: Family) -> dict[str, float]:
     if deployed is not None:
         reach = family.reach(deployed.routing)
         running = running_capacity(deployed.deployment, family.capacity(share), deployed.routing, reach)
-    floor = family.floor_capacity.of(
+    floor = family.floor_capacity.rows_per_s(
         family.corrected,
         context.devices_of(family.name),
         share=share,
@@ -175,7 +175,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
     for item in deployment:
         item["ready"] = item["placement"] + item["variant"] + item["backend"] in ready
     pin = family.pin
-    saved_here = saved(shadows.of.get(family.name), devices)
+    saved_here = saved(shadows.by_family.get(family.name), devices)
     return {
         "mode": context.mode_of(family),
         "frozen": context.frozen_of(family),
@@ -246,8 +246,8 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
 
 
 def _terms(context: Context, family: Family, saved_here: dict[str, Any] | None) -> str:
-    """Return what the policy in force may give up, by which means, and what it saved; `saved_here` is the family's
-    part of the state.  Empty if the policy trades nothing by an accuracy budget."""
+    """Return what the policy in force may give up, by which means, and what it saved; `saved_here` is the family's part
+    of the state.  Empty if the policy has no accuracy budget."""
     policy, config = context.policy_of(family), context.config
     points = family.config.accuracy_budget
     if policy not in BUDGETED or not points:
@@ -266,7 +266,7 @@ def _terms(context: Context, family: Family, saved_here: dict[str, Any] | None) 
         cost += ", rows waiting for fuller batches within the SLO"
         flags.append("--no-waits")
     base = (saved_here or {}).get("base")
-    ends = f" ({listed(flags)} end{'s' if len(flags) == 1 else ''} that)" if flags else ""
+    ends = f" ({join_names(flags)} end{'s' if len(flags) == 1 else ''} that)" if flags else ""
     return f"{cost}{ends}; {base['short'] if base else 'nothing was served yet to save on'}"
 
 

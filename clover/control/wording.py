@@ -1,4 +1,4 @@
-"""The state of a server (`GET /v2/clover/state`) in words, for all that show it: what is wrong, and what is not."""
+"""Puts the state of a server (`GET /v2/clover/state`) into words, for everything that shows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clover.accounting.boundaries import LEAST_ROWS
-from clover.carbon.labels import named
+from clover.carbon.labels import describe_reading
 from clover.control.state.counted import counted_accuracy
 
 ROUNDED = 0.005
@@ -66,7 +66,7 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     elif starting:
         yield f"has {starting} of {len(workers)} workers that are not ready"
     elif gone := sorted({name for names in lacking for name in names}):
-        yield f"has workers on which {listed(gone)} {'is' if len(gone) == 1 else 'are'} not ready"
+        yield f"has workers on which {join_names(gone)} {'is' if len(gone) == 1 else 'are'} not ready"
     last = model.get("last_decision") or {}
     fault = last.get("action") == "fault"
     if fault:
@@ -97,21 +97,19 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
 
 
 def verdict(answer: Mapping[str, Any]) -> str:
-    """Return what can be said of the models of a server without troubles.
-
-    Whether targets are met is open before something was answered, and while what was seen is above a target by too few
-    answers to tell.  A model without a profile is served, but is not controlled: it has no targets.
-    """
+    """Return what can be said of the models of a server without troubles.  Whether targets are met is open before
+    something was answered, and while too few answers are above a target to tell.  A model without a profile is served
+    but not controlled: it has no targets."""
     totals = (answer.get("totals") or {}).get("models", {})
     free = [name for name in totals if name not in answer["models"] and totals[name].get("state") == "READY"]
     if not answer["models"] and not free:
         return "no model is ready"
-    found = _met(answer, totals, all_judged=not free)
+    words = _met(answer, totals, all_judged=not free)
     if not free:
-        return found
+        return words
     why = "; ".join(f"{name} is {text}" for name in free if (text := totals[name].get("unmeasured")))
-    without = f"{listed(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
-    return "; ".join(filter(None, (found, without, why)))
+    without = f"{join_names(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
+    return "; ".join(filter(None, (words, without, why)))
 
 
 def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bool) -> str:
@@ -120,23 +118,23 @@ def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bo
     seen = [name for name, model in judged.items() if (model.get("observed") or {}).get("p95_ms") is not None]
     doubts = [f"{name} meets its {what}" for name in judged for what in _doubts(judged[name], totals.get(name) or {})]
     if doubts:
-        return f"every model is ready; too few answers to tell whether {listed(doubts)}"
+        return f"every model is ready; too few answers to tell whether {join_names(doubts)}"
     if judged and not seen:
         rows = sum(sum((totals.get(name) or {}).get("rows", {}).values()) for name in judged)
         return f"every model is ready; nothing was answered {'lately' if rows else 'yet'}, so no target is judged"
     if all_judged and len(seen) == len(answer["models"]):
         return "every model answers and meets its targets"
     meet = "meets its targets" if len(seen) == 1 else "meet their targets"
-    return f"every model is ready, and {listed(seen)} {meet}" if seen else "every model is ready"
+    return f"every model is ready, and {join_names(seen)} {meet}" if seen else "every model is ready"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """Return names as a sentence has them: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is above its target and no trouble, because it is seen of few answers."""
+    """Yield the targets that are missed by too few answers to count as trouble."""
     targets, p95 = model["targets"], (model.get("observed") or {}).get("p95_ms")
     if p95 is not None and "slo_ms" in targets and p95 > targets["slo_ms"]:
         yield f"SLO (p95 {p95:.3g} ms of {targets['slo_ms']:.3g} ms)"
@@ -146,22 +144,22 @@ def _doubts(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[str
 
 
 def few_rows(totals: Mapping[str, Any]) -> bool:
-    """Return whether too few rows were answered to judge their accuracy: one that was hard moves the mean by points."""
+    """Return whether too few rows were answered to judge their accuracy: a single hard row moves the mean by points."""
     rows = totals.get("rows")
     return rows is not None and sum(rows.values()) < LEAST_ROWS
 
 
 def served_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
     """Return the accuracy (percent) expected of what was served; None before anything was."""
-    found: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
-    return found
+    accuracy: float | None = (model.get("observed") or {}).get("accuracy_served", totals.get("accuracy_served"))
+    return accuracy
 
 
 def judged_accuracy(model: Mapping[str, Any], totals: Mapping[str, Any]) -> float | None:
     """Return the accuracy (percent) that the floor is held against (`clover.control.state.counted`); None before
     anything was served."""
-    found = counted_accuracy(model.get("observed") or {})
-    return served_accuracy(model, totals) if found is None else found
+    accuracy = counted_accuracy(model.get("observed") or {})
+    return served_accuracy(model, totals) if accuracy is None else accuracy
 
 
 # --- parts of sentences -----------------------------------------------------------------------------------------------
@@ -173,7 +171,7 @@ Item = dict[str, Any]
 
 
 def by_worker(assignments: Iterable[Item]) -> list[list[Item]]:
-    """Return assignments of the state, those of one placement together: one worker serves them."""
+    """Return the assignments of the state grouped by placement: one worker serves those of a placement."""
     workers: dict[str, list[Item]] = {}
     for number, item in enumerate(assignments):
         workers.setdefault(item.get("placement") or str(number), []).append(item)
@@ -195,7 +193,7 @@ def pin_words(pin: Any) -> str:
     return configuration_words(pin)
 
 
-def pinned(model: Mapping[str, Any]) -> str:
+def pin_sentence(model: Mapping[str, Any]) -> str:
     """Return that a model is pinned, and to what; "" if it is not."""
     if not model.get("pin"):
         return ""
@@ -203,7 +201,7 @@ def pinned(model: Mapping[str, Any]) -> str:
 
 
 def control_words(answer: Mapping[str, Any]) -> str:
-    """Return by what the server plans, and whether it does."""
+    """Return the policy and mode by which the server plans, and whether it plans."""
     return f"policy {answer.get('policy')}, mode {answer.get('mode')}{f', {FROZEN}' if answer.get('frozen') else ''}"
 
 
@@ -213,7 +211,7 @@ def grid_words(reading: Mapping[str, Any] | None) -> str:
         return "no intensity was read yet"
     age = f", {_age(reading['age_s'])} old" if "age_s" in reading else ""
     source, label, state = f"from {reading['provider']}", reading.get("label", ""), reading.get("state", "fresh")
-    return f"{named(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
+    return f"{describe_reading(reading['g_per_kwh'], 'gCO2e/kWh', source, label, state)}{age}"
 
 
 def targets_words(model: Mapping[str, Any]) -> str:
@@ -229,7 +227,7 @@ def targets_words(model: Mapping[str, Any]) -> str:
 
 
 def slo_source(model: Mapping[str, Any]) -> str:
-    """Return where a p95 target that nobody gave comes from; "" if it was given."""
+    """Return where a p95 target comes from that was not given; "" if it was given."""
     source = model["targets"].get("slo_source", "given")
     return "" if source == "given" else f"that p95 target is {source}"
 
@@ -252,8 +250,8 @@ def comparisons(saved: Mapping[str, Any] | None) -> dict[str, Item]:
     return {kind: saved[kind] for kind in ("matched", "base") if saved and saved.get(kind)}
 
 
-def in_short(comparison: Mapping[str, Any]) -> str:
-    """Return what was saved against one baseline in a few words; in all of them if it has no few."""
+def summarize_saving(comparison: Mapping[str, Any]) -> str:
+    """Return what was saved against one baseline in a few words, or in all of them if there is no short form."""
     return str(comparison.get("short", comparison["words"]))
 
 

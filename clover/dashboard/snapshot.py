@@ -12,7 +12,15 @@ from typing import Any
 
 from clover.accounting.boundaries import DEFAULT, WITHIN
 from clover.control.state.counted import why_apart
-from clover.control.wording import comparisons, in_short, judged_accuracy, pin_words, served_accuracy, troubles, verdict
+from clover.control.wording import (
+    comparisons,
+    judged_accuracy,
+    pin_words,
+    served_accuracy,
+    summarize_saving,
+    troubles,
+    verdict,
+)
 from clover.dashboard.history import Sample, tidy
 from clover.types import Decision, Reading, words_of
 
@@ -158,7 +166,7 @@ def _saved(saved: State | None) -> dict[str, Any] | None:
         {
             "kind": kind,
             "against": item.get("against", ""),
-            "short": in_short(item),
+            "short": summarize_saving(item),
             "words": item["words"],
             "verified": item.get("verified", True),
             **{key: tidy(item.get(key)) for key in ("grams", "low", "high", "part", "accuracy_given_up")},

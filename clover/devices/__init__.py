@@ -1,10 +1,14 @@
-"""Partitionable devices: which layouts exist, and instances made and unmade.
+"""Partitionable devices: which layouts exist, and instances made and removed.
 
-`build` turns one word of configuration into devices: `cpu` (core-sets), `nvidia` or `nvidia:0-3,6` (the GPUs of this
-machine, split by MIG if that is on), `mig:MIG-...` (MIG instances by their UUIDs, as they are), `emulated:a100-40gb:2`
-(GPUs that are not there, behind the same driver calls).
-`DEVICES` maps the first part of the word to the module that knows the rest: a kind joins by adding a line there and a
-line in `DEVICE_FORMS` of `clover/settings/check.py`.  Emulated GPUs are a wing, which an installation may lack.
+`build` turns one word of configuration into devices:
+
+    cpu                      the cores of this machine as core-sets
+    nvidia, nvidia:0-3,6     the GPUs of this machine, split by MIG if that is on
+    mig:MIG-...              MIG instances by their UUIDs, as they are
+    emulated:a100-40gb:2     GPUs that are not there, behind the same driver calls
+
+`DEVICES` maps the first part of the word to the module that knows the rest.  A new kind is a line there and a line in
+`DEVICE_FORMS` of `clover/settings/check.py`.  Emulated GPUs are a wing, which an installation may lack.
 """
 
 from __future__ import annotations
@@ -38,9 +42,9 @@ _NUMBERS = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
 class DeviceChoice(Record, frozen=True, kw_only=True):
-    """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `uuids`:
-    these MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the server has those of
-    `indices`; with a `pod`, that many instances of that profile on one of them, in the hands of a user without
+    """What `workers.device` asks for.  `indices` empty: every GPU.  `need_mig`: only with MIG mode on.  `uuids`: these
+    MIG instances and no others.  `name` and `count` are those of emulated GPUs, of which the server has those of
+    `indices`.  With a `pod`, it has that many instances of that profile on one of them, as a user without
     privileges."""
 
     kind: str
@@ -83,12 +87,10 @@ def parse(text: str) -> DeviceChoice:
 def build(
     config: WorkersConfig, cache: Path, *, exclusive: bool = True, session: Nvml | None = None
 ) -> dict[str, Device]:
-    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, also if it was given.
-
-    `exclusive` false only looks: nothing is locked, and nothing can be changed.  Emulated GPUs keep their state in
-    `cache`, so that their instances outlive the process, as real ones do.  Raises ConfigError if the setting is
-    malformed or names what is not there, DeviceError if a device cannot be used.
-    """
+    """Return the devices of `config`, by name.  GPUs share one NVML session, which `close` ends, even if it was given.
+    If not `exclusive`, devices are only read: nothing is locked, and nothing can be changed.  Emulated GPUs keep their
+    state in `cache`, so that their instances outlive the process, as real ones do.  Raises ConfigError if the setting
+    is malformed or names what is not there, DeviceError if a device cannot be used."""
     choice = parse(config.device)
     return _module(choice.kind).build(choice, config, cache, exclusive=exclusive, session=session)
 
@@ -105,7 +107,7 @@ def close(devices: Mapping[str, Device]) -> None:
 def numbers(text: str, given: str, form: str) -> tuple[int, ...]:
     """Return the numbers of GPUs that `given` names, as 0-3,6, ascending; ConfigError, which says how `text` should
     read (`form`), if it names none or one twice."""
-    found: list[int] = []
+    indices: list[int] = []
     for part in given.split(","):
         match = _NUMBERS.fullmatch(part.strip())
         if match is None:
@@ -113,10 +115,10 @@ def numbers(text: str, given: str, form: str) -> tuple[int, ...]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise ConfigError(f"device {text!r}: {part.strip()} must read from the lower number to the higher")
-        found += range(first, last + 1)
-    if len(set(found)) != len(found):
+        indices += range(first, last + 1)
+    if len(set(indices)) != len(indices):
         raise ConfigError(f"device {text!r} names a GPU twice")
-    return tuple(sorted(found))
+    return tuple(sorted(indices))
 
 
 def box_path(choice: DeviceChoice, cache: Path) -> Path:
@@ -126,14 +128,14 @@ def box_path(choice: DeviceChoice, cache: Path) -> Path:
 
 def emulation(name: str) -> Any:
     """Return the module `name` of the wing that emulates GPUs; ConfigError where this installation is without it."""
-    return _imported(f"{DEVICES['emulated'].rpartition('.')[0]}.{name}")
+    return _import(f"{DEVICES['emulated'].rpartition('.')[0]}.{name}")
 
 
 def _module(kind: str) -> DeviceKind:
-    return cast("DeviceKind", _imported(DEVICES[kind]))
+    return cast("DeviceKind", _import(DEVICES[kind]))
 
 
-def _imported(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

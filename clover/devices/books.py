@@ -6,13 +6,13 @@ Every GPU instance that exists is in one of these states:
     quarantined  ours, but the driver would not remove it: a process that does not die, or a handle that leaked.
     foreign      anything else.
 
-A place at which the driver failed to make an instance, even to bring back one that had been there, is barred until it
+If the driver failed to make an instance at a place, even one that had been there, the place is barred until making one
 succeeds.
 
-Layouts are what is possible beside foreign and quarantined instances and barred places, in plain profiles (neither
-media engines nor graphics nor double memory, which a batch of inference has no use for).  Ours are no obstacle:
-transitions move them.  A GPU without MIG is one instance, `gpu`, that always exists.  Fixed instances are ours to use
-and not to change: they are the only layout.
+Layouts are what is possible beside foreign and quarantined instances and barred places.  They have plain profiles only:
+a batch of inference has no use for media engines, graphics or double memory.  Ours are no obstacle, as transitions move
+them.  A GPU without MIG is one instance, `gpu`, that always exists.  Fixed instances may be used but not changed: they
+are the only layout.
 """
 
 from __future__ import annotations
@@ -166,5 +166,5 @@ def _possible(
     profiles: tuple[geometry.SliceProfile, ...], compute: int, blocked: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[Placement, ...], ...]:
     """Return maximal layouts of a GPU without a name, so that GPUs of one kind share the search."""
-    found = geometry.layouts(profiles, device="", compute=compute, blocked=blocked)
-    return tuple(layout for layout in found if layout)
+    layouts = geometry.layouts(profiles, device="", compute=compute, blocked=blocked)
+    return tuple(layout for layout in layouts if layout)

@@ -1,6 +1,6 @@
-"""Other programs that hold GPU instances: who they are.
+"""Finds other programs that hold GPU instances.
 
-The driver refuses to remove an instance, and to turn MIG off, while any client is subscribed to it.  Monitors subscribe
+The driver refuses to remove an instance, or to turn MIG off, while any client is subscribed to it.  Monitors subscribe
 without running anything on it: DCGM's host engine and exporter, NVSM, the device plugin of Kubernetes.  NVML does not
 name them.  They can be found by the files that they hold open: the nodes of instances under /dev/nvidia-caps, and for
 programs known by name /dev/nvidiactl.  That is best effort: processes of other users and of other containers may be
@@ -61,15 +61,15 @@ def find(
 ) -> tuple[GpuClient, ...]:
     """Return the processes that hold a file below one of `nodes`, or are known to hold instances; not those of
     `without`, nor this one and its descendants."""
-    found = []
+    clients = []
     for pid in sorted(int(entry) for entry in os.listdir(proc) if entry.isdigit()):
         if pid in without or descends_from(pid, os.getpid(), proc):
             continue
         name = _line(proc / str(pid) / "comm")
         files = _files(proc / str(pid) / "fd")
         if any(file.startswith(tuple(nodes)) for file in files) or (name in _UNITS and _CONTROL in files):
-            found.append(GpuClient(pid=pid, name=name, unit=_unit(proc / str(pid), name)))
-    return tuple(found)
+            clients.append(GpuClient(pid=pid, name=name, unit=_unit(proc / str(pid), name)))
+    return tuple(clients)
 
 
 def remedy(clients: Sequence[GpuClient]) -> str:
@@ -94,13 +94,13 @@ def holders(pids: Sequence[int], clients: Sequence[GpuClient]) -> str:
 
 
 def _files(folder: Path) -> set[str]:
-    """Return the files that a process holds open; none if it may not be looked at."""
-    found = set()
+    """Return the files that a process holds open; none if they may not be read."""
+    files = set()
     with contextlib.suppress(OSError):
         for entry in os.listdir(folder):
             with contextlib.suppress(OSError):
-                found.add(os.readlink(folder / entry))
-    return found
+                files.add(os.readlink(folder / entry))
+    return files
 
 
 def _line(path: Path) -> str:

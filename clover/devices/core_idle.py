@@ -1,10 +1,12 @@
 """How the cores of this machine idle, by the kernel's counters: what leaving cores without workers really changes.
 
-Where the kernel drives idle states (`/sys/devices/system/cpu/cpuN/cpuidle`: bare metal, few VMs) it counts the
-microseconds that a core asked to be in each, and how often.  *Deep* are states that only pay after `DEEP_US` and more,
-as Intel's C6: a core there draws a tenth of a watt, in C1 about one and a half (Haj-Yahya and others, AgileWatts, MICRO
-2022, for a Skylake server).  A core that is woken every millisecond hardly gets there.  Elsewhere `/proc/stat` says how
-long a core was idle, and nothing how deep; in a VM, what it asked for is up to the host besides.
+Where the kernel drives idle states (`/sys/devices/system/cpu/cpuN/cpuidle`: bare metal, few VMs), it counts the
+microseconds that a core asked to be in each state, and how often.  *Deep* states only pay after `DEEP_US` and more, as
+Intel's C6: a core there draws a tenth of a watt, in C1 about one and a half (Haj-Yahya and others, AgileWatts, MICRO
+2022, for a Skylake server).  A core that is woken every millisecond hardly gets there.
+
+Elsewhere `/proc/stat` says how long a core was idle, but not how deep.  In a VM the host decides what a core that asked
+for a state really does.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ class IdleCounters:
 
 
 class CoreIdle:
-    """The idle times of `cores`.  To look costs some small files a core, which takes milliseconds where there are many,
-    so a thread does that (`look`), and `report` gives what it found."""
+    """The idle times of `cores`.  Reading them costs some small files a core, which takes milliseconds where there are
+    many, so a thread does that (`poll`), and `report` gives what it found."""
 
     def __init__(
         self, cores: Sequence[int], root: Path = Path("/"), clock: Callable[[], float] = time.monotonic
@@ -53,17 +55,17 @@ class CoreIdle:
         self._looked = False
 
     def report(self) -> dict[str, Any] | None:
-        """Return, of about the last minute before the last look, the share of time that each core was idle, and deeply
-        so; None if the kernel does not say, or if it is too early."""
+        """Return the share of time that each core was idle, and deeply idle, in about the last minute before the last
+        reading.  None if the kernel does not say, or if it is too early."""
         return self._answer
 
     @property
     def due(self) -> bool:
-        """Whether the last look was `LOOK_S` ago; the first is due once `LEAST_S` can be told of."""
+        """Whether the last reading was `LOOK_S` ago; the first is due `LEAST_S` after the start."""
         wait_s = LOOK_S if self._looked else LEAST_S
         return self._clock() - max(self._since_s, self._answer_s) >= wait_s
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the counters, unless it is too early to tell anything.  A thread may call it, one at a time."""
         now_s = self._clock()
         if now_s - max(self._since_s, self._answer_s) < LEAST_S:
@@ -90,14 +92,14 @@ class CoreIdle:
 
 def _states(folder: Path) -> list[tuple[Path, bool]]:
     """Return the idle states of a core, whether each is deep; polling, which is no rest, is left out."""
-    found = []
+    states = []
     try:
         for state in sorted(folder.glob("state*")):
             if (state / "name").read_text().strip() != _POLL:
-                found.append((state, int((state / "residency").read_text()) >= DEEP_US))
+                states.append((state, int((state / "residency").read_text()) >= DEEP_US))
     except (OSError, ValueError):
         return []
-    return found
+    return states
 
 
 def _of_states(states: Sequence[tuple[Path, bool]]) -> IdleCounters:

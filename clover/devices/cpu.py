@@ -4,17 +4,17 @@ The cores this process may run on (affinity, capped by the cgroup's CPU quota; n
 row of slices.  An instance of profile `2c` is two adjacent cores at an offset aligned to two; the whole row is one
 more profile, whatever its length (`3c`).  A layout covers every core once, like a maximal MIG layout.
 
-With three cores or more the first one is kept for the front end, so that batches do not delay the event loop; below
-that the front end shares the workers' cores, and the shape says so (`shared_front`).  Cores given explicitly all
+With three cores or more the first one is kept for the front end, so that batches do not delay the event loop.  With
+fewer, the front end shares the workers' cores, and the shape says so (`shared_front`).  Cores given explicitly all
 belong to workers.
 
-Layouts.  Up to 8 cores: every tiling by aligned power-of-two blocks, plus the whole (26 for 8 cores).  Beyond, where
-tilings explode: the whole, the uniform layouts (blocks of one size), and the two-size layouts whose larger blocks
+**Layouts.**  Up to 8 cores: every tiling by aligned power-of-two blocks, plus the whole (26 for 8 cores).  Beyond,
+where tilings explode: the whole, the uniform layouts (blocks of one size), and the two-size layouts whose larger blocks
 fill a prefix that ends at one of at most 7 evenly spaced points; a remainder is filled by descending powers of two.
 That is at most 7 layouts a pair of sizes: 66 for 64 cores.
 
-With `workers.cores = auto` and unless `workers.sleep = off`, plans may leave the last cores without workers, so that
-these sleep; the shape says so and what a core is taken to spare (`core_sleep_w`).
+**Sleep.**  With `workers.cores = auto` and unless `workers.sleep = off`, plans may leave the last cores without
+workers, so that these sleep.  The shape says so, and how much a sleeping core is taken to spare (`core_sleep_w`).
 
 Core-sets may overlap in time: a new worker loads beside the one it replaces, and the scheduler shares the cores.
 """
@@ -93,8 +93,8 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
         # A container sees its own cgroup as the mount's root while the path still counts from the host's, so folders
         # that do not exist are skipped rather than taken for "no limit anywhere".
         quotas += [read(mount.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
-    found = [quota for quota in quotas if quota is not None]
-    return min(found) if found else None
+    finite = [quota for quota in quotas if quota is not None]
+    return min(finite) if finite else None
 
 
 def _lines(path: Path) -> list[str]:
@@ -146,7 +146,7 @@ class CpuDevice:
         self._threads: dict[str, int] = {}
 
     @classmethod
-    def of(
+    def from_cores(
         cls, usable: tuple[int, ...], *, threads: Mapping[str, int] | None = None, sleep_w: float | None = None
     ) -> CpuDevice:
         """Return a device over `usable` as if they were this process's cores: for planning without that machine."""
@@ -236,10 +236,10 @@ def layouts_of(total: int) -> list[tuple[tuple[int, int], ...]]:
     """Return the layouts of `total` cores as (start, size) blocks, each covering every core once; the whole comes
     first."""
     whole: tuple[tuple[int, int], ...] = ((0, total),)
-    found = dict.fromkeys([whole])
+    layouts = dict.fromkeys([whole])
     rows = _tilings(0, total) if total <= _ALL_TILINGS_UP_TO else _bounded(total)
-    found.update(dict.fromkeys(rows))
-    return list(found)
+    layouts.update(dict.fromkeys(rows))
+    return list(layouts)
 
 
 def _sizes(total: int) -> list[int]:

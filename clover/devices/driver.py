@@ -1,7 +1,7 @@
-"""The NVIDIA driver beside the torch that is installed: a driver that is too old for it is refused at the start.
+"""Refuses at the start an NVIDIA driver that is too old for the torch that is installed.
 
-Torch brings its own CUDA, which needs a driver of at least the same major version.  It is read off the file in which
-torch says what it was built for: importing torch takes seconds, and the server never does.
+Torch brings its own CUDA, which needs a driver of at least the same major version.  Torch's CUDA is read from the file
+in which torch says what it was built for: importing torch takes seconds, and the server never does.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def torch_build(file: Path | None = None) -> TorchBuild | None:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
         return None
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for line in tree.body:
         if isinstance(line, ast.Assign | ast.AnnAssign) and isinstance(line.value, ast.Constant):
             targets = line.targets if isinstance(line, ast.Assign) else [line.target]
-            found |= {target.id: line.value.value for target in targets if isinstance(target, ast.Name)}
-    version = found.get("__version__")
-    return TorchBuild(version=version, cuda=found.get("cuda") or "") if isinstance(version, str) else None
+            values |= {target.id: line.value.value for target in targets if isinstance(target, ast.Name)}
+    version = values.get("__version__")
+    return TorchBuild(version=version, cuda=values.get("cuda") or "") if isinstance(version, str) else None
 
 
 def check_driver(session: Nvml, torch: TorchBuild | None) -> None:

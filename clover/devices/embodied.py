@@ -1,8 +1,8 @@
 """What making hardware emitted, where somebody published it: the defaults of `[embodied]`.
 
-`data/embodied.json` has a figure for each CPU (hardware thread) of a server, and those of GPUs by product, each with
-its sources and with the least and the most that these would give.  Sources differ several times over, so a figure is
-never shown without its range.  A GPU of which nothing was published has no figure.
+`data/embodied.json` has a figure for each CPU (hardware thread) of a server, and for GPUs by product, each with its
+sources and with the least and the most that these would give.  Sources differ several times over, so a figure is never
+shown without its range.  If nothing was published of a GPU, it has no figure.
 """
 
 from __future__ import annotations

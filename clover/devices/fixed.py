@@ -1,14 +1,14 @@
 """A GPU whose MIG instances are fixed: Clover serves on those that it was given, and changes none.
 
-That is how MIG is used where somebody else cut the GPU: in a Kubernetes pod with `nvidia.com/mig-1g.10gb`, in a Slurm
-job, for any user without root or the driver's capability mig/config.  The driver then refuses to say what stands on the
-GPU as a whole: its memory, the possible placements, the GPU instances (nvml.h: "requires privileged user").  It still
-lists the *MIG devices* that the process may use, by number, each with a name, an identity and its attributes; from
-these alone a device is made that has exactly one layout.
+MIG is used that way where somebody else cut the GPU: in a Kubernetes pod with `nvidia.com/mig-1g.10gb`, in a Slurm job,
+for any user without root or the driver's capability mig/config.  The driver then refuses to describe the GPU as a
+whole: its memory, the possible placements, the GPU instances (nvml.h: "requires privileged user").  It still lists the
+*MIG devices* that the process may use, by number, each with a name, an identity and its attributes.  From these alone a
+device is made that has exactly one layout.
 
-What is not to be seen is where an instance stands on the memory axis, and so how many memory slices it has.  `start`
-then counts compute slices in the driver's order, which is enough to tell instances apart.  A compute instance that is
-only a part of its GPU instance (`1c.3g.20gb`) is served as any other; memory that it shares is counted by its part.
+The list does not show where an instance stands on the memory axis, and so how many memory slices it has.  `start` then
+counts compute slices in the driver's order, which is enough to tell instances apart.  A compute instance that is only a
+part of its GPU instance (`1c.3g.20gb`) is served as any other; memory that it shares is counted by its part.
 
 An instance that is taken away leaves the layout.  One that is added is not used before the next start.
 """
@@ -66,7 +66,7 @@ class FixedGpu(MigGpu):
     def _profiles(self) -> list[GpuProfile]:
         """Find the instances, and return their profiles with the places at which they stand."""
         profiles: dict[str, GpuProfile] = {}
-        found: list[GpuInstance] = []
+        instances: list[GpuInstance] = []
         start = 0
         for device in self._devices():
             uuid = self._nvml.nvmlDeviceGetUUID(device)
@@ -88,9 +88,9 @@ class FixedGpu(MigGpu):
                 media="+me" in name,
             )
             gi = int(self._nvml.nvmlDeviceGetGpuInstanceId(device))
-            found.append(GpuInstance(gi=gi, profile=name, start=start, size=slices, parts=1, uuid=uuid))
+            instances.append(GpuInstance(gi=gi, profile=name, start=start, size=slices, parts=1, uuid=uuid))
             start += slices
-        self._found = tuple(found)
+        self._found = tuple(instances)
         return list(profiles.values())
 
     def _name(self, device: Any, about: Any) -> str:
@@ -105,7 +105,7 @@ class FixedGpu(MigGpu):
         """Yield handles of the MIG devices that this process sees.  A number may lead to none in the middle."""
         for number in range(int(self._nvml.nvmlDeviceGetMaxMigDeviceCount(self._handle))):
             symbol = "nvmlDeviceGetMigDeviceHandleByIndex"
-            device = self._supported(symbol, self._handle, number, also=nvml.NOT_FOUND)
+            device = self._if_supported(symbol, self._handle, number, also=nvml.NOT_FOUND)
             if device is not None:
                 yield device
 
@@ -132,7 +132,7 @@ class FixedInstances:
         for lock in self._locks:
             lock.close()
 
-    def look(self) -> InstanceInventory:
+    def inspect(self) -> InstanceInventory:
         """Return the instances that still exist."""
         return InstanceInventory(ours=self._gpu.walk(), foreign=())
 
@@ -145,7 +145,7 @@ class FixedInstances:
         raise DeviceError(f"{found.profile}@{found.start} cannot be completed ({self._gpu.fixed})")
 
     def provide(self, found: GpuInstance) -> None:
-        """Do nothing: whoever gave the instance to this process gave it the device nodes."""
+        """Do nothing: this process was given the device nodes with the instance."""
 
     def unmake(self, found: GpuInstance) -> None:
         """Refuse to remove an instance."""
@@ -156,7 +156,7 @@ class FixedInstances:
         raise DeviceError(f"{found.profile}@{found.start} cannot be claimed ({self._gpu.fixed})")
 
 
-def seen(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
+def open_visible(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
     """Return GPU number `index` as this user may use it: with fixed instances if some are `named` by UUID, or if the
     driver refuses to show or change them.  Raises what the bindings raise."""
     if named:
@@ -174,9 +174,8 @@ def seen(library: Any, index: int, named: tuple[str, ...] = ()) -> MigGpu:
 def instances_of(
     library: Any, gpu: MigGpu, folder: Path, *, boot: str, exclusive: bool, root: Path | None
 ) -> OwnedInstances | FixedInstances:
-    """Return what keeps the instances of `gpu`, with the record of ours in `folder`; see `MigDevice.open`.
-
-    `root` as of `OwnedInstances`.  Raises DeviceError, also if instances are fixed and there is none."""
+    """Return what keeps the instances of `gpu`, with the record of ours in `folder`; see `MigDevice.open`.  `root` as
+    for `OwnedInstances`.  Raises DeviceError, also if instances are fixed and there is none."""
     if not gpu.fixed:
         owned = Ownership(folder, gpu.uuid, boot=boot, exclusive=exclusive)
         return OwnedInstances(library, gpu, owned, root)

@@ -1,13 +1,13 @@
 """One GPU as NVML describes it: which instances it could have, which it has, and how one is made and removed.
 
-Nothing is known beforehand: memory sizes, names and placements differ by driver and even by die, so all of it is asked
-for.  Profiles are walked by NVML's enumeration, in which "not supported" means that this GPU lacks one and "invalid
-argument" that this driver does not know it.  Drivers leave out numbers in the middle, so neither ends the walk.
+Nothing is assumed: memory sizes, names and placements differ by driver and even by die, so NVML is asked for all of
+them.  Profiles are found by NVML's numbers.  "Not supported" means that this GPU lacks a profile, "invalid argument"
+that this driver does not know it.  Drivers leave out numbers in the middle, so neither ends the search.
 
 What Clover calls an instance is two things to NVML: a *GPU instance* (memory slices and engines) and inside it a
-*compute instance* (compute slices), which alone has an identity that a process can be given.  Making the second can
-fail after the first was made.  What remains then does not appear among the MIG devices, though it takes its slices; so
-existing instances are always found by walking GPU instances, never MIG devices.
+*compute instance* (compute slices).  Only the compute instance has an identity that a process can be given.  Making it
+can fail after the GPU instance was made.  The GPU instance that remains takes its slices but does not appear among the
+MIG devices.  So existing instances are always found by listing GPU instances, never MIG devices.
 
 Everything here blocks and is called in the thread of the NVML session.  It raises what the bindings raise.
 """
@@ -85,13 +85,10 @@ class GpuInstance(Record, frozen=True, kw_only=True):
 
 
 class MigGpu:
-    """GPU number `index` of this machine.
-
-    `fixed`: why its instances are not changed; empty if they may be.  `others`: compute slices beside fixed instances,
-    which this process cannot use whatever it does.  `memory_bytes`: the GPU's own memory, 0 if it has
-    none for itself (it shares the machine's), or is partitioned and this user may not read its total.  `near_cores`:
-    the cores of the machine that are as near to it as any, empty if the driver does not say.
-    """
+    """GPU number `index` of this machine.  `fixed`: why its instances are not changed; empty if they may be.  `others`:
+    compute slices beside fixed instances, which this process can never use.  `memory_bytes`: the GPU's own memory, 0 if
+    it has none for itself (it shares the machine's), or is partitioned and this user may not read its total.
+    `near_cores`: the cores of the machine that are nearest to it, empty if the driver does not say."""
 
     fixed: str = ""
     others: int = 0
@@ -107,7 +104,7 @@ class MigGpu:
         """Whether it can be split, be MIG on or off."""
         self.mig, self.mig_pending = mode or (False, False)
         self.compute_mode = self._compute_mode()
-        memory = self._supported("nvmlDeviceGetMemoryInfo", self._handle, also=nvml.NO_PERMISSION)
+        memory = self._if_supported("nvmlDeviceGetMemoryInfo", self._handle, also=nvml.NO_PERMISSION)
         self.memory_bytes = 0 if memory is None else int(memory.total)
         self.near_cores = self._near_cores()
         self._compute_profiles: dict[int, list[tuple[int, int, int]]] = {}
@@ -160,12 +157,12 @@ class MigGpu:
 
     def alive(self) -> None:
         """Check that the GPU answers, at the cost of one reading; raises what NVML raises if the GPU is lost."""
-        self._supported("nvmlDeviceGetPowerUsage", self._handle, also=nvml.NO_PERMISSION)
+        self._if_supported("nvmlDeviceGetPowerUsage", self._handle, also=nvml.NO_PERMISSION)
 
     def check_permission(self) -> None:
         """Raise what NVML raises for a user who may not see or change the instances; change nothing."""
         for profile in [*self.profiles.values()][:1]:
-            self._supported("nvmlDeviceGetGpuInstanceRemainingCapacity", self._handle, profile.id)
+            self._if_supported("nvmlDeviceGetGpuInstanceRemainingCapacity", self._handle, profile.id)
             self._list("nvmlDeviceGetGpuInstances", "c_nvmlGpuInstance_t", self._handle, profile.id, _room(profile))
 
     def reopen(self) -> None:
@@ -175,8 +172,8 @@ class MigGpu:
 
     def walk(self) -> tuple[GpuInstance, ...]:
         """Return the GPU instances that exist, by start."""
-        found = [item for profile in self.profiles.values() for item in self._standing(profile)]
-        return tuple(sorted(found, key=lambda item: (item.start, item.profile)))
+        instances = [item for profile in self.profiles.values() for item in self._standing(profile)]
+        return tuple(sorted(instances, key=lambda item: (item.start, item.profile)))
 
     def find(self, profile: str, start: int) -> GpuInstance | None:
         """Return the instance of `profile` at `start`, if it exists."""
@@ -214,10 +211,9 @@ class MigGpu:
         self._nvml.nvmlGpuInstanceDestroy(handle)
 
     def holders(self, found: GpuInstance) -> tuple[int, ...]:
-        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot look.
-
-        The GPU is asked and not the instance: to be asked, an instance has to be subscribed to, and the session that is
-        would itself keep it from being removed."""
+        """Return ids of the processes that NVML sees on an instance; none if it sees none, or cannot tell.  The GPU is
+        asked and not the instance.  To ask an instance, the session would have to subscribe to it, and would itself
+        keep it from being removed."""
         try:
             running = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)
         except self._nvml.NVMLError:
@@ -225,7 +221,7 @@ class MigGpu:
         return tuple(sorted({int(item.pid) for item in running if int(item.gpuInstanceId) == found.gi}))
 
     def _standing(self, profile: GpuProfile) -> list[GpuInstance]:
-        found = []
+        instances = []
         symbol, room = "nvmlDeviceGetGpuInstances", _room(profile)
         for handle in self._list(symbol, "c_nvmlGpuInstance_t", self._handle, profile.id, room):
             info = self._nvml.nvmlGpuInstanceGetInfo(handle)
@@ -233,7 +229,7 @@ class MigGpu:
             uuid = ""
             if len(parts) == 1 and parts[0][0] in self._whole(handle, profile):
                 uuid = self._nvml.nvmlDeviceGetUUID(self._nvml.nvmlComputeInstanceGetInfo_v2(parts[0][1]).device)
-            found.append(
+            instances.append(
                 GpuInstance(
                     gi=int(info.id),
                     profile=profile.name,
@@ -243,13 +239,13 @@ class MigGpu:
                     uuid=uuid,
                 )
             )
-        return found
+        return instances
 
     # --- the bindings, asked ------------------------------------------------------------------------------------------
 
     def _mode(self) -> tuple[bool, bool] | None:
         """Return MIG mode now and after a reset; None if the GPU has no MIG."""
-        current_pending = self._supported("nvmlDeviceGetMigMode", self._handle)
+        current_pending = self._if_supported("nvmlDeviceGetMigMode", self._handle)
         if current_pending is None:
             return None
         current, pending = current_pending
@@ -257,7 +253,7 @@ class MigGpu:
 
     def _compute_mode(self) -> int:
         """Return the compute mode; the default where the driver does not say."""
-        return int(self._supported("nvmlDeviceGetComputeMode", self._handle) or 0)
+        return int(self._if_supported("nvmlDeviceGetComputeMode", self._handle) or 0)
 
     def _near_cores(self) -> frozenset[int]:
         """Return the cores of the GPU's NUMA node: what they write is copied to it without crossing sockets."""
@@ -265,12 +261,12 @@ class MigGpu:
         try:
             mask = self._nvml.nvmlDeviceGetCpuAffinity(self._handle, words)
         except (self._nvml.NVMLError, AttributeError) as error:  # only speed depends on it
-            log.debug("gpu%d: which cores are near it is not known: %s", self.index, error)
+            log.debug("gpu%d: the cores near it are unknown: %s", self.index, error)
             return frozenset()
         bits = 8 * ctypes.sizeof(ctypes.c_ulong)
         return frozenset(at * bits + bit for at, word in enumerate(mask) for bit in range(bits) if word >> bit & 1)
 
-    def _supported(self, symbol: str, *arguments: Any, also: int = nvml.NOT_SUPPORTED) -> Any:
+    def _if_supported(self, symbol: str, *arguments: Any, also: int = nvml.NOT_SUPPORTED) -> Any:
         """Return the answer of `symbol`, or None if this GPU does not support it, or the answer is the code `also`."""
         try:
             return getattr(self._nvml, symbol)(*arguments)
@@ -280,10 +276,10 @@ class MigGpu:
             raise
 
     def _profiles(self) -> list[GpuProfile]:
-        found = []
+        profiles = []
         for number in range(_PROFILES):
             symbol = "nvmlDeviceGetGpuInstanceProfileInfo"
-            info = self._supported(symbol, self._handle, number, also=nvml.INVALID_ARGUMENT)
+            info = self._if_supported(symbol, self._handle, number, also=nvml.INVALID_ARGUMENT)
             places = [] if info is None else self._places(info.id)
             if info is None or not places:
                 continue
@@ -292,7 +288,7 @@ class MigGpu:
             sizes = {size for _, size in places}
             if len(sizes) != 1:
                 raise DeviceError(f"the driver places {name} with several sizes ({sorted(sizes)}): not understood")
-            found.append(
+            profiles.append(
                 GpuProfile(
                     id=int(info.id),
                     name=name,
@@ -305,7 +301,7 @@ class MigGpu:
                     media="+me" in name,
                 )
             )
-        return found
+        return profiles
 
     def _places(self, profile: int) -> list[tuple[int, int]]:
         """Return where a profile may stand; nothing if the driver lists the profile and does not place it here."""
@@ -327,7 +323,7 @@ class MigGpu:
         profile's most."""
         handles = (getattr(self._nvml, kind) * room)()
         count = ctypes.c_uint(room)
-        if self._supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
+        if self._if_supported(symbol, parent, profile, handles, ctypes.byref(count)) is None:
             return []
         return [handles[index] for index in range(min(count.value, room))]
 
@@ -337,7 +333,7 @@ class MigGpu:
             kinds = []
             for number in range(_COMPUTE_PROFILES):
                 symbol = "nvmlGpuInstanceGetComputeInstanceProfileInfo"
-                info = self._supported(symbol, handle, number, _SHARED_ENGINES, also=nvml.INVALID_ARGUMENT)
+                info = self._if_supported(symbol, handle, number, _SHARED_ENGINES, also=nvml.INVALID_ARGUMENT)
                 if info is not None:
                     kinds.append((int(info.id), int(info.sliceCount), int(info.instanceCount)))
             self._compute_profiles[profile.id] = kinds
@@ -350,9 +346,9 @@ class MigGpu:
 
     def _parts(self, handle: Any, profile: GpuProfile) -> list[tuple[int, Any]]:
         """Return the compute instances of a GPU instance, each with the id of its profile."""
-        found = []
+        parts = []
         for kind, _, most in self._kinds(handle, profile):
             room = max(most, profile.slices, 1)
             symbol = "nvmlGpuInstanceGetComputeInstances"
-            found += [(kind, part) for part in self._list(symbol, "c_nvmlComputeInstance_t", handle, kind, room)]
-        return found
+            parts += [(kind, part) for part in self._list(symbol, "c_nvmlComputeInstance_t", handle, kind, room)]
+        return parts

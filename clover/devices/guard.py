@@ -1,5 +1,8 @@
-"""What a server does about the GPUs of its machine as a whole: it looks each second whether they answer,
-warns of programs that hold instances, and passes on the errors (Xid) that the driver reports."""
+"""Watches over the GPUs of the machine as a whole.
+
+Each second it checks whether they answer.  It warns of programs that hold instances, and passes on the errors (Xid)
+that the driver reports.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,15 @@ from clover.errors import CloverError
 log = logging.getLogger("clover.devices")
 
 PATIENCE_S = 2.0
-"""The longest that a look waits for GPUs."""
+"""The longest that a poll waits for GPUs."""
 
 SILENT_S = 10.0
 """Seconds without an answer after which that is logged."""
 
 
 class GpuPolls:
-    """Looks at every GPU each second: whether it answers, without waiting for one that does not.
-
-    One whose driver hangs is asked nothing more until it has answered, and the others as ever.
-    """
+    """Polls every GPU each second: whether it answers, without waiting for one that does not.  If the driver of one
+    hangs, that GPU is asked nothing more until it has answered, and the others are polled as before."""
 
     def __init__(self, *, patience_s: float = PATIENCE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience_s = patience_s
@@ -51,7 +52,7 @@ class GpuPolls:
             silent_s = self._clock() - self._since_s[name]
             if silent_s >= SILENT_S and name not in self._said:
                 self._said.add(name)
-                text = "%s: the driver has not answered for %.0f s; other GPUs are looked at as ever"
+                text = "%s: the driver has not answered for %.0f s; other GPUs are polled as before"
                 log.error(text, name, silent_s)
             return False
         del self._asked[name]

@@ -1,11 +1,11 @@
-"""What exists on one GPU and whose it is: the driver's instances and our record, changed together.
+"""Changes what exists on one GPU together with our record of it.
 
-Every function here is one uninterrupted piece of work in the thread of the NVML session, so the record and the GPU
-disagree only if the process dies between two lines.  Whatever the line, the next start finds one of these:
+Every function here is one uninterrupted piece of work in the thread of the NVML session.  So the record and the GPU
+disagree only if the process dies between two lines.  Whichever lines these are, the next start finds one of these:
 
     recorded, does not exist          the intent was written, or the removal not yet struck out    -> struck out
     recorded, exists                  ours, with or without its compute instance                   -> adopted or removed
-    recorded, another one exists      ours was removed by hand, and that one made                  -> foreign
+    recorded, another one exists      ours was removed by hand, and the other one made             -> foreign
     not recorded, exists              never ours, since nothing is made before it is recorded      -> foreign
 """
 
@@ -50,7 +50,7 @@ class OwnedInstances:
         """Release the GPU for another server."""
         self._owned.close()
 
-    def look(self) -> InstanceInventory:
+    def inspect(self) -> InstanceInventory:
         """Return the instances that exist; recorded ones that do not exist are struck out."""
         standing = self._gpu.walk()
         ours = tuple(found for found in standing if is_ours(found, self._owned))
@@ -73,14 +73,14 @@ class OwnedInstances:
             return self._gpu.make(profile, start)
         except self._library.NVMLError as error:
             if error.value in nvml.LOST_CODES:
-                raise  # unknown whether it exists: it stays recorded, and the next look finds out
-            found = self._gpu.find(profile, start)
+                raise  # unknown whether it exists: it stays recorded, and the next poll finds out
+            instance = self._gpu.find(profile, start)
             # "No room" is also the answer if this very instance exists.  Unless it was recorded before, somebody made
             # it just now; after any other refusal, what stands here is what was refused only half.
-            if found is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
+            if instance is None or (error.value == nvml.INSUFFICIENT_RESOURCES and not known):
                 self._owned.remove(own)
                 raise
-            return found
+            return instance
 
     def complete(self, found: GpuInstance) -> GpuInstance:
         """Make the compute instance of a GPU instance of ours, and record what the driver calls it."""
@@ -137,16 +137,16 @@ def provide(
     tool: Callable[[Path], None] = modprobe,
     mknod: Callable[[Path, int, int], None] = os.mknod,
 ) -> None:
-    """Make the nodes of a GPU instance, and of the compute instances in it, that are missing; `gpu` is the GPU's minor
-    number.  Nothing happens if the driver says nothing of nodes.  Raises DeviceError if one cannot be made or opened.
+    """Make the missing device nodes of a GPU instance, and of the compute instances in it; `gpu` is the GPU's minor
+    number.  Nothing happens if the driver says nothing of nodes.  Raises DeviceError if a node cannot be made or
+    opened.
 
     The driver guards each GPU instance and each compute instance by a *capability*: a file under
     `/proc/driver/nvidia/capabilities/gpuN/mig/` that gives the minor number of a device node in `/dev/nvidia-caps/`.  A
     worker needs to open both nodes.  On a plain machine the driver's own tools make them.  A container has a `/dev` of
     its own, with the nodes of the instances that existed when it was started, and a list of devices that it may open at
-    all.  So an instance that is made from within is complete to the driver, and to CUDA it does not exist.
-
-    What is missing is made by `nvidia-modprobe` (which may where this process may not) or else by this process.  If
+    all.  So an instance that is made from within is complete to the driver, but does not exist to CUDA.
+    `nvidia-modprobe` makes the missing nodes (it may where this process may not), or else this process does.  If
     neither can, the error says what the container must be given.
     """
     folder = root / f"proc/driver/nvidia/capabilities/gpu{gpu}/mig/gi{instance}"
@@ -180,7 +180,7 @@ def provide(
 
 def _major(root: Path) -> int:
     """Return the major number of the nodes.  Raises OSError if the kernel lists none."""
-    found = _MAJOR.search((root / "proc/devices").read_text())
-    if found is None:
+    match = _MAJOR.search((root / "proc/devices").read_text())
+    if match is None:
         raise OSError("/proc/devices names no nvidia-caps")
-    return int(found[1])
+    return int(match[1])

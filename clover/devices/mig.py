@@ -1,18 +1,21 @@
 """A GPU as a partitionable device: MIG instances made and removed under a running server.
 
-Making: record, GPU instance at an explicit place (the driver's own choice runs into dead ends), compute instance over
-all of it.  Removing: compute instance, GPU instance, strike out.  What is refused as in use is tried again with growing
-waits, because a process that ends takes a moment.  What still cannot be removed then is quarantined: its slices leave
-the layouts, the reason is reported, and it is tried again from time to time (`retry_quarantined`).  It can still be
-*used*, so `create` of exactly that place takes it back: the way back to the last deployment stays open.
+**Making**: record it; make the GPU instance at an explicit place (the driver's own choice runs into dead ends); make
+the compute instance over all of it.  **Removing**: remove the compute instance, then the GPU instance; strike out the
+record.
 
-Foreign instances are never touched; an operator may hand one over (`claim`).  Where this user may not change instances
-at all, those that exist are *fixed* (`clover.devices.fixed`): one layout, and making or removing does nothing.  A GPU
-that is lost has no layouts and refuses everything; what should have been removed meanwhile is removed when it comes
-back.  MIG mode is never changed.
+If removing is refused because the instance is in use, it is tried again with growing waits, because a process that ends
+takes a moment.  If it still cannot be removed, the instance is quarantined: its slices leave the layouts, the reason is
+reported, and removing is tried again from time to time (`retry_quarantined`).  A quarantined instance can still be
+*used*.  So `create` of exactly that place takes it back: the way back to the last deployment stays open.
+
+Foreign instances are never touched; an operator may hand one over (`claim`).  If this user may not change instances at
+all, those that exist are *fixed* (`clover.devices.fixed`): one layout, and making or removing does nothing.  A GPU that
+is lost has no layouts and refuses everything; what should have been removed meanwhile is removed when it comes back.
+MIG mode is never changed.
 
 The books are kept on the event loop; the session's thread for the GPU only asks the driver and keeps the record
-(`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled; changes of one place wait for
+(`OwnedInstances`).  A change that has begun is finished even if its caller is cancelled.  Changes of one place wait for
 each other.
 """
 
@@ -27,7 +30,7 @@ from typing import Any, TypeVar
 
 from clover.devices import clients, nvml
 from clover.devices.books import Books, Place, place_of
-from clover.devices.fixed import FixedInstances, instances_of, seen
+from clover.devices.fixed import FixedInstances, instances_of, open_visible
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.instances import OwnedInstances
 from clover.devices.nvml import DriverWork, Nvml, NvmlError
@@ -103,12 +106,12 @@ class MigDevice:
     ) -> MigDevice:
         """Return GPU number `index`, with the record of what is ours on it in `folder`; blocks.
 
-        `exclusive` false only looks: no lock is taken, and nothing can be changed.  `named`: beginnings of UUIDs; those
+        `exclusive` false only reads: no lock is taken, and nothing can be changed.  `named`: beginnings of UUIDs; those
         instances are used, and as they are.  `options` as of the constructor.  Raises DeviceError: no such GPU, another
         Clover has it, or the record is damaged.
         """
         session = session.of_gpu(index)
-        gpu = session.call_sync(seen, session.library, index, named)
+        gpu = session.call_sync(open_visible, session.library, index, named)
         gpu.check_modes()
         root = None if options.get("emulated") else Path("/")
         instances = session.call_sync(
@@ -116,14 +119,14 @@ class MigDevice:
         )
         try:
             device = cls(session, gpu, instances, **options)
-            device._books.sort(session.call_sync(instances.look))
+            device._books.sort(session.call_sync(instances.inspect))
         except BaseException:
             instances.close()
             raise
         return device
 
     def close(self) -> None:
-        """Release the GPU for another server.  Instances stay; the session is closed by whoever opened it."""
+        """Release the GPU for another server.  Instances stay, and so does the session."""
         self._instances.close()
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -187,10 +190,10 @@ class MigDevice:
         self._ready(placement)
         if not self.mig:
             return self.uuid
-        found = self._books.ours.get(place_of(placement))
-        if found is None or not found.uuid:
+        instance = self._books.ours.get(place_of(placement))
+        if instance is None or not instance.uuid:
             raise DeviceError(f"{placement.id} does not stand: it must be made first")
-        return found.uuid
+        return instance.uuid
 
     def memory_bytes(self, placement: Placement) -> int:
         """Return the memory of an instance at `placement`, as the driver gives it."""
@@ -211,8 +214,8 @@ class MigDevice:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def create(self, placement: Placement) -> None:
-        """Make the instance; nothing happens if it exists and is ours, or fixed.  Raises DeviceError, and then it does
-        not exist, or is quarantined."""
+        """Make the instance; nothing happens if it exists and is ours, or fixed.  If that raises DeviceError, the
+        instance does not exist, or is quarantined."""
         self._ready(placement)
         if self.fixed and place_of(placement) not in self._books.ours:
             raise DeviceError(f"{placement.id} was taken away and cannot be made again ({self.fixed})")
@@ -221,7 +224,8 @@ class MigDevice:
 
     async def destroy(self, placement: Placement) -> None:
         """Remove the instance; nothing happens if it does not exist, or is fixed.  Raises DeviceError if it is not
-        ours, and if it stays: it is quarantined then, or, on a lost GPU, removed when that comes back."""
+        ours, or if it stays.  An instance that stays is quarantined; on a lost GPU it is removed when the GPU comes
+        back."""
         place = place_of(placement)
         self._books.check(placement, self._label)
         if self.lost:
@@ -233,12 +237,11 @@ class MigDevice:
             await self._work.finish(self._destroy(place))
 
     async def reconcile(self, keep: Sequence[Placement] = ()) -> tuple[Placement, ...]:
-        """Sort out what a former run left: what is ours and among `keep` is adopted (and completed), what is ours
-        beyond that is removed, or quarantined if it cannot be.  Returns what was adopted; nothing if all is fixed.
-
-        Waits for changes that are under way (because their caller was cancelled): they would not be seen.
-        """
-        await self._work.settled()
+        """Sort out what an earlier run left.  Of the instances that are ours, those among `keep` are adopted (and
+        completed); the others are removed, or quarantined if they cannot be.  Returns what was adopted; nothing if all
+        is fixed.  Waits for changes that are under way after their caller was cancelled, because it would not see
+        them."""
+        await self._work.wait_for_all()
         self._ready()
         if self.fixed:
             return ()
@@ -246,8 +249,8 @@ class MigDevice:
         return await self._work.finish(self._reconcile(wanted)) if self._changes else self.instances()
 
     def bar(self, placement: Placement, why: str) -> None:
-        """Leave `placement` out of the layouts until the driver makes an instance there: it failed, although the place
-        was free."""
+        """Leave `placement` out of the layouts until the driver makes an instance there, because making one failed
+        although the place was free."""
         place = place_of(placement)
         if self._changes and not self.lost and not self._books.obstacle(place):
             self._books.barred[place] = why
@@ -292,46 +295,46 @@ class MigDevice:
             try:
                 if place in self._books.ours and not seen:
                     await self._look()  # a reset of the GPU, or an operator, may have removed it
-                found = await self._stand(place)
+                instance = await self._stand(place)
             except DeviceLost:
                 self._doomed.add(place)  # it will not be used: what exists of it is removed when the GPU is back
                 raise
             if place in self._books.quarantined:
                 log.warning("%s is used again, though it could not be removed", self._books.id_of(place))
-            self._books.ours[place] = found
+            self._books.ours[place] = instance
             self._free(place)
 
     async def _stand(self, place: Place) -> GpuInstance:
-        found = self._books.ours.get(place)
-        if found is not None and found.parts and not found.uuid:
+        instance = self._books.ours.get(place)
+        if instance is not None and instance.parts and not instance.uuid:
             await self._remove(place)  # split by hand: it has no identity to give a worker
-            found = None
-        if found is None:
-            found = await self._make(place)
-        if not found.uuid:
-            found = await self._complete(found)
+            instance = None
+        if instance is None:
+            instance = await self._make(place)
+        if not instance.uuid:
+            instance = await self._complete(instance)
         try:
-            await self._ask(self._instances.provide, found)
+            await self._ask(self._instances.provide, instance)
         except DeviceLost:
             raise
         except DeviceError as error:
             await self._remove(place)
             raise DeviceError(f"{self._books.id_of(place)} cannot be used: {error}") from error
-        return found
+        return instance
 
     async def _make(self, place: Place) -> GpuInstance:
         try:
-            found = await self._work.tried(lambda: self._ask(self._instances.make, *place))
+            instance = await self._work.retry(lambda: self._ask(self._instances.make, *place))
         except NvmlError as error:
             await self._look()
             what = self._books.obstacle(place) or error
             raise DeviceError(f"{self._books.id_of(place)} cannot be made: {what}") from error
-        self._books.ours[place] = found
-        return found
+        self._books.ours[place] = instance
+        return instance
 
     async def _complete(self, found: GpuInstance) -> GpuInstance:
         try:
-            return await self._work.tried(lambda: self._ask(self._instances.complete, found))
+            return await self._work.retry(lambda: self._ask(self._instances.complete, found))
         except NvmlError as error:
             await self._remove(found.place)
             name = self._books.id_of(found.place)
@@ -342,10 +345,10 @@ class MigDevice:
             await self._remove(place)
 
     async def _remove(self, place: Place) -> None:
-        found = self._books.ours.get(place)
-        if found is not None:
+        instance = self._books.ours.get(place)
+        if instance is not None:
             try:
-                await self._work.tried(lambda: self._ask(self._instances.unmake, found), anything=True)
+                await self._work.retry(lambda: self._ask(self._instances.unmake, instance), anything=True)
             except DeviceLost:
                 self._doomed.add(place)
                 raise
@@ -402,15 +405,15 @@ class MigDevice:
             async with self._at[place]:
                 if place not in self._books.quarantined:
                     continue
-                found = self._books.ours[place]
+                instance = self._books.ours[place]
                 try:
-                    await self._ask(self._instances.unmake, found)
+                    await self._ask(self._instances.unmake, instance)
                 except NvmlError as error:
                     log.info("%s stays quarantined: %s", self._books.id_of(place), error)
                     continue
                 self._books.ours.pop(place, None)
                 self._free(place)
-            freed.append(found)
+            freed.append(instance)
             log.warning("%s is free again", self._books.id_of(place))
         return self._books.placements(freed)
 
@@ -420,22 +423,22 @@ class MigDevice:
         for place in self._books.barred_empty():
             async with self._at[place]:
                 try:
-                    found = await self._ask(self._instances.make, *place)
-                    await self._ask(self._instances.unmake, found)
+                    instance = await self._ask(self._instances.make, *place)
+                    await self._ask(self._instances.unmake, instance)
                 except NvmlError as error:
                     log.info("%s stays quarantined: %s", self._books.id_of(place), error)
                     continue
                 self._free(place)
-            freed.append(found)
+            freed.append(instance)
             log.warning("%s can be made again", self._books.id_of(place))
         return self._books.placements(freed)
 
     async def _claim(self, place: Place) -> None:
         await self._look()
-        found = self._books.foreign.get(place)
-        if found is None:
+        instance = self._books.foreign.get(place)
+        if instance is None:
             raise DeviceError(f"no instance of somebody else stands at {self._books.id_of(place)}")
-        await self._ask(self._instances.claim, found)
+        await self._ask(self._instances.claim, instance)
         await self._look()
 
     async def _poll(self) -> bool:
@@ -443,15 +446,15 @@ class MigDevice:
             if self.lost:
                 await self._ask(self._gpu.reopen)
             await self._ask(self._gpu.alive)
-            self._reports.answered()
+            self._reports.record_answer()
             if self.lost and not self._reports.condemned:
                 await self._return()
             elif self.fixed:
                 await self._look()
         except DeviceLost:
-            self._reports.gone()
+            self._reports.record_loss()
         except NvmlError as error:
-            if self._reports.failed(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
+            if self._reports.record_failure(unknown=error.code == nvml.UNKNOWN and await self._ask(self._gpu.unknown)):
                 self._lose()
             # A reading that fails is not a GPU that is gone; one that was gone is not back before it answers.
             said, self._said = self._said, str(error)
@@ -487,7 +490,7 @@ class MigDevice:
     async def _look(self) -> None:
         """Find what exists, and whose it is; forget what does not exist."""
         before = set(self._books.ours)
-        self._books.sort(await self._ask(self._instances.look))
+        self._books.sort(await self._ask(self._instances.inspect))
         if self.fixed and (gone := before - set(self._books.ours)):
             log.warning("%s was taken away from this process", ", ".join(map(self._books.id_of, sorted(gone))))
         self._shape = None

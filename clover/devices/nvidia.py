@@ -1,11 +1,11 @@
 """The NVIDIA GPUs of this machine as devices.
 
-    nvidia            every GPU; nvidia:0-3,6 those with these numbers
+    nvidia            every GPU; nvidia:0-3,6 for those with these numbers
     nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
     mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
 
-A scheduler such as Slurm hands a job MIG instances by CUDA_VISIBLE_DEVICES.  If that names instances, `nvidia` is
-exactly these.  A GPU's number in that variable is not the driver's, so then `nvidia` is refused.
+A scheduler such as Slurm gives a job MIG instances by CUDA_VISIBLE_DEVICES.  If the variable names instances, `nvidia`
+is exactly these.  If it gives numbers of GPUs, `nvidia` is refused, because they are not the driver's numbers.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def build(
         options = {"boot": boot_of(), "exclusive": exclusive, "cores": cores}
         if uuids:
             return _open_named(opened, uuids, cache / "mig", **options)
-        found = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
-        _check_modes(found, need_mig=choice.need_mig)
-        return found
+        devices = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
+        _check_modes(devices, need_mig=choice.need_mig)
+        return devices
     except BaseException:
         if session is None:
             opened.close()
@@ -126,15 +126,15 @@ def _open_named(session: Nvml, uuids: tuple[str, ...], folder: Path, **options: 
 
 def _every(library: Any) -> list[int]:
     """Return the numbers of the GPUs with MIG on; in the session's thread."""
-    found = []
+    gpus = []
     for index in range(int(library.nvmlDeviceGetCount())):
         try:
             current, _ = library.nvmlDeviceGetMigMode(library.nvmlDeviceGetHandleByIndex(index))
         except library.NVMLError:
             continue  # without MIG, or lost: no instance that could be meant is on it
         if current:
-            found.append(index)
-    return found
+            gpus.append(index)
+    return gpus
 
 
 def _check_modes(gpus: dict[str, Device], *, need_mig: bool) -> None:
@@ -180,7 +180,7 @@ def _assigned(visible: str | None) -> tuple[str, ...]:
     numbers that are not the driver's."""
     parts = [part.strip() for part in (visible or "").split(",")]
     if visible is not None and all(map(_MIG_UUID.fullmatch, parts)):
-        log.info("CUDA_VISIBLE_DEVICES assigns %s: exactly that is used", visible)
+        log.info("CUDA_VISIBLE_DEVICES assigns %s: only these are used", visible)
         return tuple(dict.fromkeys(parts))
     if visible is not None:
         raise ConfigError(

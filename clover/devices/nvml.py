@@ -1,17 +1,17 @@
-"""The driver's management library (NVML), spoken to over one session, from a thread for each GPU.
+"""Calls the driver's management library (NVML) over one session, from a thread for each GPU.
 
-NVML is a blocking C library: a call usually takes microseconds, but destroying an instance takes a second, and under
-load a mere enumeration can take ten.  So nothing of it runs on the event loop.  A thread of its own makes every call
-about one GPU, one after the other: changes of it never race, and a GPU whose driver hangs holds up no other (the driver
-has a lock for each).  What is about no GPU in particular is asked in one more, and the meter of each GPU reads in one
-of its own, as a change takes seconds (`lane`).  The session, whose start costs more than a thousand readings, is opened
-once, by the first call, and lives as long as its owner.
+NVML is a blocking C library.  A call usually takes microseconds, but removing an instance takes a second, and under
+load a mere listing can take ten.  So nothing of it runs on the event loop.  Every call about one GPU is made by that
+GPU's thread, one after the other.  So changes of a GPU never race, and a GPU whose driver hangs holds up no other (the
+driver has a lock for each).  Questions about no GPU in particular have one more thread.  The meter of each GPU has its
+own, because a change takes seconds (`lane`).  The first call opens the session, once, since that costs more than a
+thousand readings; it lives as long as its owner.
 
 The bindings are the unmodified nvidia-ml-py, imported by that first call and not before.  They only ask the system for
-`libnvidia-ml.so.1`; whichever library answers to that name is what Clover drives.
+`libnvidia-ml.so.1`; whichever library answers to that name is the one that Clover drives.
 
-What NVML refuses becomes a `DeviceError` that says what to do: `NvmlError` with NVML's own code, for callers that tell
-one refusal from another, or `DeviceLost` for a GPU that is gone.
+If NVML refuses, the error is a `DeviceError` that says what to do: `NvmlError` with NVML's own code, for callers that
+tell one refusal from another, or `DeviceLost` for a GPU that is gone.
 """
 
 from __future__ import annotations
@@ -92,16 +92,14 @@ class NvmlError(DeviceError):
         self.code = code
 
 
-def described(code: int, text: str = "") -> str:
+def describe_refusal(code: int, text: str = "") -> str:
     """Return a refusal in words that say what to do; `text` is NVML's own, for codes without."""
     return _TEXTS.get(code) or f"the driver refused: {text or 'no reason given'} (NVML code {code})"
 
 
 class Nvml:
-    """One session.  `library` is the bindings, or anything that behaves like them; None imports pynvml.
-
-    Everything that `call` and `call_sync` run is run in one thread, one after the other, with the session open.
-    """
+    """One session.  `library` is the bindings, or anything that behaves like them; None imports pynvml.  Everything
+    that `call` and `call_sync` run is run in one thread, one after the other, with the session open."""
 
     def __init__(self, library: Any = None) -> None:
         self._library = library
@@ -117,7 +115,7 @@ class Nvml:
         return self.lane(str(index))
 
     def lane(self, name: str) -> Nvml:
-        """Return this session with a thread of its own, for calls that shall not wait for those of others (NVML takes
+        """Return this session with a thread of its own, for calls that must not wait for those of others (NVML takes
         calls from any thread).  Closing either closes both."""
         if name not in self._lanes:
             self._lanes[name] = _LaneSession(self, name)
@@ -164,9 +162,9 @@ class Nvml:
             called: Callable[..., T] = getattr(library, function) if isinstance(function, str) else function
             return called(*arguments)
         except library.NVMLError as error:
-            raise _mapped(error) from error
+            raise _map_error(error) from error
         except getattr(library, "NVMLLibraryMismatchError", ()) as error:
-            raise NvmlError(described(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
+            raise NvmlError(describe_refusal(FUNCTION_NOT_FOUND), FUNCTION_NOT_FOUND) from error
 
     def _begin(self) -> None:
         with self._opening:
@@ -210,14 +208,14 @@ class _LaneSession(Nvml):
         self._of._begin()
 
 
-def _mapped(error: Any) -> DeviceError:
+def _map_error(error: Any) -> DeviceError:
     code = int(getattr(error, "value", 0))
-    return DeviceLost(LOST) if code in LOST_CODES else NvmlError(described(code, str(error)), code)
+    return DeviceLost(LOST) if code in LOST_CODES else NvmlError(describe_refusal(code, str(error)), code)
 
 
 def look_up(library: Any, find: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Return the handle that `find` looks up, in the session's thread.  UNKNOWN is asked about again, and is raised as
-    GPU_IS_LOST if it stays."""
+    """Return the handle that `find` looks up, in the session's thread.  If the answer is UNKNOWN it is asked again, and
+    if it stays UNKNOWN, GPU_IS_LOST is raised."""
     for attempt in range(LOOK_UPS):
         if attempt:
             sleep(_LOOK_UP_WAIT_S)
@@ -230,11 +228,8 @@ def look_up(library: Any, find: Callable[[], T], sleep: Callable[[float], None] 
 
 
 class DriverWork:
-    """Work with a driver that must not be left half done: finished although its caller is cancelled, and tried again if
-    the driver refuses it as in use.
-
-    `back_off_s`: seconds to wait before each further try.
-    """
+    """Work with a driver that must not be left half done.  It is finished even if its caller is cancelled, and tried
+    again if the driver refuses it as in use.  `back_off_s`: seconds to wait before each further try."""
 
     def __init__(self, back_off_s: Sequence[float], sleep: Callable[[float], Awaitable[None]]) -> None:
         self._back_off_s = tuple(back_off_s)
@@ -248,14 +243,14 @@ class DriverWork:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def settled(self) -> None:
+    async def wait_for_all(self) -> None:
         """Wait for all work that has begun."""
         if self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def tried(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
-        """Return the result of `work`, tried again after each wait if it was refused as in use, or for `anything` but
-        a want of permission."""
+    async def retry(self, work: Callable[[], Awaitable[T]], *, anything: bool = False) -> T:
+        """Return the result of `work`.  It is tried again after each wait if it was refused as in use; with `anything`,
+        after any refusal except for want of permission."""
         for wait_s in self._back_off_s:
             try:
                 return await work()

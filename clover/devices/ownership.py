@@ -1,17 +1,18 @@
 """Which instances of a GPU are Clover's own: a file, because the driver does not know whose an instance is.
 
-An instance outlives the process that made it.  After a crash the next start must tell its own leavings, which it may
+An instance outlives the process that made it.  After a crash the next start must tell what Clover left, which it may
 adopt or remove, from what somebody else set up, which it must not touch.  So the file is written ahead: a place is
 recorded *before* its instance is made and struck out *after* it is gone, each time replaced as a whole and flushed to
-the disk.  Whenever the process dies, the file then names at least all that is ours; what it names too much simply does
-not stand.  Instances do not survive a reboot of the machine, the file does: it carries the boot it belongs to, and
-nothing recorded in another boot is taken for ours.
+the disk.  Whenever the process dies, the file names at least all that is ours; an instance that it names too much does
+not exist.  The file survives a reboot of the machine, instances do not.  So it says to which boot it belongs, and
+nothing recorded in another boot counts as ours.
 
-Once an instance is complete, its record also has the id and the UUID that the driver gave it.  If another one stands at
-its place later, somebody removed ours and made that: it is theirs.  A driver gives the same id and UUID to whatever is
-made at the same place in the same shape, so an exact copy cannot be told from ours.
+Once an instance is complete, its record also has the id and the UUID that the driver gave it.  If another instance
+stands at its place later, somebody removed ours and made that one: it is theirs.  A driver gives the same id and UUID
+to whatever is made at the same place in the same shape, so an exact copy cannot be told from ours.
 
-One server owns a GPU at a time.  A lock on a second file says so; it is the kernel's, so it ends with the process.
+One server owns a GPU at a time: it holds a lock on a second file.  The lock is the kernel's, so it ends with the
+process.
 """
 
 from __future__ import annotations

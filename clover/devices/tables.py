@@ -1,8 +1,8 @@
 """GPUs as data, for the emulated NVML and for planning where no GPU is at hand.
 
 `data/mig_profiles.json` holds twelve boards with every MIG profile, `data/plain_gpus.json` boards without MIG, which
-are used whole; both say field by field where their numbers come from.  What was not published is filled in by a stated
-rule and named in the row's `analytical`.  On a real GPU all of this is asked of the driver instead: names, memory and
+are used whole.  Both say field by field where their numbers come from.  What was not published is filled in by a stated
+rule and named in the row's `analytical`.  On a real GPU the driver is asked for all of this instead: names, memory and
 even placements differ by driver and by die.
 """
 

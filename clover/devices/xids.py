@@ -1,10 +1,10 @@
-"""Critical errors of GPUs (Xid) that the driver reports as events, and what is made of them.
+"""Watches for critical errors of GPUs (Xid), which the driver reports as events, and says what they mean.
 
-NVML gives an event with the number of the error and, on a GPU that is split, the GPU instance that it concerns.  What
-the numbers mean is NVIDIA's (Xid Errors, docs.nvidia.com/deploy/xid-errors): after some the GPU is of no use until it
-was reset, some concern one instance, others only say that a reset is due.
+NVML gives an event with the number of the error and, on a GPU that is split, the GPU instance that it concerns.  NVIDIA
+documents the numbers (Xid Errors, docs.nvidia.com/deploy/xid-errors).  After some the GPU is of no use until it was
+reset, some concern one instance, others only say that a reset is due.
 
-Waiting for an event blocks, so it has a thread and a session of its own: sessions of one process are counted.
+Waiting for an event blocks, so it has a thread and a session of its own: the sessions of a process are counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Verdict = Literal["lost", "slice", "suspect"]
 """What an error means: the GPU is lost, an instance is of no use until it was made anew, or a reset is due."""
 
 WAIT_MS = 1000
-"""The longest wait for one event, after which the thread looks whether it should end."""
+"""The longest wait for one event, after which the thread checks whether it should end."""
 
 NO_INSTANCE = 0xFFFFFFFF
 """NVML's number of an instance if there is none."""
@@ -51,23 +51,19 @@ XIDS: Mapping[int, Xid] = {
 
 
 def meaning(number: int, gi: int | None) -> Xid | None:
-    """Return what error `number` means, of the GPU instance `gi` if that is given; None if nothing follows from it.
-
-    One that concerns a slice, on a GPU that is not split, has ended the programs it met: others run as before, and a
+    """Return what error `number` means, of the GPU instance `gi` if that is given; None if nothing follows from it.  An
+    error that concerns a slice, on a GPU that is not split, has ended the programs it met: others run as before, and a
     reset is due."""
-    found = XIDS.get(number)
-    if found is not None and found.verdict == "slice" and gi is None:
-        return Xid(verdict="suspect", text=found.text)
-    return found
+    xid = XIDS.get(number)
+    if xid is not None and xid.verdict == "slice" and gi is None:
+        return Xid(verdict="suspect", text=xid.text)
+    return xid
 
 
 class GpuReports:
-    """What was reported about one GPU beside its answers: critical errors (Xid), and look-ups of it that failed.
-
-    An error after which the GPU is of no use condemns it, also while it still answers: it is used again once it was
-    gone and came back, as after a reset, or by a new start of the server.  `condemned`: an error made the GPU useless,
-    and it was not reset since.
-    """
+    """What was reported about one GPU besides its answers: critical errors (Xid), and look-ups of it that failed.
+    After some errors the GPU is of no use, even if it still answers (`condemned`).  It is used again once it was gone
+    and came back, as after a reset, or by a new start of the server."""
 
     def __init__(self) -> None:
         self.condemned = False
@@ -75,33 +71,33 @@ class GpuReports:
         self._unknown = 0
 
     def take(self, number: int, gi: int | None) -> tuple[Verdict | Literal[""], str]:
-        """Take note of error `number`, of the GPU instance `gi` if that is given; return what it means ("" nothing),
+        """Record error `number`, of the GPU instance `gi` if that is given; return what it means ("" nothing),
         and that in words."""
-        found = meaning(number, gi)
+        xid = meaning(number, gi)
         where = f" of GPU instance {gi}" if gi is not None else ""
-        text = f"Xid {number}{where}{f': {found.text}' if found is not None else ''}"
+        text = f"Xid {number}{where}{f': {xid.text}' if xid is not None else ''}"
         self._counts[text] += 1
-        if found is None:
+        if xid is None:
             return "", text
-        self.condemned = self.condemned or found.verdict == "lost"
-        return found.verdict, f"{text}{'; a reset of the GPU is due' if found.verdict == 'suspect' else ''}"
+        self.condemned = self.condemned or xid.verdict == "lost"
+        return xid.verdict, f"{text}{'; a reset of the GPU is due' if xid.verdict == 'suspect' else ''}"
 
     def errors(self) -> list[str]:
         """Return the errors so far in words, each once with how often it came."""
         return [f"{text} ({count} times)" if count > 1 else text for text, count in sorted(self._counts.items())]
 
-    def answered(self) -> None:
-        """Take note that the GPU answers."""
+    def record_answer(self) -> None:
+        """Record that the GPU answers."""
         self._unknown = 0
 
-    def gone(self) -> None:
-        """Take note that the GPU is lost: once it answers again, it is another one, or was reset."""
+    def record_loss(self) -> None:
+        """Record that the GPU is lost: once it answers again, it is another one, or was reset."""
         self.condemned = False
         self._unknown = 0
 
-    def failed(self, *, unknown: bool) -> bool:
-        """Take note that it did not answer, `unknown`: that not even its handle is to be had; return whether it is lost
-        by that."""
+    def record_failure(self, *, unknown: bool) -> bool:
+        """Record that the GPU did not answer; `unknown`: not even its handle was found.  Return whether it is lost by
+        that."""
         self._unknown = self._unknown + 1 if unknown else 0
         return self._unknown >= nvml.LOOK_UPS
 

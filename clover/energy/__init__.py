@@ -1,9 +1,8 @@
 """Energy meters of what Clover runs on; every figure is labelled with how it is known.
 
 The machine is measured by RAPL if the kernel lets this user read it, and otherwise modelled.  GPUs are measured by
-NVML; one that shows neither its energy nor its power is modelled, with a warning, and so is one of which others have
-slices.  Meters are interchangeable
-(`clover.interfaces.EnergyMeter`).
+NVML.  A GPU is modelled, with a warning, if it shows neither its energy nor its power, or if others have slices of it.
+Meters are interchangeable (`clover.interfaces.EnergyMeter`).
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ def build(
 
 def meter_key(config: EnergyConfig, *, powercap: Path = POWERCAP, cpuinfo: Path = CPUINFO) -> str:
     """Return what tells one meter of the machine from another: the counters of RAPL if they can be read, or the
-    constants of the model.  A profile that one of them measured is not valid for another."""
+    constants of the model.  A profile is valid only for the meter that measured it."""
     power = cpu_power(config, cpuinfo)
     if config.meter != "modelled":
         try:

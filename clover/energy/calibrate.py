@@ -1,11 +1,12 @@
-"""The constants of the energy model, measured where a counter can be read: 0, 1, ... n CPUs are kept busy for some
-seconds each, and a line is fitted through what the counter shows:
+"""The constants of the energy model, measured where a counter can be read.
+
+0, 1, ... n CPUs are kept busy for some seconds each, and a line is fitted through what the counter shows:
 
     watts of the machine = idle + core x busy CPUs
 
 Busy CPUs are what the kernel counts, other programs included, so that these do not bend the line.  The work is products
 of matrices, as in a model: a plain loop would draw less.  Processors do not draw exactly by that line (they clock lower
-as more of them work, and two hardware threads share a core): how far off it is, is the standard error of both values.
+as more of them work, and two hardware threads share a core).  The standard error of both values says how far off it is.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Instruments:
 
 
 def levels_of(cpus: int) -> tuple[int, ...]:
-    """Return how many CPUs are kept busy, step by step: from none to all, evenly, each twice if they are few."""
+    """Return how many CPUs are kept busy in each step: from none to all, evenly, each twice if they are few."""
     if cpus < _MOST_LEVELS:
         levels = tuple(range(cpus + 1))
     else:

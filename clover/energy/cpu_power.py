@@ -1,9 +1,9 @@
 """Watts of a CPU by its micro-architecture, for the model that stands in for a counter.
 
 `data/cpu_power.json` holds what published servers draw for each hardware thread, at rest and at full load, with the
-range of them, and says where the figures come from.  The row is chosen by what /proc/cpuinfo says of the processor; one
-that no row knows gets the figures of all servers of 2017 or later, and says so.  What the operator sets
-(`energy.idle_w`, `energy.core_w`) takes precedence, and has no range.
+range of the figures and their sources.  /proc/cpuinfo chooses the row.  If no row knows the processor, it gets the
+figures of all servers of 2017 or later, and says so.  What the operator sets (`energy.idle_w`, `energy.core_w`) takes
+precedence, and has no range.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _File(Record, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class CpuPower:
     """What the model assumes: watts of a CPU (a hardware thread) at rest, `idle_w`, and what it adds while it is busy,
-    `core_w`; with their ranges.  `why` says where the figures come from."""
+    `core_w`, each with its range.  `why` says where the figures come from."""
 
     idle_w: float
     core_w: float
@@ -76,16 +76,16 @@ def cpu_power(config: EnergyConfig, cpuinfo: Path = CPUINFO) -> CpuPower:
     for name, watts in (("idle_w", config.idle_w), ("core_w", config.core_w)):
         if watts is not None:
             check_watts(name, watts)
-    found = published(cpuinfo)
-    words = found.why
+    from_table = published(cpuinfo)
+    words = from_table.why
     if config.idle_w is not None:
-        found = replace(found, idle_w=config.idle_w, idle_range=(1.0, 1.0))
+        from_table = replace(from_table, idle_w=config.idle_w, idle_range=(1.0, 1.0))
         words = f"{words}; idle {config.idle_w:g} W a CPU as configured"
     if config.core_w is not None:
-        found = replace(found, core_w=config.core_w, core_range=(1.0, 1.0))
+        from_table = replace(from_table, core_w=config.core_w, core_range=(1.0, 1.0))
         words = f"{words}; {config.core_w:g} W a busy CPU as configured"
     both = config.idle_w is not None and config.core_w is not None
-    return replace(found, why="watts as configured" if both else words)
+    return replace(from_table, why="watts as configured" if both else words)
 
 
 def published(cpuinfo: Path = CPUINFO) -> CpuPower:
@@ -106,11 +106,11 @@ def row_of(cpuinfo: str) -> CpuPowerRow | None:
     arm = "CPU implementer" in fields
     names = ("CPU implementer", "CPU architecture", "CPU part") if arm else ("vendor_id", "cpu family", "model")
     vendor, family, model = (fields.get(name, "") for name in names)
-    found = (vendor, _number(family), _number(model))
+    processor = (vendor, _number(family), _number(model))
     stepping = _number(fields.get("stepping", ""))
     for row in table().rows:
         for known in row.cpus:
-            alike = found[:2] == (known.vendor, known.family) and found[2] in known.models
+            alike = processor[:2] == (known.vendor, known.family) and processor[2] in known.models
             if alike and (not known.steppings or stepping in known.steppings):
                 return row
     return None

@@ -1,9 +1,10 @@
 """CPU time of the server's whole process tree, and of the machine: what a CPU's energy is modelled from and split by.
 
-The kernel keeps a clock of each process; reading one costs under a microsecond and no permission.  A process that has
-ended and was waited for is in its parent's `cutime`, which counts in clock ticks (10 ms).  So the tree's CPU time is
-the clocks of the living and the `cutime` of their dead children.  A control group's `cpu.stat` would say the same only
-if nothing else were in the group, which a shell, a container with a sidecar or a systemd scope do not grant.
+The kernel keeps a clock of each process; reading one costs under a microsecond and needs no permission.  If a process
+has ended and was waited for, its time is in its parent's `cutime`, which counts in clock ticks (10 ms).  So the tree's
+CPU time is the clocks of the living and the `cutime` of their dead children.  A control group's `cpu.stat` would say
+the same only if nothing else were in the group, which a shell, a container with a sidecar or a systemd scope do not
+guarantee.
 """
 
 from __future__ import annotations
@@ -28,10 +29,8 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 class ProcessTree:
-    """This process and all that descend from it, living or dead.
-
-    New processes are looked for every `walk_s` seconds of `monotonic`; what they used until then is counted then.
-    """
+    """This process and all its descendants, living or dead.  New processes are searched for every `walk_s` seconds of
+    `monotonic`; what they used until then is counted then."""
 
     def __init__(
         self,
@@ -54,11 +53,11 @@ class ProcessTree:
         self._tree_ns = 0
         self._listed = os.path.exists(f"{proc}/{self._pid}/task/{self._pid}/children")
         if not self._listed and os.path.exists(f"{proc}/{self._pid}"):
-            log.info("this kernel does not list children (CONFIG_PROC_CHILDREN): all processes are looked through")
+            log.info("this kernel does not list children (CONFIG_PROC_CHILDREN): all processes are searched")
 
     def read(self, workers: Iterable[int] = ()) -> CpuTimes:
-        """Return the CPU times of now; that of the tree never falls.  `workers`: pids that are in the tree, whoever
-        their parent is now."""
+        """Return the present CPU times; the tree's never falls.  `workers`: pids that are in the tree, whichever
+        process their parent is now."""
         now_s = self._monotonic()
         if now_s >= self._walked_s + self._walk_s:
             self._walked_s, self._descendants = now_s, self._walk()
@@ -91,7 +90,8 @@ class ProcessTree:
         return own_ns + (dead_user + dead_system) * _TICK_NS
 
     def _used_beside(self, pids: set[int]) -> int:
-        """Return what workers beside the known descendants used: new ones, and orphans, the dead of these included."""
+        """Return what workers used that are not among the known descendants: new ones, and orphans, including dead
+        ones."""
         new_ns = 0
         for pid in pids | self._orphans.keys():
             fields = self._fields(pid)

@@ -1,9 +1,9 @@
-"""Processes on a GPU that are not the server's: the GPU's one counter bills what they do to whoever is metered by it.
+"""Processes on a GPU that are not the server's: the GPU's one counter bills their work to the server.
 
-NVML lists the processes that have a context on a GPU, and, unless it is split by MIG, how busy each keeps it.  One that
-is known to rest draws nothing of its own beside its context; one of which NVML does not say how busy it is may be at
-work.  Without any list (in a container, or without privileges) only instances are known that others made on the GPU.
-Processes that this process cannot see (of another PID namespace) are nobody's: they may be ours.
+NVML lists the processes that have a context on a GPU, and how busy each keeps it unless MIG splits it.  A process that
+is known to rest draws nothing of its own beside its context.  If NVML does not say how busy a process is, it may be at
+work.  Without any list (in a container, or without privileges) only the instances that others made on the GPU are
+known.  Processes that this process cannot see (of another PID namespace) count as nobody's, because they may be ours.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OurWork:
 
 
 class ForeignWork:
-    """The processes of others on the GPU `device`, as of the last look.
+    """The processes of others on the GPU `device`, as of the last reading.
 
     `pids`: those that have a context there; `names`: those that are or may be at work, as "python (4711)".
     """
@@ -64,8 +64,8 @@ class ForeignWork:
         """Who is at work, in words; the empty string if nobody is."""
         return f"shared with {', '.join(self.names)}" if self.names else ""
 
-    def look(self, pids: Iterable[int] | None, busy: Mapping[int, float] | None) -> None:
-        """Note who is on the GPU, and how busy; None: NVML does not say.  A change is logged."""
+    def observe(self, pids: Iterable[int] | None, busy: Mapping[int, float] | None) -> None:
+        """Record who is on the GPU, and how busy (None: NVML does not say).  A change is logged."""
         before = self.names
         if self._work is None:
             return
@@ -89,12 +89,9 @@ class ForeignWork:
 
 
 async def busy_others(nvml: NvmlSession, gpu: MeteredGpu, owns: Callable[[int], bool]) -> tuple[str, ...]:
-    """Return the processes at work on `gpu` that this one does not own, as "python (4711)"; call it while none of ours
-    works.
-
-    Where NVML does not say how busy each is (MIG), others are taken to be at work if the GPU draws more than
-    `BUSY_WATTS` of its limit.  Raises DeviceError if NVML does not answer.
-    """
+    """Return the processes at work on `gpu` that this one does not own, as "python (4711)".  Call it while none of ours
+    works.  If NVML does not say how busy each is (MIG), others are taken to be at work if the GPU draws more than
+    `BUSY_WATTS` of its limit.  Raises DeviceError if NVML does not answer."""
     probe = Probe(gpu.uuid, time.monotonic_ns)
     pids = await nvml.call(probe.pids)
     others = [pid for pid in pids or () if os.path.exists(f"/proc/{pid}") and not owns(pid)]

@@ -1,11 +1,16 @@
 """Energy of a GPU by a model, if it shows neither energy nor power:  watts = idle + (full - idle) x utilisation.
 
-Virtual GPUs, WSL2 and some laptops are like that.  `full` is the maximum board power of the product's data sheet
-(`data/gpu_power.json`), or of a virtual GPU so many watts a GiB of the memory that its name says.  `idle` is a part of
-it unless the operator sets it, and utilisation NVML's (the part of the time in which anything ran), or if NVML has
-none, as with MIG on, that in which our workers were busy x the part of the slices that they hold.  So it is on a GPU
-with slices that are not the server's, whose counter is also that of others.  It is good for comparing variants on one
-GPU; every figure is labelled "modelled" and may be off by half, and more of a virtual GPU.
+Virtual GPUs, WSL2 and some laptops are like that.  The three inputs:
+
+- `full` is the maximum board power of the product's data sheet (`data/gpu_power.json`), or for a virtual GPU so many
+  watts a GiB of the memory that its name says;
+- `idle` is what the operator sets, or else a part of `full`;
+- `utilisation` is NVML's: the part of the time in which anything ran.  If NVML has none, as with MIG on, it is the part
+  in which our workers were busy x the part of the slices that they hold.  So it is, too, if some slices of the GPU are
+  not the server's, since NVML's figure is then also that of others.
+
+The model is good for comparing variants on one GPU.  Every figure is labelled "modelled" and may be off by half, and by
+more for a virtual GPU.
 """
 
 from __future__ import annotations
@@ -46,14 +51,14 @@ class GpuPower(Record, frozen=True, kw_only=True):
         known = [name for name in self.watts if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", product, re.IGNORECASE)]
         return self.watts[max(known, key=len)] if known else None
 
-    def of(self, product: str) -> tuple[float, str, tuple[float, float]]:
+    def full_load(self, product: str) -> tuple[float, str, tuple[float, float]]:
         """Return the watts of `product` at full load, where they are from, and by how much they may be off."""
         full_w, error = self.full_w(product), (-self.error, self.error)
         if full_w is not None:
             return full_w, f"the data sheet of {product}", error
-        if (found := _VIRTUAL_GIB.search(product)) is not None and int(found[1]) > 0:
-            full_w = self.virtual_w_per_gib * int(found[1])
-            return full_w, f"a virtual GPU of {found[1]} GiB, {self.virtual_w_per_gib:g} W each", self.virtual_error
+        if (memory := _VIRTUAL_GIB.search(product)) is not None and int(memory[1]) > 0:
+            full_w = self.virtual_w_per_gib * int(memory[1])
+            return full_w, f"a virtual GPU of {memory[1]} GiB, {self.virtual_w_per_gib:g} W each", self.virtual_error
         return self.generic, f"no data sheet of {product!r}: any GPU's", error
 
 
@@ -73,11 +78,9 @@ class PowerModel(NamedTuple):
 
 
 class ModelledGpuMeter:
-    """Joules of one GPU by the model, since the meter was made; `start` makes one.
-
-    `by_work`: utilisation is how busy our workers were, not NVML's, which there is none of, or which is also of others
-    on the GPU.  Their work is not in the joules then.  `busy_w`: what full load draws above idle.
-    """
+    """Joules of one GPU by the model, since the meter was made; `start` makes one.  `by_work`: utilisation is how busy
+    our workers were, because NVML has no utilisation, or its figure is also that of others on the GPU.  The work of
+    others is then not in the joules.  `busy_w`: what full load draws above idle."""
 
     def __init__(
         self, nvml: NvmlSession, gpu: MeteredGpu, probe: Probe, model: PowerModel, work: OurWork | None
@@ -106,7 +109,7 @@ class ModelledGpuMeter:
         """Return a meter of `gpu` that is modelled because of `why`.  Raises DeviceError if NVML does not answer."""
         table = gpu_power()
         product = await nvml.call(probe.product)
-        full_w, whose, error = table.of(product)
+        full_w, whose, error = table.full_load(product)
         idle = table.idle_part * full_w if idle_w is None else idle_w
         words = f"{why}; {idle:.3g} W idle to {full_w:g} W busy ({whose}), {error[0]:+.0%} to {error[1]:+.0%}"
         meter = cls(nvml, gpu, probe, PowerModel(idle, full_w, words, error), work)

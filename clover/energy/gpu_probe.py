@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 _T = TypeVar("_T")
 
 _STEP_S, _STEPS = 0.005, 24
-"""Between two looks for a tick of the counter, and how many there are at most: ticks are a tenth of a second apart."""
+"""Between two readings of the counter, and how many there are at most: ticks are a tenth of a second apart."""
 
 Source = Literal["counter", "power", "utilisation"]
 
@@ -43,10 +43,8 @@ class MeteredGpu(Protocol):
 
 
 def counted_others(gpu: MeteredGpu) -> int:
-    """Return how many slices of `gpu` are not this server's and whose work is in its one counter.
-
-    None of an emulated GPU: nothing but this server's work is in that.
-    """
+    """Return how many slices of `gpu` are not this server's although their work is in the GPU's one counter.  Of an
+    emulated GPU it is none: only this server's work is in its counter."""
     return 0 if gpu.emulated else int(getattr(gpu, "others", 0))
 
 
@@ -66,8 +64,8 @@ class Failure(NamedTuple):
 
 
 class BoardLook(NamedTuple):
-    """What a meter sees of its GPU at once.  `watts`: its power; `pids`: who computes on it; `busy`: by process, the
-    part of the GPU that it kept busy lately (empty if it was not asked).  None: NVML does not say."""
+    """One reading of a GPU.  `watts`: its power; `pids`: who computes on it; `busy`: by process, the part of the GPU
+    that it kept busy lately (empty if it was not asked).  None: NVML does not say."""
 
     answer: Value | Failure
     watts: float | None
@@ -89,9 +87,9 @@ class Probe:
         """Return millijoules since the driver was loaded."""
         return self._ask(lambda nvml, gpu: (nvml.nvmlDeviceGetTotalEnergyConsumption(gpu), "energy counter"))
 
-    def ticked(self) -> Value | Failure:
-        """Return what the counter shows as soon as it has moved; what it shows, if it does not within
-        `_STEPS` looks (0.12 s)."""
+    def wait_tick(self) -> Value | Failure:
+        """Return what the counter shows as soon as it has moved.  If it does not move within `_STEPS` readings (0.12
+        s), return what it shows."""
         first = self.counter()
         if isinstance(first, Failure):
             return first
@@ -118,18 +116,18 @@ class Probe:
 
     def limit_w(self) -> float | None:
         """Return the power limit in force, in watts; None if NVML does not say."""
-        found = self._ask(lambda nvml, gpu: (int(nvml.nvmlDeviceGetEnforcedPowerLimit(gpu)), "limit"))
-        return found.number / 1e3 if isinstance(found, Value) else None
+        limit = self._ask(lambda nvml, gpu: (int(nvml.nvmlDeviceGetEnforcedPowerLimit(gpu)), "limit"))
+        return limit.number / 1e3 if isinstance(limit, Value) else None
 
     def product(self) -> str:
         """Return the name of the product; the empty string if NVML does not say."""
-        name = self._asked(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
+        name = self._ask_or_none(lambda nvml, gpu: nvml.nvmlDeviceGetName(gpu))
         return name.decode() if isinstance(name, bytes) else str(name or "")
 
-    def look(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
-        """Return the reading of `source`, and who is on the GPU; `closely`: with its power and how busy each is;
-        `at_tick`: that of a counter as it moves."""
-        counter = self.ticked if at_tick else self.counter
+    def poll(self, source: Source, *, closely: bool, at_tick: bool = False) -> BoardLook:
+        """Return the reading of `source`, and who is on the GPU.  `closely`: also its power and how busy each process
+        is; `at_tick`: wait until a counter moves."""
+        counter = self.wait_tick if at_tick else self.counter
         answer = {"counter": counter, "power": self.power, "utilisation": self.utilisation}[source]()
         if isinstance(answer, Failure):
             return BoardLook(answer, None, None, None)
@@ -139,8 +137,8 @@ class Probe:
 
     def pids(self) -> tuple[int, ...] | None:
         """Return the processes that have a context on the GPU or on one of its instances; None if NVML does not say."""
-        found = self._asked(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
-        return None if found is None else tuple(int(item.pid) for item in found)
+        processes = self._ask_or_none(lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu))
+        return None if processes is None else tuple(int(item.pid) for item in processes)
 
     def busy(self) -> dict[int, float] | None:
         """Return the part of the GPU that each process kept busy since this was last asked; None if NVML does not say,
@@ -148,13 +146,13 @@ class Probe:
         import pynvml
 
         try:
-            found = self._ask_or_raise(
+            samples = self._ask_or_raise(
                 lambda nvml, gpu: nvml.nvmlDeviceGetProcessUtilization(gpu, self._busy_since_us), pynvml
             )
         except pynvml.NVMLError as error:
             return {} if error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS) else None
         parts: dict[int, float] = {}
-        for item in found:
+        for item in samples:
             self._busy_since_us = max(self._busy_since_us, int(item.timeStamp))
             parts[int(item.pid)] = max(parts.get(int(item.pid), 0.0), int(item.smUtil) / 100.0)
         return parts
@@ -164,8 +162,8 @@ class Probe:
             self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
         return question(nvml, self._handle)
 
-    def _asked(self, question: Callable[[Any, Any], Any]) -> Any:
-        """Return the answer to what is good to know; None if there is none."""
+    def _ask_or_none(self, question: Callable[[Any, Any], Any]) -> Any:
+        """Return the answer to a question that is good to know; None if there is no answer."""
         import pynvml
 
         try:

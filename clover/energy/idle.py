@@ -1,18 +1,20 @@
 """The idle power of a host whose counters include every program: what it draws while next to nothing runs.
 
 Windows of a second or more come with their energy, the CPU time of the whole host (`busy`) and that of the server's
-own processes (`ours`).  Four ways to know idle power, the best one first:
+own processes (`ours`).  There are four ways to know idle power; the first that is possible is used:
 
-* *At rest*: seconds in which the server did not run, and others used at most a hundredth of the CPUs.  What others used
-  is subtracted by the model, and nothing of ours is: it would make active energy whatever the model says.  Idle power
-  is the median of such seconds of the last ten minutes, so that one second with a burst does not count.
-* *By regression*, if there were none: where a straight line through power over busy CPUs meets 0, if they varied.
-* *By load*, if they did not: what the host drew in the last minute, less what a busy CPU drew above rest when the host
-  last was at rest (`busy_w`).
+* *At rest*: from seconds in which the server did not run, and others used at most a hundredth of the CPUs.  What others
+  used is subtracted by the model.  Nothing of the server's is subtracted, because active energy would then be whatever
+  the model says.  Idle power is the median of such seconds of the last ten minutes, so that one second with a burst
+  does not count.
+* *By regression*, if there were no such seconds but the number of busy CPUs varied: where a straight line through power
+  over busy CPUs meets 0.
+* *By load*, if that did not vary: what the host drew in the last minute, less what a busy CPU drew above rest when the
+  host last was at rest (`busy_w`).
 * *By the model*, if the host never was at rest: the same with what the model says of a busy CPU.
 
-Idle power also moves while the server never rests: a fan, a disk, a governor.  So two stretches of ten seconds in which
-the power changed by more than the CPU time explains begin all four anew.
+Idle power also moves while the server never rests: a fan, a disk, a governor.  If the power of two stretches of ten
+seconds differs by more than the CPU time explains, all four ways begin anew.
 
     idle = IdlePower(guess_w=20.0, core_w=1.5, cpus=16)
     idle.add(HostWindow(at_s=1.0, seconds=1.0, joules=61.0, busy_s=0.02, ours_s=0.0))
@@ -76,11 +78,9 @@ class _Power(NamedTuple):
 
 
 class IdlePower:
-    """Watts at rest from windows of energy and CPU time.
-
-    `guess_w`: what the model says of the host at rest, `core_w`: of a busy CPU; `cpus`: how many the host has.
-    `known_by` says how `watts` is known, `jumps` how often it was begun anew.
-    """
+    """Watts at rest from windows of energy and CPU time.  `guess_w`: what the model says of the host at rest; `core_w`:
+    of a busy CPU; `cpus`: how many CPUs the host has.  `known_by` says how `watts` is known, `jumps` how often it was
+    begun anew."""
 
     def __init__(self, *, guess_w: float, core_w: float, cpus: int) -> None:
         self.watts = guess_w
@@ -199,7 +199,7 @@ class IdlePower:
         self.watts = max(watts, 0.0)
 
     def _see_busy_cpu(self, rest_w: float) -> None:
-        """Note what a busy CPU draws above rest, by a line from there through the last ten minutes, but for what may
+        """Record what a busy CPU draws above rest, by a line from there through the last ten minutes, but for what may
         turn out to be a jump."""
         loaded = [power for power in list(self._long)[:-2] if power.busy >= _LOADED_CPUS]
         if len(loaded) >= _RECENT_WINDOWS:

@@ -1,9 +1,8 @@
 """What a context costs on each GPU of this machine, kept from one start to the next.
 
-A server that is never at rest could not measure it.
-
-One small JSON file a GPU, `energy/GPU-....json` in the cache folder: watts with a context at rest, as they were
-measured.  One that cannot be read or written is left out, with a line in the log.
+A server that is never at rest could not measure it.  The cache folder has one small JSON file a GPU,
+`energy/GPU-....json`, with the watts measured with a context at rest.  A file that cannot be read or written is left
+out, with a line in the log.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class KeptIdles:
         self._folder = cache / "energy"
 
     def restore(self, uuid: str, meter: object) -> None:
-        """Give `meter` what an earlier run measured on the GPU `uuid`, until it has measured that itself."""
+        """Give `meter` what an earlier run measured on the GPU `uuid`, to use until it has measured that itself."""
         if not isinstance(meter, NvmlMeter) or meter.idle.resident_by != "unknown":
             return
         try:
@@ -44,7 +43,7 @@ class KeptIdles:
         except (OSError, *MALFORMED) as error:
             log.warning("what a context costs on %s is measured anew: %s", meter.device, error)
             return
-        meter.idle.keep(meter.idle_w + max(kept.resident_w - kept.bare_w, 0.0))
+        meter.idle.restore(meter.idle_w + max(kept.resident_w - kept.bare_w, 0.0))
 
     def save(self, uuid: str, meter: object) -> None:
         """Keep what `meter` measured on the GPU `uuid`, if it has."""

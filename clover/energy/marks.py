@@ -1,6 +1,6 @@
 """Where a meter stands, for a server that goes on metering where another one stops: no joule is lost or counted twice.
 
-`time.monotonic_ns` is of the machine, so the times of one server hold in another on the same boot.
+`time.monotonic_ns` is the machine's, so the times of one server hold in another on the same boot.
 """
 
 from __future__ import annotations

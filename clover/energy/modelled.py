@@ -1,10 +1,10 @@
 """Energy by a model, if no counter can be read:  joules = idle_w x seconds + core_w x CPU seconds of the workers.
 
 That is the usual linear model, idle + (max - idle) x utilisation, written with CPU time in place of utilisation: a
-core that is busy all the time adds `core_w`.  The constants are published ones of the processor's micro-architecture
-(`clover.energy.cpu_power`), or the configured ones.  The figures are good for comparing variants on one machine and no
-better than the constants in absolute terms; they are labelled "modelled", and published constants come with a range,
-from which a sample says how far off its joules may be.
+core that is busy all the time adds `core_w`.  The constants are configured, or published ones of the processor's
+micro-architecture (`clover.energy.cpu_power`).  Published constants come with a range, from which a sample says how far
+off its joules may be.  The figures are good for comparing variants on one machine; in absolute terms they are no better
+than the constants.  They are labelled "modelled".
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ModelledMeter:
 
     @property
     def active_uncertainty(self) -> tuple[float, float] | None:
-        """The same of active joules alone, which differences between variants are made of."""
+        """How far off the active joules alone may be, of which differences between variants are made."""
         low, high = self._ranges[1]
         return (low - 1.0, high - 1.0) if (low, high) != (1.0, 1.0) else None
 
@@ -100,6 +100,6 @@ class ModelledMeter:
         return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns)
 
     def count_idle(self, since_ns: int) -> None:
-        """Count idle power from `since_ns` (monotonic) on alone: another server has counted until then, or is counting.
-        What of it came before the window under way falls into that one."""
+        """Count idle power alone from `since_ns` (monotonic) on, because another server has counted until then, or is
+        counting.  What of it came before the window under way falls into that window."""
         self._idle_ns = since_ns

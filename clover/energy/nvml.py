@@ -1,32 +1,32 @@
 """Energy of a GPU through NVML: the counter of the whole board, read between requests and never for one.
 
-What NVML has is one counter a GPU (millijoules since the driver was loaded; it is updated about ten times a second) and
-its power.  A MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates from it what a
-slice used.  Windows last a second or more because the resolution of the counter is a tenth of a second.  While our work
-runs, a reading waits for the counter to move: what it shows is then of now, and not of up to a tenth of a second ago,
-by which windows of a second would differ more than by what ran in them (`planning.model.metered`).
+NVML has one counter a GPU (millijoules since the driver was loaded, updated about ten times a second) and its power.  A
+MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates what a slice used.  Windows
+last a second or more because the resolution of the counter is a tenth of a second.  While our work runs, a reading
+waits for the counter to move, so that it is of now.  A reading of up to a tenth of a second ago would make windows of a
+second differ by more than by what ran in them (`planning.model.metered`).
 
     counter   total += counter now - counter before.  Exact as long as the counter runs.
     power     only if the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two readings.
 
 Three things can happen to a reading, and none may become joules that were not measured:
 
-* The counter cannot be read, or stands still: the sample stays as it is, time included, so that no idle energy is
-  counted for a time that was not metered either.  When the counter runs again, it includes the joules of that time.
-* The counter goes back (the driver was loaded anew) or leaps further than any GPU could: what was used since the last
+* The counter cannot be read, or stands still.  The sample stays as it is, time included, so that no idle energy is
+  counted either for a time that was not metered.  When the counter runs again, it includes the joules of that time.
+* The counter goes back (the driver was loaded anew) or leaps further than any GPU could.  What was used since the last
   reading is unknown.  The total stays, and the sample's `epoch` is one higher: differences across epochs mean nothing.
-* Power cannot be read, or only too late to draw a line between two values: this begins a new epoch, too.
+* Power cannot be read, or only too late to draw a line between two values.  This begins a new epoch, too.
 
 A GPU that is lost keeps its last total, says so (`state`, `why`), and is read again when it is back.
 
-Idle power is that of a bare GPU, and that of one with a context (`clover.energy.board_idle`).  Both are lowered to the
-least average seen over ten seconds: a GPU cannot idle at more than it ever drew.  (Windows with work in them draw more,
-so they need not be excluded.  Shorter windows would be biased: with a resolution of 0.1 s, a second's average can read
-a tenth too low, and the least of many does.)  A sample has the joules that being awake cost (`awake_j`), apart from
-bare idle power.
+**Idle power** is that of a bare GPU, and that of one with a context (`clover.energy.board_idle`).  Both are lowered to
+the least average seen over ten seconds: a GPU cannot idle at more than it ever drew.  (Windows with work in them draw
+more, so they need not be excluded.  Shorter windows would be biased: with a resolution of 0.1 s, a second's average can
+read a tenth too low, and the least of many does.)  A sample has the joules that being awake cost (`awake_j`), apart
+from bare idle power.
 
-The counter is that of the whole GPU.  If processes that are not ours compute on it, or may do so, samples name them
-(`shared`): how much of the energy is theirs is unknown.
+**Others.**  The counter is that of the whole GPU.  If processes that are not ours compute on it, or may do so, samples
+name them (`shared`): how much of the energy is theirs is unknown.
 """
 
 from __future__ import annotations
@@ -144,12 +144,10 @@ class NvmlMeter:
         patience_s: float = 2.0,
     ) -> NvmlMeter:
         """Return a meter of `gpu`.  Raises GpuUnmetered if it shows neither energy nor power, DeviceError if it cannot
-        be read.
-
-        Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work` is what
-        the server does on this GPU, without which nothing passes for rest.  `pause` holds the session's thread between
-        two looks at the counter.  A reading that takes longer than `patience_s` is left to the next `refresh`.
-        """
+        be read.  Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work`
+        is what the server does on this GPU; without it nothing passes for rest.  `pause` holds the session's thread
+        between two readings of the counter.  If a reading takes longer than `patience_s`, it is left to the next
+        `refresh`."""
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
         probe = Probe(gpu.uuid, clock, pause)
@@ -162,7 +160,7 @@ class NvmlMeter:
             value, why = counter, "NVML energy counter"
         elif isinstance(power, Value):
             value, source = power, "power"
-            why = f"NVML {power.source} integrated between looks, since the energy counter gives {counter.text!r}"
+            why = f"NVML {power.source} integrated between readings, since the energy counter gives {counter.text!r}"
             log.warning("%s: %s", gpu.name, why)
         else:
             raise GpuUnmetered(
@@ -188,9 +186,7 @@ class NvmlMeter:
                 )
             idle_w = (later.number - value.number) * 1e6 / (later.at_ns - value.at_ns)
             why += f"; idle {idle_w:.1f} W over the first {_FIRST_LOOK_S:g} s"
-        known = BoardIdle(
-            idle_w, bare_by="start" if idle.bare_w is None else "configured", resident_w=idle.resident_w
-        )
+        known = BoardIdle(idle_w, bare_by="start" if idle.bare_w is None else "configured", resident_w=idle.resident_w)
         return cls(nvml, gpu, probe, FirstReading(source, value, known, why), work=work, patience_s=patience_s)
 
     @property
@@ -231,7 +227,7 @@ class NvmlMeter:
     async def measure_resident(self, sleep: Sleep = asyncio.sleep) -> None:
         """Measure idle power with a context on the GPU: call it while a worker is there and nothing is asked of it.
 
-        It takes six seconds; an emulated GPU needs one look.  Nothing happens if the watts are configured, or if the
+        It takes six seconds; an emulated GPU needs one reading.  Nothing happens if the watts are configured, or if the
         GPU shows no power.
         """
         if self.idle.resident_by == "configured":
@@ -241,14 +237,14 @@ class NvmlMeter:
         power = await self._nvml.call(self._probe.power)
         if isinstance(power, Value):
             looks = 1 if self.method == "emulated" else _START_LOOKS
-            self.idle.measured(await _at_rest(self._nvml, self._probe, power, sleep, looks))
+            self.idle.set_resident(await _at_rest(self._nvml, self._probe, power, sleep, looks))
 
     async def refresh(self) -> None:
         """Read the GPU.  Failures are counted and logged once, and not raised: the next reading may be better."""
         pending = self._pending
         if pending is None:
-            pending = self._pending = asyncio.ensure_future(self._nvml.call(self._look))
-            pending.add_done_callback(_seen)  # the server may stop before the next refresh
+            pending = self._pending = asyncio.ensure_future(self._nvml.call(self._poll))
+            pending.add_done_callback(_consume)  # the server may stop before the next refresh
         await asyncio.wait((pending,), timeout=self._patience_s)
         if not pending.done():
             self._miss("failing", f"NVML has not answered for {self._patience_s:g} s")
@@ -270,10 +266,10 @@ class NvmlMeter:
         elif answer.at_ns > self._last.at_ns:
             self._follow(answer, look)
 
-    def _look(self) -> BoardLook:
-        """Look at the GPU; runs in the NVML thread."""
+    def _poll(self) -> BoardLook:
+        """Read the GPU; runs in the NVML thread."""
         at_tick = self._work is not None and not self._closely
-        return self._probe.look(self.source, closely=self._closely, at_tick=at_tick)
+        return self._probe.poll(self.source, closely=self._closely, at_tick=at_tick)
 
     # --- readings -----------------------------------------------------------------------------------------------------
 
@@ -287,7 +283,7 @@ class NvmlMeter:
                 return
             self._count(answer)
         else:
-            if self._hung is not None and self._hung.look(answer):
+            if self._hung is not None and self._hung.observe(answer):
                 self._miss("stuck", f"power has read {answer.number / 1e3:g} W whatever the workers did")
                 return
             self._integrate(answer)
@@ -299,29 +295,29 @@ class NvmlMeter:
         self._close_window(answer.at_ns)
 
     def _rest(self, before: Value, look: BoardLook) -> None:
-        """Note whether the GPU was awake since `before`, by whom, and what it draws if nobody works."""
+        """Record whether the GPU was awake since `before`, by whom, and what it draws if nobody works."""
         at_ns, idle = self._last.at_ns, self.idle
         seconds = (at_ns - before.at_ns) / 1e9
         workers = self._work.workers() if self._work is not None else frozenset()
         was_w, idle.awake = idle.awake_w, bool(look.pids or workers)
         self._awake_mj += (was_w + idle.awake_w) / 2 * seconds * 1e3
         self._awake_in_window.add(idle.awake)
-        self._foreign.look(look.pids, look.busy)
+        self._foreign.observe(look.pids, look.busy)
         if self._work is None:
             return
         busy_ns = self._work.busy_ns()
         worked_ns, self._busy_ns = busy_ns - self._busy_ns, busy_ns
         self._closely = worked_ns <= 0 or bool(self._foreign.pids)
         if worked_ns > 0:
-            idle.worked(at_ns, worked_ns)
+            idle.record_work(at_ns, worked_ns)
         elif self._foreign.names or (look.pids is None and not idle.awake) or self._loading(look.pids, workers):
-            idle.disturb()
+            idle.record_disturbance()
         else:
             watts = look.watts
             if watts is None and self.source == "counter":
                 watts = (self._last.number - before.number) / seconds / 1e3
             if watts is not None and watts >= 0.0:
-                idle.look(at_ns, watts, (look.pids, workers))
+                idle.observe(at_ns, watts, (look.pids, workers))
 
     def _count(self, answer: Value) -> None:
         step_mj = answer.number - self._last.number
@@ -332,7 +328,7 @@ class NvmlMeter:
         self.resets += 1
         self._begin_anew()
         how = "went back" if step_mj < 0 else f"leapt by {step_mj / 1e3:.0f} J in {elapsed_s:.1f} s"
-        log.warning("%s: the energy counter %s; what was used since the last look is unknown", self.device, how)
+        log.warning("%s: the energy counter %s; what was used since the last reading is unknown", self.device, how)
 
     def _integrate(self, answer: Value) -> None:
         elapsed_s = (answer.at_ns - self._last.at_ns) / 1e9
@@ -352,7 +348,7 @@ class NvmlMeter:
             log.warning("%s: energy is not read: %s", self.device, trouble)
         self.state, self._trouble = state, trouble
         self._window = None  # an average over a gap says nothing about idle power
-        self.idle.disturb()
+        self.idle.record_disturbance()
 
     def _loading(self, pids: tuple[int, ...] | None, ready: frozenset[int]) -> bool:
         """Return whether a process of ours is on the GPU that is no worker yet: what it does is counted nowhere."""
@@ -366,29 +362,30 @@ class NvmlMeter:
             if at_ns - since_ns < IDLE_WINDOW_S * 1e9:
                 return
             awake = self._awake_in_window.pop() if len(self._awake_in_window) == 1 else None
-            self.idle.window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
+            self.idle.record_window(awake, (self._total_mj - since_mj) * 1e6 / (at_ns - since_ns))
         self._window = (at_ns, self._total_mj)
         self._awake_in_window.clear()
 
 
 async def _at_rest(nvml: NvmlSession, probe: Probe, first: Value, sleep: Sleep, looks: int) -> float:
-    """Return the median watts of `looks` at a GPU that rests, the `first` of them included if there is no other."""
-    found = []
+    """Return the median watts of `looks` readings of a GPU at rest, the `first` of them included if there is no
+    other."""
+    watts = []
     for _ in range(looks - 1):
         await sleep(_START_STEP_S)
         power = await nvml.call(probe.power)
         if isinstance(power, Value):
-            found.append(power.number / 1e3)
-    return statistics.median(found or [first.number / 1e3])
+            watts.append(power.number / 1e3)
+    return statistics.median(watts or [first.number / 1e3])
 
 
-def _seen(look: asyncio.Future[BoardLook]) -> None:
+def _consume(look: asyncio.Future[BoardLook]) -> None:
     if not look.cancelled():
         look.exception()
 
 
 class _Hung:
-    """Distinguishes a sensor that hangs from a GPU that draws steadily: only the former reads the same, to the
+    """Distinguishes a sensor that hangs from a GPU that draws steadily: only a hung sensor reads the same, to the
     milliwatt, through both rest and work."""
 
     def __init__(self, first: Value, busy_ns: Callable[[], int]) -> None:
@@ -398,7 +395,7 @@ class _Hung:
         self._work_ns = 0
         self._rest_ns = 0
 
-    def look(self, answer: Value) -> bool:
+    def observe(self, answer: Value) -> bool:
         """Return whether the value has been the same through `STUCK_S` / 2 of rest and as much of work."""
         before, self._last = self._last, answer
         busy_ns = self._busy_ns()

@@ -8,21 +8,22 @@
 A zone named "psys" (the whole platform) contains the packages and is never added; the "intel-rapl-mmio" zones are the
 same packages once more.  The counter covers the machine, other programs included.
 
-A counter starts again at `max_energy_range_uj` (262 kJ on most processors, 65 kJ for some DRAM).  One wrap between two
-samples is seen and added; of two wraps one is lost, and nothing shows it.  So a sample is due at least every
-`sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and logged.
+**Wraps.**  A counter starts again at `max_energy_range_uj` (262 kJ on most processors, 65 kJ for some DRAM).  One wrap
+between two samples is seen and added.  Of two wraps one is lost, and nothing shows it.  So a sample is due at least
+every `sample_within_s` (the smallest range at 1 kW, about a minute); later ones are counted in `late_samples` and
+logged.
 
-A counter that is lower is taken for a wrap only if the joules that this makes are plausible: no domain draws more than
-a kilowatt, nor, over a minute or longer, ten times what all of them drew so far.  Otherwise the driver began anew (a
-reset), or something else wrote the counter; what was used since the last sample is unknown then, the total stays, the
-sample's `epoch` is one higher, and `resets` counts it.
+**Resets.**  If a counter is lower, it counts as a wrap only if the joules that this makes are plausible: no domain
+draws more than a kilowatt, nor, over a minute or longer, ten times what all of them drew so far.  Otherwise the driver
+began anew (a reset), or something else wrote the counter.  What was used since the last sample is then unknown: the
+total stays, the sample's `epoch` is one higher, and `resets` counts it.
 
-While a counter cannot be read, `sample` raises.  The first sample that can be taken again includes what it rose in the
-meantime.  But if a counter is lower then, what was used in the meantime is unknown in any case, and the next `epoch`
-begins.
+**Gaps.**  While a counter cannot be read, `sample` raises.  The first sample that can be taken again includes what the
+counter rose in the meantime.  But if a counter is lower then, what was used in the meantime is unknown in any case, and
+the next `epoch` begins.
 
 Since 2020 (CVE-2020-8694) the counters are readable by root alone on most kernels, and virtual machines rarely have
-them.  Either is a `RaplError` with the reason, and never a silent zero.
+them.  Both cases are a `RaplError` with the reason, and never a silent zero.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class RaplMeter:
         self._missed = False
         elapsed_s = max(0, now_ns - self._at_ns) / 1e9
         if missed and any(counter < last for counter, last in zip(counters, self._last_uj, strict=True)):
-            log.warning("RAPL was lower after it could not be read: what was used for %.0f s is unknown", elapsed_s)
+            log.warning("RAPL could not be read and is lower now: the energy of the last %.0f s is unknown", elapsed_s)
             return self._begin_anew(counters, now_ns)
         late = elapsed_s > self.sample_within_s
         if late:
@@ -201,7 +202,7 @@ class RaplMeter:
                 how = f"fell from {last / 1e6:.0f} to {counter / 1e6:.0f} J" if counter < last else "leapt"
                 log.warning(
                     "RAPL of %s %s within %.1f s, which is no wrap (it would be %.0f J): it began anew, and what was "
-                    "used since the last look is unknown",
+                    "used since the last sample is unknown",
                     domain.name, how, elapsed_s, delta_uj / 1e6,
                 )  # fmt: skip
                 return self._begin_anew(counters, now_ns)
@@ -212,14 +213,14 @@ class RaplMeter:
         self._known_ns += max(now_ns - self._at_ns, 0)
         self._at_ns = max(self._at_ns, now_ns)
         self._watch_idle(known=not (missed or late))
-        return self._sampled()
+        return self._take_sample()
 
     def mark(self) -> MeterMark:
         """Return where its last sample stands."""
         return MeterMark(device=self.device, method=self.method, at_ns=self._at_ns, counters=tuple(self._last_uj))
 
     def take_over(self, mark: MeterMark) -> EnergySample:
-        """Go on from the counters of `mark`; ValueError if they are of other domains."""
+        """Continue from the counters of `mark`; ValueError if they are of other domains."""
         if mark.method != self.method or len(mark.counters) != len(self.domains):
             raise ValueError("the other server read other counters")
         ranges = zip(mark.counters, self.domains, strict=True)
@@ -228,9 +229,9 @@ class RaplMeter:
         self._last_uj, self._total_uj, self._at_ns = list(mark.counters), 0, mark.at_ns
         self._known_ns = 0
         self._begin_window()
-        return self._sampled()
+        return self._take_sample()
 
-    def _sampled(self) -> EnergySample:
+    def _take_sample(self) -> EnergySample:
         return EnergySample(
             device=self.device,
             at_ns=self._at_ns,
@@ -257,7 +258,7 @@ class RaplMeter:
         self._last_uj = counters
         self._at_ns = max(self._at_ns, now_ns)
         self._begin_window()
-        return self._sampled()
+        return self._take_sample()
 
     def _begin_window(self) -> None:
         self.idle.forget_window()

@@ -4,7 +4,7 @@ objective         the best plan of the objective over every configuration (the d
 budget            an accuracy budget over a horizon, spent in the hours that the forecast says are clean
 budget:online     the same without a forecast: the price of accuracy follows what was served
 budget:flat       the same, blind to the grid: every hour counts as the reference intensity
-static            the best static mix at the accuracy budget, whatever the grid does; also static:mix
+static            the best fixed mix at the accuracy budget, whatever the grid does; also static:mix
 static:VARIANT    one variant on the layout that serves it best
 base              BASE: the best variant on whole devices
 base:fitted       BASE on as few devices as its load needs, the others without workers
@@ -49,7 +49,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 BUDGETED = frozenset({"budget", "budget:flat", "budget:online", "static", "static:mix"})
 """Policies that hold to the accuracy budget."""
 SPENDING = frozenset({"budget", "budget:flat", "budget:online"})
-"""Those that look at what was served, and ahead."""
+"""Policies that use what was served, and the forecast."""
 
 
 def build(name: str) -> Policy:
@@ -59,12 +59,12 @@ def build(name: str) -> Policy:
         path, options = POLICIES[name]
     elif kind == "static":
         if not rest:
-            raise ConfigError("static:VARIANT names the variant to serve, as in static:small; static is the best mix")
+            raise ConfigError("static:VARIANT needs a variant, as in static:small; static alone is the best fixed mix")
         path, options = "clover.policies.objective:StaticPolicy", {"variant": rest}
     elif colon and rest:
         return _custom(kind, rest)
     elif (make := plugins.find("policies", name)) is not None:
-        return _checked(make, name)
+        return _policy_of(make, name)
     else:
         known = ", ".join((*POLICIES, *plugins.names("policies"), "static:VARIANT"))
         raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
@@ -82,18 +82,18 @@ def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
     search_here(module)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        policy_like = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"policy {name}: {error}") from error
-    return _checked(found, name)
+    return _policy_of(policy_like, name)
 
 
-def _checked(found: Any, name: str) -> Policy:
-    """Return the policy that `found` is or makes.  Raises ConfigError."""
-    is_policy = hasattr(found, "propose") and not isinstance(found, type)
-    if not is_policy and not callable(found):
+def _policy_of(policy_like: Any, name: str) -> Policy:
+    """Return the policy that `policy_like` is or makes.  Raises ConfigError."""
+    is_policy = hasattr(policy_like, "propose") and not isinstance(policy_like, type)
+    if not is_policy and not callable(policy_like):
         raise ConfigError(f"policy {name} is neither a policy nor callable")
-    policy: Policy = found if is_policy else found()
+    policy: Policy = policy_like if is_policy else policy_like()
     if not callable(getattr(policy, "propose", None)):
         raise ConfigError(f"policy {name} has no method propose(state)")
     if not isinstance(getattr(policy, "name", None), str):

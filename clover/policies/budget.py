@@ -1,8 +1,8 @@
 """An accuracy budget over a horizon, spent in the hours that the forecast says are clean.
 
-`planning.budget.target` says which accuracy this moment has to reach; the plan is the one of the least carbon there,
-with shares that reach it exactly.  The state brings the forecast and what was served, so that the policy itself has no
-memory and the same state gives the same plan.  (Solved problems are remembered from one call to the next.)
+`planning.budget.target` says which accuracy this moment has to reach.  The plan is the one of the least carbon there,
+with shares that reach it exactly.  The state brings the forecast and what was served.  So the policy itself has no
+memory, and the same state gives the same plan.  (Solved problems are remembered from one call to the next.)
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from clover.planning.model.objective import Objective, PlanningInput, held_to
 from clover.planning.model.problem import Problem
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained, with_idle_energy
-from clover.planning.search.configurations import SearchResult, chosen
+from clover.planning.search.configurations import SearchResult, choose
 from clover.policies.objective import StaticPolicy
-from clover.policies.plans import bound_of, counting_kept, plan_of, steered_plan, with_waits
+from clover.policies.plans import bound_of, kept_counter, plan_of, steered_plan, with_waits
 from clover.quantities import grams
 from clover.types import Assignment, Candidate, Plan, State, configuration_of, words_of
 
@@ -44,20 +44,20 @@ class BudgetPolicy:
     def propose(self, state: State) -> Plan:
         """Return the plan of this moment; PlanError if no configuration exists at all."""
         if self.flat:
-            state = _flattened(state)
+            state = _flatten(state)
         if self.online:
             state = msgspec.structs.replace(state, online=True)
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         target = budget_target(given)
         if state.ahead and state.objective.cascade and state.profile.cascade is not None:
-            found = steer(given, target)
-            if found is not None:
-                return steered_plan(given, found, policy=self.name, note=_note(state, target))
-        return mixed(given, target.accuracy, policy=self.name, note=_note(state, target))
+            steering = steer(given, target)
+            if steering is not None:
+                return steered_plan(given, steering, policy=self.name, note=_note(state, target))
+        return plan_at_accuracy(given, target.accuracy, policy=self.name, note=_note(state, target))
 
 
 class StaticMixPolicy:
-    """The best static mix: the least carbon at the budget's accuracy, whatever the grid does or will do."""
+    """The best fixed mix: the least carbon at the budget's accuracy, whatever the grid does or will do."""
 
     def __init__(self, name: str = "static:mix") -> None:
         self.name = name
@@ -69,28 +69,30 @@ class StaticMixPolicy:
         if rest in state.profile.backend:  # a variant of that name is what was meant
             return StaticPolicy(rest).propose(state)
         target = target_of(state)
-        return mixed(PlanningInput.of(state), target, policy=self.name, note=f"the static mix at {target:.2f} %")
+        return plan_at_accuracy(
+            PlanningInput.from_state(state), target, policy=self.name, note=f"the best fixed mix at {target:.2f} %"
+        )
 
 
-def mixed(given: PlanningInput, accuracy: float, *, policy: str, note: str) -> Plan:
+def plan_at_accuracy(given: PlanningInput, accuracy: float, *, policy: str, note: str) -> Plan:
     """Return the plan of the least carbon at `accuracy` percent, or at the floor if that cannot be reached."""
     state, problem, objective = given.state, given.problem, given.objective
     # On a grid, and from below: the most accurate plan of all is still one that reaches it.
     wanted = math.floor((accuracy + 1e-9) / _GRID) * _GRID - 1e-6
     # At another intensity every score is as many times larger, and nothing else changes: solved at the reference.
     at_reference = replace(objective, carbon_weight=1.0)
-    found, limit = _solved(problem, at_reference, wanted, state.running, state.seed)
-    if not found.best.feasible and wanted > objective.planned_floor:
-        found, limit = _solved(problem, at_reference, objective.planned_floor, state.running, state.seed)
+    result, limit = _solve(problem, at_reference, wanted, state.running, state.seed)
+    if not result.best.feasible and wanted > objective.planned_floor:
+        result, limit = _solve(problem, at_reference, objective.planned_floor, state.running, state.seed)
     weight = objective.carbon_weight
     return plan_of(
         state,
         problem,
-        held_to(objective, accuracy if found.best.feasible else objective.planned_floor),
+        held_to(objective, accuracy if result.best.feasible else objective.planned_floor),
         replace(
-            found,
-            best=_weighed(found.best, weight),
-            candidates=tuple(_weighed(candidate, weight) for candidate in found.candidates),
+            result,
+            best=_weigh(result.best, weight),
+            candidates=tuple(_weigh(candidate, weight) for candidate in result.candidates),
         ),
         policy=policy,
         note=note,
@@ -99,16 +101,16 @@ def mixed(given: PlanningInput, accuracy: float, *, policy: str, note: str) -> P
 
 
 @lru_cache(maxsize=256)
-def _solved(
+def _solve(
     problem: Problem, objective: Objective, accuracy: float, running: tuple[Assignment, ...], seed: int
 ) -> tuple[SearchResult, float]:
     """Return the least carbon at `accuracy` percent, and its bound."""
     aimed = held_to(objective, accuracy)
-    kept = counting_kept(problem, running)
+    kept = kept_counter(problem, running)
     search = best_sustained if accuracy <= objective.planned_floor else best_power_state
-    found = search(problem, aimed, running, kept=kept, seed=seed)
-    if not found.complete:  # a searched space: what the frontier was made of may be better
-        known = {candidate.configuration for candidate in found.candidates}
+    result = search(problem, aimed, running, kept=kept, seed=seed)
+    if not result.complete:  # a searched space: what the frontier was made of may be better
+        known = {candidate.configuration for candidate in result.candidates}
         plans = frontier(problem, objective, problem.rate, seed=seed)
         others = {plan.configuration: plan.awake for plan in plans}
         more = [
@@ -116,16 +118,16 @@ def _solved(
             for other in sorted(others.keys() - known, key=words_of)
         ]
         now = configuration_of(running) if running else None
-        best, ranked = chosen([found.best, *found.candidates, *more], aimed, running=now, kept=kept)
-        found = SearchResult(best, ranked[:10], found.evaluated + len(more), found.total, complete=False)
-    return with_waits(problem, aimed, found), bound_of(problem, aimed)
+        best, ranked = choose([result.best, *result.candidates, *more], aimed, running=now, kept=kept)
+        result = SearchResult(best, ranked[:10], result.evaluated + len(more), result.total, complete=False)
+    return with_waits(problem, aimed, result), bound_of(problem, aimed)
 
 
-def _weighed(candidate: Candidate, weight: float) -> Candidate:
+def _weigh(candidate: Candidate, weight: float) -> Candidate:
     return msgspec.structs.replace(candidate, score=candidate.score * weight)
 
 
-def _flattened(state: State) -> State:
+def _flatten(state: State) -> State:
     """Return `state` on a grid that always is at the reference intensity."""
     level = state.objective.reference_g_per_kwh
     return msgspec.structs.replace(
@@ -138,7 +140,7 @@ def _flattened(state: State) -> State:
 def _note(state: State, target: BudgetTarget) -> str:
     hours = sum(part.seconds for part in state.ahead) / 3600.0
     if not state.ahead:
-        return f"budget of {target.target:.2f} %, no forecast: the static mix"
+        return f"budget of {target.target:.2f} %, no forecast: the best fixed mix"
     so_far = "" if math.isnan(target.served) else f", {target.served:.2f} % over {state.served_rows:.0f} rows so far"
     if state.online:
         return (

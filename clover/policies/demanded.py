@@ -1,7 +1,7 @@
 """A policy's plan with workers for the rows that ask for an accuracy of their own, as far as that is possible.
 
 The policy is asked with all of `State.demand` first.  If no plan with that keeps the limits, the most demanding part is
-left out, and so on: rows that need it are then refused, and other rows do not pay for them.
+left out, and so on.  Rows that need a part left out are refused, and other rows do not pay for them.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def heeds(policy: str) -> bool:
     return policy in HEEDING or (bool(rest) and kind not in ("static", "base", "budget", "oracle"))
 
 
-def proposed(policy: str, state: State) -> Plan:
+def propose_with_demand(policy: str, state: State) -> Plan:
     """Return the plan of `policy` for `state`; PlanError if it has none."""
-    found = build(policy)
+    chosen = build(policy)
     if not state.demand or not heeds(policy):
-        return found.propose(msgspec.structs.replace(state, demand=()))
+        return chosen.propose(msgspec.structs.replace(state, demand=()))
     if policy not in HEEDING:
-        return found.propose(state)
+        return chosen.propose(state)
     for number in range(len(state.demand), 0, -1):
         part = msgspec.structs.replace(state, demand=state.demand[:number])
         try:
-            plan = found.propose(part)
+            plan = chosen.propose(part)
         except PlanError:
             continue
         if plan.feasible:
             return plan
-    return found.propose(msgspec.structs.replace(state, demand=()))
+    return chosen.propose(msgspec.structs.replace(state, demand=()))
 
 
 def with_met(state: State, plan: Plan) -> State:

@@ -1,12 +1,12 @@
 """The policies of the objective as it is: the default, one variant always, and BASE.
 
 `objective`       the best plan of the objective over the configurations of the devices: exact if there are few enough
-                  to weigh them all, annealed if there are more (`planning.search.configurations`); the plan's bound
+                  to weigh them all, annealed if there are more (`planning.search.configurations`).  The plan's bound
                   says how much better any other could be
 `static:VARIANT`  one variant always, on the layout that serves it best under the objective's limits
-`base`            BASE, the comparison of every claim: the best variant on whole devices, whatever the grid does
-`base:fitted`     BASE on as few devices as keep the latency target within the utilisation limit; what the other devices
-                  draw does not count
+`base`            BASE, with which every saving is compared: the best variant on whole devices, whatever the grid does
+`base:fitted`     BASE on as few devices as keep the SLO within the utilisation limit; what the other devices draw does
+                  not count
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clover.planning.model.problem import best_whole
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.best import best_power_state, best_sustained
 from clover.planning.search.configurations import SearchResult
-from clover.policies.plans import alone, counting_kept, plan_of, with_waits
+from clover.policies.plans import kept_counter, plan_of, result_of, with_waits
 from clover.types import Candidate, Plan, State
 
 
@@ -32,11 +32,11 @@ class ObjectivePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan; PlanError if no configuration exists at all."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
-        kept = counting_kept(problem, state.running)
-        found = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
-        return plan_of(state, problem, objective, with_waits(problem, objective, found), policy=self.name)
+        kept = kept_counter(problem, state.running)
+        result = best_sustained(problem, objective, state.running, kept=kept, seed=state.seed)
+        return plan_of(state, problem, objective, with_waits(problem, objective, result), policy=self.name)
 
 
 class StaticPolicy:
@@ -48,7 +48,7 @@ class StaticPolicy:
 
     def propose(self, state: State) -> Plan:
         """Return the best plan that serves only the variant; PlanError if it was not measured on these devices."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         if self.variant not in problem.variants:
             raise PlanError(f"{self.variant} was not measured here; measured: {', '.join(problem.variants)}")
@@ -56,12 +56,12 @@ class StaticPolicy:
         only = replace(problem, variants=(self.variant,), services=own)
         accuracy = problem.accuracy[self.variant]
         relaxed = replace(objective, planned_floor=min(objective.planned_floor, accuracy))
-        found = with_waits(problem, relaxed, best_power_state(only, relaxed, state.running, seed=state.seed))
-        if accuracy < objective.accuracy_floor and found.best.feasible:
+        result = with_waits(problem, relaxed, best_power_state(only, relaxed, state.running, seed=state.seed))
+        if accuracy < objective.accuracy_floor and result.best.feasible:
             why = f"accuracy {accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"
-            best = msgspec.structs.replace(found.best, feasible=False, why=why)
-            found = SearchResult(best, found.candidates, found.evaluated, found.total, found.complete)
-        return plan_of(state, problem, objective, found, policy=self.name)
+            best = msgspec.structs.replace(result.best, feasible=False, why=why)
+            result = SearchResult(best, result.candidates, result.evaluated, result.total, result.complete)
+        return plan_of(state, problem, objective, result, policy=self.name)
 
 
 class BasePolicy:
@@ -73,7 +73,7 @@ class BasePolicy:
 
     def propose(self, state: State) -> Plan:
         """Return BASE's plan; PlanError if the best variant was not measured on whole devices."""
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         problem, objective = given.problem, given.objective
         usable = [device for device in state.devices if device.layouts]
         least = 1 if self._fitted else len(usable)
@@ -81,8 +81,8 @@ class BasePolicy:
             candidate = evaluate(problem, objective, best_whole(problem, usable[:number]))
             if candidate.feasible:
                 break
-        found = alone(_on(candidate, number if self._fitted else 0))
-        return plan_of(state, problem, objective, found, policy=self.name)
+        result = result_of(_on(candidate, number if self._fitted else 0))
+        return plan_of(state, problem, objective, result, policy=self.name)
 
 
 def _on(candidate: Candidate, awake: int) -> Candidate:

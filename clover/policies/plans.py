@@ -1,4 +1,4 @@
-"""What the shipped policies share: laying out a candidate on devices, and the plan with its bound and reason."""
+"""What the shipped policies share: laying out a candidate on devices, and making a plan of it with bound and reason."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from clover.planning.model.problem import Problem, direct, may_share, measured, 
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.packing.waits import tuned
+from clover.planning.packing.waits import tune_waits
 from clover.planning.search.best import awake_in, in_use_first, power_bound, sleep_states, with_idle_energy
 from clover.planning.search.chains import on_configuration
-from clover.planning.search.configurations import SearchResult, chosen
+from clover.planning.search.configurations import SearchResult, choose
 from clover.planning.transition.layout import Capacity, lay_out_shared, slices
 from clover.planning.transition.memory import MemoryNeeds, Room, SliceMemory, Swap
 from clover.planning.transition.steps import plan_transition
@@ -40,7 +40,7 @@ from clover.types import (
 )
 
 _WAYS = 8
-"""Choices of the devices that stay awake that are looked at."""
+"""Choices of the devices that stay awake that are tried."""
 NOTHING_TO_SAVE = "the best variant answers, as no routing saves a thousandth of the machine's idle power"
 _LOWERED = 4
 """Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""
@@ -51,7 +51,9 @@ def running_configuration(state: State) -> Configuration | None:
     return configuration_of(state.running) if state.running else None
 
 
-def placed(state: State, problem: Problem, configuration: Configuration, awake: int = 0) -> tuple[Assignment, ...]:
+def lay_out_candidate(
+    state: State, problem: Problem, configuration: Configuration, awake: int = 0
+) -> tuple[Assignment, ...]:
     """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
     them (of a row whose cores may sleep: on the first that it takes); PlanError if there is none.
 
@@ -73,9 +75,9 @@ def placed(state: State, problem: Problem, configuration: Configuration, awake: 
         return first
     for stay in range(min(awake, len(used)), max(0, awake - len(fresh)) - 1, -1):
         for stays in itertools.islice(itertools.combinations(used, stay), _WAYS):
-            found = laid((*stays, *fresh[: awake - stay]))
-            if _holds(state, problem, found):
-                return found
+            laid_out = laid((*stays, *fresh[: awake - stay]))
+            if _holds(state, problem, laid_out):
+                return laid_out
     return first
 
 
@@ -126,7 +128,7 @@ def least_awake(state: State, problem: Problem, configuration: Configuration) ->
         return cores_of(configuration)
     for number in range(1, len(state.devices)):
         with suppress(PlanError):
-            placed(state, problem, configuration, number)
+            lay_out_candidate(state, problem, configuration, number)
             return number
     return len(state.devices)
 
@@ -147,7 +149,7 @@ def plan_of(
     Its bound is `limit` if that is given, else that of `bounded`, for policies that do not keep all limits of the
     objective, else that of `objective`.  `note` is added to the reason."""
     best = found.best
-    deployment = placed(state, problem, best.configuration, best.awake)
+    deployment = lay_out_candidate(state, problem, best.configuration, best.awake)
     if not best.awake:  # idle power was not weighed, so all devices are used
         best = with_idle_energy(best, problem, objective, awake_in(problem, deployment))
     if limit is None:
@@ -190,7 +192,7 @@ def bound_of(problem: Problem, objective: Objective) -> float:
     return plan_bound(form, waits=problem.gathers)
 
 
-def counting_kept(problem: Problem, running: Sequence[Assignment]) -> Callable[[Configuration], int] | None:
+def kept_counter(problem: Problem, running: Sequence[Assignment]) -> Callable[[Configuration], int] | None:
     """Return the function that counts the workers of `running` that a configuration could keep.
 
     None if nothing runs, or if devices may be without workers, so that a configuration alone does not say."""
@@ -210,7 +212,7 @@ def with_waits(problem: Problem, objective: Objective, found: SearchResult) -> S
     A cascade, and every candidate that was weighed against it, has its waits already."""
     if not problem.objective.waits or found.best.routing.chain:
         return found
-    best = tuned(problem, objective, found.best)
+    best = tune_waits(problem, objective, found.best)
     if found.best.awake:
         best = with_idle_energy(best, problem, objective, found.best.awake)
     return replace(found, best=best)
@@ -220,7 +222,7 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     """Return the plan that runs exactly `configuration`, with its best routing; PlanError if it cannot run here.
 
     With an accuracy budget, the routing aims at what the budget asks of this moment."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     problem, objective = given.problem, given.objective
     for group in configuration:
         for variant in group.variants:
@@ -237,27 +239,27 @@ def plan_fixed(state: State, configuration: Configuration, *, policy: str = "fix
     else:
         candidate = _best_on(problem, objective, configuration)
     candidate = with_idle_energy(candidate, problem, objective, least_awake(state, problem, configuration))
-    found = with_waits(problem, objective, alone(candidate))
-    return plan_of(state, problem, objective, found, policy=policy, note="the configuration was given")
+    result = with_waits(problem, objective, result_of(candidate))
+    return plan_of(state, problem, objective, result, policy=policy, note="the configuration was given")
 
 
 def routing_fixed(state: State, configuration: Configuration) -> Routing | None:
     """Return the best routing of exactly these workers, which need not fill the devices; None if no routing of theirs
     keeps the targets."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     if not measured(given.problem, configuration):
         return None
     best = _best_on(given.problem, given.objective, configuration)
-    found = with_waits(given.problem, given.objective, alone(best)).best
-    return found.routing if found.feasible else None
+    candidate = with_waits(given.problem, given.objective, result_of(best)).best
+    return candidate.routing if candidate.feasible else None
 
 
 def _best_on(problem: Problem, objective: Objective, configuration: Configuration) -> Candidate:
     """Return the best routing of `configuration`, a mix or a chain."""
     chains = on_configuration(problem, objective, configuration)
     mix = evaluate(problem, objective, configuration)
-    mix = tuned(problem, objective, mix) if problem.objective.waits and chains else mix
-    return chosen([mix, *chains], objective)[0]
+    mix = tune_waits(problem, objective, mix) if problem.objective.waits and chains else mix
+    return choose([mix, *chains], objective)[0]
 
 
 def _nearest(
@@ -294,12 +296,12 @@ def steered_plan(given: PlanningInput, found: Steering, *, policy: str, note: st
     )
 
 
-def alone(candidate: Candidate) -> SearchResult:
+def result_of(candidate: Candidate) -> SearchResult:
     """Return `candidate` as a search result without alternatives."""
     return SearchResult(candidate, (candidate,), 1, 1, True)
 
 
-def chained(routing: Routing) -> str:
+def chain_words(routing: Routing) -> str:
     """Return a cascade in words: "small < 0.705 > large"; empty without one."""
     passed_on = [f"{name} < {at:.3f}" for name, at in zip(routing.chain, routing.thresholds, strict=False)]
     return " > ".join([*passed_on, routing.chain[-1]]) if routing.chain else ""
@@ -313,7 +315,7 @@ def _units(state: State) -> str:
 def _reason(state: State, objective: Objective, best: Candidate, found: SearchResult, note: str) -> str:
     shares = ", ".join(f"{variant} {share:.0%}" for variant, share in sorted(best.routing.shares.items()))
     if best.routing.chain:
-        shares = f"cascade {chained(best.routing)}: {shares}"
+        shares = f"cascade {chain_words(best.routing)}: {shares}"
     expected = best.prediction
     p95 = "unbounded" if expected.p95_ms >= UNBOUNDED_MS else f"{expected.p95_ms:.2f} ms"
     lam = f", lambda {objective.lam:.4f}" if objective.form == "paper" else ""

@@ -1,7 +1,7 @@
-"""Which backends could serve a variant here, and compiling the artifacts that some of them need.
+"""Finds the backends that could serve a variant here, and compiles the artifacts that some of them need.
 
-What is compiled for CPU cores depends on the number of threads; for a GPU on the shape of the slice, and it is compiled
-inside a slice of that shape, which the caller makes first.
+What is compiled for CPU cores depends on the number of threads.  What is compiled for a GPU depends on the shape of the
+slice, so it is compiled inside a slice of that shape, which the caller makes first.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ async def on_cpu(profile: str) -> AsyncIterator[Target]:
 
 def log_unavailable(names: Iterable[str]) -> dict[str, str]:
     """Return the backends of `names` that cannot be used here, with the reason; log each reason once a process."""
-    found = {name: reason for name in names if (reason := registry.get(name).available())}
-    for name, reason in found.items():
+    reasons = {name: reason for name in names if (reason := registry.get(name).available())}
+    for name, reason in reasons.items():
         if reason not in _SAID:  # it is the same for every family of a start
             _SAID.add(reason)
             log.warning("%s is not used: %s", name, reason)
-    return found
+    return reasons
 
 
 def _not_compiled(variants: Iterable[VariantSpec], names: Iterable[str]) -> list[str]:
@@ -65,11 +65,9 @@ def _not_compiled(variants: Iterable[VariantSpec], names: Iterable[str]) -> list
 
 
 class Candidates:
-    """The backends that may serve each variant (`of`), eager always among them as the reference.
-
-    Reasons why others are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice;
-    empty for CPU cores.  `sandbox`: how the family's code is confined while it is compiled.
-    """
+    """The backends that may serve each variant (`of`); eager is always among them as the reference.  Reasons why others
+    are not are added to `notes`.  `targets`: what is compiled for, by profile of a GPU's slice; empty for CPU cores.
+    `sandbox`: how the family's code is confined while it is compiled."""
 
     def __init__(
         self,
@@ -125,11 +123,9 @@ class Candidates:
         say: Callable[[str, int, int], None],
         inside: Inside = on_cpu,
     ) -> None:
-        """Compile what is missing of backends `names` for each of `makes`, within `limits`.
-
-        What is still missing then (for one thread, or for any profile) is removed from the candidates.  `say` is called
-        with what is being compiled, how many are done, and how many there are.
-        """
+        """Compile what is missing of backends `names` for each of `makes`, within `limits`.  What is still missing then
+        (for one thread, or for any profile) is removed from the candidates.  `say` is called with what is being
+        compiled, how many are done, and how many there are."""
         chosen, all_makes = set(names), tuple(makes)
         budget = registry.CpuBudget(limits.cpu_s, limits.clock_s)
         missing = [

@@ -3,14 +3,18 @@
 Every variant answers the same rows, each answer with a score (its confidence).  From these answers the outcome of any
 chain with any thresholds can be computed without running a variant again.  Thresholds are quantiles of the scores.
 
+Example: 1,000 rows, chain `small > large`, threshold 0.8.  If `small` scores 0.8 or more on 700 rows and is right on
+680 of them, and `large` is right on 270 of the other 300, the chain is right on 950 rows: 95 %.  It costs a row of
+`small`, and 0.3 rows of `large`.
+
 What is kept is chosen on *calibration* rows.  Of all chains and thresholds these are
 
 - the Pareto front: those that no other beats in both accuracy and cost;
 - the front of chains of at most two variants, because a machine may have no room for three at once;
 - of each chain of two, a few points of its own front.  While its two variants run, its thresholds can be changed
-  without touching a worker, and at the batch sizes of a real load costs differ from those that it was beaten at.
+  without touching a worker, and at the batch sizes of a real load a point may cost less than one that beat it here.
 
-What is reported of them is counted on *held-out* rows, which had no part in the choice.
+Their reported figures are counted on *held-out* rows, which had no part in the choice.
 """
 
 from __future__ import annotations
@@ -110,7 +114,7 @@ def points_of(
         [item for item in front(each for each in played if each.chain in (pair[:1], pair)) if item.chain == pair]
         for pair in itertools.combinations(calibration, 2)
     ]
-    kept = [*(thinned(each) for each in fronts), *(thinned(each, OWN_POINTS) for each in pairs)]
+    kept = [*(thin(each) for each in fronts), *(thin(each, OWN_POINTS) for each in pairs)]
     chosen = dict.fromkeys(item for each in kept for item in each)
     ordered = sorted(chosen, key=lambda item: (item.cost, item.accuracy))
     return tuple(_point(held_out, relative, item, best) for item in ordered)
@@ -151,8 +155,8 @@ def _sureness(name: str, calibration: Mapping[str, Answers], held_out: Mapping[s
 
 
 def _sortable(scores: Floats) -> Floats:
-    found: Floats = np.where(np.isnan(scores), -np.inf, scores)
-    return found
+    sortable: Floats = np.where(np.isnan(scores), -np.inf, scores)
+    return sortable
 
 
 def _same(one: Answers, other: Answers) -> NDArray[np.bool_] | None:
@@ -167,8 +171,8 @@ def _edges(scores: Floats) -> list[float]:
     known = scores[~np.isnan(scores)].astype(np.float32)
     if not len(known):
         return []
-    found = np.unique(np.quantile(known, np.linspace(0.0, 1.0, TENTHS + 1)[1:-1], method="higher"))
-    return [float(edge) for edge in found if edge > known.min()]
+    edges = np.unique(np.quantile(known, np.linspace(0.0, 1.0, TENTHS + 1)[1:-1], method="higher"))
+    return [float(edge) for edge in edges if edge > known.min()]
 
 
 def common_rows(answers: Mapping[str, Answers]) -> dict[str, Answers]:
@@ -183,16 +187,14 @@ def common_rows(answers: Mapping[str, Answers]) -> dict[str, Answers]:
 def levels(scores: Floats) -> list[float]:
     """Return the thresholds to try, rising: quantiles of the scores, rounded to float32, without repeats."""
     known = scores[~np.isnan(scores)]
-    found = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
-    return sorted({float(np.float32(value)) for value in found})
+    quantiles = np.quantile(known, np.linspace(0.0, 1.0, LEVELS + 2)[1:-1]) if len(known) else ()
+    return sorted({float(np.float32(value)) for value in quantiles})
 
 
 def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> Iterator[ChainOutcome]:
-    """Yield every chain of one to three variants, each more expensive than the one before, with every threshold.
-
-    All thresholds of a chain are computed at once.  Rows are counted in a table by where their scores fall between the
-    thresholds of the first two stages; cumulative sums over that table are the rows that are passed on by both.
-    """
+    """Yield every chain of one to three variants, each more expensive than the one before, with every threshold.  All
+    thresholds of a chain are computed at once.  Rows are counted in a table by where their scores fall between the
+    thresholds of the first two stages; cumulative sums over that table are the rows that both stages pass on."""
     names = list(answers)
     grids = {name: np.array(levels(own.scores)) for name, own in answers.items()}
     cells = {name: _cells(own.scores, grids[name]) for name, own in answers.items()}
@@ -220,8 +222,8 @@ def every_chain(answers: Mapping[str, Answers], costs: Mapping[str, float]) -> I
 
 def _cells(scores: Floats, grid: Floats) -> Cells:
     """Return how many thresholds of a rising `grid` each score reaches; 0 for NaN, so that the row is passed on."""
-    found: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
-    return found
+    cells: Cells = np.searchsorted(grid, np.where(np.isnan(scores), -np.inf, scores), side="right")
+    return cells
 
 
 def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Floats) -> Floats:
@@ -238,14 +240,14 @@ def _below(stages: Sequence[Cells], sizes: Sequence[int], weights: Floats) -> Fl
 
 def front(played: Iterable[ChainOutcome]) -> list[ChainOutcome]:
     """Return the Pareto front: from the cheapest up, those that are more accurate than all before them."""
-    found: list[ChainOutcome] = []
+    outcomes: list[ChainOutcome] = []
     for item in sorted(played, key=lambda item: (item.cost, -item.accuracy, len(item.chain), item.thresholds)):
-        if not found or item.accuracy > found[-1].accuracy:
-            found.append(item)
-    return found
+        if not outcomes or item.accuracy > outcomes[-1].accuracy:
+            outcomes.append(item)
+    return outcomes
 
 
-def thinned(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcome]:
+def thin(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOutcome]:
     """Return at most `most` points of a front, both ends among them.
 
     Inner points are removed one by one: each time the one that costs least area between accuracy and the logarithm of
@@ -264,9 +266,9 @@ def thinned(points: Sequence[ChainOutcome], most: int = POINTS) -> list[ChainOut
 
 def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: ChainOutcome, best: str) -> ChainPoint:
     """Return the figures of a chosen chain on the rows of `answers`; `best` is the variant it is compared with."""
-    found = play(answers, costs, chosen.chain, chosen.thresholds)
+    outcome = play(answers, costs, chosen.chain, chosen.thresholds)
     rows = len(answers[chosen.chain[0]].right)
-    low, high = interval(found.accuracy * rows, rows)
+    low, high = interval(outcome.accuracy * rows, rows)
     here = np.ones(rows, np.bool_)
     right = np.zeros(rows)
     ends, cut, agreed = [], [], []
@@ -286,13 +288,13 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
     return ChainPoint(
         chain=chosen.chain,
         thresholds=chosen.thresholds,
-        accuracy=100.0 * found.accuracy,
+        accuracy=100.0 * outcome.accuracy,
         low=low,
         high=high,
-        reach=found.reach,
+        reach=outcome.reach,
         ends=tuple(ends),
         cut=tuple(cut),
-        cost=found.cost,
+        cost=outcome.cost,
         against=against(right, answers[best].right),
         alike=tuple(agreed) if len(agreed) == len(ends) else (),
         overruled=overruled,
@@ -300,10 +302,8 @@ def _point(answers: Mapping[str, Answers], costs: Mapping[str, float], chosen: C
 
 
 def against(right: Rights, best: Rights) -> tuple[float, float, float]:
-    """Return points by which `right` is right more often than `best`, with the 95 % interval of a paired difference.
-
-    The spread is that of the differences themselves, so it holds for rows that are partly right as well.
-    """
+    """Return by how many points `right` is right more often than `best`, with the 95 % interval of a paired difference.
+    The spread is that of the differences themselves, so it holds for rows that are partly right as well."""
     apart = right.astype(np.float64) - best
     middle, spread = 100.0 * float(apart.mean()), 196.0 * float(apart.std()) / math.sqrt(len(apart))
     return middle, middle - spread, middle + spread

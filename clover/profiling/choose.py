@@ -1,4 +1,4 @@
-"""The choices a profile makes for the server: backend and threads.
+"""Chooses for the server, from what was measured: backend and threads.
 
 >>> in_order(["eager", "onnxruntime", "openvino", "openvino-bf16"], eager_s=0.02)
 ['openvino-bf16', 'openvino', 'onnxruntime']
@@ -41,9 +41,9 @@ THREADS_GAIN = 1.15
 
 
 def in_order(names: Iterable[str], eager_s: float) -> list[str]:
-    """Return the backends other than eager, the most promising first, of a variant that takes `eager_s` CPU seconds a
-    row in eager: the earlier a cheap one is measured, the sooner others are behind.  Other names keep their order at
-    the end; `eager-bf16` is left out for a light variant, whose time is not in its products."""
+    """Return the backends other than eager, the most promising first, for a variant that takes `eager_s` CPU seconds a
+    row in eager.  The earlier a cheap backend is measured, the sooner others are behind.  Other names keep their order
+    at the end.  `eager-bf16` is left out for a light variant, whose time is not in its products."""
     first = ["onnxruntime-int8", "onnxruntime"]
     then = ["openvino-bf16", "openvino-int8", "openvino"]
     order = [*first, *then] if eager_s < LIGHT_S else [*then, *first, "eager-bf16"]
@@ -69,12 +69,9 @@ def refusal(item: AccuracyMeasurement, eager: AccuracyMeasurement) -> str:
 def choose_backend(
     accuracy: Sequence[AccuracyMeasurement], latency: Sequence[LatencyMeasurement]
 ) -> tuple[str, dict[str, str]]:
-    """Return the backend of one variant, and by name the reasons why others were not chosen.
-
-    It is the one with the least energy a row of those that agree with eager, as the geometric mean over the batch sizes
-    that all were measured with; one of `ROUNDED` has to cost clearly less.  Raises ProfileError without a measurement
-    of eager.
-    """
+    """Return the backend of one variant, and by name the reasons why others were not chosen.  Of those that agree with
+    eager it is the one with the least energy a row, as the geometric mean over the batch sizes that all were measured
+    with; a backend of `ROUNDED` has to cost clearly less.  Raises ProfileError without a measurement of eager."""
     eager = next((item for item in accuracy if item.backend == "eager"), None)
     if eager is None:
         raise ProfileError("eager was not measured, and every backend is held against it")

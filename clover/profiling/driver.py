@@ -1,8 +1,8 @@
-"""Feeding workers directly, as the router does, from a thread that blocks.
+"""Feeds workers directly, as the router does, from a thread that blocks.
 
-The thread owns the server side of the rings and the pool's completions while it runs.  It sleeps in
-`select`, whose time-outs are precise to microseconds, while an event loop rounds to milliseconds: arrivals of an open
-loop must not be late by as much as is to be measured.
+While it runs, the thread owns the server side of the rings and the pool's completions.  It sleeps in `select`, whose
+time-outs are precise to microseconds.  An event loop rounds to milliseconds, and arrivals of an open loop must not be
+late by as much as is to be measured.
 """
 
 from __future__ import annotations
@@ -84,10 +84,11 @@ class OpenLoop:
 class Driver:
     """Drives workers that share `slab`; `completions` are the pool's.  Every method blocks; one thread at a time.
 
-    Rows lie in slots in no order, so that a worker has to copy those of a batch together, which takes 15 us a row of
-    588 KiB (measured).  Live, most rows that came one after the other lie side by side and are read in place.  So where
-    a plan has rows wait for each other, that spares CPU even if all of them have to be copied, or if it costs the front
-    end some microseconds that are in no profile: of such rows it was from 4 less to 5 more each (measured)."""
+    Rows lie in slots in no order, so a worker has to copy those of a batch together, which takes 15 us a row of 588 KiB
+    (measured).  Live, most rows that came one after the other lie side by side and are read in place.  So a plan that
+    lets rows wait for each other saves CPU even if all of its rows have to be copied, or if it costs the front end some
+    microseconds that are in no profile: for such rows the difference was from 4 us less to 5 us more each (measured).
+    """
 
     def __init__(self, completions: Completions, slab: Slab, rows: SampleRows, silent_s: float) -> None:
         self._completions = completions
@@ -113,18 +114,18 @@ class Driver:
 
         The worker sleeps before each batch for as long as `pauses` says.
         """
-        found = Cell(batch)
-        last_ns, _ = self._one(worker, batch)  # the first batch of a size is not like the others
-        found.lead_s = last_ns / 1e9
+        cell = Cell(batch)
+        last_ns, _ = self._serve_batch(worker, batch)  # the first batch of a size is not like the others
+        cell.lead_s = last_ns / 1e9
         began = time.monotonic()
-        while found.wall_s < most_s and (len(found.ms) < samples or found.wall_s < least_s):
+        while cell.wall_s < most_s and (len(cell.ms) < samples or cell.wall_s < least_s):
             if (pause_s := pauses.before(last_ns / 1e9)) > 0.0:
                 time.sleep(pause_s)
-            timing = self._one(worker, batch)
+            timing = self._serve_batch(worker, batch)
             last_ns = timing[0]
-            self._add(found, timing)
-            found.wall_s = time.monotonic() - began
-        return found
+            self._add(cell, timing)
+            cell.wall_s = time.monotonic() - began
+        return cell
 
     def score(
         self,
@@ -136,18 +137,15 @@ class Driver:
         rows: SampleRows | None = None,
         patient: bool = False,
     ) -> Scored:
-        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.
-
-        If it is `patient`, the time that a worker had no core in its batches does not count, as a profile is kept and
-        would lack these rows for good; but `PATIENCE` times `most_s` is the most.  Raises ProfileError if the family's
-        metric fails.
-        """
+        """Pass over `rows` (by default the driver's) once in batches of `batch`, up to `most_rows` or `most_s`.  If it
+        is `patient`, time in which a worker had no core in its batches does not count, up to `PATIENCE` times `most_s`:
+        a profile is kept, and would lack these rows for good.  Raises ProfileError if the family's metric fails."""
         source = self._rows if rows is None else rows
         found: list[NDArray[np.generic]] = []
         right: list[Rights] = []
         scores: list[NDArray[np.float32]] = []
         cell = Cell(batch)
-        self._one(worker, batch)
+        self._serve_batch(worker, batch)
         self._next_row = 0
         began = time.monotonic()
         every = range(len(source.spec.outputs))
@@ -156,7 +154,7 @@ class Driver:
         while self._next_row < total and (not found or cell.wall_s - lost_s < most_s):
             count = min(batch, total - self._next_row)
             slots = self._slots(count)
-            timing = self._one(worker, count, source, slots)
+            timing = self._serve_batch(worker, count, source, slots)
             if patient:
                 lost_s = min(lost_s + max(0, timing[0] - timing[1]) / 1e9, (PATIENCE - 1) * most_s)
             if count == batch:
@@ -182,7 +180,7 @@ class Driver:
         places: list[int] = self._order.permutation(max(count, self._rows.spec.max_batch))[:count].tolist()
         return places
 
-    def _one(
+    def _serve_batch(
         self, worker: WorkerProcess, batch: int, rows: SampleRows | None = None, slots: list[int] | None = None
     ) -> tuple[int, int]:
         """Serve the next `batch` of `rows` (by default the driver's), in `slots` if they are given; return service and

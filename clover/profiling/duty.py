@@ -1,15 +1,15 @@
 """How busy a worker is kept while it is measured, and what follows from its power at several duty cycles.
 
 A GPU's power is sampled, and its counter moves, about every 100 ms, on some boards for a quarter of that time only
-(arXiv:2312.02741).  Batches whose period divides that interval would be seen at the same phase each time: random rests
-between them keep the two apart.
+(arXiv:2312.02741).  If the period of batches divided that interval, every sample would see the same phase of a batch:
+random rests between batches keep the two apart.
 
 Power is taken to be a straight line of the part of the time in which the worker is busy,
 
     watts = resident + slope x duty,
 
 where `resident` is known (a context at rest).  The slope is the least-squares one through what was measured at each
-duty; a batch that takes t seconds costs slope x t joules.  What the points are off the line is the error.
+duty.  A batch that takes t seconds costs slope x t joules.  The error is how far the points are from the line.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _JITTER_S = 0.01
 
 
 class Pauses:
-    """Seconds of rest before each batch: `fixed_s`, or so many that the worker is busy for the part `duty` of the time,
-    at random, from `seed`."""
+    """Seconds of rest before each batch: `fixed_s`, or random ones from `seed` such that the worker is busy for the
+    part `duty` of the time."""
 
     def __init__(self, *, fixed_s: float = 0.0, duty: float | None = None, seed: int = 1) -> None:
         self._fixed_s = fixed_s
@@ -71,12 +71,12 @@ class LineFit(NamedTuple):
 
 def fit(points: Iterable[DutyPoint]) -> LineFit:
     """Return joules a row from stretches of one cell at several duty cycles; they need not be positive."""
-    found = [point for point in points if point.seconds > 0.0 and point.busy_s > 0.0]
-    if not found:
+    usable = [point for point in points if point.seconds > 0.0 and point.busy_s > 0.0]
+    if not usable:
         return LineFit(0.0, 0.0)
-    pairs = [(point.busy_s / point.seconds, point.active_j / point.seconds) for point in found]
+    pairs = [(point.busy_s / point.seconds, point.active_j / point.seconds) for point in usable]
     slope = sum(duty * watts for duty, watts in pairs) / sum(duty * duty for duty, _ in pairs)
-    service_s = sum(point.busy_s for point in found) / sum(point.rows for point in found)
+    service_s = sum(point.busy_s for point in usable) / sum(point.rows for point in usable)
     if slope <= 0.0:
         return LineFit(slope * service_s, 0.0)
     # Each point's own slope beside that of the line: light ones weigh less in it, as they do in the fit.

@@ -1,4 +1,4 @@
-"""How much time a measurement still takes, from the steps that are done."""
+"""Estimates how much time a measurement still takes, from the steps that are done."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TimeLeft:
     """Estimates the seconds that are left from the steps done so far.
 
     Some steps take several times as long as others.  So the estimate falls with the clock, and each step moves it only
-    by a part of what it is off by, unless the number of steps was corrected.  Compiling and measuring count their own
-    steps: the estimate is of the one that is under way.
+    by a part of its error, unless the number of steps was corrected.  Compiling and measuring count their own steps:
+    the estimate is for the one under way.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

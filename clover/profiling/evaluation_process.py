@@ -1,4 +1,4 @@
-"""A family's evaluation rows and metric, from a process that is confined as workers are (`clover.worker.evaluator`).
+"""Gets a family's evaluation rows and metric from a process confined as workers are (`clover.worker.evaluator`).
 
 What comes back is not trusted: it is bounded in time and size, and checked as if the family had been asked here.
 """

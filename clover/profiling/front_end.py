@@ -1,22 +1,22 @@
-"""What the front end adds to a latency: a second of requests to a model that echoes.
+"""Measures what the front end adds to a latency: a second of requests to a model that echoes.
 
 The production front end serves a model with the tensors of the family on a free port of the loopback.  The model takes
 rows and answers zeros `ANSWER_S` later, without workers.  A client in a thread sends one request of one row after the
 other, and pauses before each: at random, 1 / `LIGHT_RATE` seconds on average.
 
 `ms` is what a request takes beyond the model's time: head, body, answer and sockets.  It is the median, so that some
-stalls do not count, and at most `MOST_OVER_LEAST` times what the fastest twentieth of the requests takes, which others
-on the machine hardly touch.  So it is work, and as large on a busy machine as on a quiet one.  What requests wait for
-the event loop's turn beside is seen while serving (`control.state.learning`).
+stalls do not count, and at most `MOST_OVER_LEAST` times what the fastest twentieth of the requests takes, which other
+programs hardly touch.  So it is work, as large on a busy machine as on a quiet one.  What requests also wait for the
+event loop's turn is measured while serving (`control.state.learning`).
 
-**Light load.**  A worker that is measured alone keeps its caches.  One that serves shares the core with the front end
-and with clients, and sleeps meanwhile: at 200 requests a second a small model's batch may take five times the CPU time,
-most of it for the code around the model.  The front end pays likewise: a turn of its event loop reads a request or
-sends the answers of a batch, and takes a tenth of a millisecond where it takes a hundredth under load.  Neither depends
-on the variant.  So both are measured once, at some `LIGHT_RATE` rows a second, by the kernel's clocks of BASE's workers
-and of the front end's thread, and become what each batch of any variant costs more after a pause (`with_light_load`):
-`LatencyMeasurement.wake_j` and `FamilyProfile.turn_j`.  Plans then know what waiting for company saves, and what a
-second stage costs.
+**Light load.**  A worker that is measured alone keeps its caches.  A worker that serves shares the core with the front
+end and with clients, and sleeps meanwhile: at 200 requests a second a small model's batch may take five times the CPU
+time, most of it for the code around the model.  The front end pays likewise: a turn of its event loop reads a request
+or sends the answers of a batch, and takes a tenth of a millisecond where it takes a hundredth under load.  Neither
+depends on the variant.  So both are measured once, at some `LIGHT_RATE` rows a second, by the kernel's clocks of BASE's
+workers and of the front end's thread.  They become what each batch of any variant costs more after a pause
+(`with_light_load`): `LatencyMeasurement.wake_j` and `FamilyProfile.turn_j`.  From these, plans know what waiting for
+company saves, and what a second stage costs.
 """
 
 from __future__ import annotations
@@ -82,10 +82,8 @@ class FrontEndRun:
 
 
 async def measure(rows: SampleRows, silent_s: float, *, seconds: float = SECONDS) -> FrontEndRun:
-    """Return what requests of a row of `rows` cost the front end.
-
-    Raises ProfileError if one is not answered well, and OSError if none can be sent or an answer takes `silent_s`.
-    """
+    """Return what requests of a row of `rows` cost the front end.  Raises ProfileError if a request is not answered
+    well, and OSError if none can be sent or an answer takes `silent_s`."""
     loop = asyncio.get_running_loop()
     echo = Echo(rows.spec, loop)
     frontend = Frontend(_OneModel(echo), ServerConfig(listen=ListenConfig(port=0)), loop)
@@ -114,7 +112,7 @@ def bodies(rows: SampleRows) -> list[tuple[bytes, int]]:
     spec = rows.spec
     size = sum(math.prod(tensor.bound) for tensor in spec.inputs)
     plain = size <= _JSON_VALUES and not any(t.datatype in ("BYTES", "FP16", "BF16") for t in spec.inputs)
-    found = []
+    parts = []
     for number in range(_REQUESTS):
         tensors: list[dict[str, Any]] = []
         tail = b""
@@ -127,8 +125,8 @@ def bodies(rows: SampleRows) -> list[tuple[bytes, int]]:
             tensors.append(named | {"parameters": {"binary_data_size": len(data)}})
             tail += data
         head = orjson.dumps({"inputs": tensors})
-        found.append((head + tail, -1 if plain else len(head)))
-    return found
+        parts.append((head + tail, -1 if plain else len(head)))
+    return parts
 
 
 def _request(authority: str, model: str, given: tuple[bytes, int]) -> bytes:
@@ -331,7 +329,7 @@ class LightLoad:
 
 def with_light_load(profile: FamilyProfile, light: LightLoad, front: FrontEndRun) -> FamilyProfile:
     """Return `profile` with what batches cost at a light load; unchanged if the runs say nothing."""
-    base = _measured(profile)
+    base = _measure_base(profile)
     if base is None or not front.requests or not light.batches or base.cpu_s_per_row <= 0.0:
         return profile
     joules_a_s = base.energy_j_per_row / base.cpu_s_per_row
@@ -348,9 +346,9 @@ def with_light_load(profile: FamilyProfile, light: LightLoad, front: FrontEndRun
     return structs.replace(profile, latency=latency, turn_j=turn_j)
 
 
-def _measured(profile: FamilyProfile) -> LatencyMeasurement | None:
+def _measure_base(profile: FamilyProfile) -> LatencyMeasurement | None:
     """Return how BASE runs in its smallest batches."""
     base = profile.base
     wanted = (base.variant, base.profile, base.backend)
-    found = [item for item in profile.latency if (item.variant, item.profile, item.backend) == wanted]
-    return min(found, key=lambda item: (item.batch, item.mean_ms), default=None)
+    cells = [item for item in profile.latency if (item.variant, item.profile, item.backend) == wanted]
+    return min(cells, key=lambda item: (item.batch, item.mean_ms), default=None)

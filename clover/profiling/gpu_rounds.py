@@ -1,8 +1,8 @@
-"""Measuring the cells of a GPU again: its energy counter is coarse, and its clocks and temperature drift.
+"""Measures the cells of a GPU again: its energy counter is coarse, and its clocks and temperature drift.
 
 While an instance of a profile stands, its cells are measured in two rounds, in shuffled order, at full and at light
-load (`clover.profiling.duty`).  Joules a row are those of the line of power over duty; what the measurements are off it
-is kept beside them (`LatencyMeasurement.energy_error`).
+load (`clover.profiling.duty`).  Joules a row are those of the line of power over duty.  How far the measurements are
+from the line is kept beside them (`LatencyMeasurement.energy_error`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clover.errors import ProfileError, WorkerError
 from clover.profiling.driver import Cell
 from clover.profiling.duty import LIGHT, DutyPoint, Pauses, fit
 from clover.profiling.joules import NOT_ABOVE_IDLE
-from clover.profiling.records import latency_of, pooled
+from clover.profiling.records import latency_of, pool_cells
 from clover.profiling.rig import Findings, Rig, WorkerSetup
 from clover.types import Method, Placement
 
@@ -45,10 +45,8 @@ class GpuRounds:
         self._method: Method = "none"
 
     async def run(self) -> None:
-        """Measure, and keep what this says instead of what was found first.  The instance should stand.
-
-        Raises ProfileError if a GPU's energy did not rise above rest.
-        """
+        """Measure, and replace what was measured first.  The instance must stand.  Raises ProfileError if a GPU's
+        energy did not rise above rest."""
         profile, rounds = self._place.profile, DUTIES[self._rig.effort.quick]
         left = {(m.variant, m.backend) for m in self._found.latency if m.profile == profile}
         for number, duties in enumerate(rounds):
@@ -61,7 +59,7 @@ class GpuRounds:
                     await self._worker(setup, duties)
                 except WorkerError as error:
                     left.remove((variant, name))
-                    self._found.note(f"{setup} was measured once only", error)
+                    self._found.record(f"{setup} was measured once only", error)
         for index, m in enumerate(self._found.latency):
             key = (m.variant, m.backend, m.batch)
             if m.profile != profile or (m.variant, m.backend) not in left or key not in self._points:
@@ -70,7 +68,7 @@ class GpuRounds:
             if line.joules <= 0.0:
                 raise ProfileError(f"{m.variant} on {profile}, batches of {m.batch}: {NOT_ABOVE_IDLE}")
             joules = (line.joules, self._method)
-            latency = latency_of(pooled(self._busy[key]), m.variant, profile, m.backend, m.threads, joules)
+            latency = latency_of(pool_cells(self._busy[key]), m.variant, profile, m.backend, m.threads, joules)
             self._found.latency[index] = msgspec.structs.replace(latency, energy_error=line.error)
 
     async def _worker(self, setup: WorkerSetup, duties: tuple[float, ...]) -> None:
@@ -81,7 +79,7 @@ class GpuRounds:
         async with rig.worker(setup) as worker:
             for batch, duty in cells:
                 pauses = Pauses(duty=duty, seed=self._shuffled.randrange(1 << 30))
-                cell, window = await rig.timed(worker, self._place, batch, self._effort, pauses=pauses)
+                cell, window = await rig.time_batches(worker, self._place, batch, self._effort, pauses=pauses)
                 key = (setup.variant.name, setup.backend, batch)
                 if (point := window.point(cell)) is not None:
                     self._points.setdefault(key, []).append(point)

@@ -1,8 +1,8 @@
 """The grid of latencies and energies: every variant on every profile, with every backend and batch size worth trying.
 
-A shared machine has fast and slow minutes, and the figures of variants are worth something only against each other.  So
-on cores what was measured is measured again in rounds, every cell of it once a round, and the medians over the rounds
-are kept: in a slow minute all variants are slow.
+A shared machine has fast and slow minutes, and figures of variants are only worth something in comparison.  So on cores
+everything is measured again in rounds, every cell once a round, and the medians over the rounds are kept: in a slow
+minute all variants are slow.
 
 GPUs have rounds of their own (`clover.profiling.gpu_rounds`).
 """
@@ -22,7 +22,7 @@ from clover.profiling.choose import BEHIND, faster, in_order, refusal, times_beh
 from clover.profiling.driver import Cell, Scored
 from clover.profiling.duty import Pauses
 from clover.profiling.options import Effort
-from clover.profiling.records import accuracy_of, latency_of, middle_j, pooled
+from clover.profiling.records import accuracy_of, latency_of, middle_j, pool_cells
 from clover.profiling.rig import Findings, Rig, WorkerSetup, answers_of
 from clover.runtime.workers.pool import WorkerProcess
 from clover.types import LatencyMeasurement, Method, Placement, VariantSpec
@@ -51,11 +51,9 @@ class LatencyGrid:
         self._found = findings
 
     async def smallest(self, variant: VariantSpec, names: Sequence[str], places: Sequence[Placement]) -> int:
-        """Measure `variant` with each backend on the smallest profile that has room for it; return its index.
-
+        """Measure `variant` with each backend on the smallest profile that has room for it; return the profile's index.
         `places` are sorted by size.  On cores every variant fits the smallest.  Raises ProfileError if eager does not
-        run on any.
-        """
+        run on any."""
         for index, place in enumerate(places):
             try:
                 await self._every_backend(variant, names, place)
@@ -63,14 +61,14 @@ class LatencyGrid:
                 cause = error.__cause__
                 if self._rig.on_cores or not isinstance(cause, WorkerError) or index == len(places) - 1:
                     raise
-                self._found.note(f"{variant.name} does not run on {place.profile}", cause)
+                self._found.record(f"{variant.name} does not run on {place.profile}", cause)
             else:
                 return index
         raise AssertionError("the loop returns or raises at its last place")
 
     async def _every_backend(self, variant: VariantSpec, names: Sequence[str], place: Placement) -> None:
-        """Measure accuracy, agreement with eager, and latency of each backend on `place`, the most promising first.
-        One that fails, or on cores falls behind, is left out."""
+        """Measure accuracy, agreement with eager, and latency of each backend on `place`, the most promising first.  A
+        backend that fails, or on cores falls behind, is left out."""
         rig, effort = self._rig, self._rig.effort
         largest = rig.batches[-1]
         reference: Scored | None = None
@@ -116,7 +114,7 @@ class LatencyGrid:
         glance = replace(rig.effort, samples=GLANCE_BATCHES, least_s=GLANCE_S, most_s=8 * GLANCE_S)
         mine = {}
         for batch in dict.fromkeys((rig.batches[-1], 1)):
-            cell, _ = await rig.timed(worker, setup.place, batch, glance)
+            cell, _ = await rig.time_batches(worker, setup.place, batch, glance)
             mine[batch] = cell.cpu_s / cell.rows
         ratio = max(times_behind(mine, cost) for cost in costs)
         if ratio < BEHIND:
@@ -145,16 +143,16 @@ class LatencyGrid:
             setup = WorkerSetup(variant, name, place, threads)
             rig.steps.begin(f"{setup}, {threads} thread{'s' if threads > 1 else ''}")
             try:
-                found = await self._every_batch(setup)
+                cells = await self._every_batch(setup)
             except WorkerError as error:
                 if rig.on_cores:
                     raise
-                self._found.note(f"{variant.name} with {name} does not run on {place.profile}", error)
+                self._found.record(f"{variant.name} with {name} does not run on {place.profile}", error)
                 return
-            times = {m.batch: m.mean_ms for m in found}
+            times = {m.batch: m.mean_ms for m in cells}
             if threads == 1 or faster(times, one):
                 best_times = {m.batch: m.mean_ms for m in best}
-                best = found if not best or faster(times, best_times, 1.0) else best
+                best = cells if not best or faster(times, best_times, 1.0) else best
         self._found.latency += best
 
     async def _every_batch(self, setup: WorkerSetup) -> list[LatencyMeasurement]:
@@ -163,13 +161,13 @@ class LatencyGrid:
         async with self._rig.worker(setup) as worker:
             for batch in self._rig.batches:
                 await self._cell(worker, setup, batch)
-        found = self._found.latency[kept:]
+        cells = self._found.latency[kept:]
         del self._found.latency[kept:]
-        return found
+        return cells
 
     async def again(self, places: Sequence[Placement], chosen: Mapping[str, str]) -> None:
-        """Measure the cells of the backend `chosen` for each variant again in rounds, and keep what these say instead
-        of what was found first."""
+        """Measure the cells of the backend `chosen` for each variant again in rounds, and replace what was measured
+        first."""
         rig, shares = self._rig, self._rig.effort.rounds
         part = replace(
             rig.effort,
@@ -187,41 +185,41 @@ class LatencyGrid:
                 setup = WorkerSetup(rig.spec.variant(variant), name, at[profile], threads)
                 rig.steps.begin(f"{setup}, round {number + 1} of {shares}")
                 try:
-                    found = await self._round(setup, part)
+                    cells = await self._round(setup, part)
                 except WorkerError as error:
                     del kinds[variant, name, profile, threads]
-                    self._found.note(f"{setup} was measured once only", error)
+                    self._found.record(f"{setup} was measured once only", error)
                     continue
-                for batch, one in found.items():
+                for batch, one in cells.items():
                     timed.setdefault((variant, name, profile, batch), []).append(one)
         for index, m in enumerate(self._found.latency):
             if (m.variant, m.backend, m.profile, m.threads) in kinds:
                 each = timed[m.variant, m.backend, m.profile, m.batch]
-                cell, energy = pooled([cell for cell, _ in each]), middle_j([joules for _, joules in each])
+                cell, energy = pool_cells([cell for cell, _ in each]), middle_j([joules for _, joules in each])
                 latency = latency_of(cell, m.variant, m.profile, m.backend, m.threads, energy)
                 rested_j = m.rested_j * energy[0] / m.energy_j_per_row if m.rested_j else 0.0
                 self._found.latency[index] = msgspec.structs.replace(latency, rested_j=rested_j)
 
     async def _round(self, setup: WorkerSetup, effort: Effort) -> dict[int, TimedCell]:
         """Return what one worker takes for every batch size, by batch size."""
-        rig, found = self._rig, dict[int, TimedCell]()
+        rig, cells = self._rig, dict[int, TimedCell]()
         async with rig.worker(setup) as worker:
             for batch in rig.batches:
-                cell, window = await rig.timed(worker, setup.place, batch, effort)
-                found[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
-        return found
+                cell, window = await rig.time_batches(worker, setup.place, batch, effort)
+                cells[batch] = cell, window.joules(cell.rows, cell.cpu_s, cell.busy_s)
+        return cells
 
     async def _cell(self, worker: WorkerProcess, setup: WorkerSetup, batch: int) -> None:
         """Measure one batch size; on cores, for the smallest, also what waking the worker up costs."""
         rig = self._rig
-        cell, window = await rig.timed(worker, setup.place, batch, rig.effort)
+        cell, window = await rig.time_batches(worker, setup.place, batch, rig.effort)
         joules = window.joules(cell.rows, cell.cpu_s, cell.busy_s)
         self._keep(cell, setup, joules)
         if rig.on_cores and batch == rig.batches[0] < rig.batches[-1]:
             # At a low load a worker sleeps before each batch; in a closed loop it never does.
             waking = replace(rig.effort, samples=WAKING_BATCHES, least_s=0.0)
             pauses = Pauses(fixed_s=REST_S)
-            rested_cell, window = await rig.timed(worker, setup.place, batch, waking, pauses=pauses)
+            rested_cell, window = await rig.time_batches(worker, setup.place, batch, waking, pauses=pauses)
             rested = window.joules(rested_cell.rows, rested_cell.cpu_s, rested_cell.busy_s)
             more_j = max(0.0, batch * (rested[0] - joules[0]))
             self._found.latency[-1] = msgspec.structs.replace(self._found.latency[-1], rested_j=more_j)

@@ -1,4 +1,4 @@
-"""GPU instances for a measurement: at any time exactly those exist that it measures on, so that none is in the way."""
+"""Makes GPU instances for a measurement: only those that are being measured exist, so that none is in the way."""
 
 from __future__ import annotations
 

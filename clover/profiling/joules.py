@@ -1,11 +1,11 @@
 """Active energy of one part of a measurement: how far the counters rose above idle, or CPU time by the model.
 
-On a GPU it is the counter of every GPU whose slices were at work, above what it draws with a context at rest
+On a GPU it is the counter of every GPU whose slices were at work, above what the GPU draws with a context at rest
 (`clover.energy.board_idle`), which is measured on the first worker there.  Counters move ten times a second at best, so
-a window begins and ends when they do: what comes between the last batch and the counter's next step is rest, and costs
-nothing above rest.  A GPU that has no counter is looked at every tenth of a second meanwhile.  One that does not rise
-above rest is refused: nothing else is known of it.  Where only the time tells in which workers are busy
-(`ModelledGpuMeter.by_work`), that is what joules are modelled from.
+a window begins and ends when they do.  The time between the last batch and the counter's next step is rest, and costs
+nothing above rest.  A GPU that has no counter is read every tenth of a second meanwhile.  If a counter does not rise
+above rest, the measurement is refused, because nothing else is known of the energy.  Where joules are modelled from the
+time in which workers are busy (`ModelledGpuMeter.by_work`), that time is taken.
 
 `busy_share` and `others_on` say who else is at work: on the cores while nothing of ours runs on them, and on GPUs.
 """
@@ -83,16 +83,16 @@ class EnergyWindow:
             await self._read()
 
     async def _follow(self, meters: Sequence[EnergyMeter]) -> None:
-        """Look at power again and again, which is integrated between looks."""
+        """Read power again and again, to integrate it between readings."""
         while True:
             await self._sleep(_SAMPLE_S)
             for meter in meters:
                 await meter.refresh()
 
     async def _read(self) -> None:
-        self._ends.append([await self._stepped(meter) for meter in self._meters])
+        self._ends.append([await self._read_step(meter) for meter in self._meters])
 
-    async def _stepped(self, meter: EnergyMeter) -> EnergySample:
+    async def _read_step(self, meter: EnergyMeter) -> EnergySample:
         """Return what `meter` shows; of a GPU's counter as soon as it has moved."""
         await meter.refresh()
         first = meter.sample(time.monotonic_ns())
@@ -266,5 +266,5 @@ async def busy_share(cores: Iterable[int], path: Path = PROC_STAT, watch_s: floa
 
 async def others_on(gpus: Sequence[Any]) -> str:
     """Return who computes on `gpus` beside this process and its children, in words; the empty string if nobody does."""
-    found = [(gpu.name, await busy_others(gpu.session, gpu, _ours)) for gpu in gpus]
-    return "; ".join(f"{', '.join(names)} compute on {name}" for name, names in found if names)
+    others = [(gpu.name, await busy_others(gpu.session, gpu, _ours)) for gpu in gpus]
+    return "; ".join(f"{', '.join(names)} compute on {name}" for name, names in others if names)

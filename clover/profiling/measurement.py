@@ -1,11 +1,17 @@
 """One measurement of a family, from candidates to a profile.
 
-On a GPU a profile is measured on one instance of it, made for that and removed before the next.  A variant that a small
-instance has no memory for starts with the next larger one.
+On a GPU a profile is measured on one instance of it, made for that and removed before the next.  If a small instance
+has no memory for a variant, the variant starts with the next larger one.
 
-The steps: find the backends that could serve each variant and compile what is missing; measure each on the smallest
-profile (accuracy and latency, `grid`) and choose one; have the chosen one answer the calibration rows; measure larger
-profiles; measure everything again in rounds; choose cascades from the answers; measure BASE, and the front end.
+The steps:
+
+1. find the backends that could serve each variant, and compile what is missing;
+2. measure each backend on the smallest profile (accuracy and latency, `grid`) and choose one;
+3. have the chosen one answer the calibration rows;
+4. measure larger profiles;
+5. measure everything again in rounds;
+6. choose cascades from the answers;
+7. measure BASE, and the front end.
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ from clover.profiling.joules import EnergyMeters, busy_share, others_on
 from clover.profiling.options import NO_LIMITS, Effort, MeasureOptions
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, places_of
 from clover.profiling.proxy import judge_by_best
-from clover.profiling.records import paired, require_published, typical_p95
+from clover.profiling.records import pair_with_best, require_published, typical_p95
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
@@ -132,7 +138,7 @@ async def _measure(
                 rows=rows,
                 driver=Driver(pool.completions, slab, rows, options.silent_s),
                 instances=instances,
-                candidates=await _compiled(spec, instances, places, options, steps, findings.notes),
+                candidates=await _compile_missing(spec, instances, places, options, steps, findings.notes),
                 meters=meters,
                 effort=options.effort,
                 steps=steps,
@@ -165,7 +171,7 @@ def too_slow(spec: FamilySpec, step: str, silent_s: float, known: Iterable[Laten
     )
 
 
-async def _compiled(
+async def _compile_missing(
     spec: FamilySpec,
     instances: TemporaryInstances,
     places: Sequence[Placement],
@@ -173,11 +179,9 @@ async def _compiled(
     steps: ProgressSteps,
     notes: list[str],
 ) -> Candidates:
-    """Return the candidates of each variant, what was missing compiled.
-
-    On cores artifacts are compiled for numbers of threads, on GPUs in an instance of each profile.  Reasons why a
-    backend is no candidate are added to `notes`.
-    """
+    """Return the candidates of each variant, after compiling what was missing.  On cores artifacts are compiled for
+    numbers of threads, on GPUs in an instance of each profile.  Reasons why a backend is no candidate are added to
+    `notes`."""
     makes: list[tuple[int, str]] = [(1, "")]
     if not instances.on_cores:
         makes = [(1, place.profile) for place in places]
@@ -188,7 +192,7 @@ async def _compiled(
     wanted = tuple(dict.fromkeys(options.backends))
     candidates = Candidates(spec, wanted, options.cache_dir, notes, targets, options.sandbox)
     inside = on_cpu if instances.on_cores else lambda profile: instances.inside(at[profile])
-    await candidates.compile(options.compile_with, makes, options.effort.compiling, steps.say, inside)
+    await candidates.compile(options.compile_with, makes, options.effort.compiling, steps.report, inside)
     return candidates
 
 
@@ -216,7 +220,7 @@ class _Measurement:
 
         `busy` is the share of `cores` that others used at the start.
         """
-        rig, spec, found = self._rig, self._rig.spec, self._found
+        rig, spec, findings = self._rig, self._rig.spec, self._found
         candidates = rig.candidates.of
         cascades = spec.confidence is not None and (rig.rows.labelled or families.by_agreement(spec))
         self._estimate_steps(len(places), cascades)
@@ -227,11 +231,11 @@ class _Measurement:
         first: dict[str, int] = {}
         for variant in spec.variants:
             first[variant.name] = await self._grid.smallest(variant, candidates[variant.name], places)
-            mine = [item for item in found.accuracy if item.variant == variant.name]
-            costs = [m for m in found.latency if m.variant == variant.name]
+            mine = [item for item in findings.accuracy if item.variant == variant.name]
+            costs = [m for m in findings.latency if m.variant == variant.name]
             backend[variant.name], refused = choose_backend(mine, costs)
             for name, why in refused.items():
-                found.left_out.append(RejectedBackend(variant=variant.name, backend=name, why=why))
+                findings.left_out.append(RejectedBackend(variant=variant.name, backend=name, why=why))
             if others is not None:
                 # Now, while the instance stands that it was scored on.
                 setup = WorkerSetup(variant, backend[variant.name], places[first[variant.name]])
@@ -241,27 +245,27 @@ class _Measurement:
                 if index > first[variant.name]:
                     await self._grid.larger(variant, backend[variant.name], place)
             if not rig.on_cores:
-                await GpuRounds(rig, found, place, GPU_CELL_S).run()
+                await GpuRounds(rig, findings, place, GPU_CELL_S).run()
         if rig.on_cores:
             await self._grid.again(places, backend)
         if families.by_agreement(spec):
-            judge_by_best(spec, found, backend)
+            judge_by_best(spec, findings, backend)
         cascade, behind = await self._cascade(backend)
         busy = max(busy, await busy_share(cores))
         if busy > BUSY:
             note = f"others used {busy:.0%} of the cores meanwhile: {INFLATED}"
             again = f"`python -m clover profile {families.reference(spec)} --force`"
-            found.notes.append(f"{note}; measure again on a quiet machine with {again}")
+            findings.notes.append(f"{note}; measure again on a quiet machine with {again}")
             log.warning("%s: %s", spec.name, note)
         if not rig.on_cores and (strangers := await others_on(list(rig.instances.devices.values()))):
             note = f"{strangers} meanwhile: joules are too many"
-            found.notes.append(note)
+            findings.notes.append(note)
             log.warning("%s: %s; measure again without them", spec.name, note)
         base, light = await self._base(backend)
         shapes = rig.instances.shapes
         if any(shape.shared_front for shape in shapes):
-            found.notes.append("the front end shares the workers' cores")
-        found.notes.append(rig.meters.label)
+            findings.notes.append("the front end shares the workers' cores")
+        findings.notes.append(rig.meters.label)
         profile = self._profile(cores, shapes, backend, base, cascade)
         if fewer := profiles.cut_short_by_variant(profile):
             note = f"accuracy was counted on a part of the evaluation set, as its time ran out: {fewer}"
@@ -289,7 +293,7 @@ class _Measurement:
         base: BasePoint,
         cascade: CascadeProfile | None,
     ) -> FamilyProfile:
-        spec, options, found = self._rig.spec, self._options, self._found
+        spec, options, findings = self._rig.spec, self._options, self._found
         wanted = tuple(dict.fromkeys(options.backends))
         return FamilyProfile(
             family=spec.name,
@@ -297,16 +301,16 @@ class _Measurement:
             machine=f"{profiles.processor()}, {', '.join(dict.fromkeys(shape.label for shape in shapes))}",
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=options.effort.quick,
-            accuracy=paired(found.accuracy, found.held_out, backend),
-            latency=tuple(found.latency),
+            accuracy=pair_with_best(findings.accuracy, findings.held_out, backend),
+            latency=tuple(findings.latency),
             backend=backend,
             base=base,
-            notes=tuple(dict.fromkeys([*found.notes, *self._rig.recorded.notes()])),
+            notes=tuple(dict.fromkeys([*findings.notes, *self._rig.recorded.notes()])),
             cascade=cascade,
             memory=self._rig.memory.measurements(),
             context_bytes=self._rig.memory.context_bytes,
             recorded=self._rig.recorded.launches(),
-            left_out=tuple(found.left_out),
+            left_out=tuple(findings.left_out),
         )
 
     async def _calibrate(self, setup: WorkerSetup, rows: SampleRows) -> None:
@@ -332,8 +336,8 @@ class _Measurement:
         return with_energies(cascade, costs), behind
 
     async def _base(self, backend: Mapping[str, str]) -> tuple[BasePoint, LightLoad | None]:
-        """Measure the most accurate variant on whole devices at 60 % load, or `MOST_ROWS_PER_S` if that is less, in an
-        open loop; on cores also at a light load."""
+        """Measure the most accurate variant on whole devices in an open loop, at 60 % load or `MOST_ROWS_PER_S` if that
+        is less; on cores also at a light load."""
         rig, spec = self._rig, self._rig.spec
         whole = rig.instances.whole
         values = {item.variant: item.value for item in self._found.accuracy if item.backend == backend[item.variant]}
@@ -393,12 +397,12 @@ class _Measurement:
         return LightLoad(used_ns / 1e9, run.wall_s, run.batches, run.rows, len(workers))
 
     async def _with_front_end(self, profile: FamilyProfile, light: LightLoad | None) -> FamilyProfile:
-        """Return the profile with what the front end costs; without, and with a note, if that cannot be measured."""
+        """Return the profile with what the front end costs; if that cannot be measured, without it and with a note."""
         self._rig.steps.begin("the front end, with a model that echoes")
         try:
             front = await front_end.measure(self._rig.rows, self._options.silent_s)
         except (CloverError, OSError) as error:
-            self._found.note("what HTTP adds was not measured, and the default SLO leaves it out", error)
+            self._found.record("what HTTP adds was not measured, and the default SLO leaves it out", error)
             return structs.replace(profile, notes=(*profile.notes, self._found.notes[-1]))
         known = structs.replace(profile, front_ms=front.ms)
         return with_light_load(known, light, front) if light is not None else known

@@ -1,5 +1,6 @@
 """What a caller may choose about a measurement: how, and how much it samples (quickly at a first start, fully by the
-command)."""
+command).
+"""
 
 from __future__ import annotations
 
@@ -21,12 +22,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class CompileLimits:
-    """How long compiling may take: when `cpu_s` of CPU time are used nothing more is started, and after `clock_s`
-    seconds what is not done is given up.
-
-    A profile is kept, so what it lacks because the machine was busy when it was made would be lacking for good.
-    Therefore work is what is limited, and the clock only far behind it.
-    """
+    """How long compiling may take.  When `cpu_s` of CPU time are used nothing more is started, and after `clock_s`
+    seconds what is not done is given up.  A profile is kept, so what it lacks because the machine was busy would be
+    lacking for good.  So work is what is limited, and the clock only far behind it."""
 
     cpu_s: float = math.inf
     clock_s: float = math.inf
@@ -37,12 +35,9 @@ NO_LIMITS = CompileLimits()
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to sample.
-
-    Each batch size is measured at least `samples` times and `least_s` seconds, at most `most_s`; an accuracy pass takes
-    at most `score_s`, BASE about `base_s`.  Everything is measured again in `rounds` rounds, each cell for `1 / rounds`
-    of its time.
-    """
+    """How much to sample.  Each batch size is measured at least `samples` times and `least_s` seconds, at most
+    `most_s`; an accuracy pass takes at most `score_s`, BASE about `base_s`.  Everything is measured again in `rounds`
+    rounds, each cell for `1 / rounds` of its time."""
 
     quick: bool
     samples: int

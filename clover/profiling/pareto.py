@@ -16,15 +16,13 @@ _PLOT = (60, 12)
 
 
 def best_of(points: Sequence[ChainPoint]) -> list[ChainPoint]:
-    """Return those that are more accurate on held-out rows than all that cost no more, from the cheapest up.
-
-    All points are on the front of the calibration rows, on which they were chosen; not all are on that of other rows.
-    """
-    found: list[ChainPoint] = []
+    """Return the points that are more accurate on held-out rows than all that cost no more, from the cheapest up.  All
+    points are on the front of the calibration rows, on which they were chosen; on other rows some are not."""
+    best: list[ChainPoint] = []
     for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
-        if not found or point.accuracy > found[-1].accuracy:
-            found.append(point)
-    return found
+        if not best or point.accuracy > best[-1].accuracy:
+            best.append(point)
+    return best
 
 
 def cascades(found: CascadeProfile, width: int) -> list[str]:

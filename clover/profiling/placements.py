@@ -1,6 +1,6 @@
 """Where a family is measured: one placement of each profile, and the whole of every device for BASE.
 
-Devices are one device or several by name, as a server has them.  A profile is measured once, so GPUs on which one name
+Devices are one device or several by name, as a server has them.  A profile is measured once.  So GPUs on which one name
 means different things are refused.  A device without layouts (a lost GPU) is left out.
 """
 
@@ -59,14 +59,14 @@ def emulated(devices: Devices) -> bool:
 
 def places_of(devices: Devices) -> list[Placement]:
     """Return the first placement of each profile, smallest profile first."""
-    found: dict[str, Placement] = {}
+    places: dict[str, Placement] = {}
     for shape in shapes_of(devices):
         for layout in shape.layouts:
             for place in layout:
-                kept = found.setdefault(place.profile, place)
+                kept = places.setdefault(place.profile, place)
                 if place.device == kept.device and place.start < kept.start:
-                    found[place.profile] = place
-    return sorted(found.values(), key=lambda place: (place.slices, place.size))
+                    places[place.profile] = place
+    return sorted(places.values(), key=lambda place: (place.slices, place.size))
 
 
 def whole_layout(devices: Devices) -> tuple[Placement, ...]:
@@ -76,5 +76,5 @@ def whole_layout(devices: Devices) -> tuple[Placement, ...]:
 
 def device_cores(devices: Devices) -> tuple[int, ...]:
     """Return all cores that workers of `devices` may use."""
-    found = devices_of(devices)
-    return tuple(sorted({core for place in whole_layout(found) for core in found[place.device].cores(place)}))
+    usable = devices_of(devices)
+    return tuple(sorted({core for place in whole_layout(usable) for core in usable[place.device].cores(place)}))

@@ -1,4 +1,4 @@
-"""Showing how far a measurement is: a bar on a terminal, otherwise a line now and then."""
+"""Shows how far a measurement is: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE_EVERY_S = 10.0
 """Seconds between lines where there is no terminal."""
 
 
-def expected(quick: bool, *, on_cores: bool = True) -> str:
+def expected_time(quick: bool, *, on_cores: bool = True) -> str:
     """Return how long a measurement takes, before anything is known of the family."""
     if not on_cores:
         return "minutes: some seconds for each variant, profile and batch size; an estimate follows the first"
@@ -36,7 +36,7 @@ class ProgressLines:
         self._began_s = self._written_s = clock()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Note that `what` begins after `done` of `total` steps."""
+        """Record that `what` begins after `done` of `total` steps."""
         text = self._time_left.text(done, total)
         now_s = self._clock()
         if now_s - self._written_s >= LINE_EVERY_S:
@@ -62,7 +62,7 @@ def progress_bar(family: str, *, quick: bool = True) -> Iterator[Progress]:
     def write(line: str) -> None:
         print(f"clover: {line}", file=sys.stderr, flush=True)
 
-    write(f"measuring {family} on this machine ({expected(quick)}) ...")
+    write(f"measuring {family} on this machine ({expected_time(quick)}) ...")
     yield ProgressLines(family, write)
 
 

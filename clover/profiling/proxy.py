@@ -1,7 +1,7 @@
 """Accuracy by proxy: how often each variant answers as the last, most expensive one does (`metric = "agreement"`).
 
-Nothing is known of labels.  The last variant counts as right on every row, and every figure that follows, the points of
-a floor too, is agreement with it and is labelled "proxy".
+No labels are known.  The last variant counts as right on every row.  Every figure that follows, the points of a floor
+too, is agreement with it and is labelled "proxy".
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def judge_by_best(spec: FamilySpec, found: Findings, backend: Mapping[str, str])
     """Set how right the answers found so far are, by those of the last variant with its chosen `backend`."""
     best = spec.variants[-1].name
     held_out = _said(found.held_out[best, backend[best]])
-    found.held_out = {key: _judged(one, held_out) for key, one in found.held_out.items()}
+    found.held_out = {key: _judge(one, held_out) for key, one in found.held_out.items()}
     if best in found.calibration:
         calibration = _said(found.calibration[best])
-        found.calibration = {key: _judged(one, calibration) for key, one in found.calibration.items()}
+        found.calibration = {key: _judge(one, calibration) for key, one in found.calibration.items()}
     for index, item in enumerate(found.accuracy):
         right = found.held_out[item.variant, item.backend].right
         low, high = interval(float(right.sum()), len(right))
@@ -47,7 +47,7 @@ def _said(answers: Answers) -> NDArray[Any]:
     return answers.said
 
 
-def _judged(own: Answers, best: NDArray[Any]) -> Answers:
+def _judge(own: Answers, best: NDArray[Any]) -> Answers:
     """Return answers with how right they are: on the rows that the best variant saw, too."""
     mine = _said(own)
     seen = min(len(mine), len(best))

@@ -1,4 +1,4 @@
-"""From timings and answers to the records of a profile."""
+"""Makes the records of a profile from timings and answers."""
 
 from __future__ import annotations
 
@@ -42,19 +42,16 @@ def latency_of(
     )
 
 
-def pooled(rounds: Sequence[Cell]) -> Cell:
-    """Return one cell for several rounds of it.
-
-    Mean milliseconds and CPU seconds a row are the medians over the rounds; batches are spread around that mean as
-    those of each round were around the mean of their round.
-    """
+def pool_cells(rounds: Sequence[Cell]) -> Cell:
+    """Return one cell for several rounds of it.  Mean milliseconds and CPU seconds a row are the medians over the
+    rounds.  Batches are spread around that mean as those of each round were around the mean of their round."""
     means_ms = [float(np.mean(cell.ms)) for cell in rounds]
     middle_ms = statistics.median(means_ms)
-    found = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))
+    pooled = Cell(rounds[0].batch, wall_s=sum(cell.wall_s for cell in rounds))
     for cell, mean_ms in zip(rounds, means_ms, strict=True):
-        found.ms += [ms * middle_ms / mean_ms for ms in cell.ms]
-    found.cpu_s = statistics.median(cell.cpu_s / cell.rows for cell in rounds) * found.rows
-    return found
+        pooled.ms += [ms * middle_ms / mean_ms for ms in cell.ms]
+    pooled.cpu_s = statistics.median(cell.cpu_s / cell.rows for cell in rounds) * pooled.rows
+    return pooled
 
 
 def middle_j(rounds: Sequence[tuple[float, Method]]) -> tuple[float, Method]:
@@ -105,7 +102,7 @@ def accuracy_of(
     )
 
 
-def paired(
+def pair_with_best(
     accuracy: Sequence[AccuracyMeasurement],
     held_out: Mapping[tuple[str, str], Answers],
     backend: Mapping[str, str],
@@ -115,12 +112,12 @@ def paired(
     best = max(chosen, key=lambda item: item.value, default=None)
     if best is None or best.method not in ("measured", "proxy"):
         return tuple(accuracy)
-    reference, found = held_out[best.variant, best.backend].right, []
+    reference, pairs = held_out[best.variant, best.backend].right, []
     for item in accuracy:
         own = held_out[item.variant, item.backend].right
         seen = min(len(own), len(reference))
-        found.append(structs.replace(item, against=against(own[:seen], reference[:seen])))
-    return tuple(found)
+        pairs.append(structs.replace(item, against=against(own[:seen], reference[:seen])))
+    return tuple(pairs)
 
 
 def typical_p95(ms: NDArray[np.float64]) -> float:

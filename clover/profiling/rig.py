@@ -83,7 +83,7 @@ class Findings:
             RejectedBackend(variant=which[0], backend=which[1], why=why, batch=batch, cpu_s_per_row=cpu_s_per_row)
         )
 
-    def note(self, text: str, error: Exception) -> None:
+    def record(self, text: str, error: Exception) -> None:
         """Keep "text: error" as a note of the profile, and log it."""
         self.notes.append(f"{text}: {error}")
         log.warning("%s: %s", text, error)
@@ -96,12 +96,12 @@ class MemoryFindings:
         self._held: dict[tuple[str, str, str], tuple[int, int]] = {}
         self.context_bytes: dict[str, int] = {}
 
-    def note(self, profile: str, backend: str, held: Sequence[HeldMemory], context_bytes: int) -> None:
+    def record(self, profile: str, backend: str, held: Sequence[HeldMemory], context_bytes: int) -> None:
         """Keep what a worker with `backend` on a slice of `profile` holds."""
         for one in held:
             before = self._held.get((one.variant, profile, backend), (0, 0))
-            found = max(before[0], one.weights_bytes), max(before[1], one.peak_bytes)
-            self._held[one.variant, profile, backend] = found
+            largest = max(before[0], one.weights_bytes), max(before[1], one.peak_bytes)
+            self._held[one.variant, profile, backend] = largest
             self.context_bytes[profile] = max(self.context_bytes.get(profile, 0), context_bytes)
 
     def measurements(self) -> tuple[MemoryMeasurement, ...]:
@@ -118,7 +118,7 @@ class RecordingFindings:
     def __init__(self) -> None:
         self._refused: dict[tuple[str, str, str], str] = {}
 
-    def note(self, profile: str, backend: str, recorded: Mapping[str, str]) -> None:
+    def record(self, profile: str, backend: str, recorded: Mapping[str, str]) -> None:
         """Keep what a worker with `backend` on a slice of `profile` found, by variant."""
         for variant, refused in recorded.items():
             known = self._refused.get((variant, profile, backend), "")
@@ -141,10 +141,8 @@ class RecordingFindings:
 
 
 class ProgressSteps:
-    """Counts steps for whoever shows progress.  A step is one worker that is started and measured, `what` the last.
-
-    `announce` is called once, with how long all will take by what the first step did.
-    """
+    """Counts steps for whatever shows progress.  A step is one worker that is started and measured, `what` the last.
+    `announce` is called once, with how long all will take by what the first step did."""
 
     def __init__(
         self,
@@ -172,10 +170,10 @@ class ProgressSteps:
                 f"{duration(first_s * self.total, rough=True)}, once"
             )
         self.what = what
-        self.say(what, self._done, self.total)
+        self.report(what, self._done, self.total)
         self._done += 1
 
-    def say(self, what: str, done: int, total: int) -> None:
+    def report(self, what: str, done: int, total: int) -> None:
         """Pass on that `what` is being done after `done` steps; `total` is corrected if it was estimated too low."""
         log.debug("%s (%d of %d)", what, done, total)
         if self._progress is not None:
@@ -231,8 +229,8 @@ class Rig:
             sandbox=self.sandbox,
         )
         worker = await self.pool.spawn(order, self.slab)
-        self.memory.note(place.profile, backend, worker.held, worker.context_bytes)
-        self.recorded.note(place.profile, backend, worker.recorded)
+        self.memory.record(place.profile, backend, worker.held, worker.context_bytes)
+        self.recorded.record(place.profile, backend, worker.recorded)
         try:
             await self.meters.rest(place)
             yield worker
@@ -261,7 +259,7 @@ class Rig:
         batch, patient = self.batches[-1], self.on_cores
         return await self.drive(self.driver.score, worker, batch, most_s=most_s, rows=rows, patient=patient)
 
-    async def timed(
+    async def time_batches(
         self, worker: WorkerProcess, place: Placement, batch: int, effort: Effort, *, pauses: Pauses = NO_PAUSES
     ) -> tuple[Cell, EnergyWindow]:
         """Return the timing of batches of one size, and what was metered meanwhile."""

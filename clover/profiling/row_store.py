@@ -1,7 +1,7 @@
 """The answers behind a cascade profile, kept beside it.
 
 A profile keeps a thinned Pareto front, chosen at the energies of the machine that measured.  The answers that it came
-from (score, whether right, answer of every row) lie beside it as plain arrays.  So slices with other energies get a
+from (of every row: score, whether right, answer) lie beside it as plain arrays.  So slices with other energies get a
 front of their own without running a variant again (`clover.emulation.profiles.analytical`).
 """
 
@@ -59,9 +59,7 @@ def write(path: Path, kept: CascadeRows, made_at: str) -> None:
 
 def read(path: Path, made_at: str) -> CascadeRows | None:
     """Return the answers in `path`; None if there is no file, it is damaged, or it belongs to another profile.
-
-    `made_at` is that of the profile.  None is no error: the profile is complete, only its front cannot be made anew.
-    """
+    `made_at` is that of the profile.  Without answers the profile is complete, but its front cannot be made anew."""
     splits = []
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -92,17 +90,14 @@ def _plausible(right: NDArray[Any]) -> bool:
 def most_frugal(
     latency: Sequence[LatencyMeasurement], backend: Mapping[str, str], profile: str
 ) -> dict[str, LatencyMeasurement]:
-    """Return the measurement with the least energy a row of each variant on its backend.
-
-    It is one on `profile` (that of BASE) if the variant was measured there, otherwise on any.  A variant that was not
-    measured is left out.
-    """
-    found = {}
+    """Return the measurement with the least energy a row of each variant on its backend: on `profile` (that of BASE) if
+    the variant was measured there, otherwise on any.  A variant that was not measured is left out."""
+    measurements = {}
     for name, chosen in backend.items():
         mine = [m for m in latency if (m.variant, m.backend) == (name, chosen)]
         if there := [m for m in mine if m.profile == profile] or mine:
-            found[name] = min(there, key=lambda m: m.energy_j_per_row)
-    return found
+            measurements[name] = min(there, key=lambda m: m.energy_j_per_row)
+    return measurements
 
 
 def with_energies(cascade: CascadeProfile, found: Mapping[str, LatencyMeasurement]) -> CascadeProfile:

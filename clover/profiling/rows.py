@@ -1,6 +1,6 @@
 """The rows that a family is measured with: its labelled evaluation set, or made-up rows of the declared shape.
 
-What steps in a client cost a row is measured here and said of the client; it is part of no figure of the server's.
+What a client's steps cost a row is measured here and labelled as the client's; no figure of the server's includes it.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def apart(spec: FamilySpec, sandbox: SandboxOrder | None) -> Iterator[Evaluation
 
 
 def load(spec: FamilySpec, split: str = "held_out", process: EvaluationProcess | None = None) -> SampleRows:
-    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  A family that is
-    judged by agreement has no labels.  Its code runs in `process`, without one here.  Raises ConfigError."""
+    """Return the rows of a split of `spec`, or made-up rows if it has no evaluation set.  A family that is judged by
+    agreement has no labels.  The family's code runs in `process`; without a process, here.  Raises ConfigError."""
     if spec.evaluation is not None:
         inputs, labels = families.load_evaluation(spec, split) if process is None else process.rows(split)
         if families.by_agreement(spec):

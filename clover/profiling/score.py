@@ -22,12 +22,10 @@ Judge = Callable[[Mapping[str, NDArray[Any]], NDArray[Any]], Rights]
 
 
 def judge(spec: FamilySpec, own: Callable[..., Any] | None = None) -> Judge:
-    """Return what compares outputs with labels: `[evaluation] metric`; `own` stands for a metric of the family's own,
-    which is imported here without it.
-
-    Raises ConfigError if it names a function that cannot be found.  The judge raises ProfileError if that function
-    fails, or gives anything but one number in 0..1 a row.
-    """
+    """Return a function that compares outputs with labels: `[evaluation] metric`.  `own` stands for a metric of the
+    family's own; without it that metric is imported here.  Raises ConfigError if the metric names a function that
+    cannot be found.  The judge raises ProfileError if that function fails, or gives anything but one number in 0..1 a
+    row."""
     metric = spec.evaluation.metric if spec.evaluation is not None else TOP1
     if metric in (TOP1, AGREEMENT):
         first = spec.outputs[0].name
@@ -49,13 +47,13 @@ def _equal(found: NDArray[Any], labels: NDArray[Any]) -> Rights:
 def _own(function: Callable[..., Any], where: str, *, apart: bool) -> Judge:
     def judged(outputs: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> Rights:
         try:
-            found = np.asarray(function(dict(outputs), labels))
+            rights = np.asarray(function(dict(outputs), labels))
         except Exception as error:
             said = str(error) if apart else f"{type(error).__name__}: {error}"
             raise ProfileError(f"{where}: {said}") from error
-        if found.shape != (len(labels),) or found.dtype.kind not in "biuf":
-            raise ProfileError(f"{where}: gave {found.dtype} {list(found.shape)} for {len(labels)} rows")
-        scores = found.astype(np.float64)
+        if rights.shape != (len(labels),) or rights.dtype.kind not in "biuf":
+            raise ProfileError(f"{where}: gave {rights.dtype} {list(rights.shape)} for {len(labels)} rows")
+        scores = rights.astype(np.float64)
         if not ((scores >= 0.0) & (scores <= 1.0)).all():
             odd = scores[~((scores >= 0.0) & (scores <= 1.0))][0]
             raise ProfileError(f"{where}: gave {odd:g}: a row is right by 0 to 1")
@@ -68,18 +66,16 @@ def as_array(tensor: TensorSpec, rows: NDArray[Any] | list[bytes]) -> NDArray[An
     """Return rows of an output as an array [rows, ...]; BYTES, which come as the protocol has them, as objects."""
     if not isinstance(rows, list):
         return rows
-    found = np.empty((len(rows), *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
+    rows_array = np.empty((len(rows), *(1 if axis < 0 else axis for axis in tensor.shape)), dtype=object)
     for at, row in enumerate(rows):
-        found[at] = np.array(split_row(row), dtype=object).reshape(found.shape[1:])
-    return found
+        rows_array[at] = np.array(split_row(row), dtype=object).reshape(rows_array.shape[1:])
+    return rows_array
 
 
 def interval(right: float, rows: int) -> tuple[float, float]:
-    """Return the 95 % interval, in percent, of the mean of `rows` scores of 0..1 whose sum is `right`.
-
-    It is Wilson's for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so that for
-    them it is wider than it had to be, and never too narrow.
-    """
+    """Return the 95 % interval, in percent, of the mean of `rows` scores of 0..1 whose sum is `right`.  It is Wilson's
+    for a share.  Scores between 0 and 1 vary less than right and wrong with the same mean, so for them the interval is
+    wider than necessary, and never too narrow."""
     low, high = wilson(right, rows)  # type: ignore[arg-type]  # a part of a row counts as a part
     mean = 100.0 * right / rows
     return min(low, mean), max(high, mean)  # if all rows are right, rounding leaves the bound a little below 100

@@ -1,6 +1,7 @@
-"""The profile that a server starts with: stored, or measured now.
+"""Gets the profile that a server starts with: stored, or measured now.
 
-That of emulated GPUs is calculated from such a one, by the wing that emulates them (`clover.emulation.profiles`).
+The profile of emulated GPUs is calculated from such a profile, by the wing that emulates them
+(`clover.emulation.profiles`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clover.profiling.candidates import log_unavailable
 from clover.profiling.measurement import measure
 from clover.profiling.options import QUICK, MeasureOptions, Progress
 from clover.profiling.placements import Devices, device_cores, devices_of, emulated, on_cores, shapes_of, whole_layout
-from clover.profiling.progress import expected, progress_or_bar
+from clover.profiling.progress import expected_time, progress_or_bar
 from clover.runtime.workers import sandboxes
 from clover.runtime.workers.pool import Pool
 from clover.types import FamilyProfile, FamilySpec
@@ -97,7 +98,7 @@ async def ensure(
                 f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
                 "--profile auto"
             )
-    takes = expected(quick=True, on_cores=on_cores(device))
+    takes = expected_time(quick=True, on_cores=on_cores(device))
     log.info("measuring %s on this machine once (%s); kept in %s", spec.name, takes, store.folder)
     began = time.monotonic()
     with progress_or_bar(spec.name, progress) as shown:
@@ -121,11 +122,9 @@ def _options(config: ServerConfig, device: Devices, key: str) -> MeasureOptions:
     )
 
 
-def drawn(spec: FamilySpec, config: ServerConfig) -> Paces:
-    """Return the paces and watts at which emulated boards really run `spec`, if the pace file gives them.
-
-    Empty if they run as the profile expects.  Raises ConfigError.
-    """
+def paces_of(spec: FamilySpec, config: ServerConfig) -> Paces:
+    """Return the paces and watts at which emulated boards really run `spec`, if the pace file gives them; empty if they
+    run as the profile expects.  Raises ConfigError."""
     if not config.workers.pace:
         return {}
     paces: Paces = emulation("profiles.pace").load(config.workers.pace).paces_of(spec.name)

@@ -9,7 +9,7 @@ from datetime import UTC, tzinfo
 
 from clover._version import __version__
 from clover.accounting.boundaries import DEFAULT, LEAST_ROWS
-from clover.accounting.labels import joined
+from clover.accounting.labels import join_labels
 from clover.errors import LedgerError
 from clover.report.breakdowns import ABOUT, BY
 from clover.report.build import BOUNDARY_ABOUT, NOT_COVERED
@@ -294,7 +294,7 @@ def _saving(items: Sequence[SavedFigure], emitted_g: float) -> SavedFigure:
         name=first.name,
         meaning=first.meaning,
         about=first.about,
-        label=joined(word for item in items for word in item.label.split(" + ")),
+        label=join_labels(word for item in items for word in item.label.split(" + ")),
         own_j=sum(item.own_j for item in items),
         own_g=own_g,
         other_j=sum(item.other_j for item in items),

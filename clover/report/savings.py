@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clover.accounting.boundaries import LEAST_ROWS
-from clover.accounting.labels import joined
+from clover.accounting.labels import join_labels
 from clover.report.records import GramsRange, SavedFigure
 from clover.telemetry.ledger.rows import SavedRow
 
@@ -43,7 +43,7 @@ def _figure(kind: str, rows: Sequence[SavedRow], emitted_g: float) -> SavedFigur
         name=name,
         meaning=meaning,
         about=about,
-        label=joined(row.label for row in rows),
+        label=join_labels(row.label for row in rows),
         own_j=sum(row.own_j for row in rows),
         own_g=own_g,
         other_j=sum(row.shadow_j for row in rows),

@@ -21,7 +21,7 @@ import msgspec
 from clover import backends
 from clover.accounting import Account, ProfiledEnergy, profiled_energy
 from clover.accounting.devices import Line
-from clover.accounting.labels import grams_method, joined
+from clover.accounting.labels import grams_method, join_labels
 from clover.config import FamilyConfig, WorkersConfig
 from clover.devices import emulation
 from clover.errors import DeviceError, WorkerLostInStart
@@ -373,8 +373,10 @@ class Served:
                 totals,
                 active_j=sum(line.joules for _, line in used.get(name, ())),
                 active_g=sum(line.grams for _, line in used.get(name, ())),
-                method=joined(method for method, _ in used.get(name, ())),
-                grams_method=joined(grams_method(how, grid) for how, line in used.get(name, ()) for grid in line.grids),
+                method=join_labels(method for method, _ in used.get(name, ())),
+                grams_method=join_labels(
+                    grams_method(how, grid) for how, line in used.get(name, ()) for grid in line.grids
+                ),
             )
             for name, totals in self.traffic.by_tenant().items()
         }

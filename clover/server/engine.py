@@ -86,7 +86,7 @@ class Engine:
             chain=self.chain,
             http=lambda: self.frontend.stats if self.frontend is not None else None,
             decisions=lambda: controller.context.decisions.counts,
-            compared=lambda: compared(controller.shadows.of, self.account.devices()),
+            compared=lambda: compared(controller.shadows.by_family, self.account.devices()),
             sci=parts.footprint.report,
             turned=lambda: {name: (own.changes, own.turned) for name, own in controller.context.families.items()},
             parked=lambda: {gpu: time.since_s is not None for gpu, time in controller.context.parked.known.items()},
@@ -140,7 +140,7 @@ class Engine:
             profile = await self._profile(served)
             if profile is not None:
                 check_floor(served.name, accuracies(profile), served.config.accuracy_floor)
-            served.use(profile, profiling.drawn(served.spec, self.config))
+            served.use(profile, profiling.paces_of(served.spec, self.config))
         await parts.windows.close()
         for served in self.served.values():
             # Only now, or the front end and control of the minute of measuring would be theirs.
@@ -215,7 +215,7 @@ class Engine:
             log.warning("the energy of the last second is not counted: the carbon source did not answer")
         devices = self.account.devices()
         idle = self.controller.core_need.report(devices)
-        for words in closing_words(self.controller.shadows.of.values(), devices, idle):
+        for words in closing_words(self.controller.shadows.by_family.values(), devices, idle):
             log.info("%s", words)
 
     def _close(self) -> None:

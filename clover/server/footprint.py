@@ -38,7 +38,7 @@ class Footprint:
 
         So rows and joules are those of the same windows.
         """
-        self._ledger.window(now_ns, self._account.workers())
+        self._ledger.charge(now_ns, self._account.workers())
         self._intensities.add(reading.known)
         for model, span in spans.families.items():
             self._rows[model] += sum(span.rows.values()) - span.gone_on

@@ -161,7 +161,7 @@ class LedgerSource:
     def _compare(self) -> dict[tuple[str, str, str], ComparedCounts]:
         counts: dict[tuple[str, str, str], ComparedCounts] = {}
         devices: Devices = self._account.devices()
-        for model, shadow in self._controller.shadows.of.items():
+        for model, shadow in self._controller.shadows.by_family.items():
             methods = methods_of(devices.values()).union(shadow.methods)
             meter_off = meter_error(methods, devices)
             for kind in KINDS:

@@ -232,7 +232,7 @@ class Machine:
                 self._close(name, meter, reading)
 
         await asyncio.gather(*(read(name, meter) for name, meter in self.meters.items()))
-        self._host.look()
+        self._host.poll()
         for name, meter in self.meters.items():
             if name not in gpus:
                 self._close(name, meter, reading)
@@ -240,7 +240,7 @@ class Machine:
     def _close(self, name: str, meter: EnergyMeter, reading: Reading) -> None:
         sample = self._sample(name, meter)
         if sample is not None:
-            self._account.window(sample, reading, time.monotonic_ns())
+            self._account.close_window(sample, reading, time.monotonic_ns())
 
     def _sample(self, name: str, meter: EnergyMeter) -> EnergySample | None:
         """Return the meter's sample, or the last one if it cannot be read, which leaves the window open; None if there
@@ -262,7 +262,7 @@ class Machine:
             if since_ns is not None:
                 log.info("%s: its energy is read again after %.0f s", name, (now_ns - since_ns) / 1e9)
         if sample is None or (before is not None and (sample.epoch, sample.at_ns) == (before.epoch, before.at_ns)):
-            self._account.unmetered(name, (now_ns - looked_ns) / 1e9)
+            self._account.count_unmetered(name, (now_ns - looked_ns) / 1e9)
         return sample
 
     def marks(self) -> tuple[MeterMark, ...]:
@@ -280,7 +280,7 @@ class Machine:
     def take_over(self, closed: ClosedMeters | None, reading: Reading) -> None:
         """Go on where the meters of another server stand; with those that cannot be continued, or if it did not say
         where, from now on."""
-        self._host.look()
+        self._host.poll()
         now_ns = time.monotonic_ns()
         marks = {mark.device: mark for mark in closed.meters} if closed is not None else {}
         for name, meter in self.meters.items():
@@ -303,13 +303,13 @@ class Machine:
             if sample.method == "measured" and name == self._account.host_device:
                 self._host.close()  # what was used until now is in the other server's account
             self._samples[name] = sample
-            self._account.window(sample, reading, sample.at_ns)
+            self._account.close_window(sample, reading, sample.at_ns)
         self.beside = False
 
     async def watch(self) -> None:
         """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
         if self.core_idle is not None and self.core_idle.due:
-            await asyncio.to_thread(self.core_idle.look)
+            await asyncio.to_thread(self.core_idle.poll)
         there = await self._polls.answering(self.gpus)
         if time.monotonic() >= self._retry_s and (self._retrying is None or self._retrying.done()):
             self._retry_s = time.monotonic() + _RETRY_S

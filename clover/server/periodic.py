@@ -55,8 +55,8 @@ class EnergyWindows:
         for served in self._families.served.values():
             served.router.audits.grid(reading.g_per_kwh, reference.g_per_kwh)
         await self._machine.measure(reading)
-        spans = self._account.take()
-        self._controller.shadows.window(spans)
+        spans = self._account.collect_spans()
+        self._controller.shadows.compare(spans)
         self._footprint.window(time.monotonic_ns(), reading, spans)
         if self._ledger is not None and not self._machine.beside:
             self._ledger.tick(reading)

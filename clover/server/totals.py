@@ -56,7 +56,7 @@ class ServerTotals:
         devices = {name: {**line, **machine.about(name)} for name, line in account.devices().items()}
         return {
             "pue": account.pue,
-            "saved": saved_by_all(self._controller.shadows.of.values(), devices),
+            "saved": saved_by_all(self._controller.shadows.by_family.values(), devices),
             "sci": sci.as_json(),
             "models": models,
             **({"tenants": tenants.as_json()} if tenants else {}),

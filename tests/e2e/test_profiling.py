@@ -77,7 +77,7 @@ def measured(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Meas
 
     def pooled(cells: list[Cell]) -> Cell:
         rounds.append(cells)
-        return records.pooled(cells)
+        return records.pool_cells(cells)
 
     async def spawned(self: Pool, order: WorkerOrder, *of: Any, **how: Any) -> Any:
         orders.append((order.variant, order.backend, order.place))

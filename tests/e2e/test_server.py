@@ -203,7 +203,7 @@ def test_a_profile_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> 
                 lag.record(100_000 + (39_000_000 if number % 10 == 0 else 0))
             for minutes in (1, 2, 3):  # in the first its workers were started just now
                 context.monotonic = lambda ahead_s=60.0 * minutes: time.monotonic() + ahead_s
-                await control.look()
+                await control.poll()
             told = model()["profile_correction"]
             assert told["front"]["profile_ms"] == known.front_ms
             assert told["front"]["ms"] == pytest.approx(known.front_ms + 39.0, abs=1.0)

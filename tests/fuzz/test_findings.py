@@ -28,7 +28,7 @@ import pytest
 
 from clover import families
 from clover.carbon.layouts import parse_table
-from clover.control.solver.protocol import unpacked
+from clover.control.solver.protocol import unpack
 from clover.errors import BadRequest, ConfigError, LedgerError, ProfileError, WorkerError
 from clover.profiles import ProfileStore
 from clover.report.checking import UnreadableReport, _decode
@@ -72,7 +72,7 @@ READERS: dict[str, tuple[Callable[[Path, bytes], Any], type[Exception]]] = {
     "a profile": (profile, ProfileError),
     "a profile to simulate": (file_of_simulation, ConfigError),
     "a report": (lambda folder, data: _decode(data), UnreadableReport),
-    "an answer of the planner": (lambda folder, data: unpacked(data, FamilyProfile), ValueError),
+    "an answer of the planner": (lambda folder, data: unpack(data, FamilyProfile), ValueError),
 }
 
 

@@ -14,7 +14,7 @@ from clover.control.state.context import Clocks, LeastSaving
 from clover.control.state.family import Family
 from clover.errors import DeviceError, DeviceLost, PlanError, WorkerError
 from clover.planning.budget.forecast import History
-from clover.policies.demanded import proposed
+from clover.policies.demanded import propose_with_demand
 from clover.policies.plans import plan_fixed, routing_fixed
 from clover.types import (
     Asked,
@@ -213,7 +213,7 @@ class FakeChain:
         self.trouble = ""
 
     async def read(self, grid_s: float) -> Reading:
-        self.history.note(grid_s, self.g_per_kwh)
+        self.history.record(grid_s, self.g_per_kwh)
         known = {"method": "stand-in", **self.known} if self.state == "configured" else self.known
         return msgspec.structs.replace(reading(self.g_per_kwh), state=self.state, **known)
 
@@ -236,7 +236,7 @@ class LocalSolver:
         self.orders.append("fixed" if configuration is not None else policy)
         if self.fail:
             raise self.raises(self.fail)
-        plan = plan_fixed(state, configuration) if configuration is not None else proposed(policy, state)
+        plan = plan_fixed(state, configuration) if configuration is not None else propose_with_demand(policy, state)
         routing = msgspec.structs.replace(plan.routing, **self.knobs)
         return msgspec.structs.replace(plan, routing=routing, seconds=self.seconds)
 
@@ -303,7 +303,7 @@ class Rig:
     async def look(self, seconds: float = 1.0, looks: int = 1) -> None:
         for _ in range(looks):
             self.clock.now_s += seconds
-            await self.controller.look()
+            await self.controller.poll()
 
     async def deploy(self) -> None:
         await self.controller.deploy("toy")

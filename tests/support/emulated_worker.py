@@ -116,7 +116,7 @@ class House:
             cache=self.cache,
             loop=asyncio.get_running_loop(),
         )
-        self.served.use(None, profiling.drawn(self.spec, self.config))
+        self.served.use(None, profiling.paces_of(self.spec, self.config))
         self.rung = asyncio.Event()
         asyncio.get_running_loop().add_reader(self.pool.completions.fd, self._ring)
         self.number = 0

@@ -140,7 +140,7 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
     for name, gpu in boards.items():
         account.add_device(name, gpu.shape().slices)
     for meter in meters:
-        account.window(meter.sample(now_ns()), GRID)
+        account.close_window(meter.sample(now_ns()), GRID)
     hidden = {variant: 1.0 + luck.choice((-SPREAD, SPREAD, luck.uniform(-SPREAD, SPREAD))) for variant in WATTS}
     start_ns = now_ns()
     workers: list[Worker] = []
@@ -157,7 +157,7 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
         while not meter.idle.awake:  # a look may come to nothing on a busy machine, or within a grain of the counter
             go_to(box, now_ns() + 2 * 10**8)
             await meter.refresh()
-        account.window(meter.sample(now_ns()), GRID)
+        account.close_window(meter.sample(now_ns()), GRID)
     first = {name: dict(line) for name, line in account.devices().items()}
     order = 0
     for worker in workers:
@@ -168,7 +168,7 @@ async def work(folder: Path, seed: int, power: emulated.BoardPower = emulated.EX
     async def close_windows() -> None:
         for meter in meters:
             await meter.refresh()
-            account.window(meter.sample(now_ns()), GRID)
+            account.close_window(meter.sample(now_ns()), GRID)
 
     end_ns, window_ns, swap_ns = (start_ns + round(s * 1e9) for s in (SECONDS, WINDOW_S, SWAP_S))
     swapped = False
@@ -238,7 +238,7 @@ async def trouble(folder: Path) -> dict[str, Any]:
     place = Placement(device="gpu0", profile="7g.40gb", start=0, size=8)
     meter = await energy.build_gpu(gpu.session, gpu, EnergyConfig(), clock=now_ns)
     account.add_device("gpu0", 7)
-    account.window(meter.sample(now_ns()), GRID)
+    account.close_window(meter.sample(now_ns()), GRID)
     await gpu.create(place)
     slice_ = emulated.Attachment(str(emulated.library()), str(box.resolve()), gpu.visible(place))
     slice_.draw(100.0)
@@ -253,7 +253,7 @@ async def trouble(folder: Path) -> dict[str, Any]:
         assert isinstance(used, energy.NvmlMeter)
         found[name] = {"state": used.state, "total_j": sample.total_j, "epoch": sample.epoch, "why": used.why}
         if other is None:
-            account.window(sample, GRID)
+            account.close_window(sample, GRID)
             found[name] |= account.devices()["gpu0"]
 
     await look("well", 10)

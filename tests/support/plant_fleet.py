@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from clover.control.state.arrivals import WINDOW_S
-from clover.planning.cascade.evaluation import predicted
+from clover.planning.cascade.evaluation import predict_routing
 from clover.planning.model.problem import problem_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of
 from clover.types import Assignment, DeviceShape, FamilyProfile, Routing, configuration_of
@@ -77,7 +77,7 @@ class PlantFleet(FakeFleet):
         if self._known is None or self._known[0] != key:
             problem = problem_of(state(rate=self.rate, devices=self.devices, measured=self.truth))
             configuration = configuration_of(self.routed)
-            found = predicted(problem, configuration, self.routing)
+            found = predict_routing(problem, configuration, self.routing)
             assert found is not None
             own = MOST_MS if found.p95_ms >= UNBOUNDED_MS else found.p95_ms
             self._known = key, (own, sum(lanes_of(problem, configuration).capacities))

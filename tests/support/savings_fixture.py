@@ -48,7 +48,7 @@ class SavingServer(Rig):
 
     @property
     def shadow(self) -> Shadow:
-        return self.controller.shadows.of["toy"]
+        return self.controller.shadows.by_family["toy"]
 
     async def serve(
         self, shares: dict[str, float], seconds: int = 12, *, rate: float = RATE, g: float = 100.0, look: bool = True
@@ -60,16 +60,16 @@ class SavingServer(Rig):
         for _ in range(seconds):
             self.clock.now_s += 1.0
             spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, g * 1.0)})
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows = {variant: round(rate * share) for variant, share in shares.items() if rate * share > 0.0}
             span.methods = {"measured"}
             rows = sum(span.rows.values())
             active_j = rows * served.joules(rate) * self.ratio if served is not None else 0.0
             span.share.active_j, span.share.active_g = active_j, active_j * g
             span.share.idle_j, span.share.idle_g = 2.0, 2.0 * g
-            self.controller.shadows.window(spans)
+            self.controller.shadows.compare(spans)
             if look:
-                self.controller.shadows.look()
+                self.controller.shadows.poll()
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
 

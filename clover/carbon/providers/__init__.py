@@ -1,7 +1,8 @@
 """Providers of live carbon intensity: each a module of parsers and a source, all over one HTTP client.
 
-`PROVIDERS` describes and builds them: a new one is a module here and a row there.  `auto:ZONE` is the provider without
-a key that serves a zone; if there is none it is refused with those that may serve it with one, and never guessed.
+`PROVIDERS` describes and builds them: a new provider is a module here and a row there.  `auto:ZONE` is the provider
+that serves a zone without a key.  If there is none, nothing is guessed: the error names the providers that may serve
+the zone with a key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from clover.carbon.providers import (
     watttime,
 )
 from clover.carbon.providers.electricity_maps import ElectricityMapsSource
-from clover.carbon.providers.http import ApiClient, Bounds, checked_url
+from clover.carbon.providers.http import ApiClient, Bounds, check_url
 from clover.carbon.providers.live import LiveSource
 from clover.config import CarbonConfig
 from clover.errors import ConfigError
@@ -148,8 +149,8 @@ PROVIDERS: dict[str, Provider] = {
 
 
 def automatic(zone: str) -> str:
-    """Return the source without a key that serves `zone` (a country, a region of NESO's or a price area of Denmark);
-    ConfigError says what may serve it otherwise."""
+    """Return the source that serves `zone` (a country, a region of NESO's or a price area of Denmark) without a key.
+    ConfigError if there is none; it says what may serve the zone otherwise."""
     wanted = zone.strip().upper()
     if wanted in ("GB", "UK"):
         return "neso"
@@ -193,4 +194,4 @@ def _client(
     name: str, zone: str, url: str, setting: str, bounds: Bounds | None, secrets: tuple[str, ...] = ()
 ) -> ApiClient:
     called = f"{name}:{zone}" if zone else name
-    return ApiClient(called, checked_url(url, f"carbon.{setting}"), secrets=secrets, bounds=bounds)
+    return ApiClient(called, check_url(url, f"carbon.{setting}"), secrets=secrets, bounds=bounds)

@@ -1,7 +1,7 @@
 """The WebApi of the Green Software Foundation's Carbon Aware SDK: whatever source stands behind it, in g/kWh.
 
-It does not say whether a value is average or marginal: the configuration does (`?signal=`).  A location may be answered
-under the name that its own source has for it; but one answer is about one of them.
+The WebApi does not say whether a value is average or marginal, so the configuration does (`?signal=`).  A location may
+be answered under the name that its own source has for it, but all values of an answer must be of one location.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse_emissions(body: bytes, series: Series, name: str = "carbon-aware-sdk")
         return []
     items = decode(body, Values[_Emission], name)
     _check_one_place([item.location for item in items], name)
-    return _timed([(item.time, item.rating, None) for item in items], series, "unknown", name)
+    return _in_order([(item.time, item.rating, None) for item in items], series, "unknown", name)
 
 
 def parse_forecasts(body: bytes, series: Series, name: str = "carbon-aware-sdk") -> list[Reading]:
@@ -59,13 +59,14 @@ def parse_forecasts(body: bytes, series: Series, name: str = "carbon-aware-sdk")
     items = [item for one in decode(body, Values[_Forecast], name) for item in one.forecast_data]
     _check_one_place([item.location for item in items], name)
     minutes = ((item.timestamp, item.value, item.duration) for item in items)
-    return _timed([(at, value, last and 60.0 * last) for at, value, last in minutes], series, "forecast", name)
+    return _in_order([(at, value, last and 60.0 * last) for at, value, last in minutes], series, "forecast", name)
 
 
-def _timed(
+def _in_order(
     items: list[tuple[str, float | None, float | None]], series: Series, known: HowKnown, name: str
 ) -> list[Reading]:
-    """Return readings by time; one that does not say for how long it holds does for the shortest distance of two."""
+    """Return readings by time.  If a reading does not say for how long it holds, it holds for the shortest distance of
+    two."""
     times = sorted({seconds(at, name) for at, _, _ in items})
     shortest = min((later - at for at, later in itertools.pairwise(times)), default=series.step_s)
     return [
@@ -76,9 +77,9 @@ def _timed(
 
 
 def _check_one_place(places: list[str | None], name: str) -> None:
-    found = sorted({place for place in places if place})
-    if len(found) > 1:
-        raise CarbonError(f"{name}: the answer is about several locations: {', '.join(found)[:80]}", kind="answer")
+    locations = sorted({place for place in places if place})
+    if len(locations) > 1:
+        raise CarbonError(f"{name}: the answer is about several locations: {', '.join(locations)[:80]}", kind="answer")
 
 
 def location_of(argument: str) -> str:

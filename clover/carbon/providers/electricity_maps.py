@@ -1,8 +1,8 @@
 """Electricity Maps, API v4 and v3: most of the world, with a key, average intensity with flows traced.
 
-One parser reads both versions.  The newest hour is normally an estimate, and says so.  The lookup of a zone by the
-caller's address is always turned off.  A 401 may also mean that a plan does not contain what was asked for: the
-provider's words are in the error.  Levels and percentages are no grams, and are refused.
+One parser reads both versions.  The newest hour is normally an estimate, and is labelled so.  The lookup of a zone by
+the caller's address is always turned off.  A 401 may also mean that a plan does not contain what was asked for, so the
+error quotes the provider's words.  Levels and percentages are no grams, and are refused.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def parse_forecast(body: bytes, series: Series, name: str = "electricity-maps") 
 
 def parse_zones(body: bytes, name: str = "electricity-maps") -> dict[str, MapsZone]:
     """Return the zones that a key sees, by their names."""
-    found: dict[str, MapsZone] = decode(body, dict[str, MapsZone], name)
-    return found
+    zones: dict[str, MapsZone] = decode(body, dict[str, MapsZone], name)
+    return zones
 
 
 def _readings(

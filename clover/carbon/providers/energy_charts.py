@@ -1,7 +1,8 @@
 """Energy-Charts of Fraunhofer ISE: some 30 European countries, no key, quarter-hours, average intensity, CC BY 4.0.
 
-Both arrays of an answer have nulls: where there is no value yet, the provider's forecast of that quarter-hour stands
-in, and says so.  It asks to be polled every 15 minutes at most.  CO2 equivalents are over the life cycle of the plants.
+Both arrays of an answer have nulls.  Where there is no value yet, the provider's forecast of that quarter-hour stands
+in, and is labelled so.  The provider asks for a poll every 15 minutes at most.  CO2 equivalents are over the life cycle
+of the plants.
 """
 
 from __future__ import annotations
@@ -77,5 +78,5 @@ class EnergyChartsSource(LiveSource):
 
     async def _past(self, start_s: float, end_s: float) -> list[Reading]:
         span = {**self._country, "start": iso(start_s), "end": iso(end_s)}
-        found = parse(await self.client.get("/co2eq", span), self.series, self.name)
-        return [reading for reading in found if reading.method == "published"]
+        readings = parse(await self.client.get("/co2eq", span), self.series, self.name)
+        return [reading for reading in readings if reading.method == "published"]

@@ -1,10 +1,11 @@
 """GET requests to the API of one provider, as a polite and careful client makes them.
 
-It asks once more, after a jittered moment, if a connection fails, an answer breaks off or the provider says 5xx; not if
-it was slow, or says when to come back (429 and 503 with `Retry-After`), which the chain heeds.  Every answer is bounded
-in time and size, whatever its head says.  It goes to the configured host only: no redirect is followed, and proxies are
-those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), never for a loopback address.  `~/.netrc` is not
-read.  Errors quote the provider's own words, cut and printable, without the secrets of this client.
+A request is tried once more, after a jittered moment, if a connection fails, an answer breaks off or the provider says
+5xx.  It is not tried again if the provider was slow, or says when to come back (429 and 503 with `Retry-After`), which
+the chain heeds.  Every answer is bounded in time and size, whatever its head says.  Requests go to the configured host
+only: no redirect is followed.  Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`), never
+for a loopback address.  `~/.netrc` is not read.  Errors quote the provider's own words, cut and printable, without the
+secrets of this client.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ def _os(error: aiohttp.ClientOSError) -> str:
     return str(getattr(cause, "strerror", None) or cause or type(error).__name__)
 
 
-def checked_url(url: str, setting: str) -> str:
+def check_url(url: str, setting: str) -> str:
     """Return `url` without a slash at its end; ConfigError if it is not https (http: loopback only) and a plain one."""
     parts = urllib.parse.urlsplit(url)
     try:
@@ -283,10 +284,10 @@ def words_of(text: str) -> str:
     if text[:1] == "<":
         return "an HTML page"
     try:
-        found = msgspec.json.decode(text)
+        answer = msgspec.json.decode(text)
     except MALFORMED:
         return printable(" ".join(text.split()), WORDS)
-    said = list(dict.fromkeys(_said(found)))
+    said = list(dict.fromkeys(_said(answer)))
     return printable(": ".join(said), WORDS)
 
 

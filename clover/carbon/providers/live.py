@@ -1,7 +1,8 @@
-"""What all live providers share: the newest value of now, a forecast and a past, from what a provider's API answers.
+"""What all live providers share: the newest value, a forecast and a past, from what a provider's API answers.
 
-A provider's module has pure parsers (bytes of an answer to readings; CarbonError if it is not what the API documents,
-is of another zone, or is no grams per kilowatt-hour) and a subclass of `LiveSource` that asks for what they read.
+A provider's module has pure parsers and a subclass of `LiveSource` that asks for what they read.  A parser makes
+readings of the bytes of an answer.  It raises CarbonError if the answer is not what the API documents, is of another
+zone, or is no grams per kilowatt-hour.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ class Series:
 
 
 class LiveSource:
-    """A provider's intensity of now.  `name` is that of the source in the chain, `poll_s` how many seconds the provider
-    is left alone at least between two successful readings, `lag_s` how many seconds after the time that it is of (when
-    its step begins) a value is published at the latest, as long as the provider is in order."""
+    """A provider's present intensity.  `name` is that of the source in the chain, `poll_s` how many seconds the
+    provider is left alone at least between two successful readings, `lag_s` how many seconds after the time that it is
+    of (when its step begins) a value is published at the latest, as long as the provider is in order."""
 
     remote = True
     poll_s = 60.0

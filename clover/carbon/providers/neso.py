@@ -1,7 +1,7 @@
 """NESO's Carbon Intensity API: Great Britain and its regions, no key, half-hours, average intensity, CC BY 4.0.
 
-`actual` is null for slots that are running or were just over, and absent for regions: the forecast stands in, and says
-so.  The factors are those of burning, but for biomass, which counts its supply: the scope is unknown.
+`actual` is null for slots that are running or were just over, and absent for regions: the forecast stands in, and is
+labelled so.  The factors are those of burning, except that biomass includes its supply, so the scope is unknown.
 """
 
 from __future__ import annotations

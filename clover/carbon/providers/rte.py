@@ -1,6 +1,6 @@
 """RTE's eCO2mix in real time, by ODRE: France, no key, quarter-hours, direct average intensity, no forecast.
 
-Rows of the day to come stand in the set already, with nulls.
+The set already has rows for the day to come, with nulls.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _Records(msgspec.Struct):
 def parse(body: bytes, series: Series, name: str = "rte") -> list[Reading]:
     """Return the readings of an answer: an object with `results`, or an export, which is a list.  CarbonError if it is
     neither, or not about France."""
-    found = decode(body, _Records | Values[_Row], name)  # type: ignore[arg-type]  # msgspec takes a union for a type
+    records = decode(body, _Records | Values[_Row], name)  # type: ignore[arg-type]  # msgspec takes a union for a type
     readings = []
-    for row in found.results if isinstance(found, _Records) else found:
+    for row in records.results if isinstance(records, _Records) else records:
         if row.perimetre != "France":
             raise CarbonError(f"{name}: the answer is about {row.perimetre[:40]!r}, not France", kind="answer")
         if row.taux_co2 is not None:

@@ -1,8 +1,8 @@
 """WattTime, API v3: marginal emission rates of regions, by user and password; CAISO_NORTH needs no subscription.
 
-Values are pounds of CO2 per megawatt-hour and become g/kWh.  They are a model's (MOER), so estimates.  A token holds
-for half an hour: a new one is fetched before, and once if one is refused.  The signal index is a percentile, no mass,
-and is refused.
+Values are pounds of CO2 per megawatt-hour and become g/kWh.  They come from a model (MOER), so they are estimates.  A
+token holds for half an hour.  A new one is fetched before that, and once more if one is refused.  The signal index is a
+percentile and no mass, and is refused.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class WattTimeSource(LiveSource):
             body = await self._call(what, params)
         readings, model = parse(body, self.series, known, self.name)
         if self._model and model and model != self._model:
-            log.warning("%s is computed by another model since now (%s, before %s)", self.name, model, self._model)
+            log.warning("%s: values come from another model from now on (%s, before %s)", self.name, model, self._model)
         self._model = model or self._model
         return readings
 

@@ -21,7 +21,7 @@ from clover.control.wording import (
     control_words,
     demand_words,
     grid_words,
-    pinned,
+    pin_sentence,
     slo_source,
     slower,
     targets_words,
@@ -115,7 +115,7 @@ def _device(device: dict[str, Any], console: Console) -> None:
 
 
 def _model(name: str, model: dict[str, Any], console: Console) -> None:
-    held = [f"mode {model.get('mode')}", pinned(model), FROZEN if model.get("frozen") else ""]
+    held = [f"mode {model.get('mode')}", pin_sentence(model), FROZEN if model.get("frozen") else ""]
     _say(console, f"\n{name}: {', '.join(filter(None, held))}")
     routing = model.get("routing") or {}
     shares = dict(routing.get("shares", {}))

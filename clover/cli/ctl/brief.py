@@ -24,12 +24,12 @@ from clover.control.wording import (
     demand_words,
     few_rows,
     grid_words,
-    in_short,
     judged_accuracy,
-    pinned,
+    pin_sentence,
     served_accuracy,
     slower,
     starting,
+    summarize_saving,
     troubles,
     verdict,
 )
@@ -89,7 +89,7 @@ def _ledger(ledger: dict[str, Any]) -> str:
 def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
     """Return what steers a family, if it differs from the rest of the server."""
     parts = [f"mode {model['mode']}"] if model.get("mode") not in (None, answer.get("mode")) else []
-    if pin := pinned(model):
+    if pin := pin_sentence(model):
         parts.append(pin)
     if model.get("frozen") and not answer.get("frozen"):
         parts.append(FROZEN)
@@ -147,7 +147,7 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
     if (off := budget.get("forecast_error_g_per_kwh")) is not None:
         yield "", f"its forecast ({budget['forecast']}) was off by {off:.0f} g/kWh on average over the last day"
     saved = model.get("saved") or {}
-    lines = list(dict.fromkeys(map(in_short, comparisons(saved).values())))  # all say alike if it is too early
+    lines = list(dict.fromkeys(map(summarize_saving, comparisons(saved).values())))  # all say alike if it is too early
     if lines and light:
         yield "compared", f"by `{program()} ctl state --all`, as there is too little load to save on"
     elif lines:

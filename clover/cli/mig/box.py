@@ -19,7 +19,7 @@ from typing import Any
 from clover import devices
 from clover.cli.mig.state import GpuState, Instance
 from clover.devices import nvml
-from clover.devices.fixed import seen
+from clover.devices.fixed import open_visible
 from clover.devices.gpu import GpuInstance, MigGpu
 from clover.devices.instances import is_ours
 from clover.devices.mig import MigDevice
@@ -79,11 +79,11 @@ class GpuBox:
         try:
             handle = nvml.look_up(library, lambda: library.nvmlDeviceGetHandleByIndex(index))
             uuid, product = library.nvmlDeviceGetUUID(handle), library.nvmlDeviceGetName(handle)
-            return self._state(seen(library, index), handle)
+            return self._state(open_visible(library, index), handle)
         except library.NVMLError as error:
             # What one GPU refuses must not hide the others.
             lost = error.value in nvml.LOST_CODES
-            said = "" if lost else nvml.described(error.value, str(error))
+            said = "" if lost else nvml.describe_refusal(error.value, str(error))
             return GpuState(device=device, index=index, uuid=uuid, product=product or "GPU", lost=lost, error=said)
 
     def _state(self, gpu: MigGpu, handle: Any) -> GpuState:

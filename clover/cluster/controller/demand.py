@@ -46,8 +46,8 @@ class ClusterDemand:
             rate = counted.get(key, 0.0)
             if not (math.isfinite(rate) and rate >= 0.0):
                 continue
-            self._rates.setdefault(key, ArrivalRate()).note(now_s + self._set_back_s, rate)
-            self._histories.setdefault(key, History()).note(now_s, rate)
+            self._rates.setdefault(key, ArrivalRate()).record(now_s + self._set_back_s, rate)
+            self._histories.setdefault(key, History()).record(now_s, rate)
 
     def rates(self) -> dict[Key, float]:
         """Return the rows/s to plan for now."""
@@ -90,7 +90,7 @@ class ClusterDemand:
             key = (item.family, item.origin)
             self._histories.setdefault(key, History()).restore(item.history)
             if item.rate > 0.0:
-                self._rates.setdefault(key, ArrivalRate()).note(now_s, item.rate, math.inf)
+                self._rates.setdefault(key, ArrivalRate()).record(now_s, item.rate, math.inf)
 
 
 class OriginShares:

@@ -1,1 +1,1 @@
-"""What the same rows would have drawn otherwise, and so what was saved."""
+"""What the same rows would have used under BASE and under the best fixed mix, and so what was saved."""

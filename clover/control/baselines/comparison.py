@@ -1,18 +1,19 @@
-"""Sums of a comparison: what served and what its shadow would have used, within the boundary `server`
-(`clover.accounting.boundaries`), and how sure that is.
+"""Adds up a comparison: what served and what its shadow would have used, within the boundary `server`
+(`clover.accounting.boundaries`), and how sure the difference is.
 
-The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides; so is
-idle power, of workers and of what none holds.
+The shadow has no control (planning, profiling, starts, swaps, audits).  The front end is the same on both sides, and so
+is idle power, both of workers and of what no worker holds.
 
-**How sure.**  Grams saved are given with three errors, each as half of an interval that holds the truth in 95 of 100
-cases, added in quadrature:
+**How sure.**  Grams saved are given with three errors.  Each is half the width of a 95 % interval; they are added in
+quadrature:
 
-    profile   joules a row of each variant may be off by two standard errors of what was learned of them here; a variant
-              that never ran here, by how far profiles are off in general.  Times what the shadow uses more of it
-    ratio     the meter showed other joules than the model, and would have for the shadow too, by an amount that is not
-              known: what it showed beyond the model, and what differences were shrunk by where it showed less, each as
-              far as the shadow serves rows differently
-    meter     watts above idle may be off by the part u: u x grams saved.  That is common to both sides
+    profile   joules a row of each variant may be off by two standard errors of what was learned here.  A variant that
+              never ran here may be off by as much as profiles are in general.  The error is multiplied by what the
+              shadow uses more of that variant
+    ratio     the meter showed other joules than the model, and nobody knows how far it would have for the shadow: by
+              what it showed beyond the model, or by what differences were shrunk because it showed less, as far as the
+              shadow serves rows differently
+    meter     watts above idle may be off by the part u, which is common to both sides: u x grams saved
 
 All arrays end in [joules, grams].
 """
@@ -43,7 +44,7 @@ def _none() -> Floats:
 
 @dataclass
 class Overheads:
-    """What a window used beside active energy, as [joules, grams]."""
+    """What a window used besides active energy, as [joules, grams]."""
 
     idle: Floats
     unowned: Floats
@@ -56,7 +57,7 @@ class Overheads:
         return cls(_none(), _none(), _none(), _none())
 
     def add(self, other: Overheads) -> None:
-        """Add those of `other`."""
+        """Add the overheads of `other`."""
         self.idle = self.idle + other.idle
         self.unowned = self.unowned + other.unowned
         self.front_end = self.front_end + other.front_end
@@ -65,8 +66,8 @@ class Overheads:
 
 @dataclass
 class Window:
-    """Windows at one load, with what served them.  `right`: rows x accuracy; `active` as metered; `own`: what the model
-    has, by [variant]; `weights`: what joules a row of the model are multiplied by to become joules and grams."""
+    """Windows at one load, and what served them.  `right`: rows x accuracy; `active`: as metered; `own`: as modelled,
+    by [variant]; `weights`: by what modelled joules a row are multiplied to become joules and grams."""
 
     overheads: Overheads
     rows: int
@@ -94,12 +95,12 @@ class Errors(NamedTuple):
 
     @property
     def total(self) -> float:
-        """All together."""
+        """All errors together."""
         return math.hypot(self.profile, self.ratio, self.meter)
 
     @property
     def model(self) -> float:
-        """What changes the part saved."""
+        """The errors that change the saved part, and not only its size."""
         return math.hypot(self.profile, self.ratio)
 
 
@@ -120,7 +121,7 @@ class ComparisonSums:
 
     @classmethod
     def over(cls, variants: int) -> ComparisonSums:
-        """Return sums of nothing yet, over so many variants."""
+        """Return empty sums over so many variants."""
         return cls(np.zeros((variants, 2)))
 
     def serve(self, window: Window) -> None:
@@ -131,7 +132,7 @@ class ComparisonSums:
         self.active = self.active + window.active
         self.own = self.own + window.own
 
-    def book(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False) -> None:
+    def add_window(self, window: Window, accuracy: float, joules: Floats, *, beyond: bool = False) -> None:
         """Add windows in which the shadow has `accuracy` (percent) and uses `joules` a row by [variant]."""
         self.serve(window)
         self.shadow_right += window.rows * accuracy
@@ -139,7 +140,7 @@ class ComparisonSums:
         self.beyond += window.rows if beyond else 0
 
     def restate(self, times: Floats) -> None:
-        """Take joules a row to be so many times what they were taken for so far, by [variant]."""
+        """Multiply the joules a row that were used so far by these factors, by [variant]."""
         self.change = self.change * times[:, None]
         self.own = self.own * times[:, None]
 
@@ -153,25 +154,25 @@ class ComparisonSums:
     def served(self) -> Floats:
         """What was used."""
         used = self.overheads
-        found: Floats = self.active + used.idle + used.unowned + used.front_end + used.control
-        return found
+        used_here: Floats = self.active + used.idle + used.unowned + used.front_end + used.control
+        return used_here
 
     @property
     def shadow(self) -> Floats:
         """What the shadow would have used."""
         used = self.overheads
-        found: Floats = self.shadow_active + used.idle + used.unowned + used.front_end
-        return found
+        would_use: Floats = self.shadow_active + used.idle + used.unowned + used.front_end
+        return would_use
 
     @property
     def shadow_active(self) -> Floats:
         """Active energy of the shadow's workers."""
-        found: Floats = self.active + self.ratio * self.change.sum(axis=0)
-        return found
+        active: Floats = self.active + self.ratio * self.change.sum(axis=0)
+        return active
 
     def verified(self, off: Floats) -> bool:
-        """Return whether what the shadow would have taken was verified here: joules a row of what it uses more or less
-        are known better than profiles are."""
+        """Return whether the shadow was verified here: whether joules a row of what it uses more or less are known
+        better than profiles are in general."""
         more = np.abs(self.change[:, 0])
         return bool((off[more > _SMALL * more.sum()] <= _VERIFIED).all())
 
@@ -192,7 +193,7 @@ class ComparisonSums:
 
 
 def together(errors: Iterable[Errors]) -> Errors:
-    """Return the errors of several families: profiles err apart, the meter is one."""
+    """Return the errors of several families together: errors of profiles are independent, the meter's is common."""
     known = list(errors)
     return Errors(
         profile=math.hypot(*(error.profile for error in known)),
@@ -228,12 +229,11 @@ class Spectrum:
         self.change += each[:, :, None] * window.weights - window.own
 
     def restate(self, times: Floats) -> None:
-        """Take joules a row to be so many times what they were taken for so far, by [variant]."""
+        """Multiply the joules a row that were used so far by these factors, by [variant]."""
         self.change *= times[:, None]
 
     def at(self, right: float) -> tuple[float, Floats]:
-        """Return rows x accuracy and changes by [variant] of the mix that has reached `right`, or comes nearest to
-        it."""
+        """Return rows x accuracy and changes by [variant] of the mix that reached `right`, or came nearest to it."""
         reached = min(max(right, float(self.right[0])), float(self.right[-1]))
         # `right` rises with the accuracy asked for, but not where that is beyond the frontier: any of those will do.
         above = min(int(np.searchsorted(self.right, reached)), len(self.right) - 1)

@@ -1,9 +1,8 @@
 """What was saved against the best fixed mix and BASE, and how either side is known: for state, metrics and people.
 
-There is no figure before something was served, and no percentage before `LEAST_ROWS` rows: the first seconds' control,
-as planning, would be most of it.  A saving may be negative, and the text then says "emitted ... more".  It is given
-within the boundary `server` (`clover.accounting.boundaries`), with an interval that holds the truth in 95 of 100 cases
-(`bench.truth`).
+There is no figure before something was served, and no percentage before `LEAST_ROWS` rows: in the first seconds control
+(mostly planning) would be most of it.  A saving may be negative; the text then says "emitted ... more".  A saving holds
+within the boundary `server` (`clover.accounting.boundaries`) and has a 95 % interval, which `bench.truth` checks.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clover.accounting.boundaries import DEFAULT, LEAST_ROWS
-from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, joined, methods_of
+from clover.accounting.labels import METER_ERROR, MODELLED_ERROR, DeviceLines, join_labels, methods_of
 from clover.control.baselines.comparison import ComparisonSums, Errors, Floats, together
 from clover.control.baselines.shadow import Shadow
 from clover.quantities import grams
@@ -43,7 +42,7 @@ Devices = Mapping[str, DeviceLines]
 
 class Compared(NamedTuple):
     """One comparison for the metrics, within the boundary `server`: what a model emitted, and what its shadow would
-    have.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved, with both ends of their
+    have emitted.  `points`: accuracy given up, in percentage points.  `estimates`: grams saved, with both ends of their
     interval."""
 
     model: str
@@ -57,7 +56,7 @@ class Compared(NamedTuple):
 
 
 def sums_of(shadow: Shadow, kind: str) -> ComparisonSums:
-    """Return the sums of the comparison with the shadow of that kind."""
+    """Return the sums of the comparison with that kind of shadow."""
     return shadow.on_base if kind == "base" else shadow.matched
 
 
@@ -67,27 +66,27 @@ def saved(shadow: Shadow | None, devices: Devices | None = None) -> dict[str, An
 
 
 def saved_by_all(shadows: Iterable[Shadow], devices: Devices | None = None) -> dict[str, Any] | None:
-    """Return the same for all families together, each against its own shadow; None before anything was served."""
+    """Return what all families together saved, each against its own shadow; None before anything was served."""
     having = [shadow for shadow in shadows if shadow.rows]
     return _saved(having, devices or {}) if having else None
 
 
 def compared(shadows: Mapping[str, Shadow], devices: Devices | None = None) -> Iterator[Compared]:
-    """Yield the same as figures, for the metrics."""
+    """Yield the comparisons as figures, for the metrics."""
     for name, shadow in shadows.items():
         for kind in KINDS:
-            found = _Comparison.of([shadow], kind, devices or {})
-            if found is not None:
-                (_, served_g), (_, shadow_g) = found.sides()
+            comparison = _Comparison.from_shadows([shadow], kind, devices or {})
+            if comparison is not None:
+                (_, served_g), (_, shadow_g) = comparison.sides()
                 yield Compared(
                     model=name,
                     against=kind,
                     method=_method(_methods([shadow], devices or {})),
                     served_g=served_g,
                     shadow_g=shadow_g,
-                    points=found.shadow_accuracy - found.accuracy,
+                    points=comparison.shadow_accuracy - comparison.accuracy,
                     grid=grid_of([shadow]),
-                    estimates=found.ends(),
+                    estimates=comparison.ends(),
                 )
 
 
@@ -104,7 +103,7 @@ def label_of(shadows: Sequence[Shadow], devices: Devices) -> str:
 
 
 def _methods(shadows: Iterable[Shadow], devices: Devices) -> set[str]:
-    """Return how the joules are known of all that served, rows or not."""
+    """Return how the joules of everything that served are known, whether it answered rows or not."""
     return methods_of(devices.values()).union(*(shadow.methods for shadow in shadows))
 
 
@@ -113,22 +112,23 @@ def _method(methods: Set[str]) -> str:
 
 
 def grid_of(shadows: Iterable[Shadow]) -> str:
-    """Return how the intensities were known that grams were priced at, joined by " + "; "unknown" if none is."""
-    return joined(grid for shadow in shadows for grid in shadow.grids) or "unknown"
+    """Return how the intensities are known at which grams were priced, joined by " + "; "unknown" without any."""
+    return join_labels(grid for shadow in shadows for grid in shadow.grids) or "unknown"
 
 
 def meter_error(methods: Iterable[str], devices: Devices) -> float:
-    """Return by which part watts of the meters may be off: what they say themselves of energy above idle, which savings
-    are made of, but of a model no less than `_MODELLED`; the mean over `devices` by these joules, or the most of
-    `methods` if they used none."""
+    """Return by which part the meters' watts may be off.  A meter says so itself for energy above idle, of which
+    savings are made; a model counts as no better than `_MODELLED`.  It is the mean over `devices` by these joules, or
+    the largest of `methods` if they used none."""
     said = _by_joules({name: _active_error(line) for name, line in devices.items()}, devices)
     return said if said is not None else max((_usual(method) for method in methods), default=MODELLED_ERROR)
 
 
 def part_error(methods: Iterable[str], devices: Devices, idle_part: float, own_part: float) -> float:
-    """Return by which part the percentage saved may be off for the meters' sake, if idle power is `idle_part` of what
-    the shadow uses, and what was used `own_part`.  A counter's own error is on both sides, but what was taken for idle
-    and is not moves the difference; where a model stands for a counter, watts at rest and at work err apart."""
+    """Return by which part the percentage saved may be off because of the meters, if idle power is `idle_part` of what
+    the shadow uses, and what was used is `own_part` of it.  A counter's own error is on both sides, but energy that was
+    wrongly taken for idle moves the difference.  Where a model stands in for a counter, watts at rest and at work err
+    independently."""
     errors = {}
     for name, line in devices.items():
         active = _active_error(line)
@@ -174,7 +174,7 @@ class _Comparison:
         self.early = self.rows < LEAST_ROWS
 
     @classmethod
-    def of(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
+    def from_shadows(cls, shadows: Sequence[Shadow], kind: str, devices: Devices) -> _Comparison | None:
         """Return the comparison; None if no rows can be compared yet."""
         parts = [(shadow, sums_of(shadow, kind)) for shadow in shadows]
         parts = [(shadow, sums) for shadow, sums in parts if sums.rows]
@@ -244,14 +244,14 @@ def _saved(shadows: Sequence[Shadow], devices: Devices) -> dict[str, Any]:
     out |= {"rows": rows, "label": label, "boundary": DEFAULT, "grid": grid, "perfect_forecast": perfect}
     out["known"] = "; ".join(known)
     for kind in KINDS:
-        found = _Comparison.of(shadows, kind, devices)
+        comparison = _Comparison.from_shadows(shadows, kind, devices)
         waiting = held if kind != "base" else 0
-        out[kind] = _figures(found, known, rows - waiting, waiting) if found is not None else None
+        out[kind] = _figures(comparison, known, rows - waiting, waiting) if comparison is not None else None
     return out
 
 
 def _figures(found: _Comparison, known: Sequence[str], rows: int, waiting: int) -> dict[str, Any]:
-    """Return one comparison; of `rows` rows, those that it does not have were left out, beside those `waiting`."""
+    """Return one comparison.  Of `rows` rows, those that it neither has nor has `waiting` were left out."""
     name, alike = _name(found), "equal load and hardware"
     if found.kind == "base":
         alike = f"{_places([shadow.base for shadow in found.shadows])}, {alike}"
@@ -326,8 +326,8 @@ def _short(figures: Mapping[str, Any], name: str) -> str:
     mass, percent = f"{grams(abs(figures['grams']))} of CO2e", f"{abs(100.0 * part):.1f} %"
     if less:
         return f"saved {mass} {interval}, {percent} of {name}"
-    control, told = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
-    cause = f"; {grams(control)} of ours is control (planning, profiling, swaps)" if told else ""
+    control, is_large = figures["control_g"], figures["control_g"] >= _TELLING * abs(figures["grams"])
+    cause = f"; {grams(control)} of ours is control (planning, profiling, swaps)" if is_large else ""
     return f"emitted {mass} more {interval}, {percent} more than {name}{cause}"
 
 

@@ -1,25 +1,26 @@
-"""The shadow of a family: what the rows it served would have used otherwise, added up.
+"""The shadow of a family: what the rows that it served would have used otherwise, added up.
 
-Every window of the account is compared with its shadows (`planning.budget.counterfactual`) as it is closed, at the
-intensity and PUE of its energy.  Sums begin with the server and are lost with it.
+When a window of the account is closed, it is compared with its shadows (`planning.budget.counterfactual`) at the
+intensity and PUE of its energy.  Sums begin with the server and end with it.
 
     base       BASE, at the load of the window
     matched    the best fixed mix at the accuracy that was really served, over all windows together
 
-A fixed mix that follows our accuracy from window to window would be none, and today's accuracy is not known yet when
-yesterday's windows are closed.  So of the mixes of *every* accuracy the sums are kept, on a grid, and `matched` is read
-off at the mix whose accuracy so far is the one served.
+**Why `matched` needs a grid.**  A mix that followed the served accuracy from window to window would not be fixed, and
+the day's accuracy is not known while its first windows are closed.  So sums are kept for the mixes of *every* accuracy
+on a grid, and `matched` is read off at the mix whose accuracy so far is the one served.
 
-Fixed mixes are found by the solver process: they are asked for if the load is more than a rate step away from every
-load they are known for, at most every `ASK_S` (a plan that is wanted meanwhile waits for the answer, some tenths of a
-second), and then read at the load of each window.  Windows before the first answer are held until it comes, added up by
-rate step, within which they are all compared alike: so that is exact, and bounded.  Windows at a load that nothing
-fixed serves within the targets are left out, on both sides, and counted.
+**Where the mixes come from.**  The solver process finds them.  It is asked if the load is more than a rate step away
+from every load that is known, every `ASK_S` at most (a plan wanted meanwhile waits some tenths of a second).  They are
+then read at the load of each window.  Windows before the first answer are held until it comes, added up by rate step.
+All windows of a rate step are compared alike, so holding them is exact, and its memory is bounded.  If no fixed mix
+serves a load within the targets, the window is left out on both sides, and counted.
 
-Corrections of the profile (`control.state.learning`) hold for what was booked before, too: sums are restated by each
-that is better known than the one they stand in.  `off` says how far joules a row may still be off.
+**Corrections** of the profile (`control.state.learning`) also hold for what was compared before: sums are restated by
+each correction that is better known than the one they were made with.  `off` says how far joules a row may still be
+off.
 
-Rows that were computed for an answer to come are compared with the rows of the window in which it comes.
+Rows that were computed for an answer still to come are compared in the window in which it comes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ _FEW = 100
 
 
 class Shadow:
-    """The shadow of one family.  `look` when the controller looks, `window` when the account closes a window."""
+    """The shadow of one family.  Call `observe` when the controller polls, and `compare` when the account closes a
+    window."""
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -98,14 +100,14 @@ class Shadow:
         """Rows that were computed, of which none is answered yet."""
 
     def renewed(self, family: Family) -> Shadow:
-        """Return the same sums for a family that was unloaded and is there again."""
+        """Return the same sums for a family that was unloaded and is loaded again."""
         self.family, self._holds, self._changed = family, (), -1
         self._windows.clear()
         return self
 
     # --- what is compared with ----------------------------------------------------------------------------------------
 
-    def look(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
+    def observe(self, devices: tuple[DeviceShape, ...], share: float, objective: ObjectiveConfig) -> None:
         """Follow the devices and the targets."""
         # What else could serve does not depend on the reference intensity, which may be another one each hour.
         asked = structs.replace(objective, reference_g_per_kwh=1.0)
@@ -120,14 +122,14 @@ class Shadow:
             self._deployed = None
             self.base = base(self.family.corrected, devices, share)
             profile = self.family.corrected
-            self._found = {at: Frontier.of(profile, mixes, share) for at, mixes in self._answers.items()}
+            self._found = {at: Frontier.from_fixed(profile, mixes, share) for at, mixes in self._answers.items()}
         if self._changed != self.family.learned.changed:
             self._restate()
         self._changed = self.family.learned.changed
 
     @property
     def off(self) -> Floats:
-        """By which part joules a row of each variant may be off, by [variant]: in 95 of 100 cases they are not."""
+        """By which part joules a row of each variant may be off, by [variant]: half of a 95 % interval."""
         return 2.0 * self._learned()[1]
 
     def _learned(self) -> tuple[Floats, Floats]:
@@ -149,8 +151,8 @@ class Shadow:
         return factors, errors
 
     def _restate(self) -> None:
-        """Have the sums stand in what was learned, as far as that is better known than what they stand in.  What a
-        variant that served took is metered: later corrections know of the past only if they are much better."""
+        """Restate the sums by what was learned, where it is better known than what the sums were made with.  What a
+        serving variant took is metered, so later corrections say something of the past only if they are much better."""
         factors, errors = self._learned()
         served = self.on_base.own[:, 0] > 0.0
         better = errors < np.where(served, 0.5, 1.0) * self._stated_off
@@ -162,9 +164,9 @@ class Shadow:
             window.own = window.own * times[:, None]
 
     def _follow(self, variants: Set[str]) -> None:
-        """Follow the workers that answer `variants`.  A worker that is drained still answers rows, and one of a
-        transition under way does already: a variant keeps its lane until it has another, and one that has none yet gets
-        that of the workers there are."""
+        """Follow the workers that answer `variants`.  A worker that is drained still answers rows, and a worker of a
+        transition under way answers some already.  So a variant keeps its lane until it has another; a variant without
+        a lane gets that of the workers that run."""
         deployed, profile = self.family.deployed, self.family.corrected
         if deployed is not None and deployed.deployment is not self._deployed:
             self._deployed = deployed.deployment
@@ -180,7 +182,8 @@ class Shadow:
         return _rate(list(self._windows))
 
     def wanted(self, now_s: float) -> float | None:
-        """Return the rate for which the solver is to be asked now, and note that it is; None if it is not."""
+        """Return the rate for which the solver is to be asked now, and record the question; None if it is not to be
+        asked."""
         step, half = _step(self.rate), list(self._windows)[len(self._windows) // 2 :]
         if self.rate < LEAST_RATE or any(abs(known - step) <= 1 for known in self._found):
             self._waits_s = math.inf
@@ -200,23 +203,23 @@ class Shadow:
 
     @property
     def question(self) -> object:
-        """What the solver's answers depend on beside the rate: another object once that changed."""
+        """What the solver's answers depend on besides the rate: another object once that changed."""
         return self._holds
 
     def learn(self, rate: float, mixes: tuple[Fixed, ...]) -> None:
-        """Take `mixes` for the best fixed ones at `rate` (rows/s), and compare the windows that waited for them."""
+        """Take `mixes` as the best fixed mixes at `rate` (rows/s), and compare the windows that waited for them."""
         while len(self._answers) >= _KNOWN:
             oldest = next(iter(self._answers))
             del self._answers[oldest], self._found[oldest]
         step = _step(rate)
         self._answers[step] = mixes
-        self._found[step] = Frontier.of(self.family.corrected, mixes, self._share)
+        self._found[step] = Frontier.from_fixed(self.family.corrected, mixes, self._share)
         held, self.held = self.held, {}
         for step, window in held.items():
-            self._book(window, math.exp(step * _STEP))
+            self._add_window(window, math.exp(step * _STEP))
 
     def _nearest(self, rate: float) -> Frontier | None:
-        """Return the frontier of the nearest load that is known; None if none is."""
+        """Return the frontier of the nearest known load; None if none is known."""
         if not self._found:
             return None
         step = _step(rate)
@@ -224,9 +227,9 @@ class Shadow:
 
     # --- windows ------------------------------------------------------------------------------------------------------
 
-    def window(self, span: Span, unowned: Overheads, seconds: float, grid_s: float) -> None:
-        """Compare a window of `seconds` with its shadows.  `unowned` has the family's part of what no worker holds or
-        caused."""
+    def compare(self, span: Span, unowned: Overheads, seconds: float, grid_s: float) -> None:
+        """Compare a window of `seconds` with its shadows.  `unowned`: the family's part of the energy that no worker
+        holds or caused."""
         if math.isnan(self.since_s):
             self.since_s = grid_s
         self._follow(span.rows.keys())
@@ -249,17 +252,17 @@ class Shadow:
         window = self._window(span, served, rows, rate, overheads)
         if self.base is not None:
             beyond = not self.base.holds(rate)
-            self.on_base.book(window, self.base.accuracy, in_order(self.base, self.variants, rate), beyond=beyond)
+            self.on_base.add_window(window, self.base.accuracy, in_order(self.base, self.variants, rate), beyond=beyond)
         if self._found:
-            self._book(window, rate)
+            self._add_window(window, rate)
         elif (step := _step(rate)) in self.held:
             self.held[step].add(window)
         else:
             self.held[step] = window
 
     def _with_open(self, span: Span) -> Span:
-        """Return `span` with the rows that were computed earlier without an answer; if it has no answers itself, keep
-        its rows until one has."""
+        """Return `span` with the rows that were computed earlier without an answer.  If `span` has no answers, keep its
+        rows until a span has."""
         before, rows = self._open, dict(span.rows)
         for variant, count in before.rows.items():
             rows[variant] = rows.get(variant, 0) + count
@@ -290,7 +293,7 @@ class Shadow:
         window.own = np.outer(in_order(served, self.variants, rate), window.weights)
         return window
 
-    def _book(self, window: Window, rate: float) -> None:
+    def _add_window(self, window: Window, rate: float) -> None:
         """Compare a window with the fixed mixes of the nearest load, if there are any."""
         frontier = self._nearest(rate)
         if frontier:
@@ -301,9 +304,9 @@ class Shadow:
     def matched(self) -> ComparisonSums:
         """The best fixed mix at the accuracy served."""
         right, change = self._spectrum.at(self._on_mixes.right)
-        found = copy.copy(self._on_mixes)
-        found.change, found.shadow_right = change, right
-        return found
+        sums = copy.copy(self._on_mixes)
+        sums.change, sums.shadow_right = change, right
+        return sums
 
     @property
     def held_rows(self) -> int:

@@ -1,8 +1,7 @@
-"""The executor: makes a plan the one in force, rolls a bad one back, and gives up workers on devices that are lost.
+"""The executor: puts a plan in force, rolls a bad one back, and gives up workers on devices that are lost.
 
-Whether a plan may be taken is not asked here (`clover.control.plan.gate`), but for the capacity floor: between the
-question and the deed the devices may have changed.  How a transition is carried out, step by step, is
-`clover.control.state.apply`.
+Whether a plan may be taken is decided in `clover.control.plan.gate`.  Only the capacity floor is checked here again,
+because devices may have changed since.  `clover.control.state.apply` carries a transition out step by step.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import partial
 
 from msgspec import structs
 
-from clover.control.plan.gate import below_floor, rerouted, same
+from clover.control.plan.gate import below_floor, changes_routing, keeps_workers
 from clover.control.plan.recording import PlanResult, record
 from clover.control.plan.ways import Way, Ways
 from clover.control.state.apply import NOWHERE, ApplyError, interim
@@ -37,7 +36,7 @@ class Executor:
         self._context = context
 
     def transition(self, family: Family, target: tuple[Assignment, ...]) -> Transition:
-        """Return the steps from the workers that shall run now to `target`, the fewest that keep the capacity floor."""
+        """Return the steps from the workers that shall run now to `target`: the fewest that keep the capacity floor."""
         return self.ways(family, target).quick()
 
     def ways(self, family: Family, target: tuple[Assignment, ...]) -> Ways:
@@ -69,10 +68,10 @@ class Executor:
         floor: float = math.inf,
         replaced: Collection[str] = (),
     ) -> Transition:
-        """Return the steps from `running` to `target`, by the memory that workers have and the time that they take.
+        """Return the steps from `running` to `target`, given the memory that workers have and the time that they take.
         `replaced`: placements whose process will be another one by then."""
         swap = Swap(family.slice_memory().without(replaced), running, target)
-        found = plan_transition(
+        transition = plan_transition(
             running,
             target,
             shapes,
@@ -82,7 +81,7 @@ class Executor:
             beside=swap.beside,
             resident=swap.memory.resident,
         )
-        return structs.replace(found, memory=swap.words)
+        return structs.replace(transition, memory=swap.words)
 
     async def apply(
         self,
@@ -96,7 +95,7 @@ class Executor:
         deployment is watched.  Refuses a transition below the capacity floor, unless it `may_lose` capacity.
         `way`: the transition that was chosen, with how rows go on it, unless the devices changed since."""
         context, deployed = self._context, family.deployed
-        if deployed is not None and same(plan, deployed):
+        if deployed is not None and keeps_workers(plan, deployed):
             return PlanResult(action=self._reroute(family, deployed, plan), plan=plan)
         if deployed is None:
             await self._adopt_instances(plan.deployment)
@@ -135,7 +134,7 @@ class Executor:
         action, more = await self._change(family, good, family.transition, {})
         reading = context.grid.reading
         if reading is not None:
-            family.triggers.planned(reading, family.rate(context.config), family.missing)
+            family.triggers.record_plan(reading, family.rate(context.config), family.missing)
         family.triggers.again(until_s)
         family.watch = None
         detail = f"{why}; this configuration is left alone for {until_s - started_s:.0f} s"
@@ -146,7 +145,7 @@ class Executor:
         return record(context, family, PlanRequest(trigger="verification"), started_s, result)
 
     async def give_up(self, family: Family, devices: Collection[str]) -> Decision:
-        """Serve without the workers on `devices`, which are lost: rows go to those that are left at once."""
+        """Serve without the workers on `devices`, which are lost: rows go at once to the workers that are left."""
         context, deployed = self._context, family.deployed
         started_s = context.monotonic()
         names = ", ".join(sorted(devices))
@@ -172,7 +171,7 @@ class Executor:
 
     def _reroute(self, family: Family, deployed: DeployedPlan, plan: Plan) -> str:
         """Route rows to the workers that run as `plan` has it; return the action for the record."""
-        changed = rerouted(deployed.routing, plan.routing)
+        changed = changes_routing(deployed.routing, plan.routing)
         if changed:
             family.fleet.route(deployed.deployment, plan.routing)
             family.turned += (deployed.routing.chain, deployed.routing.thresholds) != (
@@ -209,13 +208,13 @@ class Executor:
             family.triggers.again(family.back_off(target.configuration, now_s))
             if not error.restored:
                 self._take_stock(family)
-            follows = [family.memory_troubles.note(failed, target.deployment) for failed in error.starts]
+            follows = [family.memory_troubles.record(failed, target.deployment) for failed in error.starts]
             if any(follows) and family.deployed is None:
-                family.triggers.again(now_s)  # nothing runs, and the next plan is another one
+                family.triggers.again(now_s)  # nothing runs, so the next plan is made at once
             text = "; ".join(dict.fromkeys(filter(None, (str(error), *follows))))
             return ("rolled back" if error.restored and deployed is not None else "failed"), text
         devices = context.devices_of(family.name)
-        family.sleep.changed(devices, family.desired, target.deployment, context.monotonic())
+        family.sleep.record_change(devices, family.desired, target.deployment, context.monotonic())
         notes = (*notes, *parking_words(devices, family.desired, target.deployment))
         family.deployed = target
         family.changes += 1
@@ -235,7 +234,7 @@ class Executor:
                     log.info("%s: adopted %s from an earlier run", name, ", ".join(place.id for place in adopted))
 
     def _take_stock(self, family: Family) -> None:
-        """Take the workers that are left for the deployment in force: the way back of a transition failed."""
+        """Make the workers that are left the deployment in force, after the way back of a transition failed."""
         deployed, left = family.deployed, family.applier.workers
         if deployed is None:
             return

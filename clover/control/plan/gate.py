@@ -1,18 +1,18 @@
-"""May this plan be taken now?  What is asked of a plan between the policy that made it and the fleet that runs it.
+"""May this plan be taken now?  The questions between the policy that made a plan and the fleet that runs it.
 
-Every question is a pure function of what is known: None says that the plan may be taken as far as this question goes,
-`Stay` that the workers that run stay for now, why, and when to plan again.  Their order is the policy of the controller
-(`clover.control.plan.planner` asks them, and finds the plan that is taken instead):
+Every question is a pure function of what is known.  None means that it has no objection.  `Stay` means that the
+workers that run stay for now, and says why and when to plan again.  `clover.control.plan.planner` asks the questions in
+this order, and finds the plan that is taken instead:
 
     failed_lately   its configuration was rolled back, or failed to start, and is backed off
-    within_noise    what runs meets the targets, and the plan does not or gains no more than noise of the intensity
-                    explains
-    below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless to stay is
+    within_noise    what runs meets the targets, and either the plan does not, or it gains no more than noise of the
+                    intensity explains
+    below_floor     it cannot be reached without falling below the capacity floor (`pays_for_loss`: unless staying is
                     worse)
 
-What an operator's command is predicted to break is asked here, too (`breaches`): the accuracy floor, the SLO, the load
-that they hold at.  The prediction is compared with the targets themselves, not with what plans aim at: neither the
-margin above the floor nor a floor that the guard has raised stops an operator.
+`breaches` says what an operator's command is predicted to break: the accuracy floor, the SLO, the load at which they
+hold.  It compares with the targets themselves, so neither the margin above the floor nor a floor that the guard raised
+stops an operator.
 """
 
 from __future__ import annotations
@@ -56,12 +56,10 @@ def failed_lately(family: Family, plan: Plan, now_s: float) -> Stay | None:
 
 
 def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay | None:
-    """Judge whether `here`, the plan of the workers that run, still serves, and `plan` does not or gains no more than
-    noise explains.
-
-    What the planner would rather have counts: of plans near the best it takes the one that keeps most of what runs.
-    """
-    if not here.feasible or not same(here, family.deployed):
+    """Judge whether to stay: `here`, the plan of the workers that run, still serves, and `plan` does not, or gains no
+    more than noise explains.  The gain counts as the planner sees it: of plans near the best the planner takes the one
+    that keeps most of what runs."""
+    if not here.feasible or not keeps_workers(here, family.deployed):
         return None
     if not plan.feasible:
         return Stay(f"{words_of(plan.configuration)} would not keep the limits")
@@ -74,8 +72,8 @@ def within_noise(family: Family, plan: Plan, here: Plan, state: State) -> Stay |
 
 
 def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | None:
-    """Judge whether `transition`, which leads to `plan`, loses more capacity than the floor permits; `allowed` by the
-    configuration it may."""
+    """Judge whether `transition`, which leads to `plan`, loses more capacity than the floor permits.  If the
+    configuration allows it (`allowed`), it may."""
     if transition.holds or allowed:
         return None
     memory = f" ({transition.memory})" if transition.memory else ""
@@ -90,11 +88,10 @@ def below_floor(plan: Plan, transition: Transition, allowed: bool) -> Stay | Non
 def pays_for_loss(
     plan: Plan, transition: Transition, here: Plan, *, slo_ms: float, rate: float, capacity: float, within_s: float
 ) -> bool:
-    """Return whether `plan` keeps the limits at a price: the workers that run, whose plan is `here` and which serve
-    `capacity` of the `rate` rows/s that come, would within `within_s` seconds refuse or answer late more rows than
-    `transition` leaves without a worker.
-
-    Of the rows that they serve it counts one in twenty as late if their p95 is above `slo_ms`: no fewer are."""
+    """Return whether the loss of capacity on the way to `plan` costs fewer rows than staying.  `plan` keeps the limits.
+    Within `within_s` seconds the workers that run, whose plan is `here` and which serve `capacity` of the `rate` rows/s
+    that come, would refuse or answer late some rows; `transition` would leave others without a worker.  If the p95 of
+    the workers that run is above `slo_ms`, one in twenty of their rows counts as late: no fewer are."""
     if here.feasible or not plan.feasible:
         return False
     late = _LATE * min(rate, capacity) if here.prediction.p95_ms > slo_ms else 0.0
@@ -103,8 +100,8 @@ def pays_for_loss(
     return missed_on_the_way < missed_by_staying
 
 
-def checked(plan: Plan, family: Family, slo_ms: float) -> None:
-    """Raise PlanError if a plan (a custom policy's, say) is not one this family can be served by within `slo_ms`."""
+def check_plan(plan: Plan, family: Family, slo_ms: float) -> None:
+    """Raise PlanError if a plan (of a custom policy, say) cannot serve this family within `slo_ms`."""
     known = {variant.name for variant in family.spec.variants}
     if not plan.deployment:
         raise PlanError(f"policy {plan.policy} planned no workers")
@@ -115,16 +112,16 @@ def checked(plan: Plan, family: Family, slo_ms: float) -> None:
             raise PlanError(f"policy {plan.policy} planned the unknown variant {variant!r}")
     shares = routing.shares
     if any(not 0.0 <= share <= 1.0 + 1e-6 for share in shares.values()) or abs(sum(shares.values()) - 1.0) > 1e-3:
-        raise PlanError(f"policy {plan.policy} planned shares that are no shares: {shares}")
+        raise PlanError(f"policy {plan.policy} planned shares that do not sum to 1 or are negative: {shares}")
     if any(share > 0.0 and variant not in served for variant, share in shares.items()):
         raise PlanError(f"policy {plan.policy} gave rows to a variant without a worker: {shares}")
     if not served.issuperset(routing.chain):
         raise PlanError(f"policy {plan.policy} planned a chain with a variant without a worker: {routing.chain}")
     if len(set(routing.chain)) < len(routing.chain) or len(routing.thresholds) != max(0, len(routing.chain) - 1):
         thresholds = list(routing.thresholds)
-        raise PlanError(f"policy {plan.policy} planned a chain that is none: {routing.chain}, thresholds {thresholds}")
+        raise PlanError(f"policy {plan.policy} planned an invalid chain: {routing.chain}, thresholds {thresholds}")
     if not all(map(math.isfinite, routing.thresholds)):
-        raise PlanError(f"policy {plan.policy} planned thresholds that are no scores: {list(routing.thresholds)}")
+        raise PlanError(f"policy {plan.policy} planned thresholds that are not finite: {list(routing.thresholds)}")
     if any(rows < 1 for rows in routing.largest.values()):
         raise PlanError(f"policy {plan.policy} planned batches without rows: {routing.largest}")
     if not all(0.0 <= wait_ms < slo_ms for wait_ms in routing.wait_ms.values()):
@@ -139,12 +136,12 @@ def still_possible(deployed: DeployedPlan | None, shapes: tuple[DeviceShape, ...
     return deployed
 
 
-def same(plan: Plan, deployed: DeployedPlan | None) -> bool:
+def keeps_workers(plan: Plan, deployed: DeployedPlan | None) -> bool:
     """Return whether `plan` has the workers that run, so that it changes the routing at most."""
     return deployed is not None and Counter(plan.deployment) == Counter(deployed.deployment)
 
 
-def rerouted(before: Routing, after: Routing) -> bool:
+def changes_routing(before: Routing, after: Routing) -> bool:
     """Return whether `after` sends rows other ways than `before`, or lets them form other batches."""
     names = set(before.shares) | set(after.shares)
     if any(abs(before.shares.get(name, 0.0) - after.shares.get(name, 0.0)) > _SAME_SHARE for name in names):
@@ -161,24 +158,24 @@ def rerouted(before: Routing, after: Routing) -> bool:
 
 def breaches(plan: Plan, targets: Targets, max_utilisation: float) -> str:
     """Return what `plan` is predicted to break, each with its limit; empty if nothing."""
-    expected, found = plan.prediction, []
+    expected, broken = plan.prediction, []
     if expected.accuracy < targets.accuracy_floor - _LEAST_POINTS:
-        found.append(
+        broken.append(
             f"an accuracy of {expected.accuracy:.2f} % is predicted, below the floor of {targets.accuracy_floor:.2f} %"
         )
     if expected.p95_ms > targets.slo_ms:
         p95 = "without bound" if expected.p95_ms >= UNBOUNDED_MS else f"of {expected.p95_ms:.3g} ms"
-        found.append(f"a p95 {p95} is predicted, above the SLO of {targets.slo_ms:.3g} ms")
+        broken.append(f"a p95 {p95} is predicted, above the SLO of {targets.slo_ms:.3g} ms")
     elif expected.utilisation > max_utilisation + 1e-6:
-        found.append(
+        broken.append(
             f"a utilisation of {expected.utilisation:.0%} is predicted, above the limit of {max_utilisation:.0%} that "
             "the SLO is counted on"
         )
-    return " and ".join(found)
+    return " and ".join(broken)
 
 
 def stricter(one: Targets, other: Targets) -> Targets:
-    """Return `one`, with the limits of `other` if these are stricter."""
+    """Return `one`, with those limits of `other` that are stricter."""
     return Targets(
         slo_ms=min(one.slo_ms, other.slo_ms),
         accuracy_floor=max(one.accuracy_floor, other.accuracy_floor),
@@ -187,6 +184,7 @@ def stricter(one: Targets, other: Targets) -> Targets:
     )
 
 
-def tightened(before: Targets, after: Targets) -> bool:
-    """Return whether a limit of `after` is stricter than in `before`.  If none is, `after` cannot be why plans fail."""
+def is_stricter(before: Targets, after: Targets) -> bool:
+    """Return whether a limit of `after` is stricter than in `before`.  If none is, `after` cannot be the reason that
+    plans fail."""
     return after.slo_ms < before.slo_ms or after.accuracy_floor > before.accuracy_floor

@@ -1,8 +1,8 @@
 """The planner: from a request to a decision, for one family at a time.
 
-A request becomes a state, the state goes to the policy in the solver process, and the plan that comes back is checked,
-reviewed if an operator asked for it, and taken to the gate (`clover.control.plan.gate`).  What passes, the executor
-puts in force; what does not is replaced by the plan of the workers that run.
+A request becomes a state.  The policy in the solver process makes a plan of the state.  The plan is checked, reviewed
+if an operator asked for it, and taken to the gate (`clover.control.plan.gate`).  If it passes, the executor puts it in
+force; if not, the plan of the workers that run is taken instead.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _WITHOUT_MARGINS = (
 
 @dataclass(frozen=True)
 class _Admitted:
-    """The plan that may be taken.  `held`: why it is another than the policy's; `may_lose`: whether capacity may be
-    lost on the way to it; `way`: the way, if it was looked for."""
+    """The plan that may be taken.  `held`: why it is not the policy's plan; `may_lose`: whether capacity may be lost on
+    the way to it; `way`: the way, if one was searched for."""
 
     plan: Plan
     held: str = ""
@@ -61,10 +61,8 @@ class Planner:
         """By family, the last state without any margins in which no plan was feasible."""
 
     async def propose(self, family: Family, request: PlanRequest) -> tuple[State, Plan]:
-        """Return the state of a family and the plan for it by the policy in force (or by the request's pin).  PlanError
-        if there is none.
-
-        If no plan keeps the limits with the margins that sampling asks for, one that keeps them as far as is known is
+        """Return the state of a family and its plan by the policy in force (or by the request's pin).  PlanError if
+        there is none.  If no plan keeps the limits with the margins for sampling, a plan that keeps them without is
         better than the least bad one."""
         context = self._context
         context.look_at_memory(family)
@@ -78,7 +76,7 @@ class Planner:
         outlook: Outlook | None = None
         if pin.policy in SPENDING:
             grid_s, horizon_s = conditions.grid_s, family.config.budget_horizon_s
-            family.ledger.look(grid_s, family.observed, horizon_s)
+            family.ledger.observe(grid_s, family.observed, horizon_s)
             outlook = await context.grid.outlook(
                 conditions.reading,
                 family.ledger.rates,
@@ -87,15 +85,15 @@ class Planner:
                 rate=max(family.observed.get("arrival_rate", 0.0), LEAST_RATE),  # without the margin of a plan's rate
             )
             family.ledger.label = outlook.label
-        family.sample.look(family.fleet.guard_report())
+        family.sample.observe(family.fleet.guard_report())
         demand = family.demand.wanted(context.monotonic()) if heeds(pin.policy) else ()
         state = family.state(conditions, context.config, request, outlook=outlook, demand=demand)
         policy = pin.policy or "objective"
         plan = await self._solver.propose(state, policy, pin.configuration)
         if not plan.feasible and request.rate is None:
-            state, plan = await self._bold(family, state, plan, policy, pin.configuration)
-        gate.checked(plan, family, state.objective.slo_ms)
-        context.least_saving.planned(plan.seconds)
+            state, plan = await self._without_margins(family, state, plan, policy, pin.configuration)
+        gate.check_plan(plan, family, state.objective.slo_ms)
+        context.least_saving.record_plan(plan.seconds)
         return with_met(state, plan), plan
 
     async def take_over(self, family: Family, running: tuple[Assignment, ...]) -> None:
@@ -106,13 +104,13 @@ class Planner:
         family.applier.adopt(running)
         family.deployed = DeployedPlan(running, plan.routing, plan)
 
-    async def _bold(
+    async def _without_margins(
         self, family: Family, state: State, plan: Plan, policy: str, configuration: Configuration | None
     ) -> tuple[State, Plan]:
-        """Return the first feasible plan with fewer of the margins of `state`, and the state without them; these if
-        there is none."""
+        """Return the first feasible plan with fewer of the margins of `state`, and the state without these margins; if
+        there is none, the plan and state given."""
         bare = family.without_margins(state, self._context.config)
-        if bare[-1] == state or self._in_vain(bare[-1]):
+        if bare[-1] == state or self._is_in_vain(bare[-1]):
             return state, plan
         tried = [state]
         for fewer, why in zip(bare, _WITHOUT_MARGINS, strict=True):
@@ -124,7 +122,7 @@ class Planner:
         self._infeasible[family.name] = bare[-1]
         return state, plan
 
-    def _in_vain(self, state: State) -> bool:
+    def _is_in_vain(self, state: State) -> bool:
         """Return whether no plan was feasible in a state that asked for no more than `state` does."""
         before = self._infeasible.get(state.family)
         return (
@@ -136,31 +134,31 @@ class Planner:
         )
 
     async def plan_and_apply(self, family: Family, request: PlanRequest) -> Decision:
-        """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; what happened to a plan
-        that was made is in the decision."""
+        """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; the decision says what
+        happened to a plan that was made."""
         context = self._context
         started_s = context.monotonic()
-        family.look(started_s)
-        family.demand.look(started_s, family.fleet.accuracy_demand())
+        family.observe(started_s)
+        family.demand.observe(started_s, family.fleet.accuracy_demand())
         family.transition = None
         try:
             state, plan = await self.propose(family, request)
         except CloverError as error:
             if isinstance(error, PolicyFault) or not (missing := family.memory_troubles.words):
-                self._failed(family, request, started_s, error)
+                self._record_failure(family, request, started_s, error)
                 raise
             why = PlanError(f"{error}; {missing}")  # it may be what the plan is missing
             if family.deployed is None and not request.dry_run:
-                family.memory_troubles.nothing_left(started_s)
-            self._failed(family, request, started_s, why)
+                family.memory_troubles.record_deadlock(started_s)
+            self._record_failure(family, request, started_s, why)
             raise why from error
         refused, note = request.review(state, plan) if request.review is not None else (False, "")
         if request.dry_run or refused:
             action = "dry run" if request.dry_run else "refused"
             result = PlanResult(action=action, detail=note, state=state, plan=plan, answers_demand=False)
             return record(context, family, request, started_s, result)
-        family.answered(context.grid.now())
-        family.triggers.planned(state.intensity, state.arrival_rate, family.missing)
+        family.record_answer(context.grid.now())
+        family.triggers.record_plan(state.intensity, state.arrival_rate, family.missing)
         if not request.force and context.mode_of(family) != "active":
             result = PlanResult(action="observed", detail=note, state=state, plan=plan)
             return record(context, family, request, started_s, result)
@@ -171,15 +169,15 @@ class Planner:
         try:
             moves = may_lose = context.must_move(family)
             if moves:
-                detail = "where workers are is another model's place now"
-            elif not request.force and (avoided or not gate.same(plan, family.deployed)):
-                admitted = await self._admitted(family, plan, state, finder)
+                detail = "the workers that run are on another model's places now"
+            elif not request.force and (avoided or not gate.keeps_workers(plan, family.deployed)):
+                admitted = await self._admit(family, plan, state, finder)
                 plan, detail, may_lose, way = admitted.plan, admitted.held, admitted.may_lose, admitted.way
-            if way is None and family.deployed is not None and not gate.same(plan, family.deployed):
+            if way is None and family.deployed is not None and not gate.keeps_workers(plan, family.deployed):
                 way = await finder.best(plan.deployment)
             done = await self._executor.apply(family, plan, way, may_lose=may_lose)
             if way is not None and way.helper:
-                detail = _joined(detail, f"{way.helper} helps out on the way")
+                detail = _join(detail, f"{way.helper} helps out on the way")
         except CloverError as error:  # a device changed while the plan was made, or refuses
             done = PlanResult(action="fault" if isinstance(error, PolicyFault) else "failed", detail=str(error))
             family.triggers.again(context.monotonic() + RETRY_S)
@@ -187,60 +185,60 @@ class Planner:
         if rested_s is not None:
             family.triggers.again(rested_s)
         result = PlanResult(
-            action=done.action, detail=_joined(note, detail, done.detail), state=state, plan=plan, before=done.before
+            action=done.action, detail=_join(note, detail, done.detail), state=state, plan=plan, before=done.before
         )
         return record(context, family, request, started_s, result)
 
-    def _failed(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
-        """Record that no plan was made, and plan again before long (not at every look)."""
+    def _record_failure(self, family: Family, request: PlanRequest, started_s: float, error: CloverError) -> None:
+        """Record that no plan was made, and plan again before long (not at every poll)."""
         context, reading = self._context, self._context.grid.reading
         if not request.dry_run:
-            family.answered(context.grid.now())
+            family.record_answer(context.grid.now())
             if reading is not None:
-                family.triggers.planned(reading, family.rate(context.config), family.missing)
+                family.triggers.record_plan(reading, family.rate(context.config), family.missing)
                 family.triggers.again(context.monotonic() + RETRY_S)
         action = "fault" if isinstance(error, PolicyFault) else "refused" if request.dry_run else "failed"
         record(context, family, request, started_s, PlanResult(action=action, detail=str(error)))
 
     # --- which plan is taken ------------------------------------------------------------------------------------------
 
-    async def _admitted(self, family: Family, plan: Plan, state: State, ways: WayFinder) -> _Admitted:
-        """Return `plan`, or if it may not be taken now the plan that may, and why."""
+    async def _admit(self, family: Family, plan: Plan, state: State, ways: WayFinder) -> _Admitted:
+        """Return `plan`, or the plan that may be taken instead, and why."""
         context, deployed = self._context, family.deployed
         if deployed is None:
             return _Admitted(plan)
         now_s, held = context.monotonic(), ""
         weighed = plan.policy == "objective"  # a custom policy knows for itself when a change is worth it
         if (stay := gate.failed_lately(family, plan, now_s)) is not None:
-            held = self._stays(family, stay)
+            held = self._stay(family, stay)
             usable = (
                 other.configuration
                 for other in plan.candidates
                 if other.feasible and not family.backed_off(other.configuration, now_s)
             )
             other = next(usable, None)
-            plan = await self._fixed(family, state, other if other is not None else deployed.configuration)
-            if other is None or gate.same(plan, deployed):
+            plan = await self._plan_fixed(family, state, other if other is not None else deployed.configuration)
+            if other is None or gate.keeps_workers(plan, deployed):
                 return _Admitted(plan, held)
         # A worker that was brought for rows that do not come any more goes, whatever noise there is.
         compared = (weighed and not family.demand.lapsed(now_s)) or not plan.feasible
         if compared and not family.backed_off(deployed.configuration, now_s):
-            here = await self._here(family, state)
+            here = await self._plan_here(family, state)
             if here is not None and (stay := gate.within_noise(family, plan, here, state)) is not None:
-                return _Admitted(here, _joined(held, stay.reason))
+                return _Admitted(here, _join(held, stay.reason))
         way = await ways.best(plan.deployment)
         family.transition = way.transition
         stay = gate.below_floor(plan, way.transition, context.config.allow_capacity_loss)
         if stay is not None:
-            here = await self._fixed(family, state, deployed.configuration)
+            here = await self._plan_fixed(family, state, deployed.configuration)
             if not self._pays_for_loss(family, plan, way.transition, here):
                 return _Admitted(here, stay.reason)  # and the transition on record is the one that was refused
             return _Admitted(plan, f"{stay.reason}; to stay would miss more rows", may_lose=True, way=way)
         return _Admitted(plan, held, way=way)
 
     def _pays_for_loss(self, family: Family, plan: Plan, transition: Transition, here: Plan) -> bool:
-        """Return whether `transition`, which leads to `plan`, may go below the capacity floor since `here`, the best
-        plan of the workers that run, misses more rows."""
+        """Return whether `transition`, which leads to `plan`, may go below the capacity floor because `here`, the best
+        plan of the workers that run, would miss more rows."""
         context = self._context
         return gate.pays_for_loss(
             plan,
@@ -252,26 +250,26 @@ class Planner:
             within_s=PAYBACK_S,
         )
 
-    async def _here(self, family: Family, state: State) -> Plan | None:
+    async def _plan_here(self, family: Family, state: State) -> Plan | None:
         """Return the plan of the workers that run; None if the devices do not allow them any more."""
         assert family.deployed is not None
         try:
-            return await self._fixed(family, state, family.deployed.configuration)
+            return await self._plan_fixed(family, state, family.deployed.configuration)
         except PlanError:
             return None
 
-    async def _fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
+    async def _plan_fixed(self, family: Family, state: State, configuration: Configuration) -> Plan:
         """Return the best plan of exactly `configuration`; PlanError if there is none."""
         plan = await self._solver.propose(state, "objective", configuration)
-        gate.checked(plan, family, state.objective.slo_ms)
+        gate.check_plan(plan, family, state.objective.slo_ms)
         return plan
 
-    def _stays(self, family: Family, stay: gate.Stay) -> str:
+    def _stay(self, family: Family, stay: gate.Stay) -> str:
         """Have the family planned again when the hold ends; return the reason."""
         if stay.again_s is not None:
             family.triggers.again(stay.again_s)
         return stay.reason
 
 
-def _joined(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return "; ".join(filter(None, parts))

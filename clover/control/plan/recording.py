@@ -1,4 +1,4 @@
-"""How a plan request ended, and its entry in the record of decisions, with what the decision was made from."""
+"""Records how a request for a plan ended, and from which inputs the decision was made."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class PlanResult:
 
 
 def record(context: Context, family: Family, request: PlanRequest, started_s: float, result: PlanResult) -> Decision:
-    """Keep and log what came of a request that was begun at `started_s` (monotonic)."""
+    """Keep and log the result of a request that began at `started_s` (monotonic)."""
     now_s = context.monotonic()
     # Only a plan of the policy in force answers the rows that wait for a worker.
     if result.answers_demand and request.pin is None and not request.dry_run:
-        family.demand.decided(result.action, result.state, result.plan, family.desired, result.detail, now_s)
+        family.demand.record_decision(result.action, result.state, result.plan, family.desired, result.detail, now_s)
     if family.demand.held():
         family.triggers.again(now_s + RETRY_S)
     if result.action not in ("kept", "dry run", "fault"):  # a fault is logged once, with its traceback
@@ -68,7 +68,7 @@ def _log(family: Family, request: PlanRequest, result: PlanResult) -> None:
 
 
 def inputs_of(context: Context, family: Family, state: State | None) -> dict[str, float | str | None]:
-    """Return what a decision was made from: `state`, or if no plan was made what holds now."""
+    """Return the inputs of a decision: `state`, or the present ones if no plan was made."""
     reading = state.intensity if state is not None else context.grid.reading
     objective = state.objective if state is not None else None
     lam = objective.lam if objective is not None else None
@@ -93,7 +93,7 @@ def inputs_of(context: Context, family: Family, state: State | None) -> dict[str
 
 
 def _budget_of(state: State | None) -> dict[str, float | str | None]:
-    """Return what a decision under an accuracy budget was made from besides."""
+    """Return the further inputs of a decision under an accuracy budget."""
     if state is None or state.objective.accuracy_budget is None:
         return {}
     served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else None
@@ -107,19 +107,19 @@ def _budget_of(state: State | None) -> dict[str, float | str | None]:
 
 
 def _devices_of(context: Context, family: Family, state: State | None) -> dict[str, float | str | None]:
-    """Return the devices a decision was made for, and how low capacity goes during the transition that was planned."""
+    """Return the devices of a decision, and how low capacity goes during the planned transition."""
     shapes = state.devices if state is not None else context.devices_of(family.name)
     lost = context.device_pool.lost()
     names = [*(shape.device for shape in shapes), *(f"{name} (lost)" for name in sorted(lost))]
-    found: dict[str, float | str | None] = {"devices": ", ".join(names)}
+    inputs: dict[str, float | str | None] = {"devices": ", ".join(names)}
     transition = family.transition
     if transition is not None and transition.steps:
-        found["capacity_floor"] = transition.capacity_floor
-        found["lowest_capacity"] = transition.lowest_capacity
-        found["loses_s"] = transition.loses_s
-        found["loses_how"] = transition.loses_how
+        inputs["capacity_floor"] = transition.capacity_floor
+        inputs["lowest_capacity"] = transition.lowest_capacity
+        inputs["loses_s"] = transition.loses_s
+        inputs["loses_how"] = transition.loses_how
         if transition.memory:
-            found["memory"] = transition.memory
+            inputs["memory"] = transition.memory
     if family.memory_troubles.refused:
-        found["refused"] = family.memory_troubles.words
-    return found
+        inputs["refused"] = family.memory_troubles.words
+    return inputs

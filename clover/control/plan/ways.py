@@ -1,28 +1,29 @@
-"""Which way to a plan keeps the SLO: each phase of a transition is judged as plans are, at the rate planned for.
+"""Finds a way from one deployment to the next that keeps the SLO.
 
-A plan says how well its workers serve, and not what is served until they stand.  With a third of the workers away for
-ten seconds, the rows of these seconds may wait longer than the SLO allows, and a minute's p95 with them.  So the ways
-that there are (`clover.control.plan.ways`) are tried, the one of the fewest steps first, and each is followed
-phase by phase: what receives rows, for how long, and whether some routing of it meets the targets, if need be without
-the margin above the accuracy floor, which is for hours and not for seconds.  The first on which all phases do is taken.
-If there is none, the one that comes nearest: first by the capacity floor, then by the rows that no worker is left for,
-then by the seconds beyond the targets.
+A plan says how well its workers serve once they stand, not how well rows are served until then.  If a third of the
+workers is away for ten seconds, rows may wait longer than the SLO allows, and a minute's p95 misses it with them.
 
-A variant helps out if that is needed, at as few placements as will do (1, 2, 4, ...).
+**The search.**  There are several ways between two deployments.  They are tried in order of their number of steps.
+Each is followed phase by phase: which workers receive rows, for how long, and whether some routing of them meets the
+targets at the rate planned for.  For these seconds a routing may do without the margin above the accuracy floor.  The
+first way whose phases all meet the targets is taken.  If there is none, the nearest one is: first by the capacity
+floor, then by the rows for which no worker is left, then by the seconds beyond the targets.
 
-**The ways** between the same two deployments, for whoever has to keep an SLO meanwhile.  A capacity floor counts rows a
-second and says nothing of how long they wait: workers that can just serve what arrives let it queue.  So there are
-several, those with the fewest steps first:
+**The ways**, fewest steps first:
 
     quick    exchanges as much at once as the capacity floor allows (`plan_transition`)
-    gentle   exchanges as little at once as can be, so that capacity stays as high as some order can keep it
-    helped   as gentle, and another variant helps out: before the exchanges, workers that would serve more rows with it
-             are swapped for it on their instances, which costs no capacity if memory holds both; what the exchanges
-             bring begins with it if that serves more rows there, too; when all stands, what was planned follows
+    gentle   exchanges as little at once as possible, so that capacity stays as high as any order keeps it
+    helped   as gentle, and another variant helps out.  Before the exchanges, workers that would serve more rows with
+             the helper are swapped for it on their instances, which costs no capacity if memory holds both.  Instances
+             that the exchanges bring begin with the helper if it serves more rows there.  When all stands, the planned
+             variants follow
 
-On half of the devices a faster variant may well serve what takes a slower one all of them.  The swaps are jobs like
-others, ordered by capacity: what gains comes first, what loses last.  Cores need no helper, as workers load beside each
-other there.
+The capacity floor alone is not enough: it counts rows a second and says nothing of waiting.  Workers that can just
+serve what arrives let it queue.
+
+**The helper.**  On half of the devices a faster variant may serve what a slower one needs all of them for.  It helps
+at as few placements as will do (1, 2, 4, ...).  The swaps are jobs like others, ordered by capacity: what gains comes
+first, what loses last.  Cores need no helper, because there workers load beside each other.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from msgspec import structs
 from clover.errors import PlanError
 from clover.planning.model.problem import accuracies
 from clover.planning.transition.layout import Capacity
-from clover.planning.transition.stages import StageView, StepSeconds, placed, stages
+from clover.planning.transition.stages import StageView, StepSeconds, capacity_by_placement, stages
 from clover.planning.transition.steps import transition_of
 from clover.types import (
     Assignment,
@@ -60,7 +61,7 @@ _HELPERS = 3
 """Variants, the most accurate first, that are asked whether they can help out."""
 Leg = Callable[[Sequence[Assignment], Sequence[Assignment], float, Collection[str]], Transition]
 """Plans the transition from the first deployment to the second above a floor (rows/s), if at the placements of these
-ids the process is not the one of now any more."""
+ids the process is not the present one any more."""
 
 
 class Solver(Protocol):
@@ -75,9 +76,9 @@ class Solver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A transition on `shapes`, how rows go best to those that receive them meanwhile (`routing`; nothing for workers
-    that cannot meet the targets), for how many seconds the targets are missed on it, how many rows find no worker, and
-    how long it takes (seconds).  `helper`: the variant that helps out, empty without one."""
+    """A transition on `shapes`.  `routing`: how rows go best to the workers that receive them meanwhile (nothing for
+    workers that cannot meet the targets).  It also says for how many seconds the targets are missed on it, how many
+    rows find no worker, and how long it takes (seconds).  `helper`: the variant that helps out, empty without one."""
 
     transition: Transition
     shapes: tuple[DeviceShape, ...]
@@ -94,14 +95,14 @@ class Way:
 
     @property
     def rank(self) -> tuple[bool, float, float, float]:
-        """How bad it is: the best way is the least."""
+        """How bad it is: the best way has the lowest rank."""
         return (not self.transition.holds, self.unserved, self.late_s, self.seconds)
 
 
 class WayFinder:
-    """Finds the way to deployments in `state` among the `ways` that there are to each.  `bare`: the state without the
-    margin above the accuracy floor; `profile`: the family's, as corrected.  For one request: it remembers what it asked
-    the solver."""
+    """Finds the way to deployments in `state` among the `ways` to each.  `bare`: the state without the margin above the
+    accuracy floor; `profile`: the family's, as corrected.  A finder is for one request: it remembers what it asked the
+    solver."""
 
     def __init__(
         self,
@@ -132,24 +133,25 @@ class WayFinder:
         return found
 
     async def _best_of(self, ways: Ways) -> Way:
-        quick = await self._judged(ways, ways.quick())
+        quick = await self._judge(ways, ways.quick())
         if quick.good:
             return quick
-        found = [quick]
+        tried = [quick]
         gentle = ways.gentle()
         if gentle.steps != quick.transition.steps:
-            found.append(await self._judged(ways, gentle))
-        if not found[-1].good:
+            tried.append(await self._judge(ways, gentle))
+        if not tried[-1].good:
             for variant, backend in self._helpers(ways):
-                helped = await self._helped(ways, variant, backend)
+                helped = await self._find_help(ways, variant, backend)
                 if helped is not None:
-                    found.append(helped)
+                    tried.append(helped)
                     if helped.good:
                         break
-        return min(found, key=lambda way: way.rank)
+        return min(tried, key=lambda way: way.rank)
 
-    async def _helped(self, ways: Ways, variant: str, backend: str) -> Way | None:
-        """Return the way on which a variant helps out at as few placements as will do; at all of them, if none does."""
+    async def _find_help(self, ways: Ways, variant: str, backend: str) -> Way | None:
+        """Return the way on which a variant helps out at as few placements as will do, or at all of them if none
+        will."""
         places = ways.places(variant, backend)
         whole = await self._with_help(ways, variant, backend, places)
         count = 1
@@ -165,7 +167,7 @@ class WayFinder:
             transition = ways.helped(variant, backend, count)
         except PlanError:  # the devices do not allow the instances together
             return None
-        return await self._judged(ways, transition, variant) if transition is not None else None
+        return await self._judge(ways, transition, variant) if transition is not None else None
 
     def _helpers(self, ways: Ways) -> list[tuple[str, str]]:
         """Return the variants that could help out, with their backends."""
@@ -176,7 +178,7 @@ class WayFinder:
             (variant, profile.backend[variant]) for variant in ranked if ways.places(variant, profile.backend[variant])
         ][:_HELPERS]
 
-    async def _judged(self, ways: Ways, transition: Transition, helper: str = "") -> Way:
+    async def _judge(self, ways: Ways, transition: Transition, helper: str = "") -> Way:
         """Return `transition` as a way: each of its phases judged."""
         late_s = unserved = seconds = 0.0
         routing: dict[Configuration, Routing] = {}
@@ -209,7 +211,7 @@ class WayFinder:
                 yield view
 
     async def _routing(self, served: Configuration) -> Routing | None:
-        """Return how rows go best to these workers; None if they miss the targets whatever goes where."""
+        """Return how rows go best to these workers; None if they miss the targets with every routing."""
         key = (served, self._lenient)
         if key not in self._known:
             found = self._known.get((served, False))
@@ -228,7 +230,7 @@ class WayFinder:
 @dataclass(frozen=True, kw_only=True)
 class Ways:
     """The ways from `running` to `target` on `devices`, each planned in one leg or in several by `leg`.  `capacity`:
-    rows/s of a worker; `floor`: the least that shall be served meanwhile (rows/s), which `quick` alone goes down to;
+    rows/s of a worker; `floor`: the least that shall be served meanwhile (rows/s), to which only `quick` goes down;
     `resident`, `durations`: as `plan_transition` has them."""
 
     running: Sequence[Assignment]
@@ -245,12 +247,12 @@ class Ways:
         return self.leg(self.running, self.target, self.floor, ())
 
     def gentle(self) -> Transition:
-        """Return the way that exchanges as little at once as can be."""
+        """Return the way that exchanges as little at once as possible."""
         return self._through((self.running, self.target))
 
     def helped(self, variant: str, backend: str, count: int) -> Transition | None:
-        """Return the way on which `variant` helps out at up to `count` placements of what runs, and as many of what
-        comes: those where it gains most.  None if it gains nothing anywhere."""
+        """Return the way on which `variant` helps out where it gains most, at up to `count` placements of what runs and
+        as many of what comes.  None if it gains nothing anywhere."""
         first = self._with_help(self.running, variant, backend, count)
         last = self._with_help(self.target, variant, backend, count)
         stops = [tuple(self.running), first, last, tuple(self.target)]
@@ -258,7 +260,7 @@ class Ways:
         return self._through(legs) if first != stops[0] or last != stops[-1] else None
 
     def places(self, variant: str, backend: str) -> int:
-        """Return at how many placements of what runs, or of what comes if these are more, `variant` could help out."""
+        """Return at how many placements `variant` could help out: of what runs, or of what comes if those are more."""
         return max(len(list(self._gains(items, variant, backend))) for items in (self.running, self.target))
 
     def _with_help(
@@ -275,17 +277,17 @@ class Ways:
     ) -> Iterator[tuple[int, Assignment]]:
         """Yield what `variant` would gain at each placement where it does, and the worker for it."""
         overlap = {device.device for device in self.devices if device.overlap}
-        now = placed(deployment, self.capacity)
+        now = capacity_by_placement(deployment, self.capacity)
         places: dict[str, Placement] = {item.placement.id: item.placement for item in deployment}
         families = {item.placement.id: item.family for item in deployment}
         for key, place in places.items():
             helper = Assignment(placement=place, family=families[key], variant=variant, backend=backend)
-            gain = placed([helper], self.capacity)[key] - now[key]
+            gain = capacity_by_placement([helper], self.capacity)[key] - now[key]
             if gain > 0 and place.device not in overlap:
                 yield gain, helper
 
     def _through(self, stops: Sequence[Sequence[Assignment]]) -> Transition:
-        """Return the transition that passes through all of `stops`, from each to the next as gently as can be."""
+        """Return the transition that passes through all of `stops`, from each to the next as gently as possible."""
         steps: list[Step] = []
         memory: dict[str, None] = {}
         replaced: set[str] = set()
@@ -299,7 +301,7 @@ class Ways:
                 for step in part.steps
                 if step.kind == "spawn" and step.assignment is not None and step.assignment not in part.resident
             }
-        found = transition_of(
+        transition = transition_of(
             steps,
             self.running,
             self.target,
@@ -309,4 +311,4 @@ class Ways:
             durations=self.durations,
             resident=self.resident,
         )
-        return structs.replace(found, memory="; ".join(memory))
+        return structs.replace(transition, memory="; ".join(memory))

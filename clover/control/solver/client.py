@@ -1,4 +1,4 @@
-"""The server's side of the solver process: started when first needed, restarted when it dies, killed when it stalls."""
+"""The server's side of the solver process: started when first needed, restarted if it dies, killed if it stalls."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from clover.control.solver.protocol import (
     SolverAnswer,
     SolverOrder,
     length_of,
-    packed,
-    unpacked,
+    pack,
+    unpack,
 )
 from clover.errors import PlanError, PolicyFault
 from clover.planning.budget.counterfactual import Fixed
@@ -30,7 +30,8 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class SolverClient:
-    """Plans in a process of its own.  One order at a time; `limit_s` bounds each, the process's start included."""
+    """Plans in a process of its own, one order at a time.  `limit_s` bounds each order, the start of the process
+    included."""
 
     def __init__(self, *, limit_s: float = 30.0) -> None:
         self.limit_s = limit_s
@@ -63,7 +64,7 @@ class SolverClient:
         return answer.alternatives
 
     async def fewest_cores(self, state: State) -> int | None:
-        """Return the fewest cores that do for `state`; None if all of them do not.  PlanError as above."""
+        """Return the fewest cores that will do for `state`; None if all of them are too few.  PlanError as above."""
         answer = await self._answer(state, FEWEST, None)
         if answer.error:
             raise PlanError(answer.error)
@@ -71,7 +72,7 @@ class SolverClient:
 
     async def routing(self, state: State, configuration: Configuration) -> Routing | None:
         """Return how rows go best to the workers of `configuration`, which need not fill the devices; None if no
-        routing of theirs keeps the targets.  PlanError as above."""
+        routing of them keeps the targets.  PlanError as above."""
         answer = await self._answer(state, ROUTING, configuration)
         if answer.error:
             raise PlanError(answer.error)
@@ -81,7 +82,7 @@ class SolverClient:
         async with self._lock:
             self._orders += 1
             order = SolverOrder(id=self._orders, policy=policy, state=state, configuration=configuration)
-            frame = packed(order)
+            frame = pack(order)
             try:
                 async with asyncio.timeout(self.limit_s):
                     answer = await self._ask(frame)
@@ -118,7 +119,7 @@ class SolverClient:
                 process.stdin.write(frame)
                 await process.stdin.drain()
                 body = await process.stdout.readexactly(length_of(await process.stdout.readexactly(HEAD.size)))
-                return unpacked(body, SolverAnswer)
+                return unpack(body, SolverAnswer)
             except (OSError, asyncio.IncompleteReadError, ValueError) as error:
                 await self._end()
                 log.warning("the solver process ended unexpectedly (%s)", error)

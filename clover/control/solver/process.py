@@ -2,10 +2,10 @@
 
     python -m clover.control.solver.process
 
-Orders come on standard input, answers go to standard output (see `clover.control.solver.protocol`).  It ends when
-its input does, and when the thread that started it ends; it ignores Ctrl-C, which the server handles.  It never imports
-torch, and its linear algebra runs one thread.  Standard output carries the frames alone: what a custom policy prints
-goes to standard error.
+It reads orders from standard input and writes answers to standard output (`clover.control.solver.protocol`).  It ends
+when its input ends, or when the thread that started it ends.  It ignores Ctrl-C, which the server handles.  It never
+imports torch, and its linear algebra runs in one thread.  What a custom policy prints goes to standard error, because
+standard output carries the frames.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from clover.control.solver.protocol import (
     SolverAnswer,
     SolverOrder,
     length_of,
-    packed,
-    unpacked,
+    pack,
+    unpack,
 )
 from clover.errors import CloverError
 from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.objective import PlanningInput
 from clover.planning.search.best import fewest_cores
 from clover.policies import ships
-from clover.policies.demanded import proposed
+from clover.policies.demanded import propose_with_demand
 from clover.policies.plans import plan_fixed, routing_fixed
 
 _PR_SET_PDEATHSIG = 1
@@ -53,7 +53,7 @@ def serve(orders: BinaryIO, answers: BinaryIO) -> None:
         body = orders.read(length)
         if len(body) < length:
             return
-        answers.write(packed(solve(unpacked(body, SolverOrder))))
+        answers.write(pack(solve(unpack(body, SolverOrder))))
         answers.flush()
 
 
@@ -64,7 +64,7 @@ def solve(order: SolverOrder) -> SolverAnswer:
         if order.policy == ALTERNATIVES:
             return SolverAnswer(id=order.id, alternatives=fixed_mixes(order.state, order.state.arrival_rate))
         if order.policy == FEWEST:
-            given = PlanningInput.of(order.state)
+            given = PlanningInput.from_state(order.state)
             least = fewest_cores(given.problem, given.objective)
             return SolverAnswer(id=order.id, cores=None if least is None else least[0])
         if order.policy == ROUTING:
@@ -72,7 +72,7 @@ def solve(order: SolverOrder) -> SolverAnswer:
         if order.configuration is not None:
             plan = plan_fixed(order.state, order.configuration)
         else:
-            plan = proposed(order.policy, order.state)
+            plan = propose_with_demand(order.policy, order.state)
     except CloverError as error:
         return SolverAnswer(id=order.id, error=str(error))
     except Exception as error:  # the caller gets it as text, and the solver survives

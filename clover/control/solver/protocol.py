@@ -1,6 +1,6 @@
 """Messages between the server and its solver process: frames of four bytes of length and a JSON record.
 
-The peer's frames are bounded before they are read and validated as they are decoded; nothing is ever pickled.
+A frame's length is checked before the frame is read, and its record is validated as it is decoded.  Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 class SolverOrder(Record, frozen=True, kw_only=True):
-    """An order to plan `state` by `policy`, or if a `configuration` is given, exactly that one.  Some
-    values of `policy` ask for no plan: `ALTERNATIVES` for the best fixed mixes at the load, `FEWEST` for how few cores
-    would, `ROUTING` for how rows go best to the workers of `configuration`, which need not fill the devices."""
+    """An order to plan `state` by `policy`, or to plan exactly `configuration` if that is given.  Some values of
+    `policy` ask for something else than a plan: `ALTERNATIVES` for the best fixed mixes at the load, `FEWEST` for how
+    few cores would do, `ROUTING` for how rows go best to the workers of `configuration`, which need not fill the
+    devices."""
 
     id: int
     policy: str
@@ -35,9 +36,9 @@ class SolverOrder(Record, frozen=True, kw_only=True):
 
 
 class SolverAnswer(Record, frozen=True, kw_only=True):
-    """The answer to the order of that id: a plan, fixed mixes, a number of cores (null: all of them do not do) or
-    a routing (null: none keeps the targets), or the `error` why there is none.  `traceback`: where a policy raised an
-    exception, if that is the error."""
+    """The answer to the order of that id: a plan, fixed mixes, a number of cores (null: all of them are too few) or a
+    routing (null: none keeps the targets), or the `error` that says why there is none.  `traceback`: where a policy
+    raised an exception, if that is the error."""
 
     id: int
     plan: Plan | None = None
@@ -48,7 +49,7 @@ class SolverAnswer(Record, frozen=True, kw_only=True):
     traceback: str = ""
 
 
-def packed(record: msgspec.Struct) -> bytes:
+def pack(record: msgspec.Struct) -> bytes:
     """Return `record` as one frame; ValueError if it is too long."""
     body = msgspec.json.encode(record)
     if len(body) > LONGEST_FRAME:
@@ -64,7 +65,7 @@ def length_of(head: bytes) -> int:
     return int(length)
 
 
-def unpacked(body: bytes, kind: type[R]) -> R:
+def unpack(body: bytes, kind: type[R]) -> R:
     """Return the record in a frame's body; ValueError if it is malformed."""
     try:
         return msgspec.json.decode(body, type=kind)

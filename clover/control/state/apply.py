@@ -1,21 +1,22 @@
-"""Carrying out a transition, and undoing one that failed.
+"""Carries out a transition, and undoes one that failed.
 
-Instances are shared: two families may sit on one core-set.  `SharedInstances` counts who holds what, makes an
-instance for the first holder and unmakes it after the last.
+**Instances are shared**: two families may have workers on one core-set.  `SharedInstances` counts the holders of each,
+makes an instance for the first and removes it after the last.
 
-The steps of a stage run at once.  If one fails the others of its stage are finished, and the transition ends there.
-Two failures do not end it: a worker that does not drain is gone all the same, and an old instance that cannot be
-unmade (its device leaves it out from then on) matters only if a new one was to stand in its place.  Both are noted.
+**Failures.**  The steps of a stage run at once.  If one fails, the others of its stage are finished and the transition
+ends.  Two failures are recorded and do not end it: a worker that does not drain is gone all the same, and an old
+instance that cannot be removed matters only if a new one was to stand in its place (its device leaves it out from then
+on).
 
-While a transition is under way, or after workers were lost, rows go as the solver found for the workers that are left,
-else by the shares of the plan (`interim`).
+**Routing meanwhile** (`interim`).  During a transition, and after workers were lost, rows are routed as the solver
+found for the workers that are left, otherwise by the shares of the plan.
 
-The way back is a transition of its own, planned from what really stands and staggered like any other, so that what has
-been exchanged already serves while the rest goes back: what does not serve yet and is not wanted goes first, then the
-steps of the plan.  Nothing is given up for it that could not be replaced: if the old deployment cannot stand any
-more (a GPU was lost, a slot cannot be emptied) only what costs no capacity is done, and if a step of the way back
-fails it ends there.  Either the old deployment is complete again, or `ApplyError.restored` is false and the fleet
-serves with what stands; instances without a worker are removed, so that the next plan starts from what is known.
+**The way back** is a transition too, planned from what really stands.  It is staggered like any other, so that what was
+exchanged already serves while the rest goes back.  Workers that do not serve yet and are not wanted go first; then come
+the steps of the plan.  If the old deployment cannot stand any more (a GPU was lost, a slot cannot be emptied), only
+steps that cost no capacity are taken.  If a step of the way back fails, it ends there.  In the end either the old
+deployment is complete again, or `ApplyError.restored` is false and the fleet serves with what stands.  Instances
+without a worker are removed, so that the next plan starts from what is known.
 """
 
 from __future__ import annotations
@@ -57,12 +58,10 @@ WayBack = Callable[[Sequence[Assignment], Sequence[Assignment], Sequence[DeviceS
 
 
 def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> Routing:
-    """Return the routing while only `routed` take rows: each variant's new share, else its old one, made to sum to 1;
-    equal shares if none has any.
-
-    Largest batches are those of before.  The chain is the new one if all its variants are there, else the old one, else
-    none.  No lane waits for a batch to fill: waits were sized for so many workers, and neither the new nor the old ones
-    need hold for the workers there are meanwhile."""
+    """Return the routing while only `routed` take rows.  Each variant gets its new share, or its old one if it has no
+    new one, made to sum to 1; equal shares if none has any.  Largest batches stay.  The chain is the new one if all its
+    variants are there, else the old one if all of those are, else none.  No lane waits for a batch to fill: waits were
+    sized for as many workers as the old or the new deployment has, and need not hold for those there are meanwhile."""
     names = list(dict.fromkeys(item.variant for item in routed))
     weights = {variant: routing.shares.get(variant, 0.0) or before.shares.get(variant, 0.0) for variant in names}
     total = sum(weights.values())
@@ -79,13 +78,13 @@ def interim(routed: Sequence[Assignment], routing: Routing, before: Routing) -> 
 def straight_back(
     running: Sequence[Assignment], target: Sequence[Assignment], shapes: Sequence[DeviceShape]
 ) -> Transition:
-    """Return the transition from `running` to `target` if nothing is known of speed or memory."""
+    """Return the transition from `running` to `target` without knowing anything of speed or memory."""
     return plan_transition(running, target, shapes, floor=math.inf)
 
 
 class ApplyError(PlanError):
-    """A transition failed; `restored` tells whether the deployment before it stands again, `starts` which workers did
-    not start."""
+    """A transition failed.  `restored`: whether the previous deployment is restored; `starts`: which workers did not
+    start."""
 
     def __init__(self, message: str, *, restored: bool, starts: Sequence[FailedStart] = ()) -> None:
         super().__init__(message)
@@ -125,7 +124,8 @@ class SharedInstances:
         holders.add(family)
 
     async def release(self, family: str, placement: Placement) -> None:
-        """Unmake the instance unless another family holds it.  DeviceError if that fails; it is held no more."""
+        """Remove the instance unless another family holds it.  DeviceError if that fails; the family holds it no more
+        in any case."""
         holders = self._holders.get(placement.id)
         if holders is None or family not in holders:
             return
@@ -135,7 +135,8 @@ class SharedInstances:
             await self._device(placement).destroy(placement)
 
     def bar(self, placement: Placement, why: str) -> None:
-        """Leave a place out of what its device allows: nothing can be made there although nothing is in its way."""
+        """Leave a place out of what its device allows, because nothing can be made there although nothing is in its
+        way."""
         device = self._device(placement)
         if isinstance(device, Barring):
             device.bar(placement, why)
@@ -184,10 +185,10 @@ class Applier:
         capacity: Capacity = slices,
         on_the_way: Mapping[Configuration, Routing] | None = None,
     ) -> tuple[str, ...]:
-        """Carry out every step; the last route gives exactly `routing`, those before it a mix of both.  Return what
-        went wrong without doing harm.  ApplyError if a step fails, after the deployment `before` was restored as far as
-        possible.  In between, workers get rows as `on_the_way` has it for their configuration; else shares are a mix of
-        both routings.  The way back is staggered by the `capacity` of workers."""
+        """Carry out every step.  The last route gives exactly `routing`; those before it give workers rows as
+        `on_the_way` has it for their configuration, else a mix of both routings.  Return what went wrong without doing
+        harm.  ApplyError if a step fails, after the deployment `before` was restored as far as possible.  The way back
+        is staggered by the `capacity` of workers."""
         self.progress = {"steps": len(transition.steps), "done": 0, "step": ""}
         self._capacity, self._on_the_way = capacity, on_the_way or {}
         self._stuck.clear()
@@ -206,7 +207,7 @@ class Applier:
             self.progress = None
 
     def _expect(self, transition: Transition | None) -> None:
-        """Let rows wait for the workers that come if on the way none is left to route to; None: no more."""
+        """If on the way no worker is left to route to, let rows wait for the workers that come; None: no more."""
         if not isinstance(self._fleet, MemoryAware):
             return
         self._fleet.prepare(())
@@ -216,7 +217,7 @@ class Applier:
         self._fleet.expect(coming)
 
     async def clear(self) -> None:
-        """Drain every worker and unmake every instance of the family; what fails is logged."""
+        """Drain every worker and remove every instance of the family; what fails is logged."""
         await self._try(Step(kind="drain", assignment=item) for item in self._workers)
         await self._try(Step(kind="destroy", placement=place) for place in self._places.values())
 
@@ -237,8 +238,8 @@ class Applier:
     async def _carry_out(
         self, steps: Sequence[Step], routing: Routing, before: Routing, notes: list[str]
     ) -> list[_Failure]:
-        """Carry out `steps` stage by stage, up to the first failure that matters; return it, with those of its
-        stage."""
+        """Carry out `steps` stage by stage, up to the first failure that matters; return that failure, with the others
+        of its stage."""
         last = max((index for index, step in enumerate(steps) if step.kind == "route"), default=-1)
         if isinstance(self._fleet, MemoryAware):
             self._fleet.prepare(steps[last].routed if last >= 0 else ())  # the deployment that the last route is for
@@ -246,7 +247,7 @@ class Applier:
         for _, group in itertools.groupby(steps, key=lambda step: (step.stage, step.kind)):
             parts = tuple(group)
             if self.progress is not None:
-                self.progress.update(steps=len(steps), done=done, step=", ".join(map(described, parts)))
+                self.progress.update(steps=len(steps), done=done, step=", ".join(map(describe_step, parts)))
             goal = routing if done == last else self._meanwhile(parts[0].routed, routing, before)
             done += len(parts)
             failures = await self._at_once(parts, goal)
@@ -267,7 +268,7 @@ class Applier:
         failures: list[_Failure] = []
         for step, result in zip(steps, results, strict=True):
             if isinstance(result, CloverError):
-                log.warning("%s: %s failed: %s", self._family, described(step), result)
+                log.warning("%s: %s failed: %s", self._family, describe_step(step), result)
                 failures.append((step, result))
             elif result is not None:
                 raise result
@@ -363,13 +364,13 @@ class Applier:
             restored = restored and not failed
         failures_text = "; ".join(dict.fromkeys(trouble))
         if not restored:
-            log.error("%s: the deployment before could not be restored: %s", self._family, failures_text)
-            return False, f"the deployment before could not be restored: {failures_text}"
-        stands = "the deployment before stands again" if before else "nothing ran before"
+            log.error("%s: the previous deployment could not be restored: %s", self._family, failures_text)
+            return False, f"the previous deployment could not be restored: {failures_text}"
+        stands = "the previous deployment is restored" if before else "nothing ran before"
         return True, f"{stands}; {failures_text}" if failures_text else stands
 
     async def _clean(self, *, keep: Iterable[str]) -> list[str]:
-        """Unmake instances without a worker, but for those in `keep`; return the failures in words."""
+        """Remove instances without a worker, except those in `keep`; return the failures in words."""
         needed = {item.placement.id for item in self._workers}.union(keep)
         return await self._try(
             Step(kind="destroy", placement=place) for key, place in list(self._places.items()) if key not in needed
@@ -382,21 +383,21 @@ class Applier:
 def possible(
     deployment: Sequence[Assignment], shapes: Sequence[DeviceShape], standing: Sequence[Assignment]
 ) -> tuple[Assignment, ...]:
-    """Return what of `deployment` the devices allow together, preferring what stands."""
+    """Return the part of `deployment` that the devices allow together, preferring what stands."""
     layouts = {shape.device: [{place.id for place in layout} for layout in shape.layouts] for shape in shapes}
     overlap = {shape.device for shape in shapes if shape.overlap}
     chosen: dict[str, set[str]] = {}
-    found = []
+    placed = []
     for item in sorted(deployment, key=lambda item: item not in standing):
         device = item.placement.device
         places = chosen.setdefault(device, set()) | {item.placement.id}
         if device in overlap or any(places <= layout for layout in layouts.get(device, ())):
             chosen[device] = places
-            found.append(item)
-    return tuple(found)
+            placed.append(item)
+    return tuple(placed)
 
 
-def described(step: Step) -> str:
+def describe_step(step: Step) -> str:
     """Return a step in words."""
     if step.kind == "route":
         return "route to " + ", ".join(f"{item.variant} at {item.placement.id}" for item in step.routed)
@@ -411,7 +412,7 @@ def _spawns(failures: Iterable[_Failure]) -> list[tuple[Assignment, CloverError]
 
 
 def _failure_text(failure: _Failure) -> str:
-    return f"{described(failure[0])} failed: {failure[1]}"
+    return f"{describe_step(failure[0])} failed: {failure[1]}"
 
 
 def matters(step: Step, later: Sequence[Step]) -> bool:

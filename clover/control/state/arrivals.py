@@ -1,22 +1,24 @@
-"""How many rows a second to plan for, from counts that chance moves.
+"""How many rows a second to plan for, from counts that vary by chance.
 
-A server counts the rows of the last `WINDOW_S` seconds.  If 11 arrive a second that count is off by a tenth in every
-third window and by a fifth in every twentieth, so that a plan for what the newest window says is too tight every other
-time.  What is planned for is therefore
+A server counts the rows of the last `WINDOW_S` seconds.  At 11 rows a second, that count is off by a tenth in every
+third window and by a fifth in every twentieth.  A plan for exactly what the newest window says would be too tight every
+other time.  So the rate to plan for is the highest one that the windows since the rate last changed do not rule out at
+`SURE` deviations.  With arrivals taken as Poisson, n rows in T seconds and z = `SURE`, that is
 
-    the highest rate of which so few rows in the windows since the rate last changed are not beyond `SURE` deviations
+    (n + z^2 / 2 + z sqrt(n + z^2 / 4)) / T
 
-(arrivals taken as Poisson; n rows in T seconds: (n + z^2 / 2 + z sqrt(n + z^2 / 4)) / T, z = `SURE`), and never less
-than the newest window says at its low end: a rise counts at once.
+Example, z = 3.7: one window of 110 rows in 10 s gives 15.6 rows a second; ten such windows give 12.3.  The rate is
+never less than the newest window says at its low end, so a rise counts at once.
 
-`SURE` is what a server needs that plans for weeks: a plan that uses up the SLO misses it until the next one if chance
-had it that too few rows were counted.  A week has 60,480 windows, that is 2,016 times `LONGEST` which share none, and
-one time in 9,300 a count is beyond 3.7 deviations.  At 2 deviations, one in 44, it was seen within a week.
+**Why 3.7.**  A server plans for weeks.  If by chance too few rows are counted, a plan that uses up the SLO misses it
+until the next one.  A week has 60,480 windows, or 2,016 times `LONGEST` windows that share none.  A count is beyond 3.7
+deviations one time in 9,300.  It is beyond 2 deviations one time in 44, and that was seen within a week.
 
-The rate changed if the newest 1, 2, 4 or 8 windows are above those before by more than `RISEN` standard deviations of
-that difference, or below by more than `FALLEN`; what was before is then forgotten.  By chance that happens once in
-32,000 comparisons up and once in 3,500,000 down: a rise that was none costs some room, a fall that was none the SLO.
-`LONGEST` windows are kept, none for longer than `KEPT_S`, so that a rate that drifts through a day is followed.
+**When the rate changed.**  The newest 1, 2, 4 or 8 windows are compared with those before.  If they are above by more
+than `RISEN` standard deviations of the difference, or below by more than `FALLEN`, the rate changed, and the earlier
+windows are forgotten.  By chance that happens once in 32,000 comparisons up and once in 3,500,000 down: a false rise
+costs some room, a false fall costs the SLO.  `LONGEST` windows are kept, none for longer than `KEPT_S`, so that a rate
+that drifts through a day is followed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ RISEN = 4.0
 FALLEN = 5.0
 LONGEST = 30
 KEPT_S = 3600.0
-"""Seconds after which a window says nothing any more (if looks are rare; else `LONGEST` of them are younger)."""
+"""Seconds after which a window says nothing any more (if polls are rare; else `LONGEST` of them are younger)."""
 _SUFFIXES = (1, 2, 4, 8)
 _LEAST_ROWS = 5.0
 """In a window: differences are judged as if there were so many at least, as one row after quiet minutes is none."""
@@ -48,8 +50,8 @@ class ArrivalRate:
         self._newest = 0.0
         self._exact = False
 
-    def note(self, now_s: float, rate: float, window_s: float = WINDOW_S) -> None:
-        """Note the count of the window that ends at `now_s` (monotonic seconds) as `rate` rows a second.
+    def record(self, now_s: float, rate: float, window_s: float = WINDOW_S) -> None:
+        """Record the count of the window that ends at `now_s` (monotonic seconds) as `rate` rows a second.
 
         Windows that overlap the last one that was kept add nothing to the mean; they only show a change.  An infinite
         `window_s` says that the rate is known exactly, as in a simulation."""
@@ -110,8 +112,8 @@ class ArrivalRate:
 
 
 def most(rows: float, seconds: float, deviations: float) -> float:
-    """Return the highest rate (rows/s) at which no more than `rows` in `seconds` is within so many `deviations` of what
-    is expected; 0 if nothing arrived."""
+    """Return the highest rate (rows/s) at which `rows` or fewer in `seconds` are still within that many `deviations` of
+    what is expected; 0 if nothing arrived."""
     if rows <= 0.0:
         return 0.0
     half = deviations**2 / 2.0
@@ -119,5 +121,5 @@ def most(rows: float, seconds: float, deviations: float) -> float:
 
 
 def deviation(rate: float, windows: int = 1) -> float:
-    """Return the standard deviation of a mean over so many windows of Poisson arrivals."""
+    """Return the standard deviation of a mean over that many windows of Poisson arrivals."""
     return math.sqrt(rate / (windows * WINDOW_S))

@@ -7,8 +7,11 @@ floor      what the devices serve at most at the accuracy floor: on each device 
            on each slice by a variant, by two in shares that meet the floor, or by a chain of the profile.  If variant v
            is asked for f_v of the rows, a slice serves 1 / (sum of f_v / c_v) rows a second.
 
-Capacities are those at the best batch size, by the corrected profile.  Neither figure knows the SLO: at this load rows
-wait, so an autoscaler acts at a part of it (0.7 is a good begin).
+Example of `floor`: if a slice serves 100 rows/s of `small` or 20 rows/s of `large`, and both get half of the rows, it
+serves 1 / (0.5 / 100 + 0.5 / 20) = 33.3 rows/s.
+
+Capacities are those at the best batch size, by the corrected profile.  Neither figure knows the SLO.  At this load rows
+wait, so an autoscaler should act at a part of it; 0.7 is a good start.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ def running_capacity(
 
 
 def _flows(routing: Routing, reach: Sequence[float]) -> dict[str, float]:
-    """Return which part of the rows each variant is asked for, of those that are asked for any."""
+    """Return which part of the rows each variant is asked for, among rows for which any variant is asked."""
     flows = dict(routing.shares)
     if routing.chain:
         later = 0.0
@@ -68,7 +71,7 @@ class FloorCapacity:
         self._asked: tuple[float, float, bool] = (0.0, 0.0, False)
         self._rates: dict[str, float] = {}
 
-    def of(
+    def rows_per_s(
         self,
         profile: FamilyProfile,
         devices: Iterable[DeviceShape],
@@ -108,7 +111,8 @@ def shares_at(profile: FamilyProfile, accuracy_floor: float, *, cascades: bool) 
 
 
 def slice_rates(profile: FamilyProfile, share: float, found: Iterable[RowShares]) -> dict[str, float]:
-    """Return by the profile of a slice the rows a second that it serves at most with one of the shares `found`."""
+    """Return, by the profile of a slice, the rows a second that a slice serves at most with one of the shares
+    `found`."""
     capacity = {key: service.capacity() for key, service in services_of(profile, share).items()}
     shapes = {shape for _, shape in capacity}
     rates = dict.fromkeys(shapes, 0.0)

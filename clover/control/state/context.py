@@ -1,7 +1,7 @@
 """What the parts of the controller share: configuration, mode, families, devices, the grid, clocks and decisions.
 
-It stands below all of them, so that planner, executor, commands, shadows and reports meet here and none has to know
-the controller.  It decides nothing.
+Planner, executor, commands, shadows and reports all get the context, so that none of them has to know the controller.
+The context decides nothing.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class LeastSaving:
         self._idle_w = idle_w
         self._seconds: deque[float] = deque(maxlen=_PLANS)
 
-    def planned(self, seconds: float) -> None:
-        """Note that a plan took `seconds` of the solver."""
+    def record_plan(self, seconds: float) -> None:
+        """Record that a plan took `seconds` of the solver."""
         self._seconds.append(seconds)
 
     def watts(self, share: float) -> float:
@@ -66,8 +66,8 @@ class LeastSaving:
 
 
 class Context:
-    """The state that all families have in common.  Everything here changes on the event loop only, and what takes more
-    than one step under `lock`."""
+    """The state that all families have in common.  Everything here changes on the event loop only; what takes more than
+    one step changes under `lock`."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Context:
         self.lock = asyncio.Lock()
 
     async def read_grid(self) -> None:
-        """Read the intensity of now, and have every family know the grid's reference intensity."""
+        """Read the present intensity, and give every family the grid's reference intensity."""
         await self.grid.read()
         reference = await self.grid.find_reference()
         for family in self.families.values():
@@ -121,12 +121,12 @@ class Context:
         return self.pin_of(family).policy
 
     def rests(self, family: Family) -> bool:
-        """Return whether nothing is planned for the grid's sake, since there is nothing to save."""
+        """Return whether nothing is planned for the grid's sake, because there is nothing to save."""
         return family.deployed is not None and family.deployed.plan.nothing_to_save
 
     def devices_of(self, family: str) -> tuple[DeviceShape, ...]:
         """Return the devices that a family (also one served without a plan) may use now."""
-        return self.device_pool.of(family, self.occupied())
+        return self.device_pool.devices_for(family, self.occupied())
 
     def share_of(self, family: Family) -> float:
         """Return the part of the devices' time that is a family's."""
@@ -137,9 +137,9 @@ class Context:
         return {**self.unplanned, **{name: family.places for name, family in self.families.items()}}
 
     def needs(self) -> dict[str, float]:
-        """Return the compute slices that each family's load takes by what its workers serve now; nothing of those that
+        """Return the compute slices that each family's load takes, by what its workers serve now; 0 for families that
         run nothing or may not be changed now."""
-        found = {}
+        needs = {}
         for name, family in self.families.items():
             if self.frozen_of(family) or self.mode_of(family) != "active" or family.pin is not None:
                 continue
@@ -147,11 +147,11 @@ class Context:
             if capacity > 0.0:
                 slices = sum(place.slices for place in {item.placement for item in family.desired})
                 utilisation = family.rate(self.config) / capacity
-                found[name] = slices * utilisation / self.config.max_utilisation
-        return found
+                needs[name] = slices * utilisation / self.config.max_utilisation
+        return needs
 
     def must_move(self, family: Family) -> bool:
-        """Return whether a family has workers on a GPU, or on a part of one, that is assigned to another by now."""
+        """Return whether a family has workers on a GPU, or a part of one, that is now assigned to another."""
         return self.device_pool.outside(family.name, family.places)
 
     def count_parked(self) -> None:
@@ -161,10 +161,10 @@ class Context:
         may: set[str] = set()
         for name, family in self.families.items():
             # A GPU whose workers were lost is to have them again: no plan parked it.
-            devices = self.device_pool.of(name, occupied) if family.desired and family.whole else ()
+            devices = self.device_pool.devices_for(name, occupied) if family.desired and family.whole else ()
             if spared_w(devices) is not None:
                 may.update(device.device for device in devices)
-        self.parked.look(self.device_pool.shapes(), may, taken, self.monotonic())
+        self.parked.observe(self.device_pool.shapes(), may, taken, self.monotonic())
 
     def lost_suffix(self) -> str:
         """Return the lost devices in brackets, to end an error text; empty if none is lost."""
@@ -172,7 +172,7 @@ class Context:
         return f" ({', '.join(lost)} lost)" if lost else ""
 
     async def conditions(self, family: Family) -> Conditions:
-        """Return what a plan of a family is made under now."""
+        """Return the conditions under which a plan of a family is made now."""
         return Conditions(
             reading=self.grid.reading or await self.grid.read(),
             grid_s=self.grid.now(),
@@ -206,10 +206,10 @@ class Context:
             for place in places
             if name != family.name and place.device in common
         )
-        family.memory_troubles.look((family.profile.key, shapes, others))
+        family.memory_troubles.observe((family.profile.key, shapes, others))
 
     def declined(self, family: Family) -> dict[str, Declined]:
-        """Return the variants that no worker will be started for, and why: rows that need one are refused."""
+        """Return the variants for which no worker will be started, and why: rows that need one are refused."""
         policy = self.policy_of(family)
         why = why_closed(
             mode=self.mode_of(family),

@@ -1,12 +1,13 @@
-"""The rows, and the accuracy expected of them, that an accuracy floor and a budget are held against.
+"""The rows, and the accuracy expected of them, with which an accuracy floor and a budget are compared.
 
-What is expected of an answer depends on how sure the variant was, so that who chooses the inputs chooses the figure:
+The accuracy expected of an answer depends on how sure the variant was.  A client who chooses the inputs would therefore
+choose the figure, so two kinds of rows count otherwise:
 
 - rows of clients over their limit of escalations (`clover.runtime.guard.escalation_limit`) are left out;
-- a row of a cascade whose input came before (a probe, a health check, a benchmark) counts with the accuracy that the
-  profile gives to any row there.
+- if a row's input came before (a probe, a health check, a benchmark), a cascade's answer to it counts with the accuracy
+  that the profile gives to any row there.
 
-What is reported as served has all rows, as they are.
+What is reported as served includes all rows, as they are.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ def counted_accuracy(observed: Mapping[str, float]) -> float | None:
 
 
 def why_apart(observed: Mapping[str, float]) -> str:
-    """Return how the rows that count differ from those that were served, in words; "" if that shows in no figure."""
-    judged, found = counted_accuracy(observed), []
+    """Return how the rows that count differ from those that were served, in words; "" if no figure shows it."""
+    judged, reasons = counted_accuracy(observed), []
     if judged is None or abs(judged - observed["accuracy_served"]) < SHOWN:
         return ""
     if observed.get("repeated_rows"):
-        found.append("if a repeated input counts as any other")
+        reasons.append("if a repeated input counts as any other")
     if observed.get("left_out_rows"):
-        found.append("without clients over their limit")
-    return ", ".join(found)
+        reasons.append("without clients over their limit")
+    return ", ".join(reasons)

@@ -1,9 +1,9 @@
 """The record of what the controller decided: a ring of the newest decisions with inputs, candidates and reasons.
 
-A controller that can do nothing about what it sees decides the same again and again.  A decision that equals the last
-one about its family (by trigger, mode, action, configuration, routing and detail, whatever the numbers in them) is
-counted there instead of taking a place of its own: the record keeps its id, its place and the time it was first made,
-and takes the newest time, inputs and figures.  What an operator asked for is always a record of its own.
+A controller that can do nothing about what it sees decides the same again and again.  Such a decision takes no place of
+its own.  If it equals the last one about its family (in trigger, mode, action, configuration, routing and detail,
+whatever the numbers in them), that record is counted up: it keeps its id, its place and its first time, and takes the
+newest time, inputs and figures.  An operator's command always has a record of its own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Decisions:
         return list(itertools.islice(reversed(self._ring), limit))
 
     def after(self, last: int) -> list[Decision]:
-        """Return those of the kept decisions that are numbered above `last`, oldest first."""
+        """Return the kept decisions that are numbered above `last`, oldest first."""
         newer = itertools.takewhile(lambda decision: decision.id > last, reversed(self._ring))
         return [*newer][::-1]
 
@@ -95,7 +95,7 @@ class Decisions:
 
 
 def _alike(decision: Decision) -> Hashable:
-    """Return what makes two decisions equal: all but the numbers in them."""
+    """Return what two equal decisions have in common: everything except the numbers in them."""
     return (
         decision.operator,
         _NUMBER.sub("#", decision.trigger),

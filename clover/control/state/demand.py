@@ -1,17 +1,17 @@
 """Rows that ask for an accuracy of their own: what the controller remembers of them, and what it does for them.
 
-**Memory.**  What was asked for counts for `KEEP_S` after the last row of it, at the highest rate of the last minute or
-two: a worker that was brought for it stays as long, and goes with the first plan after it.  Rates are planned for in
-steps, so that noise is no reason to plan.  A higher rate than was planned for is one, and so are a variant that was not
-asked for before and one that is asked for no more; a lower rate is not.
+**Memory.**  Demand counts for `KEEP_S` after its last row, at the highest rate of the last minute or two.  A worker
+that was started for it stays as long, and goes with the first plan after that.  Rates are planned for in steps, so that
+noise is no reason to plan.  Three things are a reason: a higher rate than was planned for, a variant that was not asked
+for before, and a variant that is not asked for any more.  A lower rate is none.
 
-**Declined variants.**  A variant for which no plan could be made, or whose worker did not start, is declined for
-`RETRY_S`: rows that need it are refused at once, and plans are made without regard to them.  So clients who change what
-they ask for cause at most one plan a variant in that time.  If a plan has the worker, and the capacity
-floor holds it back, rows wait until their deadline.
+**Declined variants.**  If no plan can be made for a variant, or its worker does not start, the variant is declined for
+`RETRY_S`: rows that need it are refused at once, and plans disregard them.  So clients who change what they ask for
+cause at most one plan a variant in that time.  If a plan has the worker but the capacity floor holds it back, rows wait
+until their deadline.
 
-Either may last.  Once a variant could not be had for `LASTING_S` while rows asked for it, those that are refused are no
-longer told when to come back: a client that does as it is told would ask without end.  Plans are made for it as before.
+**Variants that cannot be had.**  If a variant could not be had for `LASTING_S` while rows asked for it, refusals say no
+longer when to come back: a client that obeys would ask without end.  Plans are made for it as before.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class DemandMemory:
         self._held: dict[str, str] = {}
         self._missing_since_s: dict[str, float] = {}
 
-    def look(self, now_s: float, seen: Mapping[str, Asked]) -> None:
-        """Note what the fleet counted until now."""
+    def observe(self, now_s: float, seen: Mapping[str, Asked]) -> None:
+        """Record what the fleet counted until now."""
         part = int(now_s // _PART_S)
         for variant, asked in seen.items():
             own = self._variants.setdefault(variant, _VariantDemand(asked.accuracy))
@@ -78,7 +78,7 @@ class DemandMemory:
         return dict(sorted(found.items(), key=lambda item: item[1].accuracy))
 
     def wanted(self, now_s: float) -> tuple[Demand, ...]:
-        """Return the demand to plan for: all that counts, but for declined variants."""
+        """Return the demand to plan for: all that counts, except for declined variants."""
         return tuple(item for name, item in self.remembered(now_s).items() if not self._is_declined(name, now_s))
 
     def trigger(self, now_s: float) -> str:
@@ -91,11 +91,11 @@ class DemandMemory:
         return f"no row asked for {', '.join(gone)} for {KEEP_S:.0f} s" if gone else ""
 
     def lapsed(self, now_s: float) -> list[str]:
-        """Return the variants that the last plan had to have and that rows ask for no more."""
+        """Return the variants that the last plan had to have and that rows do not ask for any more."""
         remembered = self.remembered(now_s)
         return [name for name in self._planned if name not in remembered]
 
-    def decided(
+    def record_decision(
         self,
         action: str,
         state: State | None,
@@ -104,15 +104,15 @@ class DemandMemory:
         detail: str,
         now_s: float,
     ) -> None:
-        """Note how a plan request ended.  `state` holds the demand that was planned for; it is None with a `plan` that
-        was rolled back to, and both are None if no plan was made.  `running`: the workers that shall run now."""
+        """Record how a plan request ended.  `state` holds the demand that was planned for; it is None with a `plan`
+        that was rolled back to, and both are None if no plan was made.  `running`: the workers that shall run now."""
         if action == "dry run":
             return
         accuracy = {name: own.accuracy for name, own in self._variants.items()}
         for item in met_by(tuple(self.remembered(now_s).values()), running, accuracy):
             self._missing_since_s.pop(item.variant, None)  # declined ones too: a plan may bring them anyway
         if state is None and plan is not None:  # the plan that was rolled back to was not made for this demand
-            self._rolled_back(running, detail, now_s)
+            self._decline_lost(running, detail, now_s)
             return
         wanted = {item.variant: item for item in self.wanted(now_s)}
         planned = {item.variant for item in state.demand} if state is not None else set[str]()
@@ -134,7 +134,7 @@ class DemandMemory:
             )
             self._planned.pop(name)
 
-    def _rolled_back(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
+    def _decline_lost(self, running: Sequence[Assignment], detail: str, now_s: float) -> None:
         """Refuse for a while the variants whose workers are gone with the plan that was rolled back."""
         accuracy = {name: own.accuracy for name, own in self._variants.items()}
         wanted = self.wanted(now_s)
@@ -149,28 +149,28 @@ class DemandMemory:
     def declined(
         self, now_s: float, accuracy: Mapping[str, float], running: Sequence[Assignment], closed: str
     ) -> dict[str, Declined]:
-        """Return the variants that no worker will be started for, and why.  `accuracy`: percent by variant; `closed`:
+        """Return the variants for which no worker will be started, and why.  `accuracy`: percent by variant; `closed`:
         why no worker is started for any, empty if one may be."""
         best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
-        found = {}
+        declined = {}
         known = {name: own.accuracy for name, own in self._variants.items()} | dict(accuracy)
         for name, own in known.items():
             if own <= best:
                 continue
             if closed:
-                found[name] = Declined(why=f"no worker reaches {own:.2f} %, and none comes: {closed}")
+                declined[name] = Declined(why=f"no worker reaches {own:.2f} %, and none comes: {closed}")
             elif self._is_declined(name, now_s):
                 until_s, why = self._declined[name]
                 left_s = max(1.0, math.ceil(until_s - now_s))
-                found[name] = Declined(why=why.why, retry_after_s=None if self._lasts(name, now_s) else left_s)
+                declined[name] = Declined(why=why.why, retry_after_s=None if self._lasts(name, now_s) else left_s)
             elif self._held.get(name):
                 why_held = f"no worker reaches {own:.2f} % yet: {self._held[name]}"
                 retry_after_s = None if self._lasts(name, now_s) else 1.0
-                found[name] = Declined(why=why_held, retry_after_s=retry_after_s, waits=True)
-        return found
+                declined[name] = Declined(why=why_held, retry_after_s=retry_after_s, waits=True)
+        return declined
 
     def _lasts(self, name: str, now_s: float) -> bool:
-        """Return whether a variant that is asked for could not be had for so long that to wait is of no use."""
+        """Return whether a variant that is asked for could not be had for so long that waiting is of no use."""
         return now_s - self._missing_since_s.get(name, now_s) >= LASTING_S
 
     def held(self) -> bool:
@@ -216,5 +216,5 @@ def why_closed(*, mode: str, frozen: bool, pinned: str, policy: str, heeded: boo
     if mode != "active":
         return f"the controller's mode is {mode}"
     if not heeded:
-        return f"policy {policy} serves what it serves, whatever is asked for"
+        return f"policy {policy} does not plan for the accuracy that rows ask for"
     return ""

@@ -1,24 +1,26 @@
 """Which devices a family may use, and what changed about them.
 
-Core-sets are shared: every family plans with all of them, slowed to its share.  A GPU belongs to one family as long as
-there are GPUs enough: slices of one GPU under two controllers would have to be planned by both.  GPUs are assigned in
-proportion to the families' shares, at least one to each, also to families that are unloaded, which find their GPUs
-again.  They are assigned anew when one is lost or comes back, and then as many as possible stay with the family that
-has them.
+**Cores** are shared: every family plans with all core-sets, slowed to its share of the time.
 
-With fewer GPUs than families, GPUs that can be split are divided: each family has one part of one GPU and plans with it
-alone.  If the load of one is more than its part can serve and another's leaves room, the GPU is divided anew, every
-`DIVIDE_S` at most.  A GPU without MIG is never shared: two processes that compute on it in turn would each be late by
-what the other has in hand, and one fault would end both.
+**GPUs** belong to one family each, as long as there are enough: slices of one GPU under two controllers would have to
+be planned by both.  They are assigned in proportion to the families' shares, at least one to each.  A family that is
+unloaded keeps its GPUs and finds them again.  When a GPU is lost or comes back, GPUs are assigned anew; as many as
+possible stay with the family that has them.
 
-A part is a run of memory slices, and a family may use every placement that lies within its part.  Which parts there are
-follows from the layouts that the GPU offers, whatever its kind: a part has to hold at least one placement, so an A100
-has seven at most, and a GPU without MIG is one part.  Of all divisions that one is taken whose worst-off family has
-most compute slices for its share, then the next worst-off; among equals the one with the largest single instances.
-What one family runs never limits where another's instances lie, but it may limit which layouts go with it.  So a family
-plans with the layouts that contain what the others have at the moment.
+**Fewer GPUs than families.**  GPUs that can be split are divided: each family has one part of one GPU and plans with
+that alone.  If one family's load is more than its part can serve and another's leaves room, the GPU is divided anew,
+every `DIVIDE_S` at most.  A GPU without MIG is never shared: of two processes that compute on it in turn, each would be
+late by what the other has in hand, and one fault would end both.
 
-A family plans with what it was assigned, but not with a place on which another family still has workers: that one moves
+**Parts.**  A part is a run of memory slices, and a family may use every placement that lies within its part.  A part
+has to hold at least one placement of the layouts that the GPU offers.  So an A100 has seven parts at most, and a GPU
+without MIG is one part.  Of all divisions the one is taken whose worst-off family has most compute slices for its
+share, then the next worst-off; among equals the one with the largest single instances.
+
+**Layouts.**  What one family runs never limits where another's instances lie, but it may limit which layouts go with
+them.  So a family plans with the layouts that contain what the others have at the moment.
+
+A family plans with what it was assigned, except places on which another family still has workers: that family moves
 first.
 """
 
@@ -85,7 +87,7 @@ class DevicePool:
         return frozenset(name for name, device in self._devices.items() if getattr(device, "lost", False))
 
     def losses(self) -> dict[str, int]:
-        """Return how often each device was lost: one may be back before anybody looks, without what was on it."""
+        """Return how often each device was lost: one may be back before the next poll, without what was on it."""
         return {name: getattr(device, "losses", 0) for name, device in self._devices.items()}
 
     def gpu(self, name: str) -> LosableGpu | None:
@@ -128,16 +130,16 @@ class DevicePool:
                 family: {name: whole_part(usable[name]) for name in names} for family, names in whole.items()
             }
             return
-        together = gathered({name: most_parts(shape) for name, shape in usable.items()}, self._shares, before)
-        found: dict[str, dict[str, Part]] = {family: {} for family in self._shares}
+        together = gather({name: most_parts(shape) for name, shape in usable.items()}, self._shares, before)
+        parts: dict[str, dict[str, Part]] = {family: {} for family in self._shares}
         for name, families in together.items():
             # Those that were there keep their order, so that as few as possible have to move.
             whole_gpu = whole_part(usable[name])
             had = {family: self._assigned.get(family, {}).get(name, whole_gpu) for family in families}
             order = {family: self._shares[family] for family in sorted(families, key=had.__getitem__)}
-            for family, part in divided(usable[name], order).items():
-                found[family][name] = part
-        self._assigned = found
+            for family, part in divide(usable[name], order).items():
+                parts[family][name] = part
+        self._assigned = parts
 
     @property
     def shared(self) -> bool:
@@ -145,8 +147,8 @@ class DevicePool:
         return any(len(self.owners(name)) > 1 for name in self._devices)
 
     def divide(self, needs: Mapping[str, float], now_s: float) -> bool:
-        """Divide GPUs of several families anew if a family `needs` more compute slices than it has and another has
-        them to spare; return whether any was.  A GPU with a family that has no entry stays as it is."""
+        """Divide GPUs of several families anew if a family `needs` more compute slices than it has and another has some
+        to spare; return whether any was divided.  A GPU with a family that has no entry stays as it is."""
         if now_s < self._divided_s + DIVIDE_S:
             return False
         changed = False
@@ -154,20 +156,20 @@ class DevicePool:
             owners = self.owners(name)
             if len(owners) < 2 or not needs.keys() >= set(owners):
                 continue
-            found = demanded(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
-            for owner, part in (found or {}).items():
+            parts = divide_by_need(shape, {owner: self._assigned[owner][name] for owner in owners}, self._shares, needs)
+            for owner, part in (parts or {}).items():
                 changed = changed or self._assigned[owner][name] != part
                 self._assigned[owner][name] = part
         if changed:
             self._divided_s = now_s
         return changed
 
-    def of(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
+    def devices_for(self, family: str, occupied: Occupied) -> tuple[DeviceShape, ...]:
         """Return the devices that `family` may plan with now."""
         shapes = self.shapes()
         if not self.exclusive:
             return tuple(shapes.values())
-        own, found = {place.device for place in occupied.get(family, ())}, []
+        own, usable = {place.device for place in occupied.get(family, ())}, []
         for name, part in self._assigned.get(family, {}).items():
             shape = shapes[name]
             others = [
@@ -181,13 +183,13 @@ class DevicePool:
                 continue  # they move first
             if others or part != whole_part(shape):
                 there = {place for layout in shape.layouts for place in layout}
-                shape = limited(shape, part, there.intersection(others))
+                shape = limit(shape, part, there.intersection(others))
             if shape.layouts:
-                found.append(shape)
-        return tuple(sorted(found, key=lambda shape: list(shapes).index(shape.device)))
+                usable.append(shape)
+        return tuple(sorted(usable, key=lambda shape: list(shapes).index(shape.device)))
 
     def usable_by(self, family: str) -> tuple[DeviceShape, ...]:
-        """Return the devices that the family may use, whole, whoever else has a part of them."""
+        """Return the devices that the family may use, whole, even if other families have a part of them."""
         own = self._assigned.get(family, {})
         return tuple(shape for name, shape in self.shapes().items() if not self.exclusive or name in own)
 
@@ -217,7 +219,7 @@ class DevicePool:
         return slices[family] / max(sum(slices.values()), 1)
 
     def outside(self, family: str, places: Iterable[Placement]) -> bool:
-        """Return whether one of `places`, on which the family has workers, is not its own."""
+        """Return whether any of `places`, on which the family has workers, lies outside what is assigned to it."""
         own = self.assigned(family)
         return self.exclusive and any(
             place.device not in own or not within(place, own[place.device]) for place in places
@@ -231,16 +233,16 @@ class DevicePool:
     def changes(self) -> dict[str, str]:
         """Return what changed about each device since the last call, in words."""
         shapes, lost, losses = self.shapes(), self.lost(), self.losses()
-        found = {}
+        changes = {}
         for name, shape in shapes.items():
             if (name in lost) != (name in self._lost):
-                found[name] = f"{name} is lost" if name in lost else f"{name} is back"
+                changes[name] = f"{name} is lost" if name in lost else f"{name} is back"
             elif losses[name] != self._losses[name]:
-                found[name] = f"{name} is lost" if name in lost else f"{name} was lost and is back"
+                changes[name] = f"{name} is lost" if name in lost else f"{name} was lost and is back"
             elif shape.layouts != self._seen[name].layouts:
-                found[name] = f"what fits on {name} changed{self._blocked(name)}"
+                changes[name] = f"what fits on {name} changed{self._blocked(name)}"
         self._seen, self._lost, self._losses = shapes, lost, losses
-        return found
+        return changes
 
     def _blocked(self, name: str) -> str:
         gpu = self.gpu(name)
@@ -251,8 +253,8 @@ class DevicePool:
 def assign(
     gpus: Sequence[str], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the GPUs of each family: in proportion to its share (highest averages), at least one, and of those it had
-    before as many as that allows.  If there are fewer GPUs than families those that had one come first."""
+    """Return the GPUs of each family: at least one, in proportion to its share (highest averages), keeping as many as
+    that allows of those it had.  If there are fewer GPUs than families, those that had one come first."""
     held = {family: [gpu for gpu in gpus if gpu in set(before.get(family, ()))] for family in shares}
     first = sorted(shares, key=lambda family: not held[family])
     counts = dict.fromkeys(shares, 0)
@@ -273,12 +275,12 @@ def assign(
     return {family: tuple(sorted(names, key=list(gpus).index)) for family, names in assigned.items()}
 
 
-def gathered(
+def gather(
     room: Mapping[str, int], shares: Mapping[str, float], before: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the families of each GPU, of which there are fewer: each family on one GPU, the largest share first where
-    least is taken, and on one that it had before if that is no worse by more than the smallest share.  `room`: how many
-    families a GPU has place for; families beyond all room are on none."""
+    """Return the families of each GPU, if there are fewer GPUs than families.  Each family is on one GPU; the largest
+    share comes first and goes where least is taken, or where it was before if that is no worse by more than the
+    smallest share.  `room`: how many families a GPU has place for; families beyond all room are on none."""
     taken: dict[str, list[str]] = {name: [] for name in room}
     slack = min(shares.values(), default=0.0)
     # Those that had no GPU come last: they take what is left.
@@ -317,7 +319,7 @@ def part_slices(shape: DeviceShape, part: Part) -> int:
     return max((_compute(layout, part) for layout in shape.layouts), default=0)
 
 
-def divided(shape: DeviceShape, shares: Mapping[str, float]) -> dict[str, Part]:
+def divide(shape: DeviceShape, shares: Mapping[str, float]) -> dict[str, Part]:
     """Return the part of each family of `shares`, which stand in the order of their parts; there must not be more than
     `most_parts`."""
     parts = _divided(shape.layouts, tuple(shares.values()))
@@ -345,7 +347,7 @@ def _divided(layouts: Layouts, shares: Sequence[float]) -> tuple[Part, ...]:
     return max((way for way in ways if all(compute[part] for part in way)), key=worth)
 
 
-def limited(shape: DeviceShape, part: Part, others: Collection[Placement]) -> DeviceShape:
+def limit(shape: DeviceShape, part: Part, others: Collection[Placement]) -> DeviceShape:
     """Return a GPU as a family may plan with it: the placements within `part` that go with `others`, what the other
     families have there now; without layouts if there are none."""
     return msgspec.structs.replace(
@@ -355,13 +357,12 @@ def limited(shape: DeviceShape, part: Part, others: Collection[Placement]) -> De
     )
 
 
-def demanded(
+def divide_by_need(
     shape: DeviceShape, parts: Mapping[str, Part], shares: Mapping[str, float], needs: Mapping[str, float]
 ) -> dict[str, Part] | None:
-    """Return the parts of a GPU that fit what its families need, in compute slices; None if `parts`, which they have,
-    do well enough: no family lacks a tenth, or the one that lacks most would have less than a quarter more.
-
-    What is left beyond the needs goes by share."""
+    """Return the parts of a GPU that fit what its families need, in compute slices.  None if `parts`, which they have,
+    do well enough: no family lacks a tenth, or the one that lacks most would have less than a quarter more.  What is
+    left beyond the needs goes by share."""
     slices = {family: part_slices(shape, part) for family, part in parts.items()}
     if all(needs[family] <= LACKS * slices[family] for family in parts):
         return None
@@ -369,9 +370,9 @@ def demanded(
     left = max(0.0, total - sum(needs[family] for family in parts))
     whole = sum(shares[family] for family in parts)
     wanted = {family: needs[family] + left * shares[family] / whole for family in parts}
-    found = divided(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
-    gain = min(part_slices(shape, part) / wanted[family] for family, part in found.items())
-    return found if gain >= GAINS * min(slices[family] / wanted[family] for family in parts) else None
+    divided = divide(shape, {family: round(max(number, 0.1), 1) for family, number in wanted.items()})
+    gain = min(part_slices(shape, part) / wanted[family] for family, part in divided.items())
+    return divided if gain >= GAINS * min(slices[family] / wanted[family] for family in parts) else None
 
 
 @lru_cache(maxsize=256)

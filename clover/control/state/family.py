@@ -1,5 +1,4 @@
-"""What the controller keeps of one family: its targets, what shall run, the last good deployment, what is backed
-off."""
+"""What the controller keeps of one family: targets, the plan in force, the last good deployment, and back-offs."""
 
 from __future__ import annotations
 
@@ -62,9 +61,9 @@ LONGEST_BACKOFF_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a plan is made under: the newest intensity, grid time, the devices the family may use, the part of their
-    time that is its own, the bytes that a worker may hold, by profile (0: not known), and the watts that a routing has
-    to spare to be worth its accuracy."""
+    """The conditions of a plan: the newest intensity, grid time, the devices the family may use, the part of their time
+    that is its own, the bytes that a worker may hold, by profile (0: not known), and the watts that a routing has to
+    spare to be worth its accuracy."""
 
     reading: Reading
     grid_s: float
@@ -91,7 +90,6 @@ class DeployedPlan:
 @dataclass
 class Watch:
     """A new deployment under verification since `since_s` (monotonic), with what was counted and planned then.
-
     `late_ms`: the p95 of what ran before, if that missed the SLO (infinite: it answered nothing), else NaN."""
 
     since_s: float
@@ -172,30 +170,30 @@ class Family:
         """Changes of thresholds or chain on the same workers."""
         self.rollbacks = 0
 
-    def look(self, now_s: float) -> dict[str, float]:
+    def observe(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s
         seen = self.observed = self.fleet.observe()
-        self.sleep.gusts.note(now_s, seen.get("arrival_rate", 0.0))
-        self.arrivals.note(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
+        self.sleep.gusts.record(now_s, seen.get("arrival_rate", 0.0))
+        self.arrivals.record(now_s, seen.get("arrival_rate", 0.0), seen.get("arrival_window_s", WINDOW_S))
         return seen
 
     @property
     def corrected(self) -> FamilyProfile:
-        """Its profile with the factors learned so far, which plans are made with; `profile` stays what was measured."""
+        """The profile with the factors learned so far, which plans are made with; `profile` stays as it was
+        measured."""
         return self.learned.corrected
 
     @property
     def desired(self) -> tuple[Assignment, ...]:
-        """What shall run: the deployment in force, dead workers included (the fleet restarts them).
-
-        What was spawned is `applier.workers`; which of it is ready to take rows, the fleet says."""
+        """What shall run: the deployment in force, including dead workers, which the fleet restarts.  `applier.workers`
+        is what was spawned; the fleet says which of it is ready to take rows."""
         return self.deployed.deployment if self.deployed is not None else ()
 
     @property
     def whole(self) -> bool:
-        """Whether the deployment in force has as many workers as its plan, dead ones included: no device that had some
-        of them was given up since."""
+        """Whether the deployment in force has as many workers as its plan, dead ones included.  It has fewer if a
+        device with some of them was given up."""
         if self.deployed is None:
             return False
         return len({item.placement for item in self.desired}) >= sum(
@@ -204,12 +202,12 @@ class Family:
 
     @property
     def places(self) -> set[Placement]:
-        """The places that it has, or shall have, workers on."""
+        """The places on which the family has, or shall have, workers."""
         return {item.placement for item in (*self.desired, *self.applier.workers)}
 
     @property
     def devices(self) -> set[str]:
-        """The devices that it has, or shall have, workers on."""
+        """The devices on which the family has, or shall have, workers."""
         return {place.device for place in self.places}
 
     @property
@@ -218,11 +216,11 @@ class Family:
         ready = set(self.fleet.ready_assignments())
         return len({item.placement for item in self.desired if item not in ready})
 
-    def answered(self, grid_s: float) -> None:
-        """Note that a plan was made, or could not be made, for all that was known at `grid_s`."""
+    def record_answer(self, grid_s: float) -> None:
+        """Record that a plan was made, or could not be made, for all that was known at `grid_s`."""
         self.news = ""
         self.planned_alarm_level = self.alarm_level
-        self.learned.planned()
+        self.learned.record_plan()
         self.ledger.planned_s = grid_s
 
     @property
@@ -238,7 +236,7 @@ class Family:
         if config.lam is not None:
             return config.lam
         key = config, self.learned.changed
-        if key not in self._derived:  # it takes a millisecond of the event loop, at each look
+        if key not in self._derived:  # it takes a millisecond of the event loop, at each poll
             self._derived = {key: derive_lambda(self.corrected, config)}
         return self._derived[key]
 
@@ -259,7 +257,7 @@ class Family:
     def objective(
         self, targets: Targets, config: ControllerConfig, *, accuracy_budget: float | None = None
     ) -> ObjectiveConfig:
-        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that holds to one.  While
+        """Return `targets` as the planner takes them; `accuracy_budget` (points) for a policy that spends one.  While
         the SLO is missed, and for some time after, services are taken to be slower and workers are loaded less."""
         slower = self.slo.pressure.factor
         return ObjectiveConfig(
@@ -295,8 +293,8 @@ class Family:
         outlook: Outlook | None = None,
         demand: tuple[Demand, ...] = (),
     ) -> State:
-        """Return the state a policy sees, with what `request` gives in place of what holds.  `outlook`: what a policy
-        that spends an accuracy budget may expect; `demand`: accuracies that rows ask for."""
+        """Return the state that a policy sees, with what `request` gives in place of what is in force.  `outlook`: what
+        a policy that spends an accuracy budget may expect; `demand`: accuracies that rows ask for."""
         reading, targets = conditions.reading, request.targets or self.targets
         if request.g_per_kwh is not None:
             reading = Reading(
@@ -307,7 +305,7 @@ class Family:
         policy = held.policy if held is not None else self.planned_by(config)
         budgeted = policy in BUDGETED
         objective = self.objective(targets, config, accuracy_budget=self.config.accuracy_budget if budgeted else None)
-        objective, relative = self._alarmed(objective, config, targets), self._relative(targets)
+        objective, relative = self._apply_alarm(objective, config, targets), self._relative(targets)
         free = held is not None and not held.policy  # a configuration that is given says what it takes
         seconds = self.step_seconds(conditions.devices, self.desired)
         start_s = max(map(seconds.spawn, self.desired), default=0.0)
@@ -321,7 +319,7 @@ class Family:
             queue_rows=int(self.observed.get("queue_rows", 0.0)),
             objective=objective,
             profile=self.memory_troubles.without_refused(
-                self.sample.certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
+                self.sample.keep_certain(self.corrected, objective.accuracy_floor, relative=relative), self.desired
             ),
             devices=conditions.devices,
             running=self.desired,
@@ -345,9 +343,11 @@ class Family:
         """The guard's level of alarm as last observed: 0 ok, 1 tightened, 2 cascade switched off."""
         return int(self.observed.get("guard", OK))
 
-    def _alarmed(self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets) -> ObjectiveConfig:
-        """Return `objective` as the guard's level of alarm allows it: half of the accuracy loss that the targets
-        permit, or none of it and no cascade.  Lambda stays what it would be without an alarm."""
+    def _apply_alarm(
+        self, objective: ObjectiveConfig, controller: ControllerConfig, targets: Targets
+    ) -> ObjectiveConfig:
+        """Return `objective` as the guard's level of alarm allows it: with half of the accuracy loss that the targets
+        permit, or with none of it and no cascade.  Lambda stays what it would be without an alarm."""
         if self.alarm_level == OK:
             return objective
         best = max(accuracies(self.profile).values(), default=0.0)
@@ -378,7 +378,7 @@ class Family:
     def without_margins(self, state: State, config: ControllerConfig) -> tuple[State, State]:
         """Return `state` without its margins against chance: first without the one above the accuracy floor, unless the
         operator wants one, then also with the rate that was counted.  A miss of the floor by chance evens out over
-        hours, one of the SLO does not."""
+        hours; a miss of the SLO does not."""
         objective = state.objective
         if self.sample.configured is None:
             objective = structs.replace(objective, accuracy_margin=0.0)
@@ -388,7 +388,7 @@ class Family:
 
     def services(self, share: float) -> Services:
         """Return how each (variant, slice) serves by `corrected`, slowed to `share` of the machine's time.  It is asked
-        at each look, and worked out anew if what is asked changes."""
+        at each poll, and worked out anew if what is asked changes."""
         known = self._services
         if known is None or known[0] is not self.corrected or known[1] != share:
             known = self._services = self.corrected, share, services_of(self.corrected, share)
@@ -418,19 +418,18 @@ class Family:
         return {cell: words for cell in cells if (words := why(*cell))}
 
     def apart(self, devices: Sequence[DeviceShape]) -> tuple[tuple[str, str, str], ...]:
-        """Return the pairs of variants that a worker on `devices` does not hold together now: (profile, variant,
-        variant)."""
-        found = set(self.memory_troubles.apart)
+        """Return the pairs of variants that no worker on `devices` holds together now: (profile, variant, variant)."""
+        pairs = set(self.memory_troubles.apart)
         for variant, profile in self.alone(devices):
             for other in self.spec.variants:
                 if other.name != variant:
                     first, second = sorted((variant, other.name))
-                    found.add((profile, first, second))
-        return tuple(sorted(found))
+                    pairs.add((profile, first, second))
+        return tuple(sorted(pairs))
 
     def step_seconds(self, shapes: Sequence[DeviceShape], workers: Sequence[Assignment]) -> StepSeconds:
-        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as its
-        workers took so far if the fleet knows, else as such a device lets expect."""
+        """Return how long the steps of a transition take that starts `workers` on the devices of `shapes`: as long as
+        this family's workers took so far if the fleet knows, else what is typical of such a device."""
         by_name = {shape.device: shape for shape in shapes}
         kinds = {(item.placement.device, item.backend) for item in workers}
         typical = {(device, backend): typical_spawn_s(by_name.get(device), backend) for device, backend in kinds}
@@ -453,8 +452,8 @@ class Family:
         return max(self.observed.get("arrival_rate", 0.0), LEAST_RATE)
 
     def back_off(self, configuration: Configuration, now_s: float) -> float:
-        """Keep `configuration` from being planned for a while, twice as long each time it fails; return the monotonic
-        time until when."""
+        """Leave `configuration` out of plans for a while, twice as long each time it fails; return the monotonic time
+        at which that ends."""
         failures = self.backoffs[configuration].failures + 1 if configuration in self.backoffs else 1
         wait_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 16))
         self.backoffs[configuration] = Backoff(now_s + wait_s, failures)

@@ -1,8 +1,8 @@
-"""Collects what families learn of their profiles, and keeps it beside these in the cache folder.
+"""Collects what families learn of their profiles, and keeps it beside the profiles in the cache folder.
 
-A file is written when what it says changed, every `SAVE_S` at most and when the server stops, in a thread, as a disk
-may take its time.  One that is damaged, or of another profile or version, is left as it is until it is replaced, with a
-line in the log.
+If what a file says has changed, the file is written: every `SAVE_S` at most and when the server stops, in a thread,
+because a disk may be slow.  A file that is damaged, or belongs to another profile or version, is logged and left as it
+is until it is replaced.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SAVE_S = 300.0
 
 
 class Learner:
-    """What the families of `context` learn; lost with the server, unless it gives the `store` of profiles.  `front_lag`
-    returns how long requests wait for the front end's event loop by now; None: that is not known."""
+    """What the families of `context` learn; lost with the server unless the `store` of profiles is given.  `front_lag`
+    returns how long requests now wait for the front end's event loop; None if unknown."""
 
     def __init__(
         self,
@@ -69,17 +69,17 @@ class Learner:
         self._saved[family.name] = family.learned.collected
         self._tell(family)
 
-    def look(self, family: Family) -> None:
-        """Take what the workers of `family` did, and give its fleet what follows from it."""
+    def poll(self, family: Family) -> None:
+        """Collect what the workers of `family` did, and give its fleet what follows from it."""
         families, now_s = self._context.families.values(), self._context.monotonic()
         changes = sum(of.changes for of in families)
         if changes != self._changes:
             self._changes = changes
             for of in families:
-                of.learned.unsettled(now_s)
+                of.learned.unsettle(now_s)
         learned, report = family.learned, family.fleet.work_report()
-        learned.see_front(self.front_lag(), now_s)
-        if learned.look(report, self._context.share_of(family), now_s):
+        learned.observe_front(self.front_lag(), now_s)
+        if learned.observe(report, self._context.share_of(family), now_s):
             log.debug("%s: profile corrected: %s", family.name, learned.words() or "as it was measured")
             self._tell(family)
 

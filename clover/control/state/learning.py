@@ -1,27 +1,28 @@
-"""What a family's profile is off by, learned while it serves: collected at each look, used by plans once it moved.
+"""How far a family's profile is off, learned while it serves: collected each second, used by plans once it moved.
 
-Reports of the fleet (`Fleet.work_report`) are compared with the profile as it was measured.  What was done while
-workers were started or drained is left out, with `SETTLE_S` after it: models load and caches are cold (a report of more
-than `LONG_S` is mostly of other times, and counts).  A family that owns a part of the machine is planned with services
-that are that much slower; a batch that takes longer than profiled, but no longer than that, is in order.
+**Evidence.**  Reports of the fleet (`Fleet.work_report`) are compared with the profile as it was measured.  Work done
+while workers were started or drained, or within `SETTLE_S` after, is left out: models load and caches are cold then.  A
+report of more than `LONG_S` counts all the same, as most of it is of other times.  A family that owns a part of the
+machine is planned with services that are slower by that part.  A batch is in order as long as it is no slower than
+that.
 
-The factors in force change only once one of them would move by more than `STEP`, and ever more rarely, from
-`FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`: plans that were
-solved are remembered by profile, and those of a budget take seconds to be solved anew.  One that moved by more than
-`REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the earliest: a variant that is
-new there shows only then what it takes.
+**When factors change.**  Plans that were solved are remembered by profile, and those of a budget take seconds to solve
+anew.  So the factors in force change only if one of them would move by more than `STEP`, and ever more rarely:
+`FIRST_REST_S` to `LONGEST_REST_S` after the last change, unless one would move by more than `LEAP`.  A factor that
+moved by more than `REPLAN` since the last plan is a reason to plan, `REPLAN_S` after the last such plan at the
+earliest, because a variant that is new there shows its cost only once it runs.
 
-**What HTTP and the front end add to a p95** is learned as well, of servers that have it (`FrontCorrection`).  Two
-things are in it: work on a request (head, body, answer, and the client's own), which is the same at any time, and
-waiting for the event loop's turn, which is the machine's at that moment.  `front_ms` of a profile is the work.  What
-probes of the event loop wait now (`clover.http.loop_lag`) is added to it.  Without probes (a server without HTTP, too
-few of them yet) the profile's figure holds.  What is learned is kept with the other corrections, and is drawn back to
-the profile with age like those (`planning.model.correction`), until probes come again.  Unlike times and joules it is a
-sum and no factor: all limits here are about what it makes of a p95.
+**The front end** (`FrontCorrection`).  What HTTP and the front end add to a p95 is learned too, of servers that have
+them.  It is the sum of two things.  Work on a request (head, body, answer, and the client's own) is the same at any
+time: the profile's `front_ms`.  Waiting for the event loop's turn depends on the machine at that moment: probes of the
+loop measure it (`clover.http.loop_lag`).  Without probes (a server without HTTP, or too few of them yet) the profile's
+figure holds.  What is learned is kept with the other corrections and is drawn back to the profile with age like those
+(`planning.model.correction`), until probes come again.  Unlike times and joules it is a sum and not a factor, so all
+limits here apply to what it makes of a p95.
 
-Factors that stay beyond 1 / `FAR` or `FAR` for `FAR_S` are a reason to measure again, which is said once.  Joules on
-cores that are more than profiled are none: they are mostly what wakes a worker and what a cold cache takes, at a load
-at which no profile is measured.
+**Advice.**  If a factor stays beyond 1 / `FAR` or `FAR` for `FAR_S`, the log says once that the family should be
+measured again.  Joules on cores above the profile are no such reason: they are mostly what wakes a worker and what a
+cold cache takes, at a load at which no profile is measured.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 
 import msgspec
 
-from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, corrected, faded
+from clover.planning.model.correction import EnergyKey, SavedTime, TimeEvidence, TimeKey, apply_factors, fade
 from clover.planning.model.metered import EnergyEvidence, SavedEnergy
 from clover.planning.model.problem import backends_of, services_of
 from clover.profiles import LEAST_SLO_MS
@@ -87,7 +88,7 @@ class Learning:
         self.energy: dict[EnergyKey, float] = {}
         self.front = FrontCorrection(profile)
         self.energy_errors: dict[EnergyKey, float] = {}
-        """Standard errors of the factors of joules, as of the last look."""
+        """Standard errors of the factors of joules, as of the last report."""
         self.advice = ""
         """What to do about a profile that is far off, in words; empty if it is not."""
         self.changed = 0
@@ -114,29 +115,29 @@ class Learning:
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def unsettled(self, now_s: float) -> None:
-        """Leave out what is reported until `SETTLE_S` from now on: workers were started or drained."""
+    def unsettle(self, now_s: float) -> None:
+        """Leave out what is reported from now until `SETTLE_S` later, because workers were started or drained."""
         self._settled_s = now_s + SETTLE_S
         self._times.interrupt()
         self._joules.interrupt()
 
-    def see_front(self, lag: FrontLag | None, now_s: float) -> None:
-        """Take how long requests wait for the front end's event loop by now, before `look` is called; None: it is not
-        known."""
-        self.collected += self.front.see(lag, now_s)
+    def observe_front(self, lag: FrontLag | None, now_s: float) -> None:
+        """Take how long requests now wait for the front end's event loop; None if unknown.  Call it before
+        `observe`."""
+        self.collected += self.front.observe(lag, now_s)
 
-    def look(self, report: WorkReport, share: float, now_s: float) -> bool:
+    def observe(self, report: WorkReport, share: float, now_s: float) -> bool:
         """Compare `report` with the profile, for a family that owns `share` of the machine's time; return whether the
         factors in force changed."""
         since_s, self._reported_s = min(self._reported_s, now_s), now_s
         if now_s < self._settled_s and now_s - since_s < LONG_S:
             return False
         for key, (batches, seconds) in report.served.items():
-            self._served(key, batches, seconds, share, since_s, now_s)
+            self._record_batches(key, batches, seconds, share, since_s, now_s)
         lasted_s = [seconds / batches for batches, seconds in report.served.values() if batches > 0.0]
-        self._joules.batches_lasted(max(lasted_s, default=0.0), now_s)
+        self._joules.record_batch_length(max(lasted_s, default=0.0), now_s)
         for window in report.metered:
-            self.collected += self._joules.metered(
+            self.collected += self._joules.record_window(
                 window.device,
                 window.joules,
                 window.expected_j,
@@ -154,7 +155,9 @@ class Learning:
         self._judge(now_s)
         return moved > 0.0
 
-    def _served(self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float) -> None:
+    def _record_batches(
+        self, key: TimeKey, batches: float, seconds: float, share: float, since_s: float, now_s: float
+    ) -> None:
         variant, name, rows = key
         service = self._services.get((variant, name))
         if service is None or not 1 <= rows <= service.max_batch:
@@ -163,13 +166,13 @@ class Learning:
         if share < 1.0 and seconds > expected_s:  # others had their part of the time
             seconds = max(seconds * share, expected_s)
         nearest = min(service.batches, key=lambda batch: abs(math.log(batch / rows)))
-        self.collected += self._times.served(
+        self.collected += self._times.record_batches(
             (variant, name, nearest), batches, seconds, expected_s, since_s=since_s, now_s=now_s
         )
 
     def _take(self, now_s: float, least: float) -> float:
-        """Put the factors of now in force if one of them moved by more than `least`; return by how much one did, 0 if
-        they stay."""
+        """Put the present factors in force if one of them moved by more than `least`; return by how much one moved, 0
+        if they stay."""
         time = self._times.factors(self._time_keys, now_s)
         energy = self._joules.unseen(self._joules.factors(self._energy_keys, now_s), self._batch_j)
         self.energy_errors = self._joules.errors(self._energy_keys, now_s)
@@ -180,12 +183,12 @@ class Learning:
             return 0.0
         self.time, self.energy = time, energy
         self.front.use(front_ms)
-        self.corrected = msgspec.structs.replace(corrected(self.profile, time, energy), front_ms=front_ms)
+        self.corrected = msgspec.structs.replace(apply_factors(self.profile, time, energy), front_ms=front_ms)
         self.changed += 1
         return moved
 
     def _judge(self, now_s: float) -> None:
-        """Ask for a new profile if this one has been far off for long; once, until it is not."""
+        """Ask once for a new profile if this one has been far off for long."""
         if self.far() is None:
             self._far_since_s, self.advice = math.inf, ""
             return
@@ -203,20 +206,20 @@ class Learning:
     # --- what plans, decisions and operators see ----------------------------------------------------------------------
 
     def named(self) -> dict[str, float]:
-        """Return the factors in force, by what they are of, in words."""
-        found = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
-        return found | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
+        """Return the factors in force by name, in words."""
+        factors = {f"the time of {v} on {s} in batches of {b}": factor for (v, s, b), factor in self.time.items()}
+        return factors | {f"the energy of a row of {v} on {s}": factor for (v, s), factor in self.energy.items()}
 
     def far(self) -> str | None:
         """Return what the profile is off by most, in words: the factor that is farthest from 1; None if nothing is
         beyond `FAR`."""
-        found = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
-        found += [
+        factors = [(f"the time of {v} on {s}", factor) for (v, s, _), factor in self.time.items()]
+        factors += [
             (f"the energy of a row of {v} on {s}", factor)
             for (v, s), factor in self.energy.items()
             if factor < 1.0 or not _CORES.fullmatch(s)
         ]
-        what, factor = max(found, key=lambda item: abs(math.log(item[1])), default=("", 1.0))
+        what, factor = max(factors, key=lambda item: abs(math.log(item[1])), default=("", 1.0))
         return f"{what} is {factor:.2f} x what it says" if abs(math.log(factor)) > math.log(FAR) else None
 
     def trigger(self, now_s: float) -> str:
@@ -235,28 +238,28 @@ class Learning:
         self._triggered_s = now_s
         return f"profile corrected: {what} is {found[what]:.2f} x as profiled, was {before.get(what, 1.0):.2f}"
 
-    def planned(self) -> None:
-        """Note that a plan was made with the factors in force."""
+    def record_plan(self) -> None:
+        """Record that a plan was made with the factors in force."""
         self._planned, self._planned_front_ms = self.named(), self.front.ms
 
     def words(self) -> str:
         """Return what is corrected, for a decision: what HTTP adds, and the factors in force by variant and slice;
         empty if nothing is."""
-        found = [front] if (front := self.front.words()) else []
+        parts = [front] if (front := self.front.words()) else []
         for variant, name in self._energy_keys:
             times = [factor for (v, s, _), factor in self.time.items() if (v, s) == (variant, name)]
             joules = self.energy.get((variant, name), 1.0)
             if joules != 1.0 or any(factor != 1.0 for factor in times):
                 low, high = min(times, default=1.0), max(times, default=1.0)
                 time = f"{low:.2f}" if high - low < 0.005 else f"{low:.2f}-{high:.2f}"
-                found.append(f"{variant}@{name}: time x {time}, energy x {joules:.2f}")
-        return "; ".join(found)
+                parts.append(f"{variant}@{name}: time x {time}, energy x {joules:.2f}")
+        return "; ".join(parts)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the factors in force by (variant, slice), with those of time also by batch and how far off that of
         joules may be (a standard error), for `state` and metrics."""
         counts = self._times.counts
-        found = []
+        rows = []
         for variant, name in self._energy_keys:
             batches = [key for key in self._time_keys if key[:2] == (variant, name)]
             windows = {str(key[2]): counts.get(key, 0) for key in batches}
@@ -264,7 +267,7 @@ class Learning:
             weights = [count or 1e-9 for count in windows.values()]
             mean = math.exp(sum(w * math.log(t) for w, t in zip(weights, times.values(), strict=True)) / sum(weights))
             energy = self.energy.get((variant, name), 1.0)
-            found.append(
+            rows.append(
                 {
                     "variant": variant,
                     "profile": name,
@@ -275,7 +278,7 @@ class Learning:
                     "energy_error": self.energy_errors.get((variant, name)),
                 }
             )
-        return found
+        return rows
 
     def gauges(self) -> dict[tuple[str, str, str], float]:
         """Return the factors in force by variant, slice, and "time" or "energy", for metrics."""
@@ -308,8 +311,8 @@ class Learning:
         )
 
     def restore(self, saved: SavedCorrection, now_s: float, wall_s: float) -> None:
-        """Take what was learned earlier, as old as it is by now.  Raises ValueError if it is of another profile or
-        version, or cannot be."""
+        """Take what was learned earlier, aged until now.  Raises ValueError if it is of another profile or version, or
+        invalid."""
         profile = self.profile
         if saved.version != VERSION:
             raise ValueError(f"it is of version {saved.version}, this server writes {VERSION}")
@@ -322,7 +325,7 @@ class Learning:
         self.front.restore(saved.front, now_s - age_s)
         self._times, self._joules = times, joules
         self._take(now_s, 0.0)
-        self.planned()
+        self.record_plan()
         if self.far() is not None and saved.far_s > 0.0:
             self._far_since_s = now_s - saved.far_s
             if saved.far_s >= FAR_S:
@@ -355,19 +358,19 @@ class FrontCorrection:
         base = services_of(profile).get((profile.base.variant, profile.base.profile))
         self._p95_ms = max(base.mean_ms[0] if base is not None else 0.0, LEAST_SLO_MS)
 
-    def see(self, lag: FrontLag | None, now_s: float) -> bool:
-        """Take what probes say by now; return whether that is news."""
+    def observe(self, lag: FrontLag | None, now_s: float) -> bool:
+        """Take what probes now say; return whether that is news."""
         if lag is None or (self.lag is not None and lag.windows == self.lag.windows):
             return False
         self.lag, self._seen_s = lag, now_s
         return True
 
     def at(self, now_s: float) -> float:
-        """Return what it is by all that is known, in milliseconds."""
+        """Return the milliseconds by all that is known."""
         if self.lag is None:
             return self.profile_ms
         seen_ms = self.profile_ms + min(self.lag.ms, MOST_LAG_MS)
-        kept = self.moved(seen_ms, self.profile_ms) * faded(now_s - self._seen_s)
+        kept = self.moved(seen_ms, self.profile_ms) * fade(now_s - self._seen_s)
         return self.profile_ms + (self._p95_ms + self.profile_ms) * math.expm1(kept)
 
     def use(self, ms: float) -> None:
@@ -375,9 +378,9 @@ class FrontCorrection:
         self.ms = ms
 
     def moved(self, after_ms: float, before_ms: float) -> float:
-        """Return by how much a p95 moves with it, as a logarithm: that of rows which BASE serves one by one, but not
-        less than the least default SLO, below which nothing follows from it.  What was measured under load would not
-        do, as it is as wrong where the machine was busy."""
+        """Return by how much the front end moves a p95, as a logarithm.  The p95 is that of rows which BASE serves one
+        by one, but not less than the least default SLO, below which nothing follows from it.  A p95 measured under load
+        would not do: it is as wrong as the machine was busy."""
         return math.log((self._p95_ms + after_ms) / (self._p95_ms + before_ms))
 
     def words(self) -> str:
@@ -402,8 +405,7 @@ class FrontCorrection:
         return SavedFront(lag_ms=self.lag.ms, age_s=max(now_s - self._seen_s, 0.0))
 
     def restore(self, saved: SavedFront | None, now_s: float) -> None:
-        """Take what was seen earlier, aged since by what `now_s` is before now.  Raises ValueError if that cannot
-        be."""
+        """Take what was seen earlier, aged since by what `now_s` is before now.  Raises ValueError if it is invalid."""
         if saved is None:
             return
         if not (math.isfinite(saved.lag_ms) and math.isfinite(saved.age_s) and saved.lag_ms >= 0.0):

@@ -1,7 +1,7 @@
 """What one family served since its budget horizon began, and its load by the hour: what an accuracy budget spends.
 
-A policy remembers nothing, so this is handed to it with every plan.  A horizon begins with the first look, and the next
-one when it ends.  It survives a restart (`clover.control.state.ledger_files`).
+A policy remembers nothing, so every plan is handed this ledger.  A horizon begins with the first observation; the next
+one begins when it ends.  The ledger survives a restart (`clover.control.state.ledger_files`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Ledger:
     def __init__(self) -> None:
         self.rates = History()
         self.since_s = math.nan
-        """Grid time at which the horizon began; NaN before the first look."""
+        """Grid time at which the horizon began; NaN before the first observation."""
         self.rows = 0.0
         self.accuracy_rows = 0.0
         """Sum over the rows of the accuracy (percent) expected of the variant that answered."""
@@ -40,9 +40,9 @@ class Ledger:
         """Why a restart begins the horizon anew, in words; empty if it does not."""
         self._before = (0.0, 0.0)
 
-    def look(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
-        """Book what was served since the last look, and the load of now.  `observed` counts from the start of the
-        family's router."""
+    def observe(self, grid_s: float, observed: dict[str, float], horizon_s: float) -> None:
+        """Add what was served since the last observation, and the present load.  `observed` counts from the start of
+        the family's router."""
         rows, total = self._counted(observed)
         before = self._before if rows >= self._before[0] else (0.0, 0.0)  # the router began anew
         first = math.isnan(self.since_s)
@@ -54,18 +54,19 @@ class Ledger:
             self.rows += rows - before[0]
             self.accuracy_rows += total - before[1]
         self._before = (rows, total)
-        self.rates.note(grid_s, observed.get("arrival_rate", math.nan))
+        self.rates.record(grid_s, observed.get("arrival_rate", math.nan))
 
     def _counted(self, observed: dict[str, float]) -> tuple[float, float]:
         """Return rows, and the sum of their accuracies, that the family's router counted since it started."""
         return counted(observed) or self._before  # unknown is not wrong
 
     def skip(self, observed: dict[str, float]) -> None:
-        """Leave out what `observed` counts: the router of a family that was unloaded counts on when that is loaded."""
+        """Leave out what `observed` counts: the router of an unloaded family continues its counts when the family is
+        loaded."""
         self._before = self._counted(observed)
 
     def saved(self) -> SavedLedger:
-        """Return what a file keeps of it, once the first look was taken."""
+        """Return what a file keeps of it, once something was observed."""
         return SavedLedger(
             since_s=self.since_s,
             rows=self.rows,
@@ -74,7 +75,7 @@ class Ledger:
         )
 
     def restore(self, saved: SavedLedger, *, spent: bool = True) -> None:
-        """Go on where `saved` was left, with the load alone if not `spent`; ValueError if its figures cannot be."""
+        """Continue from `saved`, with the load alone if not `spent`; ValueError if its figures are invalid."""
         figures = (saved.since_s, saved.rows, saved.accuracy_rows)
         if not all(map(math.isfinite, figures)) or not 0.0 <= saved.accuracy_rows <= 100.0 * saved.rows + 1e-6:
             raise ValueError("rows and their accuracies do not fit")
@@ -88,8 +89,8 @@ class Ledger:
         self.accuracy_rows += accuracy_rows
 
     def end_s(self, grid_s: float, horizon_s: float) -> float:
-        """Return the grid time at which the horizon under way ends; a horizon that begins now, before the first
-        look."""
+        """Return the grid time at which the horizon ends; before anything was observed, that of a horizon which begins
+        now."""
         return (grid_s if math.isnan(self.since_s) else self.since_s) + horizon_s
 
     def due(self, grid_s: float) -> bool:

@@ -1,15 +1,17 @@
-"""What budgets have spent, kept over a restart: one file a family and horizon, in the server's own folder below the
-cache folder, which is named as its ledger and locked.
+"""Keeps what budgets have spent over a restart: one file for each family and horizon.
 
-A file is written at most every `SAVE_S`, in a thread, and once more when the controller stops; replaced atomically.  At
-a start it is taken up if it belongs to the same version of the family, the same accuracies and the same budget, and if
-its horizon has not ended.  Otherwise, and if it is damaged, a new horizon begins, and the log says why; what it tells
-of the load holds in the next horizon, too.
+The files lie in a folder of the server below the cache folder, which is named as its ledger and locked.
 
-A server that cannot have the lock, since another one of its name runs, reads and writes nothing: its budgets hold while
-it runs, the log and the state (`Ledger.unkept`) say that a restart begins them anew, and it tries again every `SAVE_S`.
+**Writing.**  A file is written every `SAVE_S` at most, in a thread, and once more when the controller stops; it is
+replaced atomically.
 
-A server that is to take over from that other one reads what is there, and writes nothing, until the other has ended
+**Reading.**  At a start a file is taken up if it has the same version of the family, the same accuracies and the same
+budget, and if its horizon has not ended.  Otherwise, or if it is damaged, a new horizon begins, and the log says why.
+What the file says of the load still holds in the new horizon.
+
+**The lock.**  If another server of the same name holds the lock, this one reads and writes nothing and tries again
+every `SAVE_S`.  Its budgets hold while it runs; the log and the state (`Ledger.unkept`) say that a restart begins them
+anew.  A server that is to take over from the other one reads the files but writes none until the other has ended
 (`LedgerFiles.take_over`).
 """
 
@@ -64,10 +66,8 @@ class SavedBudget(Record, frozen=True, kw_only=True):
 
 
 class LedgerFiles:
-    """The files in `folder`, which is locked from the first call to `release`; without one nothing is kept.
-
-    `beside`: they are another server's until `take_over`.
-    """
+    """The files in `folder`, which is locked from the first call to `release`.  Without a folder nothing is kept.
+    `beside`: the files are another server's until `take_over`."""
 
     def __init__(self, folder: Path | None = None, *, beside: bool = False) -> None:
         self.folder = folder
@@ -78,8 +78,8 @@ class LedgerFiles:
         self._task: asyncio.Task[None] | None = None
 
     def load(self, family: Family, grid_s: float, *, spends: bool = True) -> bool:
-        """Take up the ledger of `family` as it was left, if there is one that holds at `grid_s`; return whether what
-        was spent is.  `spends`: whether the policy in force has a budget that goes on with it."""
+        """Take up the saved ledger of `family`, if there is one that holds at `grid_s`; return whether what was spent
+        is taken up.  `spends`: whether the policy in force has a budget that continues with it."""
         path = self.path(family)
         if path is None or not (self._beside or self._locked([family])):
             return False
@@ -87,9 +87,9 @@ class LedgerFiles:
         try:
             if path.stat().st_size > _LARGEST:
                 raise ValueError("it is too large")
-            found = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
-            why = restore(found, family, grid_s)
-            if found.family != family.name:
+            saved_budget = msgspec.json.decode(path.read_bytes(), type=SavedBudget)
+            why = restore(saved_budget, family, grid_s)
+            if saved_budget.family != family.name:
                 level = logging.WARNING
         except FileNotFoundError:
             return False
@@ -110,7 +110,7 @@ class LedgerFiles:
             if self.load(family, grid_s):
                 family.ledger.add(*(counted(family.fleet.observe()) or (0.0, 0.0)))
 
-    def look(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:
+    def poll(self, families: Iterable[Family], now_s: float, grid_s: float) -> None:
         """Write what changed, at most every `SAVE_S`, without waiting for it."""
         if self.folder is None or self._beside or now_s < self._due_s:
             return
@@ -148,7 +148,7 @@ class LedgerFiles:
         return self._lock is not None
 
     async def settle(self) -> None:
-        """Wait until what is being written is."""
+        """Wait until all writing under way is done."""
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -161,12 +161,12 @@ class LedgerFiles:
         return self.folder / f"{plain}-{unique}-{family.config.budget_horizon_s:.0f}.json"
 
     def _files(self, families: Iterable[Family], grid_s: float) -> list[tuple[Path, bytes]]:
-        found = []
+        files = []
         for family in families:
             path, content = self.path(family), saved(family, grid_s)
             if path is not None and content is not None:
-                found.append((path, msgspec.json.encode(content)))
-        return found
+                files.append((path, msgspec.json.encode(content)))
+        return files
 
     async def _write(self, files: list[tuple[Path, bytes]]) -> None:
         for path, data in files:
@@ -177,7 +177,7 @@ class LedgerFiles:
 
 
 def saved(family: Family, grid_s: float) -> SavedBudget | None:
-    """Return what is kept of `family` at `grid_s`; None before its first look."""
+    """Return what is kept of `family` at `grid_s`; None before anything was observed."""
     if math.isnan(family.ledger.since_s):
         return None
     return SavedBudget(
@@ -191,8 +191,8 @@ def saved(family: Family, grid_s: float) -> SavedBudget | None:
 
 
 def restore(found: SavedBudget, family: Family, grid_s: float) -> str:
-    """Have the ledger of `family` go on from `found`; return why it does not, or not with what was spent, else empty.
-    ValueError if its figures cannot be."""
+    """Continue the ledger of `family` from `found`.  Return why it does not continue, or not with what was spent; else
+    empty.  ValueError if the figures are invalid."""
     if why := _foreign(found, family, grid_s):
         return why
     why = _over(found, family, grid_s)
@@ -213,7 +213,7 @@ def _foreign(found: SavedBudget, family: Family, grid_s: float) -> str:
 def _over(found: SavedBudget, family: Family, grid_s: float) -> str:
     """Return why what `found` has spent is not taken up, empty if it is."""
     if found.key != _key(family):
-        return "the family, its accuracies or its budget are others than then"
+        return "the family, its accuracies or its budget have changed since"
     if grid_s >= found.ledger.since_s + family.config.budget_horizon_s:
         return "its horizon has ended"
     return ""

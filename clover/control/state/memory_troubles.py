@@ -1,12 +1,12 @@
 """Starts that failed for want of memory, so that none is tried the same way again.
 
-A worker that found no room beside another one is planned as an exchange from then on: what is there leaves first.  If
-both were to be there for good, no plan has them on one placement of that profile (`apart`) any more.  One
-that does not even fit alone is refused: no plan has its variant on that profile until the devices or the profile of the
-family change.  Without this record the same plan would be tried for ever, each time after a longer pause.
+If a worker found no room beside another one, it is planned as an exchange from then on: the old worker leaves first.
+If both were to stay, no plan has them on one placement of that profile any more (`apart`).  If a worker does not even
+fit alone, no plan has its variant on that profile until the devices or the profile of the family change.  Without this
+record the same plan would be tried for ever, each time after a longer pause.
 
-If nothing is left that may run, another program may have had the memory for a while: then all is tried anew, after a
-minute, and after twice as long each time.
+If nothing is left that may run, another program may have had the memory for a while.  Then everything is tried anew,
+after a minute, and after twice as long each time.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ class MemoryTroubles:
         self._wait_s = FIRST_WAIT_S
         self._anew_s: float | None = None
 
-    def look(self, under: Hashable) -> None:
-        """Forget everything if the devices or the profile (`under`) are other ones than before."""
+    def observe(self, under: Hashable) -> None:
+        """Forget everything if the devices or the profile (`under`) have changed."""
         if under != self._under:
             if self.refused:
-                log.info("%s: devices or profile changed: what had no room may run again", self._name)
+                log.info("%s: devices or profile changed: what did not fit into memory may run again", self._name)
             self.refused.clear()
             self._beside.clear()
             self.apart.clear()
             self._under = under
             self._wait_s, self._anew_s = FIRST_WAIT_S, None
 
-    def nothing_left(self, now_s: float) -> None:
-        """Take note at `now_s` (monotonic) that nothing can run without what is refused: forget that once it was so for
+    def record_deadlock(self, now_s: float) -> None:
+        """Record at `now_s` (monotonic) that nothing can run without what is refused: forget that once it was so for
         long enough."""
         if self._anew_s is None:
             self._anew_s = now_s + self._wait_s
         elif now_s >= self._anew_s:
-            log.warning("%s: nothing else can run: what was refused for want of memory is tried anew", self._name)
+            log.warning("%s: nothing else can run: what did not fit into memory is tried again", self._name)
             self.refused.clear()
             self._wait_s, self._anew_s = min(2.0 * self._wait_s, LONGEST_WAIT_S), None
 
-    def note(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
-        """Take note of a start that failed on the way to `target`; return what follows from it, empty if memory was not
+    def record(self, failed: FailedStart, target: Collection[Assignment] = ()) -> str:
+        """Record a start that failed on the way to `target`; return what follows from it, empty if memory was not
         the reason."""
         if not says_out_of_memory(failed.reason):
             return ""
@@ -98,8 +98,8 @@ class MemoryTroubles:
         return (other.variant, other.backend, other.placement.profile, one.variant) in self._beside
 
     def without_refused(self, profile: FamilyProfile, running: tuple[Assignment, ...]) -> FamilyProfile:
-        """Return `profile` without the measurements of what is refused, so that no plan has it; what is `running` is
-        left in, as plans are compared with it."""
+        """Return `profile` without the measurements of what is refused, so that no plan has it.  What is `running`
+        stays in, because plans are compared with it."""
         runs = {(item.variant, item.placement.profile) for item in running}
         gone = self.refused.keys() - runs
         if not gone:

@@ -1,9 +1,9 @@
-"""Which GPUs are parked, for how long, and what that spared: said in the state, in metrics and in decisions.
+"""Which GPUs are parked, for how long, and what that spared: for the state, metrics and decisions.
 
-A GPU is parked if a family with a deployment, which may leave GPUs without workers (`control.state.sleep.spared_w`),
-has none on it, it answers, and no other family has a worker there.  What it spares is the power of the contexts that
-are not there, as measured at the start or as modelled (`DeviceShape.sleep_method`); the meter of the GPU counts what it
-draws all the same.
+A GPU is parked if a family with a deployment that may leave GPUs without workers (`control.state.sleep.spared_w`) has
+none on it, the GPU answers, and no other family has a worker there.  Parking spares the power of the contexts that are
+not there, as measured at the start or as modelled (`DeviceShape.sleep_method`).  The GPU's meter still counts what it
+draws.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clover.accounting.labels import joined
+from clover.accounting.labels import join_labels
 from clover.types import Assignment, DeviceShape, Method
 
 
@@ -24,26 +24,26 @@ class ParkedTime:
     """Since when it is (monotonic); None if it is not."""
     seconds: float = 0.0
     spares_w: float = 0.0
-    """What it spares since the last look, known by `method`."""
+    """What it spares since the last poll, known by `method`."""
     method: Method = "none"
     spared_j: dict[Method, float] = field(default_factory=dict)
 
 
 class ParkedGpus:
-    """The parked GPUs of a server.  `look` counts the time."""
+    """The parked GPUs of a server.  `observe` counts the time."""
 
     def __init__(self) -> None:
         self.known: dict[str, ParkedTime] = {}
         """By name, of the GPUs that may be parked."""
         self._looked_s: float | None = None
 
-    def look(
+    def observe(
         self, shapes: Mapping[str, DeviceShape], may: Collection[str], taken: Collection[str], now_s: float
     ) -> None:
-        """Count the time since the last look; `may`: the GPUs of families that may leave some without workers;
+        """Count the time since the last poll; `may`: the GPUs of families that may leave some without workers;
         `taken`: the devices that have workers.
 
-        The time counts by what was known at its beginning: the last look.
+        The time counts by what was known at its beginning, the last poll.
         """
         passed_s = now_s - self._looked_s if self._looked_s is not None else 0.0
         self._looked_s = now_s
@@ -67,7 +67,7 @@ class ParkedGpus:
             "parked_s": time.seconds,
             "spared_w": shape.sleep_w if time.since_s is not None else 0.0,
             "spared_j": sum(time.spared_j.values()),
-            "spared_method": joined(ways) if time.spared_j or shape.sleep_w is not None else "none",
+            "spared_method": join_labels(ways) if time.spared_j or shape.sleep_w is not None else "none",
         }
 
 

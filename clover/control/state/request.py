@@ -1,4 +1,4 @@
-"""What a plan is asked for: its reason, and what stands in for the targets, the pin and the inputs in force."""
+"""A request for a plan: its reason, and what replaces the targets, the pin and the inputs in force."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ClusterOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """One request for a plan of one family.  What is None is what holds now."""
+    """One request for a plan of one family.  What is None stays as it is in force."""
 
     trigger: str
     """Why a plan is made, in words."""

@@ -1,18 +1,17 @@
-"""When GPUs, or cores of a row, may lose their workers: not before the load was watched for a while, nor soon after
-more of them were needed.
+"""When GPUs, or cores of a row, may lose their workers.
 
 A GPU without workers is *parked*: their processes have ended, and with them the CUDA contexts, for which a board draws
-26 to 66 W more however idle it is.  A worker takes seconds to start, so that what is put to sleep and woken in turn
-costs more than it spares.  A family therefore keeps the workers of all the GPUs (or cores) that it has for
-`controller.sleep_after_s` after it got more of them; its first workers count, since nothing is known of the load when
-they start.
+26 to 66 W more even when idle.  A worker takes seconds to start, so putting it to sleep and waking it in turn costs
+more than it spares.  A family therefore keeps the workers of all the GPUs (or cores) that it has for
+`controller.sleep_after_s` after it got more of them.  Its first workers count as more, because nothing is known of the
+load when they start.
 
-The plan of fewer is made by the profile, which may err: if the SLO is missed while some sleep, all wake whatever the
-plan says, and rest for twice as long each time, up to `LONGEST_REST_S`.
+The plan with fewer workers relies on the profile, which may be wrong.  If the SLO is missed while some sleep, all wake,
+whatever the plan says, and stay awake for twice as long each time, up to `LONGEST_REST_S`.
 
-**Gusts.**  What sleeps serves again only once its workers have started.  Fewer GPUs than run are therefore only gone
-down to if they serve `ROOM` times the rate, or as many times as the load rose within a start in the last hour if that
-is more (`Gusts`).  To wake takes no such room.
+**Gusts.**  A sleeping GPU serves again only once its workers have started.  So fewer GPUs than run are planned only if
+they serve `ROOM` times the rate, or as many times as the load rose within a start in the last hour if that is more
+(`Gusts`).  Waking needs no such room.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _EACH_S = 5.0
 
 
 class SleepKeeper:
-    """How many GPUs, or cores of a row, have to have workers of one family, and until when (monotonic seconds)."""
+    """How many GPUs, or cores of a row, must have workers of one family, and until when (monotonic seconds)."""
 
     def __init__(self, rest_s: float = REST_S) -> None:
         self.gusts = Gusts()
@@ -49,18 +48,18 @@ class SleepKeeper:
         self._woken_s = -math.inf
         self._late = 0
 
-    def changed(
+    def record_change(
         self, devices: Sequence[DeviceShape], before: Sequence[Assignment], after: Sequence[Assignment], now_s: float
     ) -> None:
-        """Note that the deployment on `devices` changed from `before` to `after`."""
+        """Record that the deployment on `devices` changed from `before` to `after`."""
         more = awake_under(devices, after)
         if more > awake_under(devices, before):
             self._least, self._until_s = more, now_s + self._rest_s
 
-    def look(self, late: bool, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float) -> bool:
-        """Look at whether rows are `late` (p95 above the SLO); return whether all have to get workers from now.
+    def observe(self, late: bool, devices: Sequence[DeviceShape], running: Sequence[Assignment], now_s: float) -> bool:
+        """Observe whether rows are `late` (p95 above the SLO); return whether all have to get workers from now.
 
-        Plans that are made meanwhile for another reason, as a rate that rises, do not start the count of looks anew.
+        Plans that are made meanwhile for another reason, as a rate that rises, do not start the count of polls anew.
         """
         self._late = self._late + 1 if late else 0
         if self._late < SLO_LOOKS or awake_under(devices, running) >= most_awake(devices):
@@ -84,8 +83,8 @@ class SleepKeeper:
     def objective(
         self, objective: ObjectiveConfig, devices: Sequence[DeviceShape], now_s: float, start_s: float, *, free: bool
     ) -> ObjectiveConfig:
-        """Return `objective` with what GPUs spare if they are parked, how many may not be (none if it is `free`), and
-        the room for gusts of a load while workers start, which takes `start_s`."""
+        """Return `objective` with three additions: what GPUs spare if they are parked, how many may not be parked (none
+        if it is `free`), and the room for gusts of a load while workers start, which takes `start_s`."""
         spared = spared_w(devices)
         if spared is None:
             return objective
@@ -101,7 +100,7 @@ class SleepKeeper:
         return total if self._least is None else min(self._least, total)
 
     def again_s(self, devices: Sequence[DeviceShape], now_s: float) -> float | None:
-        """Return when to plan again because fewer may do then; None if that is so now, or never."""
+        """Return when to plan again because fewer may do then; None if fewer may do now, or never."""
         waits = now_s < self._until_s < math.inf and most_awake(devices) > 1
         return self._until_s if waits else None
 
@@ -112,8 +111,8 @@ class Gusts:
     def __init__(self) -> None:
         self._rates: deque[tuple[float, float]] = deque()
 
-    def note(self, now_s: float, rate: float) -> None:
-        """Note rows a second as they were observed at `now_s` (monotonic)."""
+    def record(self, now_s: float, rate: float) -> None:
+        """Record rows a second as they were observed at `now_s` (monotonic)."""
         if self._rates and now_s - self._rates[-1][0] < _EACH_S:
             return
         self._rates.append((now_s, rate))

@@ -1,11 +1,11 @@
 """When to plan again: what has to move, by how much, and for how long.
 
-Everything is compared with what the last plan was made for, not with the last look, so a slow drift counts in full and
-noise around a planned value never does.  A change of intensity or rate counts once it exceeds its relative limit (a
-rate also has to move by a row a second: a trickle doubles by chance).  A missing worker has to stay away `WORKER_LOOKS`
-looks: workers that die are restarted by the fleet.  After a trigger that count starts anew.
+Everything is compared with what the last plan was made for, not with the last poll.  So a slow drift counts in full,
+and noise around a planned value never does.  A change of intensity or rate counts once it exceeds its relative limit; a
+rate also has to move by a row a second, because a trickle doubles by chance.  A worker has to be missing in
+`WORKER_LOOKS` polls, because the fleet restarts workers that die; after a trigger that count starts anew.
 
-A missed SLO is planned for by its pressure (`clover.control.state.slo.pressure`).
+A missed SLO is answered by its pressure (`clover.control.state.slo.pressure`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RETRY_S = 10.0
 
 @dataclass(frozen=True)
 class Observation:
-    """What the controller saw of a family at one look.  `missing`: workers of the deployment that are not ready."""
+    """What the controller saw of a family in one poll.  `missing`: workers of the deployment that are not ready."""
 
     now_s: float
     g_per_kwh: float
@@ -43,8 +43,8 @@ class Triggers:
         self.again_s: float | None = None
         self._away = 0
 
-    def planned(self, intensity: Reading, rate: float, missing: int = 0) -> None:
-        """Note what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
+    def record_plan(self, intensity: Reading, rate: float, missing: int = 0) -> None:
+        """Record what a plan was made for: the intensity, the rate (rows/s) and the number of missing workers."""
         self.planned_intensity = intensity
         self.planned_rate = rate
         self.planned_missing = missing
@@ -52,7 +52,7 @@ class Triggers:
         self._away = 0
 
     def again(self, at_s: float) -> None:
-        """Ask for a plan at `at_s` (monotonic) even if nothing moves: something was held back or failed."""
+        """Ask for a plan at `at_s` (monotonic) even if nothing moves, because the last plan was held back or failed."""
         self.again_s = at_s if self.again_s is None else min(self.again_s, at_s)
 
     def _moved(self, rate: float) -> bool:
@@ -73,5 +73,5 @@ class Triggers:
         if self._moved(seen.rate):
             return f"rate moved from {self.planned_rate:.1f} to {seen.rate:.1f} rows/s"
         if self.again_s is not None and seen.now_s >= self.again_s:
-            return "a plan was held back or failed before"
+            return "the last plan was held back or failed"
         return ""

@@ -1,1 +1,1 @@
-"""What the controller checks at each look: devices, SLO, and whether a new deployment does what was planned."""
+"""What the controller checks each second: devices, SLO, and whether a new deployment does what was planned."""

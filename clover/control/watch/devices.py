@@ -1,9 +1,10 @@
-"""What happened to the devices since the last look, and what follows for the families.
+"""What happened to the devices since the last poll, and what follows for the families.
 
-Workers on a GPU that is lost are given up at once, in every mode and also while frozen, and rows go to the others; also
-if it is back already, as its instances and contexts are gone.
-GPUs are then assigned anew (`clover.control.state.device_pool`), as they are if the load of families that share one has
-moved far enough, and each family that is concerned is to be planned again.
+Workers on a lost GPU are given up at once, in every mode and also while frozen, and rows go to the others.  If the GPU
+is back already they are given up too, because its instances and contexts are gone.
+
+GPUs are then assigned anew (`clover.control.state.device_pool`).  They are also assigned anew if the load of families
+that share one has moved far enough.  Each family that is concerned is planned again.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ log = logging.getLogger("clover.control")
 
 
 class DeviceWatch:
-    """Looks at the devices for all families.  The caller holds the context's lock."""
+    """Polls the devices for all families.  The caller holds the context's lock."""
 
     def __init__(self, context: Context, executor: Executor) -> None:
         self._context = context
         self._executor = executor
         self._losses = context.device_pool.losses()
 
-    async def look(self) -> None:
-        """Give up workers on lost devices, assign GPUs anew, and leave word for the planner in `Family.news`."""
+    async def poll(self) -> None:
+        """Give up workers on lost devices, assign GPUs anew, and leave the changes for the planner in `Family.news`."""
         context, pool, families = self._context, self._context.device_pool, self._context.families
         changes = pool.changes()
         losses = pool.losses()

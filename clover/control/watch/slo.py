@@ -1,4 +1,4 @@
-"""Look at the SLO of a family and at its rows that wait, and say how the SLO stands: in log, state, banner, metrics."""
+"""Observes the SLO of a family and its rows that wait, and says how the SLO stands: in log, state, banner, metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGER = 1.1
 
 
 def watch_slo(context: Context, family: Family, now_s: float) -> str:
-    """Follow the SLO of `family` at a look; return why to plan, in words, empty if there is no reason."""
+    """Follow the SLO of `family`; return why to plan, in words, empty if there is no reason."""
     seen, deployed, slo_ms = family.observed, family.deployed, family.targets.slo_ms
     sight = SloSight(
         now_s=now_s,
@@ -42,7 +42,7 @@ def watch_slo(context: Context, family: Family, now_s: float) -> str:
         service_ms=_service_ms(context, family),
         bound=_bound(context, family),
     )
-    return family.slo.look(sight, seen, lambda: doing(context, family), lambda: _alarm_words(context, family, now_s))
+    return family.slo.observe(sight, seen, lambda: doing(context, family), lambda: _alarm_words(context, family, now_s))
 
 
 def _service_ms(context: Context, family: Family) -> float:
@@ -62,7 +62,7 @@ def watch_waits(family: Family, now_s: float) -> str:
         slo_ms=family.targets.slo_ms,
         late=family.slo.late,
     )
-    return family.waiting.look(sight)
+    return family.waiting.observe(sight)
 
 
 def doing(context: Context, family: Family) -> str:
@@ -175,46 +175,46 @@ def _alarm_words(context: Context, family: Family, now_s: float) -> str:
 
 def _remedies(context: Context, family: Family, since_s: float) -> list[str]:
     """Return what would let the SLO be met, in words."""
-    slo_ms, found = family.targets.slo_ms, []
+    slo_ms, remedies = family.targets.slo_ms, []
     usual_ms = family.slo.windows.usual_ms(since_s)
     if usual_ms is not None:
         larger = _rounded_up(_LARGER * usual_ms)
         model = f" --model {family.name}" if len(context.families) > 1 else ""
-        found.append(f"a larger SLO (`{program()} ctl set slo_ms={larger:g}{model}`)")
+        remedies.append(f"a larger SLO (`{program()} ctl set slo_ms={larger:g}{model}`)")
     alone, front_ms = _alone_ms(context, family), family.corrected.front_ms
     accuracy, floor = accuracies(family.profile), family.targets.accuracy_floor
     allowed = [variant for variant in alone if accuracy[variant] >= floor]
     swiftest = min(allowed, key=alone.__getitem__, default=None)
     if swiftest is None or alone[swiftest] <= slo_ms:
-        found.append("less load, or more cores or devices")
+        remedies.append("less load, or more cores or devices")
     elif front_ms >= slo_ms:
-        found.append(f"no other load, variant or device, as HTTP and the front end alone take {front_ms:.3g} ms")
+        remedies.append(f"no other load, variant or device, as HTTP and the front end alone take {front_ms:.3g} ms")
     else:
         http = f", {front_ms:.3g} of them for HTTP" if front_ms > 0.0 else ""
         row = f"one row of {swiftest} by itself takes {alone[swiftest]:.3g} ms{http}"
-        found.append(f"neither less load nor more of these devices, as {row}, but faster ones")
+        remedies.append(f"neither less load nor more of these devices, as {row}, but faster ones")
     faster = [variant for variant in alone if swiftest is None or alone[variant] < alone[swiftest]]
     cheaper = [variant for variant in faster if alone[variant] <= slo_ms]
     if cheaper:
         one = max(cheaper, key=accuracy.__getitem__)
         serves = f"{one} serve ({alone[one]:.3g} ms a row)"
-        found.append(f"an accuracy floor of at most {accuracy[one]:.2f} %, which lets {serves}")
+        remedies.append(f"an accuracy floor of at most {accuracy[one]:.2f} %, which lets {serves}")
     deployed = family.deployed
     if deployed is not None and usual_ms is not None and usual_ms > _BEYOND * deployed.plan.prediction.p95_ms:
         again = f"`{program()} profile {family.config.family} --force` on a quiet machine"
-        found.append(f"other programs off these cores, or another profile ({again}), as this one predicts less")
-    return found
+        remedies.append(f"other programs off these cores, or another profile ({again}), as this one predicts less")
+    return remedies
 
 
 def _alone_ms(context: Context, family: Family) -> dict[str, float]:
     """Return the milliseconds of one row by itself for a client, by variant, on the best slice of the family's
     devices."""
     here = {place.profile for shape in context.devices_of(family.name) for layout in shape.layouts for place in layout}
-    found: dict[str, float] = {}
+    alone_ms: dict[str, float] = {}
     for (variant, name), service in family.services(context.share_of(family)).items():
         if name in here and variant in accuracies(family.profile):
-            found[variant] = min(service.mean_ms[0] + service.front_ms, found.get(variant, math.inf))
-    return found
+            alone_ms[variant] = min(service.mean_ms[0] + service.front_ms, alone_ms.get(variant, math.inf))
+    return alone_ms
 
 
 def _rounded_up(ms: float) -> float:

@@ -1,8 +1,8 @@
-"""Verification: does a new deployment do what was planned?  If not, the last good one is restored.
+"""Verifies that a new deployment does what was planned; if not, the last good one is restored.
 
-A new deployment is watched for `verify_s`.  It is bad if its workers keep dying, or if its p95 is beyond the SLO and
-more than `WORSE` times what was predicted although no more arrives than was planned for.  The observed p95 trails by
-`WINDOW_S` and still holds rows of before, so a bad one is judged only after that long.
+A new deployment is watched for `verify_s`.  It is bad if its workers keep dying.  It is also bad if its p95 is beyond
+the SLO and more than `WORSE` times the predicted one, although no more rows arrive than were planned for.  The observed
+p95 covers the last `WINDOW_S` and at first still holds rows from before, so it is judged only after that time.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _watch_on(family: Family, watch: Watch, now_s: float) -> None:
 
 def _works_off_queue(family: Family, watch: Watch) -> bool:
     """Return whether rows that waited before this deployment came are still being worked off: their latency says
-    nothing about it.  Ends with the first look at which the queue did not shrink."""
+    nothing about the deployment.  This ends with the first poll at which the queue did not shrink."""
     queue_rows = family.observed.get("queue_rows", 0.0)
     shrinks = LEAST_QUEUE <= watch.queue_rows > queue_rows
     watch.queue_rows = queue_rows if shrinks else 0.0

@@ -1,30 +1,32 @@
-"""What the same rows would have cost otherwise: on BASE, and on the best fixed mix.
+"""What the same rows would have cost under BASE, and under the best fixed mix.
 
-A saving is a difference to something that did not happen, and that can only be modelled.  So that an error of the model
-does not count as a saving, what *did* happen is put through the same model, and only the difference is taken from it:
+A saving is a difference to something that did not happen, which can only be modelled.  An error of the model must not
+count as a saving.  So what *did* happen is put through the same model, and only the difference is taken from it:
 
     shadow = active joules of what served + rows x (E_shadow(rate) - E_served(rate)) x min(1, measured / modelled)
 
-with E the joules a row of the queueing model at that rate, and measured / modelled of what served in the window.  A
-server that runs BASE so saves exactly nothing, whatever its meter shows and whatever it is sent.
+E is the joules a row of the queueing model at that rate; measured / modelled is of what served in the window.  Example:
+100 rows used 10 J.  The model gives them 0.08 J a row, and BASE 0.20.  The meter showed more than the model (10 against
+8 J), so the factor is 1 and the shadow is 10 + 100 x (0.20 - 0.08) = 22 J.  A server that runs BASE saves exactly
+nothing, whatever its meter shows and whatever it is sent.
 
-If the meter shows *less* than the model (requests of many rows, bursts, waits for batches: longer batches than the
-model thinks), differences shrink with it.  If it shows *more* they do not grow.  The ratio that receipts use would
-have them grow; but what is missing there is mostly what every batch costs beside its model (wake-ups, cold caches),
-which the shadow would pay once, and not in proportion; so what a profile knows of that (`wake_j`) is left out.
-Measured on two shared cores at 300 rows/s: `small` used 4 to 7 times its profile, BASE 1.1 to 1.6 times.  BASE's shadow
-behind `small` was 0.84 to 1.02 times what BASE itself then used, that behind `large` 1.13 times; by proportion they
-would have been 3.7 to 4.5 and 1.9 times.
+**Why the factor is at most 1.**  If the meter shows *less* than the model (requests of many rows, bursts and waits
+make batches longer than the model assumes), differences shrink with it.  If it shows *more*, they do not grow, although
+the ratio that receipts use would have them grow.  What the model misses is mostly what every batch costs beside it
+(wake-ups, cold caches); the shadow would pay that once, and not in proportion.  So what a profile knows of it
+(`wake_j`) is left out.  Measured on two shared cores at 300 rows/s: `small` used 4 to 7 times its profile, BASE 1.1 to
+1.6 times.  BASE's shadow behind `small` was 0.84 to 1.02 times what BASE itself then used, that behind `large` 1.13
+times; by proportion they would have been 3.7 to 4.5 and 1.9 times.
 
 Hardware is equal: the same devices, awake all the time, so that idle joules are the same on both sides.
 
-**BASE** is the best variant on whole devices, as the policy `base` runs it.  More rows than it can serve are counted at
-its longest batches, where it is most frugal, and said to be more (`Mix.holds`).
+**BASE** is the best variant on whole devices, as the policy `base` runs it.  If more rows come than BASE can serve,
+they are counted at its longest batches, where it is most frugal, and marked as too many (`Mix.holds`).
 
-**A fixed mix** keeps variants, shares and layout whatever the grid does; load alone may change it, as in the policy
-`static`.  The best ones are the plans of the frontier (`planning.budget.frontiers`), within SLO, floor and utilisation
-limit, and every point on a straight line between two of them: a mix of one configuration at such a point is hardly ever
-below the line, so that the line understates a saving if anything.  Waits for batches are on neither side.
+**A fixed mix** keeps variants, shares and layout whatever the grid does; only load may change it, as in the policy
+`static`.  The best fixed mixes are the plans of the frontier (`planning.budget.frontiers`), within SLO, floor and
+utilisation limit, and every point on a straight line between two of them.  A mix of one configuration is hardly ever
+below that line, so the line understates a saving if anything.  Neither side waits for batches.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Mix:
         return sum(self.by_variant(rate).values())
 
     def by_variant(self, rate: float) -> dict[str, float]:
-        """Return the same, by the variant that uses them."""
+        """Return the joules of a row at `rate`, by the variant that uses them."""
         each = zip(self.variants, self.lanes, strict=True)
         return {variant: share * lane_joules(lane, rate * share, share) for variant, (lane, share) in each}
 
@@ -92,13 +94,13 @@ def _lane_joules(lane: Lane, step: int, share: int) -> float:
 
 
 def _services(profile: FamilyProfile, share: float) -> dict[tuple[str, str], Service]:
-    """Return how each (variant, profile) serves, but for what a batch costs beside its model."""
+    """Return how each (variant, profile) serves, without what a batch costs beside its model."""
     return {key: replace(service, wake_j=0.0) for key, service in services_of(profile, share).items()}
 
 
 def lanes_of(profile: FamilyProfile, configuration: Configuration, share: float = 1.0) -> dict[str, Lane]:
     """Return the lane of each variant of `configuration`; what was never measured is left out.  A worker that shares
-    its time counts as one in the lane of each of its variants: joules are those of batches that wait for no other
+    its time counts as one in the lane of each of its variants: joules are then those of batches that wait for no other
     variant, which is a little too much."""
     services, accuracy = _services(profile, share), accuracies(profile)
     groups: dict[str, list[tuple[Service, int]]] = {}
@@ -175,7 +177,7 @@ class Frontier:
         self._hulls: dict[int, tuple[Floats, Floats]] = {}
 
     @classmethod
-    def of(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
+    def from_fixed(cls, profile: FamilyProfile, fixed: Sequence[Fixed], share: float = 1.0) -> Frontier:
         """Return the frontier of the mixes that the solver found."""
         made = [mix_from(profile, item, share) for item in fixed]
         return cls([mix for mix in made if mix is not None], tuple(accuracies(profile)))

@@ -1,20 +1,20 @@
-"""Forecast the grid and the load: from their own past, or from a provider.
+"""Forecasts the grid and the load: from their own past, or from a provider.
 
-The unit is the hour, counted in grid time since 1970.  Readings come at any time: they are averaged within their hour,
-an hour without any is a gap, and a gap is filled with the same hour of the day before, of the day after, of the week
+The unit is the hour, counted in grid time since 1970.  Readings come at any time and are averaged within their hour.
+An hour without a reading is a gap.  A gap is filled with the same hour of the day before, of the day after, of the week
 before or after, else with its nearest neighbour (`hourly`).
 
  - *persistence*: it stays as it is now; used while less than a day is known.
- - *seasonal*: the next week is a typical day, over and over: the mean of the last days, hour by hour, in which each
-   day weighs a part of the one after it, blended with the same hour of the week before.  How far the present is off it
-   is added to the hours to come, and fades.  Farther away nothing is blended: week k from now is the k-th last week as
-   it was, round and round.  An average of weeks would be the better guess of one hour, and the worse one of what a
-   budget needs: how much clean and how much dirty time there will be.
+ - *seasonal*: the next week repeats a typical day.  Each hour of that day is the mean of the last days, in which a day
+   weighs a part of the one after it, blended with the same hour of the week before.  How far the present is from it is
+   added to the hours to come, and fades.  Farther away nothing is blended: week k from now is the k-th last week as it
+   was, round and round.  An average of weeks would be the better guess of one hour, but a budget needs to know how much
+   clean and how much dirty time there will be, and averages hide that.
  - *provider*: values for the hours that a provider covers, the seasonal forecast (or persistence) for the others.
 
 A horizon of a year has 8,760 hours and a policy gets at most `LIMIT` parts (`outlook`).  The next two days stay as they
-are; later hours are sorted by rate and then by intensity, and each run of neighbours becomes one part: averaged over
-time instead, noon and night would cancel, and nothing would be left to choose between.
+are.  Later hours are sorted by rate and then by intensity, and each run of neighbours becomes one part.  If they were
+averaged over time instead, noon and night would cancel, and nothing would be left to choose between.
 
 No clock, no I/O, and no NaN in what comes out, whatever went in.
 """
@@ -66,7 +66,7 @@ class History:
     def __init__(self) -> None:
         self._sums: dict[int, list[float]] = {}  # hour: sum and number
 
-    def note(self, at_s: float, value: float) -> None:
+    def record(self, at_s: float, value: float) -> None:
         """Record that `value` held at `at_s`; a value that is not finite is ignored."""
         if not (math.isfinite(at_s) and math.isfinite(value)):
             return
@@ -99,7 +99,7 @@ class History:
         return total / number if number else None
 
     def means(self) -> Floats:
-        """Return the means of all hours of which something is known, in the order in which they were noted."""
+        """Return the means of all hours of which something is known, in the order in which they were recorded."""
         return np.array([total / number for total, number in self._sums.values()])
 
     def plain(self, hour: int, count: int) -> Floats:
@@ -141,9 +141,7 @@ class ForecastInput:
     name: str = "provider"
 
 
-def outlook(
-    known: ForecastInput, *, now_s: float, until_s: float, seasons: bool = True, limit: int = LIMIT
-) -> Outlook:
+def outlook(known: ForecastInput, *, now_s: float, until_s: float, seasons: bool = True, limit: int = LIMIT) -> Outlook:
     """Return what to expect from `now_s` until `until_s` (grid time).
 
     Without `seasons`, hours of which no provider says anything are persistence.  The first part lasts until the end of
@@ -167,7 +165,7 @@ def outlook(
         expected = np.where(there, given, expected)
         label = known.name if there[1:].all() else f"{known.name} for {int(there.sum())} h, then {label}"
     expected[0], load[0] = g_per_kwh, rate
-    return Outlook(grouped(seconds, expected, load * seconds, limit), label)
+    return Outlook(group_hours(seconds, expected, load * seconds, limit), label)
 
 
 def hours_of(now_s: float, until_s: float) -> tuple[int, int]:
@@ -194,11 +192,10 @@ def forecast(past: Floats, now: float, count: int) -> Floats:
 
 
 def load_forecast(rates: History, hour: int, now: float, count: int) -> Floats:
-    """Return the rows/s of `count` + 1 hours: of the one before the running one (`hour`), and from that on; all `now`
-    if no more than a day is known.
-
-    The last whole hour says how far this day is off the ones before.  The running one cannot: as it begins, what was
-    counted is of the hour before, and a rise that comes every day at this time would look like its absence."""
+    """Return the rows/s of `count` + 1 hours: of the hour before the running one (`hour`), and from the running one on;
+    all `now` if no more than a day is known.  The last whole hour says how far this day is from those before.  The
+    running hour cannot: when it begins, what was counted is of the hour before, and a rise that comes every day at this
+    time would look like its absence."""
     past = rates.hourly(hour - 1)
     return forecast(past, float(past[-1]), count + 1) if len(past) > DAY else np.full(count + 1, now)
 
@@ -208,11 +205,11 @@ def values(samples: Sequence[Sample], hour: int, count: int) -> Floats:
     own = History()
     for sample in samples:
         if hour * HOUR_S <= sample.at_s < (hour + count) * HOUR_S:
-            own.note(sample.at_s, sample.g_per_kwh)
+            own.record(sample.at_s, sample.g_per_kwh)
     return own.plain(hour, count)
 
 
-def grouped(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
+def group_hours(seconds: Floats, intensity: Floats, rows: Floats, limit: int = LIMIT) -> tuple[Ahead, ...]:
     """Return hours as at most `limit` parts: the first ones in their order, the others grouped with similar ones.
     Seconds, rows, and rows x intensity keep their sums."""
     count = len(seconds)
@@ -243,8 +240,8 @@ def _weeks(past: Floats, last: int, lead: NDArray[np.int_]) -> Floats:
     """Return the value of a week before, of the one that lies as far back as the hour lies ahead (and round again)."""
     ahead = np.maximum(lead - 1, 0) // WEEK  # whole weeks until then
     back = WEEK * (1 + ahead + ahead % (last // WEEK))
-    found: Floats = past[last + lead - back]
-    return found
+    values: Floats = past[last + lead - back]
+    return values
 
 
 def _filled(means: Floats) -> Floats:

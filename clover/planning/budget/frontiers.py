@@ -1,14 +1,15 @@
-"""The frontier of a family at one rate: the useful pairs of accuracy and joules a row, each with the plan that has it.
+"""The frontier of a family at one rate: the useful pairs of accuracy and joules a row, each with its plan.
 
 Intensity only scales the grams of a plan.  So the frontier is found once for a rate, SLO and floor, in joules and at
-the reference intensity, and an hour at intensity I has the same points at I x joules.  It is found by searches of the
+the reference intensity; an hour at intensity I has the same points at I x joules.  It is found by searches of the
 paper's objective at a few lambdas: both ends first, then between the two neighbours with most room between them.
 
-**Cascades.**  If plans may have a chain, the plan of a point is a configuration *with* a chain and thresholds: the
-frontier is that of all that the configurations found for it permit (`planning.cascade.permitted`).  A chain may be more
-accurate than the best variant by itself; the frontier ends where it reaches that one, as nothing asks for more.
+**Cascades.**  If plans may have a chain, the plan of a point is a configuration *with* a chain and thresholds.  The
+frontier is then the frontier of everything that the configurations found for it permit
+(`planning.cascade.permitted`).  A chain may be more accurate than the best variant alone; the frontier ends at the best
+variant's accuracy, because nothing asks for more.
 
-Frontiers are remembered by the problem and objective that they belong to, which is why both are hashable.
+Frontiers are remembered by their problem and objective, which is why both are hashable.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from functools import lru_cache
 import msgspec
 
 from clover.planning.budget.counterfactual import Fixed
-from clover.planning.cascade.permitted import drawn_at, joint, permitted
+from clover.planning.cascade.permitted import joint, permitted, point_of
 from clover.planning.model.frontier import FrontierPoint, hull, reaching
 from clover.planning.model.objective import Objective, PlanningInput
 from clover.planning.model.problem import LEAST_RATE, Problem, is_shared
 from clover.planning.packing.candidates import Profiles, held_together, whole_sets
-from clover.planning.packing.waits import tuned
+from clover.planning.packing.waits import tune_waits
 from clover.planning.search.best import best_power_state, with_idle_energy
 from clover.planning.search.configurations import JOINT, every
 from clover.types import Candidate, Configuration, State
@@ -37,7 +38,7 @@ from clover.types import Candidate, Configuration, State
 _SOLVES = 7  # plans that a frontier is made of, at most
 _RATE_STEP = math.log(1.03)  # rates that share a frontier: the highest of them has to be served
 COARSE_STEP = math.log(1.25)
-"""The same for hours whose load is not like that of now."""
+"""The same for hours whose load is not like the present one."""
 _CHEAPEST, _BEST = 0.999, 0.001  # lambdas of the ends: all for carbon or accuracy, and equals differ in the other
 _STRAIGHT = 1e-3  # of the joules: a point that lies less than this below the line adds nothing
 
@@ -69,7 +70,7 @@ class FrontierPlan:
 def fixed_mixes(state: State, rate: float) -> tuple[Fixed, ...]:
     """Return the best fixed mixes at `rate` rows a second, from the most frugal up; none if nothing keeps the limits of
     `state`.  PlanError if no device can be used."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     plans = frontier(given.problem, given.objective, rate, seed=state.seed)
     return tuple(Fixed(configuration=plan.configuration, shares=plan.shares) for plan in plans)
 
@@ -79,7 +80,7 @@ def frontier(
 ) -> tuple[FrontierPlan, ...]:
     """Return the plans of the frontier at `rate` rows a second or a little more (`coarse`: up to a quarter more), from
     the most frugal to the most accurate.  Empty if nothing keeps floor, SLO and utilisation limit.  What runs and the
-    intensity of now do not matter."""
+    present intensity do not matter."""
     step = COARSE_STEP if coarse else _RATE_STEP
     # How much of it a budget lets plans use is no part of the frontier: all budgets share one.
     asked = msgspec.structs.replace(problem.objective, accuracy_budget=None)
@@ -99,8 +100,8 @@ def permitted_on(
 def _permitted_on(
     problem: Problem, objective: Objective, configuration: Configuration, awake: int
 ) -> tuple[Candidate, ...]:
-    found = permitted(problem, objective, configuration)
-    return tuple(with_idle_energy(item, problem, objective, awake) for item in found)
+    candidates = permitted(problem, objective, configuration)
+    return tuple(with_idle_energy(item, problem, objective, awake) for item in candidates)
 
 
 def _rounded_up(rate: float, step: float) -> float:
@@ -116,7 +117,7 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
     the price at which these two are equally good: until none lies below the line between its neighbours, or `_SOLVES`
     plans are made.
     """
-    found: dict[FrontierPoint, Candidate] = {}
+    candidates: dict[FrontierPoint, Candidate] = {}
     space = (every(problem, JOINT) if problem.points and problem.spared_w is None else None) or []
     # What all configurations of a small machine permit is weighed afterwards, so that no search need look for chains.
     searched = replace(problem, points=()) if space else problem
@@ -127,16 +128,16 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
         scored = replace(objective, form="paper", lam=lam)
         best = best_power_state(searched, scored, seed=seed).best
         if space and problem.objective.waits:
-            best = tuned(searched, scored, best)
+            best = tune_waits(searched, scored, best)
         if not best.feasible:
             return None
         point = FrontierPoint(accuracy=best.prediction.accuracy, grams=best.prediction.joules)
-        found.setdefault(point, best)
+        candidates.setdefault(point, best)
         return point
 
     if solved(_CHEAPEST) is None or solved(_BEST) is None:
-        return tuple(FrontierPlan(point, candidate) for point, candidate in found.items())
-    ends = hull(tuple(found))
+        return tuple(FrontierPlan(point, candidate) for point, candidate in candidates.items())
+    ends = hull(tuple(candidates))
     order = itertools.count()
     gaps = [(0.0, next(order), ends[0], ends[-1])] if len(ends) > 1 else []
     for _ in range(_SOLVES - 2):
@@ -154,11 +155,11 @@ def _frontier(problem: Problem, objective: Objective, seed: int) -> tuple[Fronti
                 room = (right.accuracy - left.accuracy) * (right.grams - left.grams)
                 heapq.heappush(gaps, (-room, next(order), left, right))
     if problem.points or problem.resident > 1:
-        for item in _chained(problem, objective, space, tuple(found.values())):
-            if drawn_at(item) not in found or is_shared(item.configuration):  # of equals what permits more
-                found[drawn_at(item)] = item
-    useful = reaching(hull(tuple(found)), objective.base_accuracy)
-    return tuple(FrontierPlan(point, found[point]) for point in useful)
+        for item in _chained(problem, objective, space, tuple(candidates.values())):
+            if point_of(item) not in candidates or is_shared(item.configuration):  # of equals what permits more
+                candidates[point_of(item)] = item
+    useful = reaching(hull(tuple(candidates)), objective.base_accuracy)
+    return tuple(FrontierPlan(point, candidates[point]) for point in useful)
 
 
 def _chained(

@@ -1,20 +1,20 @@
-"""Thresholds at once, configurations slowly: an accuracy budget spent with cascades.
+"""Spends an accuracy budget with cascades: thresholds at once, configurations slowly.
 
 Every moment has one price of accuracy (`planning.budget.target`).  Two things follow it, at two speeds.
 
 **Thresholds** cost nothing to change.  Whatever runs, the moment takes the point of its configuration's permitted set
 (`planning.cascade.permitted`) that is nearest to the accuracy the price asks for.  Only discrete operating points
-exist.  The error of one decision is carried into the next, so that the average meets the target although no single
-decision does.
+exist, so the error of one decision is carried into the next: the average meets the target although no single decision
+does.
 
-**Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Another one is taken if
-at the price, joules - price x accuracy a row, its best point is better than the best one here by `MARGIN` of what a row
-of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once if nothing here is permitted any
-more, because the rate rose or a variant lost its worker, or if what the rows so far are short of cannot be made good
-from here.
+**Configurations** cost what it takes to start workers, and rows that others serve meanwhile.  Each is scored at the
+price by joules - price x accuracy a row.  Another one is taken if its best point is better than the best one here by
+`MARGIN` of what a row of BASE takes, at any intensity within `NOISE` of the reading.  It is taken at once in two cases:
+nothing here is permitted any more, because the rate rose or a variant lost its worker; or what the rows so far are
+short of cannot be made good from here.
 
-**At a trickle** there is nothing to save: where no routing spares the watts that it has to (`State.least_saving_w`),
-rows go to the most accurate point, and the controller plans no more for the grid's sake.
+**At a trickle** there is nothing to save.  If no routing spares the watts that it has to (`State.least_saving_w`),
+rows go to the most accurate point, and the controller no longer plans for the grid's sake.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import msgspec
 
 from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.target import GRAMS_PER_J, BudgetTarget, budget_target
-from clover.planning.cascade.permitted import best_at, drawn_at, nearest, on_hull
+from clover.planning.cascade.permitted import best_at, nearest, on_hull, point_of
 from clover.planning.model.objective import MARGIN, NOISE, PlanningInput, held_to
 from clover.planning.model.problem import measured, variants_of
 from clover.planning.packing.evaluation import evaluate
@@ -53,10 +53,10 @@ class Steering:
 
 
 def steer_on(given: PlanningInput, configuration: Configuration, awake: int = 0) -> Steering | None:
-    """Choose the routing of this moment on `configuration`, whatever another one could do; None if nothing is permitted
-    on it."""
+    """Choose the routing of this moment on `configuration`, whatever another configuration could do; None if nothing is
+    permitted on it."""
     here = _with_mix(given, configuration, awake, budget_target(given))
-    return _routed(given, here, 1, "") if here else None
+    return _route(given, here, 1, "") if here else None
 
 
 def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
@@ -78,21 +78,21 @@ def steer(given: PlanningInput, target: BudgetTarget) -> Steering | None:
     there = on_hull(sets[other.configuration, other.awake], enough)
     here = _running(given, target)
     if _nothing_to_save(given, here or there, (item for own in sets.values() for item in own)):
-        return _routed(given, here or there, len(sets), "", rests=True)
+        return _route(given, here or there, len(sets), "", rests=True)
     if not here:
         why = "" if not state.running else "what runs permits nothing at this rate"
-        return _routed(given, there, len(sets), why)
+        return _route(given, there, len(sets), why)
     stay = best_at(here, price_j)
     if _same(stay, other):
-        return _routed(given, here, len(sets), "")
+        return _route(given, here, len(sets), "")
     reach = (here[-1].prediction.accuracy, there[-1].prediction.accuracy)
     if reach[0] < min(target.least, reach[1]) - 1e-9:
         why = f"what runs reaches {reach[0]:.2f} % of the {target.least:.2f} % that this moment has to reach"
-        return _routed(given, there, len(sets), why)
+        return _route(given, there, len(sets), why)
     gain = _gain(stay, other, price_j)
     needed = MARGIN * objective.base_energy_j
     words = f"changing gains {gain:.3g} J a row at the price of accuracy, and must gain {needed:.3g}"
-    return _routed(given, there if gain > needed else here, len(sets), words)
+    return _route(given, there if gain > needed else here, len(sets), words)
 
 
 def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
@@ -108,17 +108,17 @@ def _running(given: PlanningInput, target: BudgetTarget) -> Permitted:
 def _with_mix(given: PlanningInput, configuration: Configuration, awake: int, target: BudgetTarget) -> Permitted:
     """Return what `configuration` permits, and the mix of its variants that reaches the target of this moment."""
     problem, objective = given.problem, given.objective
-    found = list(permitted_on(problem, objective, configuration, awake))
+    candidates = list(permitted_on(problem, objective, configuration, awake))
     if len(variants_of(configuration)) > 1:
         mix = evaluate(problem, held_to(objective, target.accuracy), configuration)
         if mix.feasible:
-            found.append(with_idle_energy(mix, problem, objective, awake))
-    return on_hull(found, objective.base_accuracy)
+            candidates.append(with_idle_energy(mix, problem, objective, awake))
+    return on_hull(candidates, objective.base_accuracy)
 
 
-def _routed(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:
+def _route(given: PlanningInput, here: Permitted, weighed: int, why: str, *, rests: bool = False) -> Steering:
     """Choose among `here`; the most accurate one if `rests`, as there is nothing to save."""
-    aim = budget_target(given, [drawn_at(item) for item in here])
+    aim = budget_target(given, [point_of(item) for item in here])
     best = here[-1] if rests else nearest(here, aim.accuracy, aim.least)
     aims = held_to(given.objective, 0.0)
 

@@ -8,37 +8,44 @@ Terms.
  - *frontier* of a part: its useful pairs of accuracy and grams a row (`planning.budget.frontiers`)
  - *climb*: the step from one point of a frontier to the next
 
-**The budget.**  Rows may lose `accuracy_budget` points below the best variant on average, so they have to reach
-T = best - budget (never less than the accuracy floor, which holds at every moment).  With R rows served at a mean of S,
-and F rows to come, these have to reach A = T + (T - S) R / F: what was really served corrects what was planned, hour by
-hour, and a horizon that ends where it should needs no forecast that was right.
+**The budget.**  Rows may lose `accuracy_budget` points below the best variant on average.  So they have to reach
+T = best - budget, but never less than the accuracy floor, which holds at every moment.  If R rows were served at a mean
+of S and F rows are to come, these have to reach
 
-**The price.**  Over the parts of the forecast the cheapest climbs that reach A end at the price p.
+    A = T + (T - S) R / F
 
-**This moment.**  An hour is content with a point where grams - p x accuracy is least.  On the paper's objective
-f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base with C = E I and C_ref = E_base REF, one percent of accuracy
-is worth (1 - L) / A_base and one gram L / C_ref, which makes a percent worth p = (1 - L) C_ref / (L A_base) grams:
+Example: the best variant has 91 %, the budget is 1 point, so T = 90.  If 1,000 rows were served at 90.5 % and 3,000 are
+to come, these have to reach 90 - 0.5 x 1,000 / 3,000 = 89.83 %.  What was really served corrects what was planned, hour
+by hour, so the horizon ends where it should even if its forecasts were wrong.
+
+**The price.**  The cheapest climbs over all parts of the forecast are taken until A is reached.  The last of them gives
+the price p.
+
+**This moment.**  An hour takes the point where grams - p x accuracy is least.  The paper's objective is
+f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base with C = E I and C_ref = E_base REF.  In it one percent of
+accuracy is worth (1 - L) / A_base and one gram L / C_ref, so that a percent is worth p = (1 - L) C_ref / (L A_base)
+grams:
 
     L = 1 / (1 + p A_base / C_ref)
 
-The intensity is not in it, so that one lambda stands for a price over the whole horizon: the paper's objective of a
-fixed L *is* a budget, for an L that is not known beforehand.  What L leaves open is the point where two are as good,
-and a flat day consists of nothing else.  So parts whose break-even lies within `_BAND` of the price share what the
-price leaves over, each in the same proportion, and the moment's share of it is an accuracy to reach
-(`BudgetTarget.accuracy`), which the plan then reaches at the least carbon by the shares of its variants.  A flat day
-gets the static mix, in every hour.
+The intensity is not in it, so one lambda stands for a price over the whole horizon: the paper's objective at a fixed L
+*is* a budget, for an L that is not known beforehand.  L leaves open which of two equally good points to take, and a
+flat day consists of nothing else.  So parts whose break-even lies within `_BAND` of the price share what the price
+leaves over, each in the same proportion.  The moment's share of it is an accuracy to reach (`BudgetTarget.accuracy`),
+which the plan reaches at the least carbon by the shares of its variants.  A flat day gets the best fixed mix, in every
+hour.
 
 **Cascades.**  A plan with a chain is a point with nothing between it and the next one, and what runs now need not be on
-the frontier: `budget_target` says what to reach among the points that *it* permits (`here`).
+the frontier.  `budget_target` says what to reach among the points that *it* permits (`here`).
 
-**Trust.**  Rows to come are a forecast too.  What a moment loses has to be made good by a part of the rows that are
-expected after it at their best, `TRUST`; otherwise it may lose less.
+**Trust.**  Rows to come are a forecast too.  Only a part of them, `TRUST`, is relied on to make good, at their best,
+what this moment loses; if they could not, the moment may lose less.
 
-**Online.**  If `State.online`, the price follows from what was served alone, and what is to come is not looked at: an
-online primal-dual rule, to compare the forecast's plans with.  The budget is a constraint on the average over a
-horizon, and its dual variable is the price of accuracy p.  Each moment takes the point of its frontier where
-grams - p x accuracy is least, and the sub-gradient of the constraint, how far the moment's accuracy is below the
-target, moves the price (as in GAR, arXiv 2605.11603):
+**Online.**  If `State.online`, the price follows from what was served alone, without a forecast.  This is an online
+primal-dual rule, to compare the forecast's plans with.  The budget is a constraint on the average over a horizon, and
+its dual variable is the price of accuracy p.  Each moment takes the point of its frontier where grams - p x accuracy is
+least.  The sub-gradient of the constraint, how far the moment's accuracy is below the target, moves the price (as in
+GAR, arXiv 2605.11603):
 
     log p <- log p + eta x (target - accuracy)        summed over the hours of the horizon, weighted by their rows
 
@@ -49,8 +56,8 @@ percent below, is one),
     p = p0 exp(D / Q),        Q = `STEP` x budget x sqrt(hours of the horizon)
 
 p0 stands for the lambda at which the best variant and the cheapest mix at the floor break even at the reference
-intensity.  At the end of the horizon the average is off by Q |log(p / p0)| / hours, and what the rule costs more than
-the best schedule known afterwards grows with the square root of the hours, not with the hours.
+intensity.  At the end of the horizon the average is off by Q |log(p / p0)| / hours.  What the rule costs more than the
+best schedule known afterwards grows with the square root of the hours, not with the hours.
 """
 
 from __future__ import annotations
@@ -82,13 +89,10 @@ _MOST = 12.0  # of the exponent: a price of e^12 times the first one is every pr
 
 @dataclass(frozen=True)
 class BudgetTarget:
-    """What an accuracy budget asks of this moment.
-
-    `accuracy` (percent) to reach now at the least carbon, at least the floor; `price` in grams for a percent of a row
-    (0: accuracy is not wanted, inf: at any price), `lam` the lambda that stands for it; `asked`: what rows from now on
-    have to reach for `target`; `served`: what they reached so far (NaN: none yet); `least`: what must be reached now,
-    because the rows to come could not make it good.
-    """
+    """What an accuracy budget asks of this moment.  `accuracy` (percent): to reach now at the least carbon, at least
+    the floor; `price`: grams for a percent of a row (0: accuracy is not wanted, inf: at any price); `lam`: the lambda
+    that stands for the price; `asked`: what rows from now on have to reach for `target`; `served`: what they reached so
+    far (NaN: none yet); `least`: what must be reached now, because the rows to come could not make it good."""
 
     accuracy: float
     price: float
@@ -114,7 +118,7 @@ class RemainingHorizon:
     rises: Floats
 
     @classmethod
-    def of(
+    def from_frontiers(
         cls, rows: Sequence[float], grams_per_j: Sequence[float], frontiers: Sequence[Sequence[FrontierPoint]]
     ) -> RemainingHorizon:
         """Return parts with these rows and these `frontiers` (in joules), at so many grams a joule."""
@@ -145,9 +149,9 @@ class RemainingHorizon:
         return float(self.slopes.ravel()[order[at]]) if at < len(order) else math.inf
 
     def accuracies_at(self, price: float) -> Floats:
-        """Return the accuracy at which each part is content at `price`: up as far as a percent costs no more."""
-        found: Floats = self.bottom + np.where(self.slopes <= price, self.rises, 0.0).sum(axis=1)
-        return found
+        """Return the accuracy that each part takes at `price`: its climbs up to those that cost no more."""
+        accuracies: Floats = self.bottom + np.where(self.slopes <= price, self.rises, 0.0).sum(axis=1)
+        return accuracies
 
     def accuracy_now(self, asked: float, price: float) -> float:
         """Return the accuracy of this moment, if all parts that break even near `price` share alike what is left
@@ -184,8 +188,8 @@ def target_from(objective: ObjectiveConfig, best: float, *, cascade: bool = Fals
 
 
 def budget_target(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> BudgetTarget:
-    """Return what to reach now.  Without a forecast, and if no plan is feasible, the target itself.  `here` are the
-    points (in joules, a hull) that this moment can be run at, if it cannot be everywhere on the frontier."""
+    """Return what to reach now.  Without a forecast, or if no plan is feasible, it is the target itself.  `here` are
+    the points (in joules, a hull) at which this moment can be run, if it cannot be run everywhere on the frontier."""
     state, objective = given.state, given.objective
     target = target_of(state)
     served = state.served_accuracy_rows / state.served_rows if state.served_rows > 0.0 else math.nan
@@ -219,7 +223,7 @@ def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> Rema
     or if nothing can be served now."""
     state = given.state
     known: dict[tuple[bool, float], tuple[FrontierPoint, ...]] = {}
-    later = given.without_demand()  # who asks for an accuracy now does not do so all day
+    later = given.without_demand()  # rows that ask for an accuracy now do not do so all day
     rows, grams_per_j, frontiers = [], [], []
     for at, part in enumerate(state.ahead[:1] if state.online else state.ahead):
         if part.rows <= 0.0 and at > 0:
@@ -235,18 +239,18 @@ def _remaining(given: PlanningInput, here: Sequence[FrontierPoint] = ()) -> Rema
             rows.append(max(part.rows, 1e-9))
             grams_per_j.append(GRAMS_PER_J * (state.intensity.g_per_kwh if at == 0 else part.g_per_kwh))
             frontiers.append(points)
-    return RemainingHorizon.of(rows, grams_per_j, frontiers) if rows else None
+    return RemainingHorizon.from_frontiers(rows, grams_per_j, frontiers) if rows else None
 
 
 def _reachable(given: PlanningInput, rate: float) -> tuple[FrontierPoint, ...]:
-    """Return the frontier at a rate: that of now if the rates are alike, else its own, or that of the highest rate
+    """Return the frontier at a rate: the present one if the rates are alike, else its own, or that of the highest rate
     below that can be served."""
     problem, objective, seed = given.problem, given.objective, given.state.seed
     alike = abs(math.log(max(rate, LEAST_RATE) / problem.rate)) < 0.5 * COARSE_STEP
-    found = frontier(problem, objective, problem.rate, seed=seed) if alike else ()
+    points = frontier(problem, objective, problem.rate, seed=seed) if alike else ()
     for down in range(_DOWN):
-        found = found or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
-    return tuple(plan.point for plan in found)
+        points = points or frontier(problem, objective, rate * math.exp(-down * COARSE_STEP), seed=seed, coarse=True)
+    return tuple(plan.point for plan in points)
 
 
 # --- online -----------------------------------------------------------------------------------------------------------
@@ -265,8 +269,8 @@ def price_at(first: float, debt_hours: float, budget: float, hours: float) -> fl
 
 
 def online_price(state: State, objective: Objective, target: float, rate: float) -> float:
-    """Return the price of this moment for a budget whose rows have to reach `target` percent; `rate` is the load of now
-    (rows/s)."""
+    """Return the price of this moment for a budget whose rows have to reach `target` percent; `rate` is the present
+    load (rows/s)."""
     config = state.objective
     debt = target * state.served_rows - state.served_accuracy_rows
     first = first_price(objective, config.reference_g_per_kwh)

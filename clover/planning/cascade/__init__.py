@@ -1,1 +1,1 @@
-"""Chains of variants with thresholds: what they cost, what they wait, and whether a simulation agrees."""
+"""Chains of variants with thresholds: what they cost, how long rows wait, and whether a simulation agrees."""

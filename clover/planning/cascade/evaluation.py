@@ -1,36 +1,41 @@
-"""What a configuration does with a chain, or with any routing that is given.
+"""What a configuration does with a chain, or with any given routing.
 
-A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds: what accuracy its answers have, and which
-part of the rows reaches each stage, both on rows that had no part in choosing it.  On a configuration the stages are
-lanes in a row.  `evaluate` says what a point does on a configuration; `predicted` what shares, chain and waits do that
-are in force, or were chosen for another rate, without a search.  What shares alone do at their best is
-`planning.packing.evaluation`'s.
+A *point* of the profile (`types.ChainPoint`) is a chain with its thresholds, the accuracy of its answers, and the part
+of the rows that reaches each stage; both figures are of rows that had no part in choosing it.  On a configuration the
+stages are lanes in a row.  `evaluate` says what a point does on a configuration.  `predict_routing` says what shares,
+chain and waits do that are in force, or were chosen for another rate, without a search.  What shares alone do at their
+best is in `planning.packing.evaluation`.
 
-**Latency is simulated.**  All rows come to the first stage; rows that it passes on reach the next when their batch is
-done: they come together, and may share a batch again.  `played_ms` simulates that with the kernel that simulates a
-single lane, stage by stage, each with service times of its own.  The part of the rows that ends at each stage is taken
-from the profile and not left to chance: rows that ended at a stage are weighted to it (which halves the error if p95
-lies near the step between two stages).  `bench.stages` compares this with the router, row by row.  On workers that
-share their time between the stages (`planning.model.sharing`) all stages are played at once, in one queue.
+**Example.**  100 rows/s, chain `small > large`, of which `large` is asked 30 %.  The lanes get 100 and 30 rows/s.  At
+0.02 J a row of `small` and 0.10 J of `large` a row costs 0.02 + 0.3 x 0.10 = 0.05 J, half of what `large` alone costs.
+70 % of the rows end at `small`, so the p95 lies among the others: it is their (0.95 - 0.70) / 0.30 = 83rd percentile.
 
-**Rows that ask for an accuracy** enter at a stage that satisfies them; if no stage does, they go to a variant outside
+**Latency is simulated.**  All rows come to the first stage.  Rows that it passes on reach the next stage when their
+batch is done, so they come together and may share a batch again.  `play_latencies_ms` simulates that stage by stage,
+with the kernel that simulates a single lane, each stage with its own service times.  The part of the rows that ends at
+each stage is taken from the profile and not left to chance: rows that ended at a stage are weighted to it, which halves
+the error if the p95 lies near the step between two stages.  `bench.stages` compares this with the router, row by row.
+On workers that share their time between the stages (`planning.model.sharing`) all stages are played at once, in one
+queue.
+
+**Rows that ask for an accuracy** enter at a stage that satisfies them.  If no stage does, they go to a variant outside
 the chain, which needs workers of its own.  They are planned as if they had come through all stages before it as well
 (`reach_of`), which is never too little.
 
-**Waits.**  The first stage of a cascade sees every row and is the cheapest, so that what a batch costs however many
-rows it has (the call, waking up) is most of what a row costs there: a wait that brings five rows together can halve the
+**Waits.**  The first stage of a cascade sees every row and is the cheapest.  So most of what a row costs there is what
+a batch costs however many rows it has (the call, waking up).  A wait that brings five rows together can halve the
 energy of the whole chain, where the best variant alone would gain a tenth.  Rows that are passed on do not wait again.
 What a wait is worth in general is described in `planning.packing.waits`.
 
-Weighed is a quarter, a half or all of the room: what a wait and the batches that follow it may take together, as
-there: the rows gathered even at a higher rate, the slow end of service times, timers that tick late, and a part of the
-SLO in reserve.  That part is a little larger than there: a row that is passed on meets a second queue and a second
-worker.  On a small machine the workers of the stages, the front end and the clients run on the same cores, which
-lengthens a tail by two or three milliseconds that no simulation of its queues shows; a wait that is too long for that
-is taken back (`control.state.slo.waits`).  A wait has to bring company, as there (`packing.waits.least_company`), and a
-longer one has to be worth it: it is weighed if it saves as much as the controller would change a plan for.
+A quarter, a half and all of the room are weighed.  The room is what a wait and the batches that follow it may take
+together, as there: it allows for a higher rate, the slow end of service times, timers that tick late, and a reserve of
+the SLO.  The reserve is a little larger than there, because a row that is passed on meets a second queue and a second
+worker.  On a small machine the workers of the stages, the front end and the clients run on the same cores, which adds
+two or three milliseconds to the tail that no simulation of its queues shows.  If a wait is too long for that, it is
+taken back (`control.state.slo.waits`).  A wait has to bring company, as there (`packing.waits.least_company`), and a
+longer one is weighed only if it saves as much as the controller would change a plan for.
 
-A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers by itself, if those
+A batch whose first row waited w holds 1 + a w rows at a rate of a, or as many as the load gathers by itself if those
 are more.  The energy of a row is that of a row in such a batch.
 """
 
@@ -103,10 +108,10 @@ def evaluate(
         if problem.objective.waits and not why:
             least_j = HYSTERESIS * objective.base_energy_j
             company = least_company(configuration)
-            found = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company)
+            waits = worth(stages, problem.rate, reach, objective.slo_ms, least_j, company)
             if isinstance(workers, SharedPool):
-                found = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in found]
-            ways = [way for way in found if way[0] <= ways[0][0] - least_j] + ways
+                waits = [(energy_j(workers, problem.rate, reach, wait_ms), wait_ms) for _, wait_ms in waits]
+            ways = [way for way in waits if way[0] <= ways[0][0] - least_j] + ways
         (joules, wait_ms), p95_ms = _first_kept(workers, problem.rate, reach, ways, objective.slo_ms, play=play)
     if problem.demand and is_shared(configuration):
         why = asked.why or why
@@ -161,7 +166,7 @@ def _first_kept(
     if not play:
         return ways[0], math.inf
     for way in ways:
-        p95_ms = float(np.quantile(played_ms(workers, rate, reach, way[1]), _P95))
+        p95_ms = float(np.quantile(play_latencies_ms(workers, rate, reach, way[1]), _P95))
         if p95_ms <= (1.0 - MARGIN) * slo_ms:
             break
     return way, p95_ms
@@ -185,7 +190,8 @@ def wait_of(chain: Sequence[str], routing: Routing) -> float:
 
 
 def ends_of(point: ChainPoint) -> dict[str, float]:
-    """Return the part of the rows that ends at each variant: how rows are dealt that do not follow the chain."""
+    """Return the part of the rows that ends at each variant: the shares by which rows are dealt that do not follow the
+    chain."""
     following = (*point.reach[1:], 0.0)
     parts = [here - later for here, later in zip(point.reach, following, strict=True)]
     return {variant: round(max(0.0, part), 6) for variant, part in zip(point.chain, parts, strict=True)}
@@ -252,7 +258,7 @@ def beside(point: ChainPoint, asked: Direct) -> dict[str, float]:
 # --- a routing that is given ------------------------------------------------------------------------------------------
 
 
-def predicted(problem: Problem, configuration: Configuration, routing: Routing) -> Prediction | None:
+def predict_routing(problem: Problem, configuration: Configuration, routing: Routing) -> Prediction | None:
     """Return what `configuration` does with the problem's rows, routed so.
 
     None if the problem has no such cascade (thresholds of another profile, or cascades are not allowed now), or if the
@@ -262,7 +268,7 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
         at = next((at for at, key in enumerate(known) if key == (routing.chain, routing.thresholds)), None)
         if at is None:
             return None
-        return _chained(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
+        return _predict_chain(problem, configuration, problem.points[at], wait_of(routing.chain, routing))
     shares = _of_all(problem, configuration, routing)
     if not shares:
         return None
@@ -278,7 +284,7 @@ def predicted(problem: Problem, configuration: Configuration, routing: Routing) 
         return plain
     if len(lanes.variants) == 1 and routing.wait_ms and problem.points:  # a chain of one stage, as it was planned
         variant = lanes.variants[0]
-        return _chained(problem, configuration, alone(problem, variant), routing.wait_ms.get(variant, 0.0))
+        return _predict_chain(problem, configuration, alone(problem, variant), routing.wait_ms.get(variant, 0.0))
     return as_batched(problem, configuration, routing, plain)
 
 
@@ -295,7 +301,9 @@ def _of_all(problem: Problem, configuration: Configuration, routing: Routing) ->
     return {variant: own[variant] + others * routing.shares.get(variant, 0.0) / total for variant in variants}
 
 
-def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float) -> Prediction | None:
+def _predict_chain(
+    problem: Problem, configuration: Configuration, point: ChainPoint, wait_ms: float
+) -> Prediction | None:
     if not variants_of(configuration).issuperset(point.chain):
         return None
     stages = stages_of(problem, configuration, point)
@@ -306,7 +314,7 @@ def _chained(problem: Problem, configuration: Configuration, point: ChainPoint, 
         reached = zip(stages, reach, strict=True)
         p95_ms, joules = UNBOUNDED_MS, sum(part * lane.least_energy_j() for lane, part in reached)
     else:
-        p95_ms = float(np.quantile(played_ms(workers, problem.rate, reach, wait_ms), _P95))
+        p95_ms = float(np.quantile(play_latencies_ms(workers, problem.rate, reach, wait_ms), _P95))
         joules = energy_j(workers if isinstance(workers, SharedPool) else stages, problem.rate, reach, wait_ms)
     return Prediction(p95_ms=p95_ms, accuracy=point.accuracy, energy_j_per_row=joules, utilisation=min(load, 1e9))
 
@@ -327,7 +335,7 @@ def shortfall(objective: Objective, prediction: Prediction, *, chained: bool = F
 # --- latency ----------------------------------------------------------------------------------------------------------
 
 
-def played_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
+def play_latencies_ms(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> Floats:
     """Return equally likely latencies (ms, ascending) of rows that come to the workers of the first stage at `rate`
     rows a second and wait there for a full batch, and to the next stages as far as `reach` says.  Every stage must be
     stable."""
@@ -349,7 +357,7 @@ def play_once(
     """Return latencies (ms, ascending) of `rows` rows that come after `warm_up` others, and the share of all rows that
     take no longer than each: the last is 1.  A wait is played a tick of its timer longer than asked for."""
     if isinstance(stages, SharedPool):
-        return _shared_once(stages, rate, reach, wait_ms, rows, warm_up, seed)
+        return _play_shared(stages, rate, reach, wait_ms, rows, warm_up, seed)
     rng = np.random.default_rng(seed)
     begun_s = np.cumsum(rng.exponential(1.0 / rate, warm_up + rows))
     now_s, going, end = begun_s.copy(), np.arange(len(begun_s)), np.zeros(len(begun_s), np.int8)
@@ -363,10 +371,10 @@ def play_once(
         held_ms = wait_ms + TICK_MS if at == 0 and wait_ms else 0.0
         took_s = play(workers, now_s[going], seed=seed + at, together=at > 0, wait_ms=held_ms)
         now_s[going] = np.round(now_s[going] + took_s, 9)  # rows of a batch end at one instant, to the last digit
-    return _weighted((now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:], reach)
+    return _weigh((now_s - begun_s)[warm_up:] * 1e3 + stages[0][0].front_ms, end[warm_up:], reach)
 
 
-def _shared_once(
+def _play_shared(
     pool: SharedPool, rate: float, reach: Sequence[float], wait_ms: float, rows: int, warm_up: int, seed: int
 ) -> tuple[Floats, Floats]:
     """Return what `play_once` does, of workers that share their time; without `reach` of a mix."""
@@ -379,10 +387,10 @@ def _shared_once(
         going &= rng.random(len(going)) < reach[at] / max(reach[at - 1], 1e-12)
         end += going
     outcome = pool.play(begun_s, seed=seed, last=end if reach else None, wait_ms=held_ms, warm_up=warm_up)
-    return _weighted(outcome.latency_s * 1e3 + pool.front_ms, end[warm_up:], reach or (1.0,))
+    return _weigh(outcome.latency_s * 1e3 + pool.front_ms, end[warm_up:], reach or (1.0,))
 
 
-def _weighted(values: Floats, end: NDArray[np.int8], reach: Sequence[float]) -> tuple[Floats, Floats]:
+def _weigh(values: Floats, end: NDArray[np.int8], reach: Sequence[float]) -> tuple[Floats, Floats]:
     """Return latencies, ascending, and the share of rows up to each, rows that end at a stage weighted to their part of
     all."""
     share = np.array(reach) - np.append(reach[1:], 0.0)
@@ -415,15 +423,15 @@ def worth(
     Every stage must be stable."""
     left_ms = slo_ms - lanes[0].front_ms
     room_ms = _room_ms(lanes, rate, reach, max(min(_ROOM * left_ms, left_ms - _TAIL_MS), 0.0))
-    found: list[tuple[float, float]] = []
+    waits: list[tuple[float, float]] = []
     most_j = energy_j(lanes, rate, reach) - least_j
     for part in _PARTS:
         wait_ms = math.floor(part * room_ms / _STEP_MS) * _STEP_MS
         joules = energy_j(lanes, rate, reach, wait_ms)
         if wait_ms >= TICK_MS and 1e-3 * wait_ms * rate * reach[0] >= company and joules <= most_j:
-            found.append((joules, wait_ms))
+            waits.append((joules, wait_ms))
             most_j = joules - least_j
-    return found[::-1]
+    return waits[::-1]
 
 
 def _room_ms(lanes: Sequence[Lane], rate: float, reach: Sequence[float], limit_ms: float) -> float:

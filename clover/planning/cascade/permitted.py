@@ -1,16 +1,15 @@
 """What a configuration permits: the chains and thresholds that can be switched to without touching a worker.
 
 Thresholds change between two requests, workers do not.  So a configuration is worth every routing that is possible *on*
-it: its permitted set holds every cascade whose variants it has, and each of its variants alone, as far as at the rate
-of the moment every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the
-accuracy its floor.  A variant that is not part of the chain is on standby, at no active energy.
+it.  Its permitted set holds every cascade whose variants it has, and each of its variants alone, if at the present rate
+every stage stays below the utilisation limit, the rows of all stages together keep the SLO, and the accuracy keeps its
+floor.  A variant that is not part of the chain is on standby, at no active energy.
 
-**Which are kept.**  An average over time of two of the set is as good as any point between them, so only the lower
-convex hull of (accuracy, joules a row) is ever worth switching to.
-Loads and joules are cheap to compute, and p95 is simulated: so the hull is drawn first, points that miss the SLO are
-removed from it (or raised, if a shorter wait keeps it), and it is drawn again, until all that is left keeps it.  Ten
-simulations or so suffice for the profile's hundred points, and hardly more for all configurations of a small machine
-together (`joint`).
+**Which are kept.**  An average over time of two points of the set is as good as any point between them, so only the
+lower convex hull of (accuracy, joules a row) is worth switching to.  Loads and joules are cheap to compute; p95 is
+simulated.  So the hull is drawn first.  Points that miss the SLO are removed from it (or raised, if a shorter wait
+keeps the SLO), and it is drawn again, until every point that is left keeps the SLO.  Some ten simulations suffice for
+the profile's hundred points, and hardly more for all configurations of a small machine together (`joint`).
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ def permitted(problem: Problem, objective: Objective, configuration: Configurati
 
 
 def joint(problem: Problem, objective: Objective, configurations: Iterable[Configuration]) -> tuple[Candidate, ...]:
-    """Return the same of several configurations together: what no other configuration with its chain and thresholds
-    beats."""
+    """Return the useful chains and thresholds of several configurations together: those that no other configuration
+    with its chain and thresholds beats."""
     points: dict[FrontierPoint, list[tuple[Configuration, ChainPoint]]] = {}
     for configuration in configurations:
         for point in points_on(problem, configuration):
             seen = evaluate(problem, objective, configuration, point, play=False)
             if seen.feasible:
-                points.setdefault(drawn_at(seen), []).append((configuration, point))
+                points.setdefault(point_of(seen), []).append((configuration, point))
     kept: dict[FrontierPoint, Candidate] = {}
     while points:
         drawn = hull(tuple(points))
@@ -50,11 +49,11 @@ def joint(problem: Problem, objective: Objective, configurations: Iterable[Confi
             pair = points[at].pop()
             if not points[at]:
                 del points[at]
-            found = evaluate(problem, objective, *pair)
-            if found.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
-                lies = drawn_at(found)
+            candidate = evaluate(problem, objective, *pair)
+            if candidate.feasible:  # where it was drawn, or above that: with a shorter wait than was hoped for
+                lies = point_of(candidate)
                 points.setdefault(lies, [])
-                kept.setdefault(lies, found)
+                kept.setdefault(lies, candidate)
         if all(at in kept for at in drawn):
             return tuple(kept[at] for at in drawn)
     return ()
@@ -67,7 +66,7 @@ def points_on(problem: Problem, configuration: Configuration) -> Iterator[ChainP
     yield from (alone(problem, variant) for variant in sorted(variants))
 
 
-def drawn_at(candidate: Candidate) -> FrontierPoint:
+def point_of(candidate: Candidate) -> FrontierPoint:
     """Return where a candidate lies: percent, and joules a row in the place of grams."""
     return FrontierPoint(accuracy=candidate.prediction.accuracy, grams=candidate.prediction.joules)
 
@@ -82,7 +81,7 @@ def best_at(candidates: Sequence[Candidate], price_j: float) -> Candidate:
 
 def nearest(candidates: Sequence[Candidate], accuracy: float, least: float) -> Candidate:
     """Return the candidate of a permitted set (ascending) that is nearest to `accuracy`, among those from `least`
-    percent up if there are any.  The moments to come make good what it is off by."""
+    percent up if there are any.  Later moments make good the difference."""
     enough = [item for item in candidates if item.prediction.accuracy >= least - 1e-9] or [candidates[-1]]
     return min(enough, key=lambda item: (abs(item.prediction.accuracy - accuracy), item.prediction.joules))
 
@@ -92,5 +91,5 @@ def on_hull(candidates: Iterable[Candidate], enough: float = math.inf) -> tuple[
     `enough` percent."""
     drawn: dict[FrontierPoint, Candidate] = {}
     for candidate in candidates:
-        drawn.setdefault(drawn_at(candidate), candidate)
+        drawn.setdefault(point_of(candidate), candidate)
     return tuple(drawn[at] for at in reaching(hull(tuple(drawn)), enough)) if drawn else ()

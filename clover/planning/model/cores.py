@@ -1,8 +1,7 @@
-"""The first few of a row of cores, as a device of its own: what a plan that leaves the other cores alone has to use.
+"""The first few of a row of cores as a device of its own: what a plan uses that leaves the other cores alone.
 
-A layout of core-sets covers every core.  Those of its core-sets that lie within the first n cores are a layout of these
-n if they cover them all; no other layout of n cores is needed, since cores are alike, and each of its profiles was
-measured.
+A layout of core-sets covers every core.  If some of its core-sets cover the first n cores exactly, they are a layout of
+these n.  No other layout of n cores is needed, since cores are alike and each of its profiles was measured.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def row_of_cores(devices: Sequence[DeviceShape]) -> DeviceShape | None:
 
 
 def first_cores(shape: DeviceShape, count: int) -> DeviceShape:
-    """Return the first `count` cores of `shape`; without layouts if it has none that ends there."""
+    """Return the first `count` cores of `shape`; without layouts if no layout ends there."""
     if count >= shape.slices:
         return shape
     within = (tuple(item for item in layout if item.start + item.size <= count) for layout in shape.layouts)
@@ -38,7 +37,8 @@ def first_cores(shape: DeviceShape, count: int) -> DeviceShape:
 
 
 def holding(devices: tuple[DeviceShape, ...], configuration: Iterable[GroupCount]) -> tuple[DeviceShape, ...]:
-    """Return what `configuration` is laid out on: of a row whose cores may sleep what it takes, else `devices`."""
+    """Return the devices on which `configuration` is laid out: of a row whose cores may sleep the cores that it takes,
+    else `devices`."""
     row = sleeping_row(devices)
     return devices if row is None else (first_cores(row, cores_of(configuration)),)
 

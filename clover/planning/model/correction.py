@@ -1,12 +1,13 @@
 """How far a profile is off, learned from what workers report: factors of service time and of joules a row.
 
-**Time.**  What batches of one size took is compared with what the profile has for them, in windows.  A window is one
-logarithm of a ratio, and of the last `WINDOWS` windows the median counts: one slow batch, a pause of the machine or a
-worker's first batches spoil a window and not the factor; what is slow for good moves it once half of the windows say
-so.  Each (variant, slice, batch) is then drawn towards its neighbours: the true logarithms are taken for a Gaussian
-field, of which a variant has one part, each slice of it another, and batch sizes a third that fades with their
-distance, all of them 0 until something is known (kriging).  So a size that was seen rarely borrows from the others of
-its slice, a slice from the others of its variant, and a variant that never ran keeps its profile: what makes one
+**Time.**  What batches of one size took is compared with the profile, in windows.  A window gives one logarithm of a
+ratio, and the median of the last `WINDOWS` windows counts.  One slow batch, a pause of the machine or a worker's first
+batches spoil a window but not the factor; a lasting slowness moves the factor once half of the windows show it.
+
+**Borrowing.**  Each (variant, slice, batch) is then drawn towards its neighbours.  The true logarithms are taken for a
+Gaussian field: a variant has one part of it, each of its slices another, and batch sizes a third that fades with their
+distance.  All parts are 0 until something is known (kriging).  So a size that was seen rarely borrows from the others
+of its slice, and a slice from the others of its variant.  A variant that never ran keeps its profile: what makes one
 variant slow (its profile, cold caches) need not slow another.
 
 **Joules** are learned in `planning.model.metered`.
@@ -60,7 +61,7 @@ class SavedTime(Record, frozen=True, kw_only=True):
     windows: tuple[tuple[float, float], ...]
 
 
-def faded(age_s: float) -> float:
+def fade(age_s: float) -> float:
     """Return what is left of a correction that is `age_s` seconds old."""
     return math.exp2(-max(age_s, 0.0) / HALF_LIFE_S)
 
@@ -82,7 +83,7 @@ class TimeEvidence:
         self._windows: dict[TimeKey, deque[tuple[float, float]]] = {}
         self._pending: dict[TimeKey, _Pending] = {}
 
-    def served(
+    def record_batches(
         self, key: TimeKey, batches: float, seconds: float, expected_s: float, *, since_s: float, now_s: float
     ) -> bool:
         """Count batches between `since_s` and `now_s` that took `seconds` together and should have taken `expected_s`;
@@ -132,8 +133,7 @@ class TimeEvidence:
         )
 
     def restore(self, saved: Iterable[SavedTime], now_s: float) -> None:
-        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if that cannot
-        be."""
+        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if it is invalid."""
         for item in saved:
             if not all(math.isfinite(age_s) and math.isfinite(log) for age_s, log in item.windows):
                 raise ValueError("it has windows that are no numbers")
@@ -149,7 +149,7 @@ def _middle(windows: Iterable[tuple[float, float]], now_s: float) -> tuple[float
     count = len(values)
     variance = (2.0 * _SPREAD**2 + count * spread**2) / (count + 2)
     newest_s = max(at_s for at_s, _ in windows)
-    return middle * faded(now_s - newest_s), variance / count + _FLOOR**2
+    return middle * fade(now_s - newest_s), variance / count + _FLOOR**2
 
 
 def _codes(keys: Sequence[TimeKey]) -> Floats:
@@ -164,25 +164,25 @@ def _alike(left: Floats, right: Floats) -> Floats:
     variant = left[0][:, None] == right[0][None, :]
     own = variant & (left[1][:, None] == right[1][None, :])
     near = np.exp(-np.abs(left[2][:, None] - right[2][None, :]) / _BATCH_RANGE)
-    found: Floats = _OF_VARIANT * variant + own * (_OF_SLICE + _OF_BATCH * near)
-    return found
+    covariance: Floats = _OF_VARIANT * variant + own * (_OF_SLICE + _OF_BATCH * near)
+    return covariance
 
 
-def corrected(
+def apply_factors(
     profile: FamilyProfile, time: Mapping[TimeKey, float], energy: Mapping[EnergyKey, float]
 ) -> FamilyProfile:
     """Return `profile` with its service times and joules multiplied by these factors; absent: 1."""
     base = profile.base
     return msgspec.structs.replace(
         profile,
-        latency=tuple(_corrected(item, time, energy) for item in profile.latency),
+        latency=tuple(_correct(item, time, energy) for item in profile.latency),
         base=msgspec.structs.replace(
             base, energy_j_per_row=base.energy_j_per_row * energy.get((base.variant, base.profile), 1.0)
         ),
     )
 
 
-def _corrected(
+def _correct(
     item: LatencyMeasurement, time: Mapping[TimeKey, float], energy: Mapping[EnergyKey, float]
 ) -> LatencyMeasurement:
     slower = time.get((item.variant, item.profile, item.batch), 1.0)

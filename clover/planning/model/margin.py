@@ -1,24 +1,25 @@
 """How far above the accuracy floor plans have to aim, by the size of the evaluation sample.
 
-A profile's accuracies were counted on some thousands of rows, so that a plan which meets the floor by them misses it in
-half of all cases.  What counts is the *lower bound* of a plan's accuracy, one-sided, and such that what is
-planned keeps the floor at `CONFIDENCE`.
+A profile's accuracies were counted on some thousands of rows.  A plan that meets the floor exactly by them misses it in
+half of all cases.  So what counts is the one-sided *lower bound* of a plan's accuracy, such that what is planned keeps
+the floor at `CONFIDENCE`.
 
  - A floor *relative* to the best variant (the default, a point below it) asks how far a plan is below that variant on
    the same rows.  Most rows are answered alike, so the *paired* difference is known far better than either accuracy.
  - An *absolute* floor (the operator's) asks for the accuracy itself: the unpaired bound.
 
-**Cascades.**  Each point of the profile has a bound of its own (`certain`): points below the floor by it are left out.
+**Cascades.**  Each point of the profile has a bound of its own.  Points whose bound is below the floor are left out
+(`keep_certain`).
 
-**Mixes.**  The bound of a mix is no less than the mix of the bounds of its variants, a linear function of the shares.
-`margin` is the most by which the measured accuracy of any mix can lie above the floor while its bound lies below: a
-linear program with one constraint, whose corners are mixes of two variants at most.  So it depends on the family, the
-floor and the sample, and plans that stay the margin above the floor keep it at `CONFIDENCE`.
+**Mixes.**  The bound of a mix is no less than the mix of the bounds of its variants, which is a linear function of the
+shares.  `margin` is the most by which the measured accuracy of any mix can lie above the floor while its bound lies
+below: a linear program with one constraint, whose corners are mixes of two variants at most.  It depends on the family,
+the floor and the sample alone.  Plans that stay the margin above the floor keep the floor at `CONFIDENCE`.
 
-**Labels that come late.**  `shift_of` says by how many points a variant's live accuracy is below the one expected: a
-normal posterior, whose prior expects no difference, give or take `PRIOR_SD`.  Labels only lower a bound, never raise
-it, and by `MOST_SHIFT` at most, because they are as good as the choice of rows that get some.  If the floor is
-relative, only what a variant lost beyond the best one counts.
+**Labels that come late.**  `shift_of` says by how many points a variant's live accuracy is below the expected one: a
+normal posterior, whose prior expects no difference, give or take `PRIOR_SD`.  Labels may be of rows that were not
+chosen evenly.  So they only lower a bound, by `MOST_SHIFT` at most, and never raise it.  If the floor is relative, only
+what a variant lost beyond the best one counts.
 """
 
 from __future__ import annotations
@@ -69,19 +70,19 @@ def shift_of(labels: LiveLabels) -> float:
         return 0.0
     part = (labels.right + 0.5) / (labels.rows + 1.0)  # no variance of 0 for few rows
     variance = 1e4 * part * (1.0 - part) / labels.rows
-    found = 100.0 * (labels.right - labels.expected) / labels.rows
-    return found * PRIOR_SD**2 / (PRIOR_SD**2 + variance)
+    points = 100.0 * (labels.right - labels.expected) / labels.rows
+    return points * PRIOR_SD**2 / (PRIOR_SD**2 + variance)
 
 
 def shifts_of(profile: FamilyProfile, labels: Mapping[str, LiveLabels], *, relative: bool) -> dict[str, float]:
     """Return by variant the points by which labels lower its bound, 0 or less.  `relative`: below the best variant."""
-    found = {variant: shift_of(own) for variant, own in labels.items()}
+    shifts = {variant: shift_of(own) for variant, own in labels.items()}
     known, values = labels.get(_best(profile)), accuracies(profile)
     common = 0.0
     if relative and known is not None and known.rows >= LEAST_LABELS:
-        common = found[_best(profile)]
+        common = shifts[_best(profile)]
     step = 5.0 * _STEP
-    lowered = {name: step * round(max(-MOST_SHIFT, min(0.0, shift - common)) / step) for name, shift in found.items()}
+    lowered = {name: step * round(max(-MOST_SHIFT, min(0.0, shift - common)) / step) for name, shift in shifts.items()}
     return {name: shift for name, shift in lowered.items() if shift < 0.0 and name in values}
 
 
@@ -92,14 +93,14 @@ def lower_bounds(
     difference from the best variant, below that one's measured accuracy."""
     best = _best(profile)
     measured = {item.variant: item for item in profile.accuracy if profile.backend.get(item.variant) == item.backend}
-    found = {}
+    bounds = {}
     for variant, item in measured.items():
         middle, doubt = item.value, 0.0
         if not (relative and variant == best):
             doubt = _doubt(item, measured[best], relative, _alike(profile, variant, best))
             middle = measured[best].value + item.against[0] if relative and item.against is not None else middle
-        found[variant] = middle - doubt + (shifts or {}).get(variant, 0.0)
-    return found
+        bounds[variant] = middle - doubt + (shifts or {}).get(variant, 0.0)
+    return bounds
 
 
 def margin(profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapping[str, float] | None = None) -> float:
@@ -117,7 +118,7 @@ def margin(profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapp
     return max(0.0, _STEP * math.ceil(most / _STEP - 1e-6))
 
 
-def certain(
+def keep_certain(
     profile: FamilyProfile, floor: float, *, relative: bool, shifts: Mapping[str, float] | None = None
 ) -> FamilyProfile:
     """Return `profile` with those of its cascades whose lower bound is no less than `floor` (percent)."""
@@ -206,11 +207,11 @@ class AccuracySample:
 
     @property
     def cascade_margin(self) -> float | None:
-        """The points that cascades aim for above the floor: none beyond their own bounds (`certain`), or the operator's
-        margin (None)."""
+        """The points that cascades aim for above the floor: none beyond their own bounds (`keep_certain`), or the
+        operator's margin (None)."""
         return 0.0 if self.configured is None else None
 
-    def look(self, guard_report: Mapping[str, Any]) -> None:
+    def observe(self, guard_report: Mapping[str, Any]) -> None:
         """Take what is known of live labels from the guard's report."""
         if self.configured is not None:
             return
@@ -234,14 +235,14 @@ class AccuracySample:
             self._margins[key] = margin(profile, floor, relative=relative, shifts=self.shifts(profile, relative))
         return self._margins[key]
 
-    def certain(self, profile: FamilyProfile, floor: float, *, relative: bool) -> FamilyProfile:
+    def keep_certain(self, profile: FamilyProfile, floor: float, *, relative: bool) -> FamilyProfile:
         """Return `profile` with the cascades that keep `floor` for certain; the same object for the same question."""
         if self.configured is not None or profile.cascade is None:
             return profile
         self._hold(profile)
         key = (floor, relative)
         if key not in self._certain:
-            self._certain[key] = certain(profile, floor, relative=relative, shifts=self.shifts(profile, relative))
+            self._certain[key] = keep_certain(profile, floor, relative=relative, shifts=self.shifts(profile, relative))
         return self._certain[key]
 
     def shifts(self, profile: FamilyProfile, relative: bool) -> dict[str, float]:

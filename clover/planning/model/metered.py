@@ -1,21 +1,21 @@
-"""How far a profile's joules a row are off: the ratio of what meters show and what the profile expects.
+"""How far a profile's joules a row are off: the ratio of what meters show to what the profile expects.
 
-Where CPU time tells workers apart, each (variant, slice) has a meter to itself, and the ratio is its factor.  Where
-several variants share a meter (a GPU), a window has one ratio for all of them: which of them takes more than profiled
-is not known, and `errors` says so.  The factor of a (variant, slice) is the mean ratio of the windows in which it ran,
-by the joules that were expected of it, drawn towards 1 as far as noise explains the difference.
+**Who is to blame.**  If CPU time tells workers apart, each (variant, slice) has a meter to itself, and the ratio is its
+factor.  If several variants share a meter (a GPU), a window has one ratio for all of them: which of them takes more
+than profiled is not known, and `errors` says so.
 
-A window that is far from what is expected counts as if it were less far (Huber); windows weigh half once those of
-`MEMORY_S` followed.  A batch counts where it ends, though part of its joules were drawn before it, so a window lasts
-several batches.
+**The factor** of a (variant, slice) is the mean ratio of the windows in which it ran, weighted by the joules that were
+expected of it, and drawn towards 1 as far as noise explains the difference.  A window that is far from what is expected
+counts as if it were less far (Huber).  A window weighs half once windows of `MEMORY_S` followed it.  A batch counts
+where it ends, though part of its joules were drawn before, so a window lasts several batches.  A window does not tell
+batch sizes apart, so the factor is the same for all.
 
-A window does not tell batch sizes apart, so the factor is the same for all.
+**A variant that never ran.**  What a profile lacks is mostly what every batch costs beside its model
+(`planning.budget.counterfactual`).  So a variant that never ran is taken to cost as much more a batch, in joules, as
+cheaper ones that ran.  It is never taken to cost more than that, or it would never be tried, and nothing more if those
+that ran are more expensive.
 
-What a profile lacks is mostly what every batch costs beside its model (`planning.budget.counterfactual`).  So a variant
-that never ran is taken to cost as much more a batch, in joules, as cheaper ones that ran do; no more than that, or it
-would never be tried, and nothing if those are more expensive than it.
-
-Bounds and age are as of times (`planning.model.correction`).
+Bounds and age are those of times (`planning.model.correction`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from clover.planning.model.correction import MOST, EnergyKey, faded
+from clover.planning.model.correction import MOST, EnergyKey, fade
 from clover.types import Record
 
 WINDOW_S, LONGEST_WINDOW_S = 1.0, 5.0
@@ -127,12 +127,12 @@ class EnergyEvidence:
         self._sums: dict[EnergyKey, _Sums] = {}
         self._longest_s, self._longest_at_s = 0.0, -math.inf
 
-    def batches_lasted(self, seconds: float, now_s: float) -> None:
-        """Note that batches of some kind took `seconds` lately."""
+    def record_batch_length(self, seconds: float, now_s: float) -> None:
+        """Record that batches of some kind took `seconds` lately."""
         kept = math.exp2(-max(now_s - self._longest_at_s, 0.0) / MEMORY_S)
         self._longest_s, self._longest_at_s = max(kept * self._longest_s, seconds), now_s
 
-    def metered(
+    def record_window(
         self,
         device: str,
         joules: float,
@@ -193,42 +193,42 @@ class EnergyEvidence:
 
     def factors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
         """Return the factor of each of `wanted`."""
-        known = {key: (sums.factor - 1.0) * faded(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
-        found = {}
+        known = {key: (sums.factor - 1.0) * fade(now_s - sums.at_s) for key, sums in self._sums.items() if sums.enough}
+        factors = {}
         for key in wanted:
             value = known.get(key)
             if value is None:  # of a slice on which its variant did not run: nearly as on the others
                 others = [more for (variant, _), more in known.items() if variant == key[0]]
                 shared = _COMMON + _OF_ALL_SLICES
                 value = shared * sum(others) / (shared * len(others) + _OF_ONE)
-            found[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
-        return found
+            factors[key] = min(max(1.0 + value, 1.0 / MOST), MOST)
+        return factors
 
     def errors(self, wanted: Sequence[EnergyKey], now_s: float) -> dict[EnergyKey, float]:
-        """Return the standard error of the factor of each of `wanted`; of one that never ran, how far off profiles are
-        taken to be, or slices to differ if its variant ran on another."""
+        """Return the standard error of the factor of each of `wanted`.  For a variant that never ran it is how far off
+        profiles are taken to be, or how far slices differ if the variant ran on another."""
         known: dict[EnergyKey, float] = {}
         for key, sums in self._sums.items():
             if sums.enough:
-                left = faded(now_s - sums.at_s) ** 2
+                left = fade(now_s - sums.at_s) ** 2
                 known[key] = left * sums.variance + (1.0 - left) * _UNKNOWN
-        found = {}
+        errors = {}
         for key in wanted:
             others = [more + 2.0 * _OF_ONE for (variant, _), more in known.items() if variant == key[0]]
-            found[key] = math.sqrt(min(known.get(key, _UNKNOWN), *others, _UNKNOWN))
-        return found
+            errors[key] = math.sqrt(min(known.get(key, _UNKNOWN), *others, _UNKNOWN))
+        return errors
 
     def unseen(self, factors: Mapping[EnergyKey, float], joules: Mapping[EnergyKey, float]) -> dict[EnergyKey, float]:
         """Return `factors` with those of variants that never ran raised by what batches of cheaper ones cost more than
         profiled.  `joules`: of a batch, as profiled."""
         ran = [key for key, sums in self._sums.items() if sums.enough]
         more_j = {key: (factors[key] - 1.0) * joules[key] for key in ran if key in joules}
-        found = dict(factors)
+        raised = dict(factors)
         for key in factors:
             cheaper = [more_j[of] for of in more_j if joules[of] <= joules[key]]
             if key[0] not in {variant for variant, _ in ran} and cheaper:
-                found[key] = min(1.0 + max(median(cheaper), 0.0) / joules[key], MOST)
-        return found
+                raised[key] = min(1.0 + max(median(cheaper), 0.0) / joules[key], MOST)
+        return raised
 
     def save(self, now_s: float) -> tuple[SavedEnergy, ...]:
         """Return what is known, to be restored."""
@@ -247,8 +247,7 @@ class EnergyEvidence:
         )
 
     def restore(self, saved: Iterable[SavedEnergy], now_s: float) -> None:
-        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if that cannot
-        be."""
+        """Take what was known, aged since by what the caller added to the ages.  Raises ValueError if it is invalid."""
         for item in saved:
             figures = (item.age_s, item.expected_j, item.square, item.shared, item.windows, item.seconds)
             # Noise may make metered joules negative.

@@ -6,20 +6,22 @@ C = E CI against BASE's C_base = E_base CI, both measured in C_ref = E_base REF:
     paper   f = L (C_base - C) / C_ref - (1 - L) (A_base - A) / A_base         L = lambda
     floor   f =   (C_base - C) / C_ref
 
-both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  What a cascade has above
-A_base counts for nothing, so that it is taken if it is free.  PUE cancels.  Dividing by the *reference* emissions keeps
-the weight of carbon proportional to the intensity: at a fixed L a dirty hour makes a gram worth more accuracy than a
-clean one does.  (Divided by C_base, the intensity would cancel and no plan would ever follow the grid.)
+both to be maximised, subject to p95 <= SLO, accuracy >= floor and utilisation <= its limit.  If a cascade is more
+accurate than A_base, the excess counts for nothing, so it is taken only if it is free.  PUE cancels.  Dividing by the
+*reference* emissions keeps the weight of carbon proportional to the intensity: at a fixed L a gram is worth more
+accuracy in a dirty hour than in a clean one.  (Divided by C_base, the intensity would cancel and no plan would ever
+follow the grid.)
 
-Both forms are linear in the shares of the variants once the energy of a row is given, so f is a sum of *gains*, one a
+Both forms are linear in the shares of the variants once the energy of a row is given.  So f is a sum of *gains*, one a
 variant: its share times the score of a plan that is all its own.  Without a p95 constraint the best plan is a point of
 the concave hull of (energy, accuracy), cut at the floor.
 
 **Lambda.**  If none is configured, `derive_lambda` takes the L at which the best variant and the cheapest mix at the
 accuracy floor break even at the reference intensity: L dE = (1 - L) dA, with dE and dA the differences relative to
-BASE.  So below the reference a plan buys accuracy and above it saves; points of the hull in between switch around it in
-order of their price.  If there is nothing to trade (the floor is the best variant, or the cheap mix saves nothing) L
-is 0.5.
+BASE.  Example: if the mix takes half of BASE's energy (dE = 0.5) and has 89 % instead of 90 % (dA = 0.0111), L is
+dA / (dA + dE) = 0.022.  Below the reference intensity a plan then buys accuracy, above it a plan saves; points of the
+hull in between switch around it in order of their price.  If there is nothing to trade (the floor is the best variant,
+or the cheap mix saves nothing), L is 0.5.
 """
 
 from __future__ import annotations
@@ -184,7 +186,7 @@ class PlanningInput:
     objective: Objective
 
     @classmethod
-    def of(cls, state: State) -> PlanningInput:
+    def from_state(cls, state: State) -> PlanningInput:
         """Derive problem and objective from `state`; PlanError if it poses no problem (`problem_of`)."""
         return cls(state, problem_of(state), objective_of(state))
 

@@ -1,21 +1,23 @@
 """The planning problem of one family: its variants with their accuracy, their services on each profile, and the load.
 
-A `Problem` is derived from a `State` once and never changes, so that it can be the key of a memo.  The services are
-those of each variant's chosen backend; a family that owns `share` < 1 of the machine is served that much slower.  If
-profiles may err, services are planned with at the slow end of the error (`profile_error`): rows that take no longer
-than that wait no longer than planned, and accuracy, which quotas decide, does not depend on times.  Energies are active
-energy, the part that a plan can change while every device stays awake; idle power is the same for all plans and drops
-out of every comparison.  If devices or cores without workers spare `spared_w`, it does not
+A `Problem` is derived from a `State` once and never changes, so that it can be the key of a memo.
+
+**Services** are those of each variant's chosen backend.  A family that owns `share` < 1 of the machine is served that
+much slower.  If profiles may err, services are planned at the slow end of the error (`profile_error`).  Rows that take
+no longer than that wait no longer than planned.  Accuracy does not depend on times, because quotas decide it.
+
+**Energies** are active energy, the part that a plan can change while every device stays awake.  Idle power is the same
+for all plans and drops out of every comparison, unless devices or cores without workers spare `spared_w`
 (`planning.search.best`).
 
 **Rows that ask for an accuracy of their own** (`clover_min_accuracy`) are a constraint on plans.  `Problem.demand` says
 how many rows a second need at least which accuracy.  They go straight to a variant that reaches it, whatever the shares
-or the cascade of all other rows are (`direct`).  So a configuration serves them if it has workers for them: the most
-demanding rows first, each to the variant of the fewest joules that is accurate enough, as far as the utilisation limit
-leaves room.  A configuration with none, or too few, is not feasible; nothing else about a plan changes.  While a plan
-is searched, shares are of all rows, so these rows are a least share of their variant (`planning.packing.evaluation`);
-the router deals only the others by quota, and is given the shares of those (`of_the_others`).  Where they enter a
-cascade is said in `planning.cascade.evaluation`.
+or the cascade of all other rows are (`direct`).  A configuration serves them if it has workers for them.  The most
+demanding rows come first, and each goes to the variant of the fewest joules that is accurate enough, as far as the
+utilisation limit leaves room.  A configuration without such workers, or with too few, is not feasible; nothing else
+about a plan changes.  While a plan is searched, shares are of all rows, so these rows are a least share of their
+variant (`planning.packing.evaluation`).  The router deals only the other rows by quota, and gets the shares of those
+(`of_the_others`).  `planning.cascade.evaluation` says where they enter a cascade.
 """
 
 from __future__ import annotations
@@ -96,8 +98,8 @@ class Problem:
 
     @property
     def spared_w(self) -> float | None:
-        """Idle watts of a device (of a row of cores: of a core) that has no workers, below those of one that has; None:
-        all have."""
+        """By how many watts a device without workers (of a row of cores: a core) idles below one with workers; None:
+        all have workers."""
         row = sleeping_row(self.devices)
         return row.core_sleep_w if row is not None else self.objective.spared_w
 
@@ -110,8 +112,8 @@ class Problem:
 
     @property
     def gathers(self) -> bool:
-        """Whether batches may be longer than the load of their own variant makes them: rows may wait for fuller ones,
-        or for the batches of other variants in the same worker."""
+        """Whether batches may be longer than the load of their own variant makes them, because rows may wait for fuller
+        batches, or for the batches of other variants in the same worker."""
         return self.objective.waits or self.resident > 1
 
     def energies(self, variant: str) -> list[float]:
@@ -138,8 +140,8 @@ def best_whole(problem: Problem, devices: Sequence[DeviceShape]) -> Configuratio
 def base_capacity(profile: FamilyProfile, devices: Sequence[DeviceShape], share: float = 1.0) -> float:
     """Return rows a second of BASE on these devices: its variant on each of them as a whole."""
     services = services_of(profile, share)
-    found = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
-    return sum(service.capacity() for service in found if service is not None)
+    serving = [services.get((profile.base.variant, item.profile)) for device in devices for item in whole(device)]
+    return sum(service.capacity() for service in serving if service is not None)
 
 
 def _asleep(rate: float) -> float:
@@ -168,7 +170,7 @@ def problem_of(state: State) -> Problem:
     known = {placement.profile for shape in state.devices for layout in shape.layouts for placement in layout}
     worst = 1.0 / (1.0 + state.objective.profile_error)
     services = {
-        key: service.derated(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
+        key: service.derate(worst) for key, service in services.items() if key[0] in accuracy and key[1] in known
     }
     variants = sorted({variant for variant, _ in services}, key=lambda variant: (accuracy[variant], variant))
     if not variants:
@@ -225,18 +227,18 @@ def backends_of(profile: FamilyProfile) -> dict[tuple[str, str], str]:
         if chosen.variant == item.variant and chosen.backend == profile.backend.get(item.variant)
         if item.agreement >= SAME_ANSWERS and abs(item.value - chosen.value) <= SAME_ACCURACY
     }
-    found: dict[tuple[str, str], str] = {}
+    backends: dict[tuple[str, str], str] = {}
     measured = _measured(profile.latency, profile.front_ms)
     for (variant, name, backend), service in measured.items():
         chosen = profile.backend.get(variant, "")
         if backend == chosen:
-            found.setdefault((variant, name), backend)
+            backends.setdefault((variant, name), backend)
         elif (variant, backend) in alike and (variant, name, chosen) in measured:
-            now = measured[variant, name, found.get((variant, name), chosen)]
+            now = measured[variant, name, backends.get((variant, name), chosen)]
             cheaper = service.least_energy_j < CHEAPER * now.least_energy_j
             if cheaper and service.mean_ms[0] <= now.mean_ms[0] and service.capacity() >= now.capacity():
-                found[variant, name] = backend
-    return found
+                backends[variant, name] = backend
+    return backends
 
 
 def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, str], Service]:
@@ -244,15 +246,13 @@ def services_of(profile: FamilyProfile, share: float = 1.0) -> dict[tuple[str, s
     time."""
     measured = _measured(profile.latency, profile.front_ms)
     return {
-        (variant, name): measured[variant, name, backend].derated(min(1.0, share))
+        (variant, name): measured[variant, name, backend].derate(min(1.0, share))
         for (variant, name), backend in backends_of(profile).items()
     }
 
 
 @lru_cache(maxsize=64)
-def _measured(
-    measurements: tuple[LatencyMeasurement, ...], front_ms: float
-) -> Mapping[tuple[str, str, str], Service]:
+def _measured(measurements: tuple[LatencyMeasurement, ...], front_ms: float) -> Mapping[tuple[str, str, str], Service]:
     """Return how each (variant, profile, backend) serves; of several thread counts the fastest at a batch size
     counts.  One answer for all who ask, and the same services, so that memos know them at a glance."""
     fastest: dict[tuple[str, str, str], dict[int, LatencyMeasurement]] = defaultdict(dict)
@@ -316,9 +316,7 @@ class Direct:
 NONE = Direct({})
 
 
-def direct(
-    problem: Problem, configuration: Configuration, max_utilisation: float, chain: Sequence[str] = ()
-) -> Direct:
+def direct(problem: Problem, configuration: Configuration, max_utilisation: float, chain: Sequence[str] = ()) -> Direct:
     """Return which variants of `configuration` serve the rows that ask for an accuracy, as far as they can.  The
     variants of the `chain` that all other rows follow come first, as in the router: the others have no share there.
 
@@ -365,6 +363,6 @@ def of_the_others(problem: Problem, shares: dict[str, float], asked: Direct) -> 
 def met_by(
     demand: Sequence[Demand], running: Sequence[Assignment], accuracy: Mapping[str, float]
 ) -> tuple[Demand, ...]:
-    """Return those of `demand` that some worker of `running` is accurate enough for."""
+    """Return those of `demand` for which some worker of `running` is accurate enough."""
     best = max((accuracy.get(item.variant, 0.0) for item in running), default=-math.inf)
     return tuple(item for item in demand if item.accuracy <= best + _EPSILON)

@@ -1,44 +1,53 @@
 """How long rows wait: the lanes of a quota-split family, their batches, their p95, their energy.
 
 **The system.**  Rows arrive as a Poisson stream and are dealt to the variants by quota.  Each variant is a *lane*: one
-FIFO queue in front of the c workers that serve the variant, which may sit on different profiles.  A worker takes a
-batch whenever it has a free credit, of which it has two: one batch running, one staged behind it.  A batch is all that
-waits then, at most the worker's largest batch.  A batch of b rows takes s(b), interpolated linearly between measured
-batch sizes.  So a lightly loaded lane serves rows one by one, and a loaded one forms longer batches until the
-arrivals of one service fit one batch: batching moves the capacity from c/s(1) up to c max_b b/s(b).
+FIFO queue in front of the c workers that serve the variant, which may sit on different profiles.  A worker has two
+credits: one for the batch that runs, one for the batch staged behind it.  Whenever it has a free credit, it takes all
+that waits, at most its largest batch.  A batch of b rows takes s(b), interpolated linearly between measured batch
+sizes.  So a lightly loaded lane serves rows one by one, and a loaded one forms longer batches, until the arrivals of
+one service fit one batch.  Batching moves the capacity from c / s(1) up to c b / s(b) at the largest batch.
 
 **Mean batch, energy, utilisation: closed form.**  While a worker serves b rows, r = a s(b) / c more arrive for it at
-lane rate a: the next batch holds 1 row if r is small, r if it is large.  In between the fixed point
+lane rate a.  The next batch holds 1 row if r is small, r rows if it is large.  In between, the fixed point
 b = (1 + r(b)^k)^(1/k) fits the simulation for c workers and quota share f with k = c + 2/f: the more workers and the
 more regular the arrivals, the sharper the bend.
+
+Example: one worker (c = 1) that serves all rows (f = 1) takes 10 ms and 10 mJ for one row, 24 ms and 24 mJ for eight.
+One by one it serves 1 / 0.010 = 100 rows/s; in batches of eight 8 / 0.024 = 333 rows/s.
+
+    rows/s                        50      150      300
+    rows a batch, b              1.0      1.9      6.0
+    utilisation, rate / 333      15 %     45 %     90 %
+
+At 150 rows/s a batch of 1.86 rows costs 11.7 mJ, so a row costs 6.3 mJ.
+
 Energy is measured per row at batch sizes, so a batch costs b e(b); interpolated at the expected batch and divided by
-it, that is the energy of a row.  Measured batches follow each other; if a worker has slept in between, its caches
-are cold, and a small batch may take twice the CPU time.  So a batch costs `rested_j` more after a pause of `REST_S`,
-and of that the part that its worker's mean pause lets expect: pauses are exponential, and shorter ones cost in
-proportion.  What a serving worker loses beside (`wake_j`) is counted likewise, and a batch costs turns of the front end
-(`turn_j`).  Workers of a mixed lane share its rows in proportion to their capacity.
-Utilisation is load over capacity at the best batch size: the distance to collapse, not the share of time a worker
-is busy (which dynamic batching drives to 1 long before).
+it, that is the energy of a row.  Measured batches follow each other.  If a worker has slept in between, its caches are
+cold, and a small batch may take twice the CPU time.  So a batch costs up to `rested_j` more after a pause of `REST_S`,
+and in proportion after a shorter one; how long its worker's pauses are follows from their mean, as pauses are
+exponential.  What a serving worker loses besides (`wake_j`) is counted likewise, and a batch costs turns of the front
+end (`turn_j`).  Workers of a mixed lane share its rows in proportion to their capacity.  Utilisation is load over
+capacity at the best batch size: the distance to collapse, not the share of time a worker is busy (which batching drives
+to 1 long before).
 
-**p95: a short simulation with fixed random numbers.**  Erlang C with exponential waits, which serves if each worker
-holds one row, fails here: waits are residual services, bounded by the batch under way and the batch staged behind it,
-and the second credit commits a row to a worker before any worker is free.  Rather than patch a formula, the lane
-itself is played for `ROWS` rows by the simulator (`clover._native.des`): state-exact (credits, staging, FIFO, batch
-limits, mixed workers, whose turn it is), with normal service times of the measured variation.  The seed is fixed and
-rates are rounded up to steps of 3 %, so the same question gives the same answer and is answered from memory the second
-time.  Quota dealing makes a lane's arrivals more regular than Poisson: with share f, every 1/f-th row, so gaps are
-Gamma of shape 1/f.  One play costs about a millisecond; a search over thousands of configurations therefore asks for
-p95 only if a plan could win.
+**p95: a short simulation with fixed random numbers.**  Erlang C with exponential waits is right if each worker holds
+one row.  It fails here: waits are residual services, bounded by the batch under way and the batch staged behind it, and
+the second credit commits a row to a worker before any worker is free.  So the lane itself is played for `ROWS` rows by
+the simulator (`clover._native.des`), state-exact (credits, staging, FIFO, batch limits, mixed workers, whose turn it
+is), with normal service times of the measured variation.  The seed is fixed and rates are rounded up to steps of 3 %,
+so the same question gives the same answer, the second time from memory.  Dealing by quota makes a lane's arrivals more
+regular than Poisson: with share f it gets every 1/f-th row, so gaps are Gamma of shape 1/f.  One play costs about a
+millisecond, so a search over thousands of configurations asks for p95 only if a plan could win.
 
-**The front end.**  What a client sees is more than a row's wait and service: `front_ms` of the profile, measured over
-HTTP, is added to every latency of a play, so that limits and predictions are those of clients.
+**The front end.**  A client sees more than a row's wait and service.  `front_ms` of the profile, measured over HTTP, is
+added to every latency of a play, so that limits and predictions are those of clients.
 
 **Known weaknesses.**  Arrivals are single rows: a request of many rows arrives as a burst and waits longer than
 predicted.  Poisson arrivals know no bursts beyond chance; head-room comes from the utilisation limit.  Service times
 are independent of each other and of what runs on neighbouring cores; if a box is too small to keep the front end
-apart, the profile was measured beside it and holds that.  A `max_queue_delay` of the family is taken as 0; what a plan
-itself asks rows to wait is played too (`batched`).  A p95 of 20,000 correlated rows carries about 1 % of sampling error
-up to half load and 4 % at 80 % (more above, where no plan should be).
+apart, the profile was measured beside it and includes that.  A `max_queue_delay` of the family is taken as 0; what a
+plan itself asks rows to wait is played too (`play_batches`).  A p95 of 20,000 correlated rows carries about 1 % of
+sampling error up to half load and 4 % at 80 % (more above, where no plan should be).
 """
 
 from __future__ import annotations
@@ -118,12 +127,12 @@ class Service:
 
     def energy_j(self, batch: float) -> float:
         """Return joules of one row in a batch of that (mean) size: the batch's energy interpolated, over its rows.  A
-        batch below the smallest measured costs what that one costs, as it takes as long."""
+        batch below the smallest measured costs what that one costs, because it takes as long."""
         batch = min(max(batch, 1.0), self.batches[-1])
         return _interpolate(self.batches, self._totals_j, batch) / batch
 
     def pause_j(self, pause_s: float, *, waited: bool = False) -> float:
-        """Return joules that a batch costs more for a mean pause of `pause_s` before it, and those of its turns of the
+        """Return the joules that a batch costs more after a mean pause of `pause_s`, plus those of its turns of the
         front end; its rows `waited` or not."""
         turns_j = (2.0 if waited else 1.0) * self.turn_j
         if pause_s <= 0.0:
@@ -151,7 +160,7 @@ class Service:
         """Return rows a second at the best batch size."""
         return self._capacity
 
-    def derated(self, share: float) -> Service:
+    def derate(self, share: float) -> Service:
         """Return the same worker with only `share` of the machine's time."""
         if share >= 1.0:
             return self
@@ -181,8 +190,8 @@ class LaneEstimate:
 
 
 def cold(mean_s: float, full_s: float) -> float:
-    """Return the part of what a pause of `full_s` costs that pauses of `mean_s` in the mean do, above zero: they are
-    exponential, and shorter ones cost in proportion."""
+    """Return the part of what a pause of `full_s` costs that is due to pauses of `mean_s` on average, above zero:
+    pauses are exponential, and shorter ones cost in proportion."""
     part = mean_s / full_s
     return part * -math.expm1(-1.0 / part) if math.isfinite(part) else 1.0
 
@@ -249,11 +258,9 @@ class Lane:
             for (part, service, size), (_, number) in own
         )
 
-    def resting_j(
-        self, rate: float, share: float = 1.0, *, batch: float | None = None, waited: bool = False
-    ) -> float:
-        """Return what of `energy_j` is for the pauses of the workers, in batches of `batch` rows instead of those that
-        `rate` makes if it is given, whose rows `waited` or not."""
+    def resting_j(self, rate: float, share: float = 1.0, *, batch: float | None = None, waited: bool = False) -> float:
+        """Return the part of `energy_j` that is for the pauses of the workers, in batches of `batch` rows if given
+        instead of those that `rate` makes; rows `waited` or not."""
         own = zip(self._batches(rate, share), self.groups, strict=True)
         return sum(
             part * service.resting_j(size if batch is None else batch, rate * part / number, waited=waited)
@@ -274,8 +281,8 @@ class Lane:
         return known
 
     def late(self, limit_ms: float) -> float:
-        """Return a share of the lane's rows that takes longer than `limit_ms` in any case: rows of workers whose mean
-        service of a single row does, with the front end's part, and half of these at least exceed their mean.  Such a
+        """Return a share of the lane's rows that takes longer than `limit_ms` in any case.  If the mean service of a
+        single row, with the front end's part, takes longer on some workers, at least half of their rows do.  Such a
         worker takes rows in proportion to its capacity if the lane is busy, and its turn if it is not."""
         left_ms = limit_ms - self.front_ms
         slow = [i for i, (service, _) in enumerate(self.groups) if service.mean_ms[0] >= left_ms]
@@ -354,10 +361,10 @@ def estimate(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> L
 def latencies_ms(workers: tuple[Service, ...], rate: float, share: float = 1.0) -> Floats:
     """Return equally likely latencies of the lane, ascending.  The lane must be stable."""
     lane = _lane(workers)
-    return _played(lane.workers, *_rounded(lane, rate, share))
+    return _played(lane.workers, *_round(lane, rate, share))
 
 
-def _rounded(lane: Lane, rate: float, share: float) -> tuple[float, float]:
+def _round(lane: Lane, rate: float, share: float) -> tuple[float, float]:
     """Return the rounded rate and share that are simulated in their place."""
     step = math.ceil(math.log(max(rate, 1e-3)) / _RATE_STEP - 1e-9)
     return min(math.exp(step * _RATE_STEP), 0.999 * lane.capacity), round(min(1.0, max(0.05, share)) * 20) / 20
@@ -372,13 +379,13 @@ def alike(rate: float, share: float) -> float:
     return min(max(by_rate, (of_20 - 0.5) / 20 if of_20 > 1 else 0.0), share * (1.0 - 1e-9))
 
 
-def batched(
+def play_batches(
     lane: Lane, rate: float, share: float = 1.0, *, largest: int = 0, wait_ms: float = 0.0, rows: int = ROWS
 ) -> LanePlay:
     """Return the lane played for `rows` rows (up to `ROWS`) whose batches hold at most `largest` rows (0: what the
     worker takes) and which wait up to `wait_ms` for them to fill.  Otherwise as `latencies_ms`, from the same
     arrivals."""
-    return _batched(lane, *_rounded(lane, rate, share), largest, wait_ms, rows)
+    return _batched(lane, *_round(lane, rate, share), largest, wait_ms, rows)
 
 
 @lru_cache(maxsize=65536)
@@ -411,7 +418,7 @@ def _played(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
 @lru_cache(maxsize=8192)
 def _batched(lane: Lane, rate: float, share: float, largest: int, wait_ms: float, rows: int) -> LanePlay:
     arrivals_s = _arrivals(share)[: WARM_UP + rows] / rate
-    outcome = _simulated(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
+    outcome = _simulate(lane.workers, arrivals_s, largest=largest, wait_ms=wait_ms, warm_up=WARM_UP, energy=True)
     batch = float(outcome.rows.sum() / outcome.batches.sum())
     return LanePlay(outcome.energy_j_per_row, batch, quantiles(outcome.latency_s * 1e3 + lane.front_ms))
 
@@ -443,10 +450,10 @@ def play(
     """Return latencies (seconds) of rows that arrive at `arrivals_s` (ascending) in front of `workers` and wait up to
     `wait_ms` for a full batch; `together`: rows of one instant may share a batch, as rows that one stage of a cascade
     passes on."""
-    return _simulated(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
+    return _simulate(workers, arrivals_s, seed=seed, together=together, wait_ms=wait_ms).latency_s
 
 
-def _simulated(
+def _simulate(
     workers: Sequence[Service],
     arrivals_s: Floats,
     *,
@@ -478,7 +485,7 @@ def _simulated(
 
 @lru_cache(maxsize=4096)
 def batch_seconds(worker: Service, columns: int) -> list[float]:
-    """Return mean seconds of a batch of 1..`columns` rows; those above its largest batch are never asked for."""
+    """Return mean seconds of a batch of 1..`columns` rows; sizes above the largest batch are never asked for."""
     return [worker.seconds(batch) for batch in range(1, columns + 1)]
 
 

@@ -14,7 +14,7 @@ The p95 limit is not linear.  If the best mix breaks it, the shares move as litt
  - more: along the segment from the best mix to the mix of least peak utilisation (a heuristic: it may miss a
    better mix, never return one that breaks the limit).
 If neither the best mix, nor the one of least peak utilisation, nor those that give a lane the most rows it may have
-meet the limit, nothing in between is looked for.
+meet the limit, nothing in between is tried.
 """
 
 from __future__ import annotations
@@ -154,11 +154,11 @@ def within_p95(
 
     if p95(start) <= slo_ms:
         return start, True
-    found = _candidates(problem, start, balanced)
-    corners = {max(found, key=lambda mix: mix[i]) for i in range(len(start))} if found else set()
-    if found and all(p95(mix) > slo_ms for mix in sorted(corners | {balanced} & set(found))):
-        found = []
-    for mix in found:
+    mixes = _candidates(problem, start, balanced)
+    corners = {max(mixes, key=lambda mix: mix[i]) for i in range(len(start))} if mixes else set()
+    if mixes and all(p95(mix) > slo_ms for mix in sorted(corners | {balanced} & set(mixes))):
+        mixes = []
+    for mix in mixes:
         if problem.gain(mix) <= beat:
             break  # they come best first
         if p95(mix) <= slo_ms:
@@ -172,16 +172,16 @@ def _candidates(problem: MixProblem, start: Mix, balanced: Mix) -> list[Mix]:
         return []
     if len(start) == 2:
         ends = [(x, 1.0 - x) for x in _ends(problem)]
-        found = [_between(start, end, step / _LINE) for end in ends for step in range(1, _LINE + 1)]
-        found.append(balanced)
+        mixes = [_between(start, end, step / _LINE) for end in ends for step in range(1, _LINE + 1)]
+        mixes.append(balanced)
     elif len(start) == 3:
-        found = [
+        mixes = [
             (i / _GRID, j / _GRID, (_GRID - i - j) / _GRID) for i in range(_GRID + 1) for j in range(_GRID + 1 - i)
         ]
-        found.append(balanced)
+        mixes.append(balanced)
     else:
-        found = [_between(start, balanced, step / _LINE) for step in range(1, _LINE + 1)]
-    return sorted({mix for mix in found if problem.allows(mix)}, key=lambda mix: (-problem.gain(mix), mix))
+        mixes = [_between(start, balanced, step / _LINE) for step in range(1, _LINE + 1)]
+    return sorted({mix for mix in mixes if problem.allows(mix)}, key=lambda mix: (-problem.gain(mix), mix))
 
 
 def _ends(problem: MixProblem) -> tuple[float, float]:

@@ -1,21 +1,23 @@
 """Placements that are shared in time: processes that hold several variants, one queue of batches each.
 
 **The system.**  A *pool* is a number of processes in front of lanes, one lane a variant.  Each process holds all
-variants of its group (`GroupCount.variants`) and runs one batch at a time, of one variant's rows; it has two credits,
-as every worker.  Whichever lane's first row has waited longest gives the next batch.  Shares of a mix deal rows to the
-lanes by quota.  The rows of a cascade all come to the first lane, and one that is passed on enters the next lane's
-queue, of the same processes, when its batch ends.
+variants of its group (`GroupCount.variants`) and runs one batch at a time, of one variant's rows.  Like every worker it
+has two credits.  The lane whose first row has waited longest gives the next batch.  A mix deals rows to the lanes by
+quota.  The rows of a cascade all come to the first lane; a row that is passed on enters the next lane's queue, of the
+same processes, when its batch ends.
 
-**Utilisation** is the time that all rows take in the best batches over the time of all processes: with rates a_v and
-capacities C_v (rows a second of the lane if its processes did nothing else) the sum of a_v / C_v.  In a pool whose
-processes do not all serve the same variants, rows are dealt to kinds of processes so that the busiest of them is the
-least so (`SharedPool.flows`, by iteration, which never finds a load that is too low).
+**Utilisation** is the time that all rows take in the best batches over the time of all processes: the sum of a_v / C_v,
+with a_v the rate of variant v and C_v the rows a second of its lane if the processes did nothing else.  Example: one
+process could serve 333 rows/s of `small` or 50 of `large`.  At 100 and 20 rows/s it is loaded to
+100 / 333 + 20 / 50 = 70 %.  If the processes of a pool do not all serve the same variants, rows are dealt to kinds of
+processes so that the busiest kind is as little loaded as possible (`SharedPool.flows`, by iteration, which never finds
+a load that is too low).
 
 **Batches and energy: closed form.**  As in `queueing`, but what arrives for a variant gathers for a round: while a
 process serves a batch of it, and a batch of each other variant of which a row has come meanwhile.
 
-**p95: a short simulation**, of all lanes at once, with the kernel `clover._native.timeshare`, fixed random numbers and
-rates rounded up by up to 1 %, as of cascades.
+**p95: a short simulation** of all lanes at once, with the kernel `clover._native.timeshare` and fixed random numbers.
+Rates are rounded up by up to 1 %, as for cascades.
 """
 
 from __future__ import annotations
@@ -94,19 +96,19 @@ class SharedPool:
         weights = [
             [0.0 if own is None else kind.count * own.capacity() for own in kind.services] for kind in self.kinds
         ]
-        found = _dealt(rates, weights)
+        flows = _dealt(rates, weights)
         if all(own is not None for kind in self.kinds for own in kind.services) or len(self.kinds) == 1:
-            return found
-        best = found
+            return flows
+        best = flows
         for _ in range(_SPREADING):
-            loads = self._loads(found)
+            loads = self._loads(flows)
             if max(loads) < max(self._loads(best)):
-                best = found
+                best = flows
             weights = [
                 [weight / math.sqrt(max(load, 1e-3)) for weight in own]
                 for own, load in zip(weights, loads, strict=True)
             ]
-            found = _dealt(rates, weights)
+            flows = _dealt(rates, weights)
         return best
 
     def _loads(self, flows: Sequence[Sequence[float]]) -> list[float]:

@@ -1,19 +1,19 @@
-"""What a plan's candidates are: every configuration of a set of devices, and those that are made to serve a demand.
+"""The candidates of a plan: every configuration of a set of devices, and those that are made to serve a demand.
 
 **Every configuration**: layouts, and variants dealt to their placements as multisets.  Only what differs in the
-queueing model counts: two layouts with the same profiles, or two deals that differ in which of two equal placements
-holds which variant, are one configuration.  Every placement of a layout holds a worker (one without rows costs no
-active energy, and the routing may leave it without).  The count before removing doubles is a product of binomials a
-layout, known without listing: if it exceeds `limit`, PlanError says so.
+queueing model counts.  Two layouts with the same profiles are one configuration, and so are two deals that differ only
+in which of two equal placements holds which variant.  Every placement of a layout holds a worker; a worker without rows
+costs no active energy, and the routing may leave it without.  The count before removing doubles is a product of
+binomials a layout, known without listing: if it exceeds `limit`, PlanError says so.
 
-Devices that allow the same multisets of profiles are of one *kind*.  How many multisets n devices of a kind with m of
-their own have together is at most C(m + n - 1, n), and less if some are the same: 14 and 74 for one and two A100s,
-hundreds of thousands for ten.
+Devices that allow the same multisets of profiles are of one *kind*.  If each of n devices of a kind has m multisets,
+together they have at most C(m + n - 1, n), and fewer if some are the same: 14 and 74 for one and two A100s, hundreds of
+thousands for ten.
 
 **Workers that hold several variants** hold the same ones on all profiles of a layout (`shared_configuration`).
 
-**Rows that ask for an accuracy**: a search that looks at some of all configurations might not meet one that serves
-them.  `exchanged` makes such ones from what it met.
+**Rows that ask for an accuracy**: a search that tries some of all configurations might not meet one that serves
+them.  `exchange` makes such configurations from those that the search met.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def profile_sets_of(kinds: Kinds, limit: int) -> list[Profiles]:
             sums = {left + right for left in sums for right in own}
             if len(sums) > limit:
                 raise PlanError(f"more than {limit} combinations of layouts: too many to list")
-    return sorted(_unpacked(packed, names) for packed in sums if packed)
+    return sorted(_unpack(packed, names) for packed in sums if packed)
 
 
 def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int) -> list[Configuration]:
@@ -83,8 +83,8 @@ def configurations_of(kinds: Kinds, fitting: Fitting, *, limit: int) -> list[Con
     expected = _count(sets, fitting)
     if expected > limit:
         raise PlanError(f"{expected} configurations are too many to list (the limit is {limit})")
-    found = set(itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets))
-    return sorted(found, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
+    configurations = set(itertools.chain.from_iterable(deals(profiles, fitting) for profiles in sets))
+    return sorted(configurations, key=lambda item: [(group.variant, group.profile, group.count) for group in item])
 
 
 def deals(profiles: Profiles, fitting: Fitting) -> Iterator[Configuration]:
@@ -115,7 +115,7 @@ def _multiset(items: Iterable[str]) -> Profiles:
     return tuple(sorted(Counter(items).items()))
 
 
-def _unpacked(packed: int, names: Sequence[str]) -> Profiles:
+def _unpack(packed: int, names: Sequence[str]) -> Profiles:
     mask = (1 << _BITS) - 1
     counts = [(profile, packed >> position * _BITS & mask) for position, profile in enumerate(names)]
     return tuple((profile, number) for profile, number in counts if number)
@@ -125,7 +125,7 @@ def _unpacked(packed: int, names: Sequence[str]) -> Profiles:
 
 
 def shared_layouts(problem: Problem) -> list[Profiles]:
-    """Return the multisets of profiles that are weighed: all, or if there are too many those with every device of a
+    """Return the multisets of profiles that are weighed: all, or if there are too many, those with every device of a
     kind cut alike."""
     kinds = kinds_of(problem.devices)
     try:
@@ -143,9 +143,7 @@ def shared_configuration(problem: Problem, profiles: Profiles, variants: Sequenc
     if not all(may_share(problem, variants, name) for name, _ in profiles):
         return None
     first, *others = sorted(variants)
-    return tuple(
-        GroupCount(variant=first, profile=name, count=count, beside=tuple(others)) for name, count in profiles
-    )
+    return tuple(GroupCount(variant=first, profile=name, count=count, beside=tuple(others)) for name, count in profiles)
 
 
 def whole_sets(problem: Problem) -> Iterator[Configuration]:
@@ -169,28 +167,28 @@ def held_together(problem: Problem, profiles: Profiles) -> list[Configuration]:
 # --- rows that ask for an accuracy ------------------------------------------------------------------------------------
 
 
-def exchanged(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
+def exchange(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
     """Yield `configuration` if it serves the demand, else configurations that do, made from it by giving slices to
     accurate variants, the fewest slices first.
 
-    For searches that look at some of all configurations, and might not meet one of these."""
-    found: list[Configuration] = []
+    For searches that try some of all configurations, and might not meet one of these."""
+    exchanged: list[Configuration] = []
     seen = {configuration}
     front = [configuration]
     for _ in range(_EXCHANGES):
         following: list[Configuration] = []
         for one in front:
             if not direct(problem, one, max_utilisation).why:
-                found.append(one)
+                exchanged.append(one)
                 continue
             for other in _one_more(problem, one, max_utilisation):
                 if other not in seen:
                     seen.add(other)
                     following.append(other)
         front = following[:_KEPT]
-        if found or not front:
+        if exchanged or not front:
             break
-    yield from found[:_KEPT]
+    yield from exchanged[:_KEPT]
 
 
 def _one_more(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:

@@ -1,19 +1,19 @@
 """What one configuration can do: its lanes, its best shares, and what the model predicts of them.
 
-A configuration is looked at in up to three steps, each more expensive and with a score no higher than the one before:
+A configuration is scored in up to three steps, each more expensive and with a score no higher than the one before:
 
  1. *optimistic*: its best mix, with each lane at the least energy that its share of the rate allows and without the p95
-    limit, except that rows which certainly miss it (the mean service of their worker alone does) are at most 5 %;
+    limit.  But rows that certainly miss it, because the mean service of their worker alone does, are at most 5 %;
  2. *settled*: its best mix with the energy at the batch sizes expected, still without p95;
  3. *evaluated*: p95 is simulated, and the shares are moved until it is met, as long as that may still beat the best.
 
 In a searched plan each lane gets at least `LEAST_PART` of the rows that its workers would get if all rows were dealt to
-all workers alike.  Without that rule a machine fills with standby workers, which hold memory, serve nothing, and (by
-sending all rows through one worker in long batches) even look frugal.
+all workers alike.  Without that rule a machine fills with standby workers.  They hold memory and serve nothing, and
+because all rows then go through one worker in long batches, such a plan even looks frugal.
 
-Workers that share their time between variants (`planning.model.sharing`) need no such rule: a variant without rows
-takes memory there, and no worker.  `settled_mix` finds their shares for each two of the variants, which is all that an
-objective that is linear in the shares asks for, and `evaluate` moves them until p95 is met, as above.
+Workers that share their time between variants (`planning.model.sharing`) need no such rule: there a variant without
+rows takes memory, but no worker.  `settled_mix` finds their shares for each two of the variants, which is enough for an
+objective that is linear in the shares.  `evaluate` then moves the shares until p95 is met, as above.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def optimistic(problem: Problem, objective: Objective, configuration: Configurat
     """Return a score that the configuration cannot exceed; None if it cannot be feasible."""
     lanes = lanes_of(problem, configuration)
     limits = _limits(problem, objective, lanes)
-    least, short = _demanded(problem, objective, configuration, lanes, _least(lanes, limits))
+    least, short = _least_with_demand(problem, objective, configuration, lanes, _least(lanes, limits))
     gains = _hopes(problem, objective, lanes, limits)
     mixing = MixProblem(gains, lanes.accuracy, limits, least, objective.planned_floor)
     mix = None if short else mixing.best()
@@ -140,7 +140,7 @@ def settle(problem: Problem, objective: Objective, configuration: Configuration,
     limits = _limits(problem, objective, lanes)
     floor = objective.planned_floor
     least = [0.0] * len(limits) if standby else _least(lanes, limits)
-    least, short = _demanded(problem, objective, configuration, lanes, least)
+    least, short = _least_with_demand(problem, objective, configuration, lanes, least)
     if max(lanes.accuracy) < floor - 1e-9:
         short = short or f"accuracy {max(lanes.accuracy):.2f} % is below {objective.floor_text}"
         floor = max(lanes.accuracy)
@@ -251,15 +251,15 @@ def settled_mix(problem: Problem, objective: Objective, configuration: Configura
     any, else the one of the least load.  KeyError if a variant was not measured."""
     names = sorted(variants_of(configuration))
     pairs: list[tuple[str, ...]] = [*itertools.combinations(names, 2)] or [(names[0],)]
-    found = [_settled_pair(problem, objective, configuration, pair) for pair in pairs]
-    return min(found, key=lambda own: (bool(own.why), -own.score if not own.why else _load(problem, own)))
+    mixes = [_settle_pair(problem, objective, configuration, pair) for pair in pairs]
+    return min(mixes, key=lambda own: (bool(own.why), -own.score if not own.why else _load(problem, own)))
 
 
 def _load(problem: Problem, own: SharedMix) -> float:
     return own.pool.utilisation([problem.rate * share for share in own.mix])
 
 
-def _settled_pair(
+def _settle_pair(
     problem: Problem, objective: Objective, configuration: Configuration, pair: tuple[str, ...]
 ) -> SharedMix:
     pool = pool_of(problem.services, configuration, pair)
@@ -307,11 +307,11 @@ def _jointly(limits: Sequence[float], loads: Sequence[float], most: float) -> li
     """Return the largest shares of two lanes whose rows take `loads` of the time of the same workers each, if all rows
     were its own: below that, whatever is left to the other lane, no more than `most` of it is taken."""
     slow, fast = (0, 1) if loads[0] > loads[1] else (1, 0)
-    found = list(limits)
+    limited = list(limits)
     if loads[slow] > most:
         room = (most - loads[fast]) / max(loads[slow] - loads[fast], 1e-12)
-        found[slow] = max(0.0, min(found[slow], room))
-    return found
+        limited[slow] = max(0.0, min(limited[slow], room))
+    return limited
 
 
 def _lightest(capacities: Sequence[float], accuracy: Sequence[float], least: Sequence[float], floor: float) -> Mix:
@@ -398,7 +398,7 @@ def _least(lanes: ConfigurationLanes, limits: Sequence[float]) -> list[float]:
     return [min(limit, LEAST_PART * lane.count / total) for lane, limit in zip(lanes.lanes, limits, strict=True)]
 
 
-def _demanded(
+def _least_with_demand(
     problem: Problem, objective: Objective, configuration: Configuration, lanes: ConfigurationLanes, least: list[float]
 ) -> tuple[list[float], str]:
     """Return the least shares with what rows that ask for an accuracy take, and why these cannot all be served."""
@@ -432,12 +432,12 @@ def leasts(
 ) -> list[float]:
     """Return the least share of each lane: what rows that ask for an accuracy take of it, or, if that is more, the part
     of `least` (the share that a planned worker has to get) that belongs to workers which these rows do not need."""
-    found = []
+    leasts = []
     for variant, count, capacity, own in zip(variants, workers, capacities, least, strict=True):
         rate = asked.rates.get(variant, 0.0)
         if rate > 0.0:
             needed = max(1, math.ceil(rate * count / (max_utilisation * capacity) - _EPSILON))
-            found.append(max(rate / problem.rate, own * max(0, count - needed) / count))
+            leasts.append(max(rate / problem.rate, own * max(0, count - needed) / count))
         else:
-            found.append(own)
-    return found
+            leasts.append(own)
+    return leasts

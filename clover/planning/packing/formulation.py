@@ -2,20 +2,20 @@
 
 A *member* is a family with its problem and objective.  Several members share the devices: any slice may serve any of
 them.  Their joint objective is the sum of theirs, each weighted with its part of the emissions that BASE would have, so
-that a gram counts alike in all of them; alone, a family keeps its own objective.
+that a gram counts alike in all of them.  A family that is alone keeps its own objective.
 
 **Asleep.**  If `Sleep` states are given, the number of devices awake is chosen as well.  An awake device draws
 `awake_w` idle, a sleeping one less.  A state that wakes in time counts for the *peak*: the rows a second that may come
-before the next plan (rate x `peak`).  What awake workers do not serve of it at full capacity must be left to devices
-that wake in time, each at the best that one whole device serves.  The others may be released altogether.
+before the next plan (rate x `peak`).  What awake workers cannot serve of the peak at full capacity must be left to
+devices that wake in time, each at the best that one whole device serves.  The others may be released altogether.
 
 **What a lane does** at a load is given by two tables, for lanes of 1, 2, 4, ... equal workers at loads up to the
 utilisation limit: the joules of a row (`_joules`, from the expected batch) and the part of the rows that miss the SLO
 (`_late`, simulated).  The tables are remembered: they depend on service, SLO and limit, neither on load nor on
-intensity.  A lane of unlike workers counts as the mean of its workers, and the noise of the simulation stays in the
-tables: the plan that is chosen is simulated by itself afterwards.
+intensity.  A lane of unlike workers counts as the mean of its workers.  The noise of the simulation stays in the
+tables, so the plan that is chosen is simulated by itself afterwards.
 
-**Switching.**  What a plan costs to reach is part of what it is worth, if something runs already (`running`).
+**Switching.**  If something runs already (`running`), what a plan costs to reach is part of what it is worth.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from clover.types import Assignment, Configuration, DeviceShape, GroupCount, Rec
 LOADS = 8
 """Steps of the tables of energy over load."""
 SWITCH_S = 5.0
-"""Seconds for which a slice serves nothing while its worker is exchanged: instance unmade and made, worker loaded and
+"""Seconds for which a slice serves nothing while its worker is exchanged: instance removed and made, worker loaded and
 warmed.  Its energy, and the rows that others serve meanwhile, are taken as what it would use at full load."""
 DWELL_S = 300.0
 """Seconds that a plan is expected to last: grids report every five minutes at best."""
@@ -178,7 +178,7 @@ class Formulation:
             if any((g.member, g.variant) == (at, variant) for g in self.groups)
         )
         if len(served) < len(self.kinds) or {at for at, _ in self.lanes} != set(range(len(self.members))):
-            raise PlanError("there is no way to cut the devices of which every slice keeps the SLO with some variant")
+            raise PlanError("however the devices are cut, no variant keeps the SLO on some slice")
         self._at = {(g.member, g.variant, g.profile): at for at, g in enumerate(self.groups)}
         self._rows = {(cut.kind, cut.profiles): at for at, cut in enumerate(self.cuts) if cut.profiles}
         emissions = [m.problem.rate * m.objective.base_energy_j for m in self.members]
@@ -274,13 +274,13 @@ class Formulation:
 
     def counts(self, configurations: Sequence[Configuration]) -> Counts:
         """Return workers of each group in one configuration a member; those of unknown groups are left out."""
-        found = np.zeros(len(self.groups), np.int64)
+        counts = np.zeros(len(self.groups), np.int64)
         for at, configuration in enumerate(configurations):
             for group in configuration:
                 place = self._at.get((at, group.variant, group.profile))
                 if place is not None:
-                    found[place] += group.count
-        return found
+                    counts[place] += group.count
+        return counts
 
     def configuration(self, counts: Iterable[int], member: int = 0) -> Configuration:
         """Return what `counts` is for a member."""
@@ -311,7 +311,7 @@ class Formulation:
         """Return configurations to start from: all devices of a kind cut alike, one variant a member on all of its
         slices, the members taking slices in turn."""
         variants = [[variant for at, variant in self.lanes if at == member] for member in range(len(self.members))]
-        found: list[tuple[Counts, Counts]] = []
+        starts: list[tuple[Counts, Counts]] = []
         by_kind = [
             [at for at, cut in enumerate(self.cuts) if cut.kind == kind and cut.profiles]
             for kind in range(len(self.kinds))
@@ -325,8 +325,8 @@ class Formulation:
             for rank in range(max(map(len, variants))):
                 counts = self._dealt(slices, [names[min(rank, len(names) - 1)] for names in variants])
                 if counts is not None:
-                    found.append((counts, used))
-        return found
+                    starts.append((counts, used))
+        return starts
 
     def loaded(self, most: int = 8) -> list[tuple[Counts, Counts]]:
         """Return configurations to start from if members need unlike parts of the devices (of one kind, members of
@@ -336,16 +336,16 @@ class Formulation:
             return []
         cuts = [at for at, cut in enumerate(self.cuts) if cut.profiles]
         whole = min(cuts, key=lambda at: (sum(number for _, number in self.cuts[at].profiles), at))
-        found: list[tuple[float, Counts, Counts]] = []
+        starts: list[tuple[float, Counts, Counts]] = []
         for at in cuts:
             for number in range(self.kinds[0][1] + 1):
                 used = np.zeros(len(self.cuts), np.int64)
                 used[whole] += number
                 used[at] += self.kinds[0][1] - number
                 counts, watts = self._busiest(used @ self.table)
-                if counts is not None and not any((used == other).all() for _, _, other in found):
-                    found.append((watts, counts, used))
-        return [(counts, used) for _, counts, used in sorted(found, key=lambda item: item[0])[:most]]
+                if counts is not None and not any((used == other).all() for _, _, other in starts):
+                    starts.append((watts, counts, used))
+        return [(counts, used) for _, counts, used in sorted(starts, key=lambda item: item[0])[:most]]
 
     def _busiest(self, slices: Counts) -> tuple[Counts | None, float]:
         """Return slices dealt one by one to the member with most left to serve, and the watts of that; nothing if a

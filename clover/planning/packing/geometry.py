@@ -8,14 +8,14 @@ some of both and may start only at certain memory slices.  A set of instances is
  - no profile occurs more often than its cap allows,
  - at most one of them has the media engines (`+me`).
 
-Every one of these survives taking an instance away, so the legal sets are the subsets of the *maximal* ones: those to
-which nothing can be added.  The maximal layouts therefore say all there is to know, and whether a set is legal is
-whether some layout contains it.  With 1g, 2g, 3g, 4g and 7g an A100 has 297 legal sets that are not empty, 19 of
-them maximal, which are 14 different multisets of profiles.  Not all 19 use every compute slice: 3g at memory slice 0
-covers four of the eight and only three of the seven, so that 3g twice leaves one compute slice without memory.
+A legal set stays legal if an instance is taken away.  So the legal sets are the subsets of the *maximal* layouts, to
+which nothing can be added: a set is legal if some maximal layout contains it.  With 1g, 2g, 3g, 4g and 7g an A100 has
+297 legal sets that are not empty, 19 of them maximal, which are 14 different multisets of profiles.  Not all 19 use
+every compute slice: 3g at memory slice 0 covers four of the eight memory slices and only three of the seven compute
+slices, so 3g twice leaves one compute slice without memory.
 
 What others own on the same GPU (instances that are not ours, slots that could not be emptied) is given as `blocked`
-intervals, and by lowering `compute` to what they leave.
+intervals, and `compute` is lowered to what they leave.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ def layouts(
         key=lambda option: (option[0], -option[1].size, -option[1].slices, option[1].name),
     )
     rank = {(start, profile.name): position for position, (start, profile) in enumerate(options)}
-    found = [chosen for chosen in _sets(options, compute) if not maximal or _full(chosen, options, compute)]
-    found.sort(key=lambda chosen: [rank[start, profile.name] for start, profile in chosen])
+    sets = [chosen for chosen in _sets(options, compute) if not maximal or _full(chosen, options, compute)]
+    sets.sort(key=lambda chosen: [rank[start, profile.name] for start, profile in chosen])
     return tuple(
         tuple(
             Placement(device=device, profile=profile.name, start=start, size=profile.size) for start, profile in chosen
         )
-        for chosen in found
+        for chosen in sets
     )
 
 

@@ -1,19 +1,18 @@
 """What no configuration of a formulation can exceed: the dual of a linear relaxation.
 
-Terms: *member*, *group*, *cut* as in `planning.packing.formulation`; n_k: workers of group k; tau, mu: the
-multipliers of the dual.
+Terms: *member*, *group*, *cut* as in `planning.packing.formulation`; n_k: workers of group k; y_k: share of the rows
+that they serve; tau, mu: the multipliers of the dual.
 
-y_k is the share of the rows that the workers of group k serve; no share is above what n_k workers serve at the
-utilisation limit, and no row costs less than in the longest batches that there are at that load.  So the objective is
-at most the optimum of a linear program over shares and cuts.  With multipliers tau (of "the shares sum to 1") and
-mu >= 0 (of the floor) of each member, the program falls apart into devices: each takes its best cut, each slice its
-best group.  Any multipliers give a valid bound.  The dual is convex; one member's is minimised by nested sections,
-several members' in turns.  p95, minimum shares, the peak and the cost of switching are left out, which can only raise
-it.
+No y_k is above what n_k workers serve at the utilisation limit, and no row costs less than in the longest batches that
+there are at that load.  So the objective is at most the optimum of a linear program over shares and cuts.  With
+multipliers tau (of "the shares sum to 1") and mu >= 0 (of the floor) of each member, the program falls apart into
+devices: each takes its best cut, each slice its best group.  Any multipliers give a valid bound.  The dual is convex;
+one member's is minimised by nested sections, several members' in turns.  p95, minimum shares, the peak and the cost of
+switching are left out, which can only raise the bound.
 
-**Workers that share their time** between variants are covered too: one that gives a variant a part of its time serves
-what that part of a worker would, and the relaxation knows parts of workers.  Only batches may be longer, which `waits`
-allows for.
+**Workers that share their time** between variants are covered too.  A worker that gives a variant a part of its time
+serves what that part of a worker would, and the relaxation knows parts of workers.  Only batches may be longer, which
+`waits` allows for.
 """
 
 from __future__ import annotations
@@ -193,10 +192,10 @@ def least_by_sections(
 
 def spaced(low: Any, high: Any, points: int) -> Floats:
     """Return what `np.linspace` gives between numbers or arrays, with points last, in a fraction of its time."""
-    found: Floats = np.multiply.outer((high - low) / (points - 1), np.arange(points, dtype=np.float64))
-    found += np.asarray(low)[..., None]
-    found[..., -1] = high
-    return found
+    points_between: Floats = np.multiply.outer((high - low) / (points - 1), np.arange(points, dtype=np.float64))
+    points_between += np.asarray(low)[..., None]
+    points_between[..., -1] = high
+    return points_between
 
 
 def _run(at: NDArray[np.intp]) -> NDArray[np.intp] | slice:

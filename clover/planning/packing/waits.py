@@ -1,36 +1,36 @@
 """Choose how long the rows of each lane wait for their batch to fill, and how many rows a batch may hold.
 
 **What a wait is worth.**  A worker with a free credit takes whatever waits, so a lightly loaded lane serves rows one
-by one, at the joules of a batch of one.  If a batch of several costs little more than that (a large GPU, a model
-with a fixed cost a call) rows that wait for company are cheaper: with lane rate a, a wait of w gathers 1 + a w rows.
-The price is latency, up to w for the row that came first.  If energy is proportional to the rows (a core that
-computes them one after the other) there is nothing to gain, and no row waits.
+by one, at the joules of a batch of one.  If a batch of several costs little more than that (a large GPU, a model with a
+fixed cost a call), rows that wait for company are cheaper: with lane rate a, a wait of w gathers 1 + a w rows.  At 200
+rows/s a wait of 10 ms gathers three.  The price is latency, up to w for the row that came first.  If energy is
+proportional to the rows (a core that computes them one after the other) there is nothing to gain, and no row waits.
 
 **What a wait costs the front end.**  A row that need not wait goes to its worker in the turn of the front end that
-received it, and its answer takes another turn.  A wait ends in a turn of its own, one for each batch, so that rows in
-batches of b take 1 + 2 / b turns each, and more than 2 if b is below 2.  On cores a turn costs about as much as a batch
-of a small model, so a wait there has to bring `COMPANY` to the row that came first.  Batches on GPUs cost many turns.
+received it, and its answer takes another turn.  A wait ends in a turn of its own, one for each batch.  So rows in
+batches of b take 1 + 2 / b turns each, which is more than 2 if b is below 2.  On cores a turn costs about as much as a
+batch of a small model, so a wait there has to bring `COMPANY` to the row that came first.  Batches on GPUs cost many
+turns.
 
 **What a cap is worth.**  A batch of many rows takes long, and all its rows take as long.  A cap keeps batches shorter
-than the SLO allows for, at the price of capacity and of joules a row; with a wait it also lets a batch leave as soon as
-it has enough.  (Both together may even shorten the tail of a busy lane: a batch of one that left at once would stand in
-the way of the full one behind it.)
+than the SLO allows for, at the price of capacity and of joules a row.  With a wait it also lets a batch leave as soon
+as it has enough.  (Both together may even shorten the tail of a busy lane: a batch of one that left at once would stand
+in the way of the full one behind it.)
 
 **How they are chosen.**  Each lane has a few options: as it is; waits of a third, two thirds and all of its *room*; and
 the room that smaller batches leave.  The room is the longest wait after which a batch of the rows gathered meanwhile,
-even at `MORE` times the rate, still ends within `ROOM` of the SLO in 19 of 20 cases: so neither a rate that moves
-before the next plan, upwards or downwards, nor a machine that is a little slower than its profile breaks the promise.
-Each option is played by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Of the energy
-only the ratio of the two plays is taken, on top of the closed form that the search compares configurations by; what
-batches cost more after a pause, which no play knows, is that of as many batches as were played
-(`_Dealt.batched_j`).  Of options without fewer late rows a longer wait has to save another `LEAST_GAIN` of the lane's
-energy.
+even at `MORE` times the rate, still ends within `ROOM` of the SLO in 19 of 20 cases.  So the SLO is kept even if the
+rate moves before the next plan, up or down, or the machine is a little slower than its profile.  Each option is played
+by the simulator on the same arrivals as the lane without it, `ROWS` rows long.  Only the ratio of the two plays'
+energies is taken, on top of the closed form that the search compares configurations by.  No play knows what a batch
+costs more after a pause; that is added for as many batches as were played (`_Dealt.batched_j`).  If a longer wait has
+no fewer late rows, it has to save another `LEAST_GAIN` of the lane's energy.
 
-Of rows that fall into several lanes 95 % must be within the SLO, and the share of late rows of all lanes is the sum of
-their own: so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  It
-is played once more at greater length, and if that p95 is not kept, made again with fewer late rows allowed.  All p95
-here keep `MARGIN` of the SLO in reserve, for sampling and for the model; waits are taken to last `TICK_MS` longer than
-asked for, because the timers that end them tick in milliseconds.
+If rows fall into several lanes, 95 % of all of them must be within the SLO.  The share of late rows is the sum over the
+lanes, so the choice is a knapsack with one constraint, solved exactly over the fronts of (late rows, energy).  The
+choice is played once more at greater length; if that p95 misses, it is made again with fewer late rows allowed.  All
+p95 here keep `MARGIN` of the SLO in reserve, for sampling and for the model.  Waits are taken to last `TICK_MS` longer
+than asked for, because the timers that end them tick in milliseconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ import msgspec
 
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem, direct, is_shared
-from clover.planning.model.queueing import Floats, Lane, Service, batched, latencies_ms, mixture_p95_ms
+from clover.planning.model.queueing import Floats, Lane, Service, latencies_ms, mixture_p95_ms, play_batches
 from clover.planning.packing.evaluation import UNBOUNDED_MS, lanes_of
 from clover.types import Candidate, Configuration, Prediction, Routing
 
@@ -90,7 +90,7 @@ class _Dealt:
         """Return equally likely latencies, timers that tick late included."""
         if wait_ms == 0.0 and largest == 0:
             return latencies_ms(self.lane.workers, self.rate, self.share)
-        played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=rows)
+        played = play_batches(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=rows)
         return played.latencies_ms + TICK_MS if wait_ms > 0.0 else played.latencies_ms
 
     def batched_j(self, wait_ms: float, largest: int) -> float:
@@ -99,8 +99,8 @@ class _Dealt:
         A batch whose worker slept before it costs more, however many rows it has.  So where a row costs more in a batch
         than by itself, as a large one may that has to be copied, waiting pays if workers sleep, and not if they do not.
         """
-        plain = batched(self.lane, self.rate, self.share, rows=ROWS)
-        played = batched(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
+        plain = play_batches(self.lane, self.rate, self.share, rows=ROWS)
+        played = play_batches(self.lane, self.rate, self.share, largest=largest, wait_ms=wait_ms, rows=ROWS)
         busy_j = self.lane.energy_j(self.rate, self.share) - self.lane.resting_j(self.rate, self.share)
         resting_j = self.lane.resting_j(self.rate, self.share, batch=played.batch, waited=wait_ms > 0.0)
         return busy_j * played.energy_j_per_row / plain.energy_j_per_row + resting_j
@@ -115,7 +115,7 @@ def least_company(configuration: Configuration) -> float:
     return COMPANY if all(_CORES.fullmatch(group.profile) for group in configuration) else 0.0
 
 
-def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
+def tune_waits(problem: Problem, objective: Objective, candidate: Candidate) -> Candidate:
     """Return `candidate` with waits and largest batches that raise its score, or itself if none do.
 
     The p95 of all rows keeps the SLO.  A candidate that only misses its p95 becomes feasible if other batches keep it,
@@ -137,7 +137,7 @@ def tuned(problem: Problem, objective: Objective, candidate: Candidate) -> Candi
     if all(len(own) == 1 for own in options):
         return candidate
     for allowed in _LATE:
-        chosen = _chosen(options, [own.share for own in dealt], allowed)
+        chosen = _choose(options, [own.share for own in dealt], allowed)
         if chosen is None:
             return candidate
         p95_ms = _p95_ms(dealt, chosen)
@@ -210,7 +210,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
     """Return the ways to form batches that may pay, the plain one first; `caps`: caps without a wait as well."""
     lane, rate = own.lane, own.rate
     plain_j = lane.energy_j(rate, own.share)
-    found = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
+    options = [_Option(0.0, 0, plain_j, _late(own.latencies_ms(0.0, 0, ROWS), limit_ms))]
     sizes = sorted({batch for service, _ in lane.groups for batch in service.batches})
     able = [size for size in sizes[:-1] if own.load(size) <= objective.max_utilisation]
     asked = [(0.0, size) for size in able] if caps else []
@@ -218,7 +218,7 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
         ends_ms = ROOM * (objective.slo_ms - lane.front_ms)
         room_ms = _room_ms(lane, rate, sizes[-1], ends_ms)
         waits = [(part * room_ms, 0) for part in _PARTS]
-        shorter = [size for size in able if 1 < size < _gathered(rate, room_ms)]
+        shorter = [size for size in able if 1 < size < _rows_gathered(rate, room_ms)]
         waits += [(_room_ms(lane, rate, size, ends_ms), size) for size in shorter[-1:]]
         asked += [
             (math.floor(wait_ms * 10.0) / 10.0, largest)
@@ -231,11 +231,11 @@ def _options(own: _Dealt, objective: Objective, limit_ms: float, company: float,
         energy_j = own.batched_j(wait_ms, largest)
         if not caps and energy_j > (1.0 - LEAST_GAIN) * plain_j:
             continue
-        found.append(_Option(wait_ms, largest, energy_j, _late(own.latencies_ms(wait_ms, largest, ROWS), limit_ms)))
-    return _worth_it(found, plain_j)
+        options.append(_Option(wait_ms, largest, energy_j, _late(own.latencies_ms(wait_ms, largest, ROWS), limit_ms)))
+    return _worth_it(options, plain_j)
 
 
-def _gathered(rate: float, wait_ms: float) -> float:
+def _rows_gathered(rate: float, wait_ms: float) -> float:
     """Return rows that come together in that wait, at `MORE` times the rate."""
     return 1.0 + MORE * rate * wait_ms * 1e-3
 
@@ -244,7 +244,7 @@ def _hoped_j(own: _Dealt, wait_ms: float, largest: int) -> float:
     """Return a low guess of the joules of a row under that wait: each batch holds the rows of a busy lane and of the
     wait."""
     lane = own.lane
-    rows = min(lane.batch(own.rate, own.share) + _gathered(own.rate, wait_ms), largest)
+    rows = min(lane.batch(own.rate, own.share) + _rows_gathered(own.rate, wait_ms), largest)
     return sum(part * service.least_energy_to(rows) for part, (service, _) in zip(lane.parts, lane.groups, strict=True))
 
 
@@ -263,7 +263,7 @@ def _room_ms(lane: Lane, rate: float, largest: int, limit_ms: float) -> float:
     """Return the longest wait that leaves a batch of the rows gathered in it (at most `largest`) time to be served."""
 
     def fits(wait_ms: float) -> bool:
-        rows = min(_gathered(rate, wait_ms), largest)
+        rows = min(_rows_gathered(rate, wait_ms), largest)
         slowest_ms = max(1e3 * service.seconds(rows) * (1.0 + SLOW * service.cv) for service, _ in lane.groups)
         return wait_ms + TICK_MS + slowest_ms <= limit_ms
 
@@ -281,7 +281,7 @@ def longest_ms(fits: Callable[[float], bool], limit_ms: float) -> float:
     return low
 
 
-def _chosen(options: Sequence[Sequence[_Option]], shares: Sequence[float], allowed: float) -> list[_Option] | None:
+def _choose(options: Sequence[Sequence[_Option]], shares: Sequence[float], allowed: float) -> list[_Option] | None:
     """Return the option of each lane that together cost the least energy with at most `allowed` of all rows late; None
     if there are none."""
     front: list[tuple[float, float, tuple[_Option, ...]]] = [(0.0, 0.0, ())]

@@ -1,31 +1,31 @@
 """The best plan of a problem: at which rate, with how many devices awake, on which configuration.
 
-**Awake.**  Idle power limits what a plan can save while every device is awake, so that at a low load the number of
-devices awake matters most, if devices without workers draw less.  With n devices awake the rest is the problem of n
-devices, whose idle power is the same for all plans; so n is chosen around the search for a configuration
+**Awake.**  Idle power limits what a plan can save while every device is awake.  So at a low load the number of devices
+awake matters most, if devices without workers draw less.  With n devices awake, the problem is that of n devices, and
+their idle power is the same for all its plans.  So n is chosen outside of the search for a configuration
 (`planning.search.configurations`), which needs no notion of it.  The bound of each n (`plan_bound`), less its idle
-power, says what to hope for: the most promising number is searched first, and numbers that promise less than what was
-found are not searched at all.
+power, says what to hope for.  The most promising n is searched first; an n that promises less than what was found is
+not searched at all.
 
-Devices that have most of what runs stay awake first.  If devices are of several kinds the others follow in their order,
-so that not every set of n devices is weighed.  The utilisation limit holds on the devices awake, and no further device
-wakes before the next plan.  A server whose load comes in gusts therefore goes down to fewer devices only if these serve
-`ObjectiveConfig.sleep_room` times the rate; those that run stay up to the utilisation limit, and so devices are not
+Devices that have most of what runs stay awake first.  If devices are of several kinds, the others follow in their
+order, so that not every set of n devices is weighed.  The utilisation limit holds on the devices awake, and no further
+device wakes before the next plan.  If the load comes in gusts, fewer devices are therefore planned only if they serve
+`ObjectiveConfig.sleep_room` times the rate.  Devices that run stay up to the utilisation limit, so that devices are not
 parked and woken in turn.
 
 **Cores.**  A row of cores whose cores may sleep (`DeviceShape.core_sleep_w`) is taken as so many devices: with n cores
-awake the problem is that of its first n.  A core has a worker again some seconds after more comes, so that fewer cores
-than all are only gone down to if they serve `ROOM` times the rate; those that run stay up to the utilisation limit.
-The distance between the two keeps cores from being put to sleep and woken in turn.
+awake the problem is that of its first n.  When more rows come, a sleeping core has a worker again only some seconds
+later.  So fewer cores are planned only if they serve `ROOM` times the rate, while cores that run stay up to the
+utilisation limit.  The distance between the two keeps cores from being put to sleep and woken in turn.
 
-**The rate** that is planned for is what may arrive, with room for chance.  If nothing serves that much in time, the
-plan of the least p95 at that rate need not be the one that serves most: the real rate may be lower, and a plan that is
-late at any rate would be late then, too.  So the search is repeated at parts of the rate, and the first feasible plan
-is run; it stays marked as infeasible, with its prediction for the rate that was asked for.
+**The rate** that is planned for is what may arrive, with room for chance.  If no plan serves that much in time, the
+plan of the least p95 at that rate need not be the best: the real rate may be lower, and a plan that is late at any rate
+would be late then, too.  So the search is repeated at parts of the rate, and the first feasible plan is run.  It stays
+marked as infeasible, with its prediction for the rate that was asked for.
 
-**How few cores would do**: what a right-sized machine for this load would have, and what the others idle for.  A plan
-on n cores is what the search finds on the first n.  More cores never serve less, so that the fewest are found by
-halving.
+**How few cores would do**: what a machine of the right size for this load would have, and what the other cores idle
+for.  A plan on n cores is what the search finds on the first n.  More cores never serve less, so the fewest are found
+by halving.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from clover.errors import PlanError
-from clover.planning.cascade.evaluation import predicted, shortfall
+from clover.planning.cascade.evaluation import predict_routing, shortfall
 from clover.planning.model.cores import core_counts, cores_under, first_cores, row_of_cores, sleeping_row
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem
 from clover.planning.packing.formulation import Formulation, PackingMember, Sleep
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.configurations import SearchResult, best_found, chosen
+from clover.planning.search.configurations import SearchResult, best_found, choose
 from clover.types import Assignment, Candidate, Configuration, DeviceShape, configuration_of
 
 ROOM = 1.5
@@ -71,13 +71,13 @@ def best_sustained(
         return found
     for part in PARTS:
         fewer = replace(problem, rate=part * problem.rate)
-        there = predicted(fewer, found.best.configuration, found.best.routing)
+        there = predict_routing(fewer, found.best.configuration, found.best.routing)
         chained = len(found.best.routing.chain) > 1
         if there is not None and not shortfall(objective, there, chained=chained):
             break
         less = best_power_state(fewer, objective, running, kept=kept, seed=seed)
         if less.best.feasible:
-            whole = predicted(problem, less.best.configuration, less.best.routing)
+            whole = predict_routing(problem, less.best.configuration, less.best.routing)
             if whole is None or whole.utilisation > WASTED * found.best.prediction.utilisation:
                 break
             why = shortfall(objective, whole, chained=len(less.best.routing.chain) > 1)
@@ -120,10 +120,10 @@ def best_power_state(
     here = awake_in(problem, running), {item.placement.device for item in running}
     hopes = sorted(_hopes(problem, objective, running), key=lambda item: (-item[0], item[1].awake))
     if not hopes:
-        raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
-    found: list[SearchResult] = []
+        raise PlanError("however the devices are cut, no variant was measured on every slice: profile it for them")
+    bests: list[SearchResult] = []
     for hope, state in hopes:
-        good = [each.best.score for each in found if each.best.feasible]
+        good = [each.best.score for each in bests if each.best.feasible]
         if good and hope <= max(good):
             break
         part = replace(problem, devices=state.devices)
@@ -131,15 +131,15 @@ def best_power_state(
         those = running if here == (state.awake, {device.device for device in state.devices}) else ()
         one = best_found(part, roomy, those, seed=seed)
         ranked = tuple(with_idle_energy(item, problem, objective, state.awake) for item in one.candidates)
-        found.append(replace(one, best=with_idle_energy(one.best, problem, objective, state.awake), candidates=ranked))
-    weighed = {(item.configuration, item.awake): item for each in found for item in (*each.candidates, each.best)}
-    best, ranked = chosen(weighed.values(), objective, running=configuration_of(tuple(running)) if running else None)
+        bests.append(replace(one, best=with_idle_energy(one.best, problem, objective, state.awake), candidates=ranked))
+    weighed = {(item.configuration, item.awake): item for each in bests for item in (*each.candidates, each.best)}
+    best, ranked = choose(weighed.values(), objective, running=configuration_of(tuple(running)) if running else None)
     return SearchResult(
         best,
         ranked[:10],
-        sum(each.evaluated for each in found),
-        sum(each.total for each in found),
-        all(each.complete for each in found),
+        sum(each.evaluated for each in bests),
+        sum(each.total for each in bests),
+        all(each.complete for each in bests),
     )
 
 
@@ -166,9 +166,7 @@ def power_bound(problem: Problem, objective: Objective) -> float:
     return max((hope for hope, _ in _hopes(problem, objective, ())), default=-math.inf)
 
 
-def _hopes(
-    problem: Problem, objective: Objective, running: Sequence[Assignment]
-) -> Iterator[tuple[float, PowerState]]:
+def _hopes(problem: Problem, objective: Objective, running: Sequence[Assignment]) -> Iterator[tuple[float, PowerState]]:
     """Yield what each state that can be planned may score at best, idle energy included."""
     for state in power_states(problem, running):
         part = replace(problem, devices=state.devices)
@@ -199,13 +197,13 @@ def with_idle_energy(candidate: Candidate, problem: Problem, objective: Objectiv
         return candidate
     expected = msgspec.structs.replace(candidate.prediction, idle_j_per_row=idle_j(problem, awake))
     score = objective.score(expected.accuracy, expected.joules)
-    found = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
+    with_idle = msgspec.structs.replace(candidate, awake=awake, prediction=expected, score=score)
     row = sleeping_row(problem.devices)
     least = row.least_cores if row is not None else min(problem.objective.least_awake, len(problem.devices))
     if awake >= least:
-        return found
+        return with_idle
     why = candidate.why or f"{least} {'cores' if row is not None else 'devices'} have to have workers, not {awake}"
-    return msgspec.structs.replace(found, feasible=False, why=why)
+    return msgspec.structs.replace(with_idle, feasible=False, why=why)
 
 
 def in_use_first(devices: Sequence[DeviceShape], running: Sequence[Assignment]) -> tuple[DeviceShape, ...]:

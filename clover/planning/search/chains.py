@@ -1,11 +1,11 @@
 """Which chain with which thresholds on which configuration: the search for cascades.
 
 The stages of a point are *members* of a `Formulation`, each a family of one variant at its own rate, on devices that
-they share: the kernel that packs several families packs a chain.  Each is held to what the others leave of the SLO at
-their quickest; whether the chain as a whole keeps it is played afterwards (`planning.cascade.evaluation`), and if it
-does not, the stages are held to parts of it, in proportion to the time a row takes in each.  Points are tried in the
-order of what they could be worth at best, until none that is left could be worth more than what was found.  A machine
-of few configurations is gone through instead.
+they share: the kernel that packs several families also packs a chain.  Each stage has to keep what the others at their
+quickest leave of the SLO.  The chain as a whole is then played (`planning.cascade.evaluation`).  If it misses the SLO,
+each stage gets a part of the SLO, in proportion to the time a row takes in it.  Points are tried in the order of what
+they could be worth at best, until none that is left could be worth more than what was found.  On a machine of few
+configurations all are tried instead.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from clover.errors import PlanError
 from clover.planning.cascade.evaluation import evaluate
 from clover.planning.model.objective import Objective
 from clover.planning.model.problem import Problem, direct, is_shared, measured, variants_of
-from clover.planning.packing.candidates import exchanged
+from clover.planning.packing.candidates import exchange
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.types import Candidate, ChainPoint, Configuration
 
 POINTS = 12
 """Points for which a configuration is found, at most."""
 TRIED = 36
-"""Points for which one is looked for, at most."""
+"""Points for which one is searched for, at most."""
 FAILED = 2
 """Points of a chain for which none is found until the chain is given up: one that is too slow is mostly so at every
 threshold."""
@@ -48,13 +48,13 @@ def best_chains(
     space: Sequence[Configuration] = (),
 ) -> list[Candidate]:
     """Return feasible candidates, the best first: what runs under every point it can serve, and the configurations
-    found for the most promising points.  Nothing that cannot be worth more than `beat` is looked for.  Of a `space`
+    found for the most promising points.  Nothing that cannot be worth more than `beat` is searched for.  Of a `space`
     that is all there is, the best is found for certain."""
     ranked = promising(problem, objective, points)
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     if running is not None and measured(problem, running):
-        found = on_configuration(replace(problem, points=tuple(points)), objective, running)
-    good = [candidate for candidate in found if candidate.feasible]
+        candidates = on_configuration(replace(problem, points=tuple(points)), objective, running)
+    good = [candidate for candidate in candidates if candidate.feasible]
     if space:
         good += _best_of(problem, objective, [point for _, point in ranked], space, beat)
         return sorted(good, key=lambda candidate: -candidate.score)
@@ -124,7 +124,7 @@ def _best_of(
 ) -> list[Candidate]:
     """Return the best few of all configurations under all points that are worth more than `beat`.  What each can score
     at best is known without playing, and it does score that if no row waits: so they are played from the best down,
-    until none that is left could be one of the few.  Several, as of near ones that of what runs is taken."""
+    until none that is left could be one of the few.  Several, because of near ones the one that runs is taken."""
     weighed = []
     for configuration in space:
         for point in points:
@@ -159,7 +159,7 @@ def _configurations(problem: Problem, objective: Objective, point: ChainPoint, s
         for counts in (*(item.counts for item in solution.found), *(counts for counts, _ in loaded)):
             groups = [group for at in range(len(point.chain)) for group in form.configuration(counts, at)]
             met = tuple(sorted(groups, key=lambda group: (group.variant, group.profile)))
-            for configuration in exchanged(problem, met, objective.max_utilisation):
+            for configuration in exchange(problem, met, objective.max_utilisation):
                 candidate = evaluate(problem, objective, configuration, point)
                 if candidate.feasible:
                     good.append(candidate)

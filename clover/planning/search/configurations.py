@@ -1,25 +1,25 @@
-"""The best configuration of devices: each is weighed if they are few, some are found and looked at if they are many.
+"""The best configuration of devices: all are weighed if they are few, some are sampled if they are many.
 
 **Few** (up to `EXACT`): `search` finds the best exactly, simulating p95 as seldom as possible.  A configuration is
 optimistic, settled or evaluated (`planning.packing.evaluation`), each step more expensive and with a score no higher
-than the one before.  The highest score is always looked at next, so that the search ends when an evaluated
-configuration beats the optimistic scores of everything else: then nothing else can win (but for what moving shares does
-to batch sizes), and what is missing of `ALTERNATIVES` good ones is evaluated, for a controller that may not take the
-best.  `BUDGET` bounds the configurations evaluated and `ASKED` the simulations of p95; if these end the search the
-answer is the best seen, and says so.
+than the one before.  The highest score is always taken next.  So the search ends when an evaluated configuration beats
+the optimistic scores of all others: then nothing else can win (except for what moving shares does to batch sizes).  If
+fewer than `ALTERNATIVES` good ones were evaluated, more are, for a controller that may not take the best.  `BUDGET`
+bounds the configurations evaluated and `ASKED` the simulations of p95; if these end the search, the answer is the best
+so far, and says so.
 
 **Many**: the kernel (`clover._native.lanes`) walks the configurations of `formulation`, with tables in place of
-simulations, and gives the best it met.  These are evaluated in full, p95 by simulation, best first, until what is left
-promises less than what was found.  If none of them keeps the SLO as a whole, the kernel is asked again with fewer late
-rows allowed.  Its tables are no more exact than that, so it is asked twice in any case: once as if a few more rows
-might be late, once as it is.  BASE is looked at in any case: its p95 is what an SLO may be made of, which is more exact
-than the tables.  The number of evaluations is fixed and the random numbers are the state's, so that the same state
-gives the same plan.
+simulations, and gives the best it met.  These are evaluated in full, best first, p95 by simulation, until what is left
+promises less than what was found.  The kernel is asked twice, because its tables are not exact: once as if a few more
+rows might be late, once as it is.  If none of its configurations keeps the SLO as a whole, it is asked again with fewer
+late rows allowed.  BASE is evaluated in any case: an SLO may be derived from its p95, which is more exact than the
+tables.  The number of evaluations is fixed and the random numbers are the state's, so that the same state gives the
+same plan.
 
-**Which is taken.**  Of plans that differ by less than the margin (`objective.HYSTERESIS` of the scale) the one that
-keeps most of what runs is taken, then the better: the running configuration is left only for a real gain.  If nothing
-meets all constraints the least bad plan is given, marked infeasible: the accuracy floor is kept (as far as any variant
-reaches it), p95 is minimised, and if even capacity is short, the utilisation.
+**Which is taken.**  Of plans that differ by less than the margin (`objective.HYSTERESIS` of the scale), the one that
+keeps most of what runs is taken, then the better one.  So the running configuration is left only for a real gain.  If
+nothing meets all constraints, the least bad plan is given, marked infeasible: the accuracy floor is kept (as far as any
+variant reaches it), p95 is minimised, and if even capacity is short, the utilisation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from clover.errors import PlanError
 from clover.planning.model.objective import HYSTERESIS, Objective
 from clover.planning.model.problem import Problem, best_whole, fitting, measured
 from clover.planning.model.shares import Mix, balanced_mix
-from clover.planning.packing.candidates import configurations_of, exchanged, kinds_of
+from clover.planning.packing.candidates import configurations_of, exchange, kinds_of
 from clover.planning.packing.evaluation import (
     LATE,
     ConfigurationLanes,
@@ -49,7 +49,7 @@ from clover.planning.packing.evaluation import (
     settle,
 )
 from clover.planning.packing.formulation import Formulation, PackingMember
-from clover.planning.packing.waits import tuned
+from clover.planning.packing.waits import tune_waits
 from clover.planning.search.chains import best_chains
 from clover.planning.search.shared import best_shared
 from clover.types import Assignment, Candidate, Configuration, configuration_of
@@ -61,7 +61,7 @@ ASKED = 200
 ALTERNATIVES = 5
 """Good candidates that a controller can choose from."""
 _NEAR = 40  # configurations within the margin whose kept workers are counted
-_MORE_KEPT = 5  # of which this many are looked at because they keep more
+_MORE_KEPT = 5  # of which this many are tried because they keep more
 _COMPARED = 8  # candidates within the margin whose kept workers are counted
 _LEAST_BAD = 24
 EXACT = 300
@@ -108,11 +108,11 @@ def best_found(
     may wait, that is weighed of both.  Workers that share their time are weighed beside all of these if a worker may
     hold several variants (`planning.search.shared`).
     """
-    found = _mixed(problem, objective, running, kept, seed)
+    found = _best_mixed(problem, objective, running, kept, seed)
     if not problem.points and problem.resident < 2:
         return found
     now = configuration_of(tuple(running)) if running else None
-    mix = tuned(problem, objective, found.best) if problem.objective.waits else found.best
+    mix = tune_waits(problem, objective, found.best) if problem.objective.waits else found.best
     beat = mix.score if mix.feasible else -math.inf
     more: list[Candidate] = []
     if problem.points:
@@ -123,12 +123,12 @@ def best_found(
         more += best_shared(problem, objective, beat=beat, running=now)
     if now is not None and kept is None:
         kept = _alike(now)
-    best, ranked = chosen([*found.candidates, mix, *more], objective, running=now, kept=kept)
+    best, ranked = choose([*found.candidates, mix, *more], objective, running=now, kept=kept)
     distinct = {msgspec.json.encode(candidate): candidate for candidate in ranked}
     return SearchResult(best, tuple(distinct.values())[:10], found.evaluated + len(more), found.total, found.complete)
 
 
-def _mixed(
+def _best_mixed(
     problem: Problem, objective: Objective, running: Sequence[Assignment], kept: Kept | None, seed: int
 ) -> SearchResult:
     """Return the best candidate whose rows are dealt to variants by shares."""
@@ -137,7 +137,7 @@ def _mixed(
         now = None
     space = every(problem)
     if space is None:
-        return annealed(problem, objective, running if now is not None else (), seed)
+        return anneal(problem, objective, running if now is not None else (), seed)
     if not space:
         raise PlanError("the family was not measured on every profile of any layout: profile it for these devices")
     return search(problem, objective, space, running=now, kept=kept)
@@ -219,14 +219,14 @@ def search(
         more = [item for item in more if item[0] > kept(top.configuration)]
         for _, configuration in sorted(more, key=lambda item: -item[0])[:_MORE_KEPT]:
             seen[configuration] = evaluate(problem, objective, configuration, standby=False, beat=best - margin)
-    best_candidate, ranked = chosen(seen.values(), objective, running=running, kept=kept)
+    best_candidate, ranked = choose(seen.values(), objective, running=running, kept=kept)
     return SearchResult(best_candidate, ranked[:10], len(seen), len(configurations), complete)
 
 
 # --- many -------------------------------------------------------------------------------------------------------------
 
 
-def annealed(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> SearchResult:
+def anneal(problem: Problem, objective: Objective, running: Sequence[Assignment], seed: int) -> SearchResult:
     """Return the best of what the kernel meets, and of what runs."""
     now = configuration_of(tuple(running)) if running else None
     try:
@@ -246,7 +246,7 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         base = best_whole(problem, problem.devices)
         seen[base] = evaluate(problem, objective, base, standby=False, spending=spending)
     if not starts:
-        raise PlanError("no variant was measured on every slice of any way to cut the devices: profile it for them")
+        raise PlanError("however the devices are cut, no variant was measured on every slice: profile it for them")
     evaluations = 0
     margin = HYSTERESIS * objective.scale
     for turn, part in enumerate(_LATE):
@@ -259,12 +259,12 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
             if spending.exhausted or (len(good) >= ALTERNATIVES and item.value + _SLACK * margin <= max(good)):
                 break
             beat = max(good) if len(good) >= ALTERNATIVES else -math.inf
-            for made in exchanged(problem, form.configuration(item.counts), objective.max_utilisation):
+            for made in exchange(problem, form.configuration(item.counts), objective.max_utilisation):
                 if made not in seen and not spending.exhausted:
                     seen[made] = evaluate(problem, objective, made, standby=False, beat=beat, spending=spending)
     if problem.demand and not any(candidate.feasible for candidate in seen.values()):
         for counts, _ in starts:
-            for made in exchanged(problem, form.configuration(counts), objective.max_utilisation):
+            for made in exchange(problem, form.configuration(counts), objective.max_utilisation):
                 if made not in seen:
                     seen[made] = evaluate(problem, objective, made, standby=False)
     if not any(candidate.feasible for candidate in seen.values()):
@@ -272,14 +272,14 @@ def annealed(problem: Problem, objective: Objective, running: Sequence[Assignmen
         alike[form.configuration(solution.nearest.counts)] = None
         for configuration in least_bad(problem, objective, list(alike)):
             seen[configuration] = evaluate(problem, objective, configuration)
-    best, ranked = chosen(seen.values(), objective, running=now, kept=_alike(now) if now is not None else None)
+    best, ranked = choose(seen.values(), objective, running=now, kept=_alike(now) if now is not None else None)
     return SearchResult(best, ranked[:10], len(seen), evaluations, False)
 
 
 # --- which is taken ---------------------------------------------------------------------------------------------------
 
 
-def chosen(
+def choose(
     candidates: Iterable[Candidate],
     objective: Objective,
     *,

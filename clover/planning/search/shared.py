@@ -1,13 +1,13 @@
 """Plans whose workers share their time: all workers of a layout hold the same variants, and serve a mix or a cascade.
 
 On a machine with one placement (a plain GPU, one core) this is the only way to serve several variants at once.  On
-others it competes with workers of one variant each: it needs no worker for a rarely asked stage, and pays for that with
-rows that wait for batches of another variant.
+other machines it competes with workers of one variant each: a rarely asked stage needs no worker of its own, but rows
+wait for batches of another variant.
 
-Weighed is each multiset of profiles (of many devices: those with all devices of a kind cut alike) with each two
-variants as a mix, and with each useful point of the profile as a cascade, if a worker on every profile may hold the
-variants together.  They are looked at best first, in three steps of falling hope: at the least joules there are, at the
-batches expected, and played.
+Each multiset of profiles is weighed (of many devices: those with all devices of a kind cut alike), with each two
+variants as a mix and with each useful point of the profile as a cascade, if a worker on every profile may hold the
+variants together.  They are taken best first, in three steps with ever lower scores: at the least joules there are, at
+the batches expected, and played.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def best_shared(
 ) -> list[Candidate]:
     """Return the best few candidates on workers that share their time, the best first, that are worth more than
     `beat`; and the best mix on what runs if that is shared, feasible or not."""
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     if running is not None and is_shared(running) and measured(problem, running):
-        found.append(evaluate(problem, objective, running))
+        candidates.append(evaluate(problem, objective, running))
     order = itertools.count()
     heap = [(-hope, next(order), own) for hope, own in _hopes(problem, objective, beat)]
     heapq.heapify(heap)
@@ -72,10 +72,10 @@ def best_shared(
         else:
             candidate = evaluate_chain(problem, objective, own.configuration, own.point)
         if candidate.feasible:
-            found.append(candidate)
+            candidates.append(candidate)
             good += 1
             best = max(best, candidate.score)
-    return sorted(found, key=lambda candidate: (not candidate.feasible, -candidate.score))
+    return sorted(candidates, key=lambda candidate: (not candidate.feasible, -candidate.score))
 
 
 def _hopes(problem: Problem, objective: Objective, beat: float) -> Iterator[tuple[float, _Hope]]:

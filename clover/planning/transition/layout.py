@@ -1,20 +1,20 @@
 """From a configuration to a deployment: which placements its workers take, so that as much as possible is kept.
 
-A device offers layouts; the configuration says how many instances of each profile there shall be over all devices.  So
+A device offers layouts.  The configuration says how many instances of each profile there shall be over all devices.  So
 each device takes one layout, the profiles must add up exactly, and of all ways to do that the one that keeps most is
 wanted.  What a layout keeps is a sum over what runs on that device alone, therefore
 
- - of the layouts of one device that are the same multiset of profiles only the best matters (exact), and
- - over several devices the best sum is found by dynamic programming over the profiles placed so far: the sums of the
-   first half of the devices and of the second half are listed with their best values, and joined if they make up
-   the configuration (exact as well; equal devices are interchangeable, and which of them takes which layout falls out
-   of the values).  Ten A100s have over 200 000 sums of profiles, five of them a few thousand.
+ - if layouts of one device are the same multiset of profiles, only the best of them matters (exact), and
+ - over several devices the best sum is found by dynamic programming over the profiles placed so far.  The sums of the
+   first half of the devices and of the second half are listed with their best values, and joined if they make up the
+   configuration (exact as well).  Equal devices are interchangeable; which of them takes which layout follows from the
+   values.  Ten A100s have over 200 000 sums of profiles, five of them a few thousand.
 
-What is kept.  If instances may not overlap (MIG), first the capacity that need not go down: a worker whose instance
-stays counts with its capacity, or that of the best variant which may follow it there if that is less.  Then the workers
-that may stay as they are.  If instances may overlap (core-sets) no capacity goes down, so that the workers come
-first and the instances second.  How many workers of a kind may stay is limited by how many the configuration has; that
-limit is applied to each device by itself, so with several devices the second criterion is an estimate.
+**What is kept.**  If instances may not overlap (MIG), the capacity that need not go down comes first: a worker whose
+instance stays counts with its capacity, or with that of the best variant which may follow it there if that is less.
+The workers that may stay as they are come second.  If instances may overlap (core-sets), no capacity goes down, so the
+workers come first and the instances second.  No more workers of a kind may stay than the configuration has.  That limit
+is applied to each device by itself, so with several devices the second criterion is an estimate.
 
 Then workers that already run stay where they are, and the others fill up in order.
 
@@ -150,7 +150,7 @@ def _place(devices: Sequence[DeviceShape], profiles: Counter[str], values: _Valu
     shift = {profile: position * _BITS for position, profile in enumerate(sorted(profiles))}
     if max(profiles.values(), default=0) >= 1 << (_BITS - 1):
         return None
-    whole = _packed(profiles.elements(), shift)
+    whole = _pack(profiles.elements(), shift)
     assert whole is not None
     options = [_options(device, shift, values) for device in devices]
     half = len(devices) // 2
@@ -162,7 +162,7 @@ def _place(devices: Sequence[DeviceShape], profiles: Counter[str], values: _Valu
             best = value + right[0], left
     if best is None:
         return None
-    return [*_traced(front, best[1]), *_traced(back, whole - best[1])]
+    return [*_trace_back(front, best[1]), *_trace_back(back, whole - best[1])]
 
 
 def _options(device: DeviceShape, shift: dict[str, int], values: _Values) -> list[tuple[int, int, _Layout]]:
@@ -170,7 +170,7 @@ def _options(device: DeviceShape, shift: dict[str, int], values: _Values) -> lis
     value = values.of(device)
     best: dict[int, tuple[int, _Layout]] = {}
     for layout in device.layouts:
-        packed = _packed((placement.profile for placement in layout), shift)
+        packed = _pack((placement.profile for placement in layout), shift)
         if packed is not None:
             worth = value(layout)
             if packed not in best or worth > best[packed][0]:
@@ -198,7 +198,7 @@ def _sums(options: Sequence[list[tuple[int, int, _Layout]]], whole: int, shift: 
     return steps
 
 
-def _traced(steps: Sequence[_Sums], total: int) -> list[Placement]:
+def _trace_back(steps: Sequence[_Sums], total: int) -> list[Placement]:
     layouts: list[_Layout] = []
     for sums in reversed(steps[1:]):
         _, total, layout = sums[total]
@@ -206,7 +206,7 @@ def _traced(steps: Sequence[_Sums], total: int) -> list[Placement]:
     return [placement for layout in reversed(layouts) for placement in layout]
 
 
-def _packed(profiles: Iterable[str], shift: dict[str, int]) -> int | None:
+def _pack(profiles: Iterable[str], shift: dict[str, int]) -> int | None:
     """Return the counts of `profiles` in one number; None if one of them is not wanted at all."""
     total = 0
     for profile in profiles:
@@ -281,7 +281,7 @@ def lay_out_shared(
     held: dict[Placement, list[Assignment]] = {}
     for item in running:
         held.setdefault(item.placement, []).append(item)
-    together = [_joined(sorted(items, key=lambda item: item.variant)) for items in held.values() if len(items) > 1]
+    together = [_join(sorted(items, key=lambda item: item.variant)) for items in held.values() if len(items) > 1]
     found = lay_out(
         joined,
         family=family,
@@ -301,7 +301,7 @@ def lay_out_shared(
     )
 
 
-def _joined(items: Sequence[Assignment]) -> Assignment:
+def _join(items: Sequence[Assignment]) -> Assignment:
     return Assignment(
         placement=items[0].placement,
         family=items[0].family,

@@ -1,12 +1,12 @@
 """Whether two workers fit beside each other into the memory of a slice.
 
 A worker holds its libraries (`FamilyProfile.context_bytes`), and of each variant the weights and the most that its
-largest batch needs on top (`FamilyProfile.memory`); all of these are figures that workers reported.  What they may hold
+largest batch needs on top (`FamilyProfile.memory`).  Workers reported all of these figures.  What they may hold
 together is `Room`: the memory of a slice, or what the operator lets a worker have.  Workers on cores without such a
-limit share what is free on the machine, so all that load before something leaves have to fit into that.
+limit share what is free on the machine, so everything that loads before something leaves has to fit into that.
 
-`FULL` of it is used: allocators round up, and a driver keeps some for itself.  What is not known does not forbid: such
-workers load beside each other, and the transition says so.
+`FULL` of it is used, because allocators round up and a driver keeps some for itself.  If a figure is unknown, the
+workers load beside each other all the same, and the transition says so.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MemoryNeeds:
         self._cells[cell] = held_bytes
         self._context[cell[1]] = context_bytes
 
-    def of(self, workers: Iterable[Assignment]) -> int | None:
+    def process_bytes(self, workers: Iterable[Assignment]) -> int | None:
         """Return the bytes of one process that serves all of `workers`, which are at one placement; None if that is not
         known."""
         total, context = 0, 0
@@ -87,7 +87,7 @@ class SliceMemory:
     limit_bytes: int = 0
 
     def without(self, replaced: Collection[str]) -> SliceMemory:
-        """Return what is known if the processes at the placements of the ids `replaced` are not those of now."""
+        """Return what is known if the processes at the placements of the ids `replaced` have changed by then."""
         if not replaced:
             return self
         return replace(
@@ -108,13 +108,13 @@ class SliceMemory:
 
     def by_profile(self, devices: Iterable[DeviceShape]) -> dict[str, int]:
         """Return the bytes of slices that have memory of their own, by profile: the least of any device."""
-        found: dict[str, int] = {}
+        bytes_by_profile: dict[str, int] = {}
         for device in devices:
             for place in {place.profile: place for layout in device.layouts for place in layout}.values():
                 room = self.room(place)
                 if room.bytes and not room.free:
-                    found[place.profile] = min(room.bytes, found.get(place.profile, room.bytes))
-        return found
+                    bytes_by_profile[place.profile] = min(room.bytes, bytes_by_profile.get(place.profile, room.bytes))
+        return bytes_by_profile
 
     def beside(self, one: Assignment, other: Assignment) -> bool:
         """Return whether a worker for `other` fits at its placement while the process of `one` is there."""
@@ -129,7 +129,7 @@ class MemoryAware(Protocol):
     memory: SliceMemory
 
     def expect(self, assignments: tuple[Assignment, ...]) -> None:
-        """Let rows wait for `assignments`, which take the place of all that is routed to; none: no more."""
+        """Let rows wait for `assignments`, which take the place of all that is routed to; none: stop that."""
 
     def prepare(self, target: tuple[Assignment, ...]) -> None:
         """Have workers that start hold what `target`, which a transition goes to, has beside them; none: what is
@@ -182,7 +182,7 @@ class Swap:
 
     @property
     def words(self) -> str:
-        """Where what is there has to leave first for want of memory, and where it is not known whether it had to."""
+        """Where the present workers have to leave first for want of memory, and where that is unknown."""
         reasons: dict[str, list[str]] = {}
         for place, why in self._found.items():
             reasons.setdefault(why, []).append(place)
@@ -195,16 +195,16 @@ class Swap:
         """Return what the process at `place` holds and what the one that comes there will."""
         needs = self.memory.needs
         here = [item for item in self.running if item.placement.id == place]
-        old = self.memory.held(other.placement) or needs.of(here)
-        new = needs.of(self._coming(place))
+        old = self.memory.held(other.placement) or needs.process_bytes(here)
+        new = needs.process_bytes(self._coming(place))
         return None if old is None or new is None else old + new
 
     def _of_all_that_load(self, other: Assignment) -> int | None:
         """Return what all workers hold that come to the device of `other`."""
         device = other.placement.device
         places = dict.fromkeys(item.placement.id for item in self.target if item.placement.device == device)
-        found = [self.memory.needs.of(self._coming(place)) for place in places]
-        return None if None in found else sum(filter(None, found))
+        needed = [self.memory.needs.process_bytes(self._coming(place)) for place in places]
+        return None if None in needed else sum(filter(None, needed))
 
     def _coming(self, place: str) -> list[Assignment]:
         """Return what is to load at a placement."""

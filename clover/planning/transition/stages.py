@@ -1,18 +1,18 @@
 """A transition in time: which instances exist, which workers receive rows, and how much is served in each stage.
 
 Steps of one stage run at once, and a stage begins when the one before it is over.  How long a stage takes is an
-estimate from `StepSeconds`: workers load, and drain, side by side; instances of one GPU are made and unmade one after
-another, those of different GPUs at once, because that is how the driver is used.  Core-sets and whole GPUs need no
-making.
+estimate from `StepSeconds`.  Workers load, and drain, side by side.  Instances of one GPU are made and removed one
+after another, those of different GPUs at once, because that is how the driver is used.  Core-sets and whole GPUs need
+not be made.
 
 A worker serves if rows are routed to it.  A route step counts from its moment on, and a drain stops rows to its worker
-by itself when it begins; nothing else changes which workers serve.
+when it begins; nothing else changes which workers serve.
 
-A *shared* placement has several assignments: one process there takes turns with them.  It serves at most what it serves
-if it does nothing but the fastest of them, so that is its capacity, counted once (`placed`).  How much less it is
-depends on the routing, which the plan chose for all of them; a transition only asks what instances that are missing
-could serve.  What comes to a process that is there already, because that holds the variant, takes no time, and neither
-does taking it away while the process has others.
+A *shared* placement has several assignments: one process there takes turns with them.  At most it serves what it would
+if it did nothing but the fastest of them, so that is its capacity, counted once (`capacity_by_placement`).  How much
+less it really serves depends on the routing, which the plan chose for all of them; a transition only asks what
+instances that are missing could serve.  If a variant comes to a process that already runs, or leaves a process that has
+others, that takes no time: the process holds it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Resident = Callable[[Assignment], bool]
 
 
 class StepSeconds(Record, frozen=True, kw_only=True):
-    """How long steps take, for estimates: a GPU instance made or unmade, a worker loaded and warmed, or drained."""
+    """How long steps take, for estimates: a GPU instance made or removed, a worker loaded and warmed, or drained."""
 
     create_s: float = 1.0
     destroy_s: float = 1.0
@@ -58,7 +58,7 @@ libraries each worker loads itself), until one was seen: estimates."""
 
 
 def start_key(item: Assignment) -> tuple[str, str, str]:
-    """Return by what starts of workers are told apart."""
+    """Return the key by which starts of workers are distinguished."""
     return item.variant, item.backend, item.placement.profile
 
 
@@ -154,10 +154,10 @@ def views(
     time (`at_once`)."""
     workers, routed = Counter(running), Counter(running)
     number = 0
-    found: list[StageView] = []
+    views_so_far: list[StageView] = []
 
     def see(stage: int, seconds: float, parts: tuple[Step, ...]) -> None:
-        found.append(
+        views_so_far.append(
             StageView(
                 stage=stage,
                 seconds=seconds,
@@ -183,7 +183,7 @@ def views(
         slow = [step for index, step in enumerate(parts, number) if index not in free]
         number += len(parts)
         see(stage, seconds_of(slow, durations), parts)
-    return tuple(found)
+    return tuple(views_so_far)
 
 
 def measured(steps: Sequence[Step], free: Container[int], durations: StepSeconds) -> bool:
@@ -217,7 +217,7 @@ def seconds_of(steps: Iterable[Step], durations: StepSeconds) -> float:
 
 def served(routed: Iterable[Assignment], capacity: Capacity) -> float:
     """Return what `routed` serve together, to a millionth."""
-    return sum(placed(routed, capacity).values()) / UNITS
+    return sum(capacity_by_placement(routed, capacity).values()) / UNITS
 
 
 UNITS = 1_000_000
@@ -229,13 +229,13 @@ def units(item: Assignment, capacity: Capacity) -> int:
     return round(capacity(item) * UNITS)
 
 
-def placed(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
+def capacity_by_placement(items: Iterable[Assignment], capacity: Capacity) -> dict[str, int]:
     """Return the capacity of each placement in `UNITS`: of a shared one that of the fastest of its assignments."""
-    found: dict[str, int] = {}
+    capacities: dict[str, int] = {}
     for item in items:
         place = item.placement.id
-        found[place] = max(found.get(place, 0), units(item, capacity))
-    return found
+        capacities[place] = max(capacities.get(place, 0), units(item, capacity))
+    return capacities
 
 
 def _is_instance(placement: Placement | None) -> bool:

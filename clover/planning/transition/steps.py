@@ -7,18 +7,18 @@
     destroy  remove the instance
 
 Workers in both deployments are kept and never touched, unless they share a process that has to go because memory does
-not hold what comes beside it.  The rest is cut into jobs, which are done in rounds.
-A round is a route step to all that is ready and stays, then as one stage each: what leaves drains, its instances are
-destroyed, new ones are created, workers are spawned.  The last round only routes, drains and destroys.  So each job
-costs the steps that it needs, and route steps (which take no time) are one a round and one at the end; destroying
-everything and building anew never takes fewer steps of the other kinds.
+not hold what comes beside it.  The rest is cut into jobs, which are done in rounds.  A round is a route step to all
+that is ready and stays, then one stage each of: drain what leaves, destroy its instances, create new ones, spawn
+workers.  The last round only routes, drains and destroys.  So each job costs the steps that it needs, and route steps
+(which take no time) are one a round and one at the end.  Destroying everything and building anew never takes fewer
+steps of the other kinds.
 
 **Jobs** are the smallest parts of a transition that can be done one at a time.  A job replaces some workers of one
 device by others.  It is done in one of two ways:
 
  - *beside*: new workers are spawned first, one route step switches to them, then the old ones leave.  Nothing is
-   missing at any time.  That is how workers come on free slices, how another variant follows on an instance that stays
-   (if it is resident there, or both fit into its memory), and how core-sets change, which may overlap.
+   missing at any time.  Three changes are made beside: workers come on free slices; another variant follows on an
+   instance that stays (if it is resident there, or both fit into its memory); core-sets change, which may overlap.
  - *exchange*: what is there has to leave before what comes can be made, because new instances cover old ones, or
    memory does not hold both.  All of the old is missing from the first drain until the new is routed to.  On a shared
    placement that is every variant there, also those that stay: they come back with the new process.
@@ -27,32 +27,32 @@ An exchange is as small as the geometry allows: old and new instances connected 
 because the first instance of a large profile cannot be made before the last small one in its place is gone, and the
 other way round.  Instances of different jobs do not overlap, but a device may have further rules (caps, compute
 slices).  If some order of the exchanges of a device would lead through instances that no layout of it has, all that
-changes there is one exchange.  With the plain profiles of the GPUs known today that does not happen: memory decides
-alone.
+changes there is one exchange.  With the plain profiles of the GPUs known today that does not happen: there an exchange
+is one only for want of memory.
 
-**The floor.**  `floor` is the capacity (rows/s) that shall receive rows at any time; more than what runs before, or
-than what is to run, cannot be asked for, so the least of the three is what counts (`Transition.capacity_floor`).  A job
-that gains capacity without an interruption comes first, one that only loses comes last.  In between the exchanges: each
-needs its old capacity to spare while it lasts, and changes the capacity for those after it.  Those that gain go first,
-by what they need, least first; then those that lose, by what they leave, most first.  No order of the jobs keeps the
-lowest capacity higher (exchanging two neighbours that break the rule never lowers it): that is **exact**, and so is the
-statement that the floor cannot be held.
+**The floor.**  `floor` is the capacity (rows/s) that shall receive rows at any time.  It cannot be more than what runs
+before, or than what is to run, so the least of the three counts (`Transition.capacity_floor`).  A job that gains
+capacity without an interruption comes first; a job that only loses comes last.  In between come the exchanges.  Each
+needs its old capacity to spare while it lasts, and changes the capacity for those after it.  Exchanges that gain go
+first, by what they need, least first; then those that lose, by what they leave, most first.  No order of the jobs keeps
+the lowest capacity higher (exchanging two neighbours that break the rule never lowers it): that is **exact**, and so is
+the statement that the floor cannot be held.
 
 As many exchanges as the floor allows share a round, over all GPUs, in that order (a **heuristic** for the shortest
-time: packing them best is a bin-packing problem).  If the floor cannot be held, the lowest capacity is as high as
-some order can make it; jobs that have to go below the floor anyway share a round if that makes nothing lower.  If
-any worker can be kept serving, the capacity never reaches zero, even without a floor.
+time: packing them best is a bin-packing problem).  If the floor cannot be held, the lowest capacity is as high as some
+order can make it; jobs that have to go below the floor anyway share a round if that makes nothing lower.  If any worker
+can be kept serving, the capacity never reaches zero, even without a floor.
 
 What is not tried: helping out with instances that belong to neither deployment.  Deployments fill maximal layouts, so
-that there is no free slice to put one on, and each would cost four steps more.  What the second GPU can do for the
-first is in the order: what it gains comes first, and what it gives up stays until the last round.
+there is no free slice to put one on, and each would cost four steps more.  What the second GPU can do for the first is
+in the order: what it gains comes first, and what it gives up stays until the last round.
 
 On core-sets, which all workers share, the workers of a round load one after another, each in a stage of its own, so
-that those that serve are disturbed by one at a time; at a first start all load at once.  Of the variants that share a
+that one at a time disturbs those that serve.  At a first start all load at once.  Of the variants that share a
 placement, the first brings the process and the others follow in a stage after it.
 
-`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  If
-no worker is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
+`lost_capacity` is the largest share of the smaller deployment's slices that receives no rows at any time.  If no worker
+is left to route to, rows wait in the queue, and the route step is left out (a drain stops routing by itself).
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ from clover.planning.transition.stages import (
     StageView,
     StepSeconds,
     at_once,
+    capacity_by_placement,
     measured,
     order,
-    placed,
     views,
 )
 from clover.types import Assignment, DeviceShape, Placement, Step, StepKind, Transition
 
 Beside = Callable[[Assignment, Assignment], bool]
 """Whether the second worker may load on the instance of the first while that still runs."""
-_MOST_EXCHANGES = 10  # of one device whose orders are all looked at
+_MOST_EXCHANGES = 10  # of one device whose orders are all tried
 
 
 def plan_transition(
@@ -118,9 +118,9 @@ def plan_transition(
         devices,
         lambda one, other: held(other) or (other.placement.device not in alone and allowed(one, other)),
     )
-    before, after = (placed(items, counted) for items in (running, target))
+    before, after = (capacity_by_placement(items, counted) for items in (running, target))
     limit = _limit(floor, sum(before.values()), sum(after.values()))
-    rounds = _Rounds(jobs, before, after, limit).planned()
+    rounds = _Rounds(jobs, before, after, limit).plan_rounds()
     gentle = {device.device for device in devices if device.overlap} if running else set()
     steps = _Steps(running, gentle).written(rounds)
     return transition_of(
@@ -146,7 +146,7 @@ def transition_of(
     def counted(item: Assignment) -> float:
         return capacity(item) if item.placement.device in present else 0.0
 
-    limit = _limit(floor, *(sum(placed(items, counted).values()) for items in (running, target)))
+    limit = _limit(floor, *(sum(capacity_by_placement(items, counted).values()) for items in (running, target)))
     seconds = durations or StepSeconds()
     free = at_once(steps, running, resident or (lambda item: False))
     seen = views(steps, running, capacity=counted, durations=seconds, free=free)
@@ -211,7 +211,7 @@ def jobs_of(
     PlanError if `target` is on a device that is not there or cannot exist on one."""
     shapes = {device.device: device for device in devices if device.layouts}
     names = sorted({item.placement.device for item in (*running, *target)})
-    found: list[Job] = []
+    jobs: list[Job] = []
     for name in names:
         old = [item for item in running if item.placement.device == name]
         new = [item for item in target if item.placement.device == name]
@@ -220,10 +220,10 @@ def jobs_of(
             if new:
                 raise PlanError(f"there is no device {name} to run {new[0].variant} on")
             destroyed = tuple(_places(old).values())
-            found.append(Job(name, leaving=_sorted(old), destroyed=destroyed, lost=True))
+            jobs.append(Job(name, leaving=_sorted(old), destroyed=destroyed, lost=True))
         else:
-            found.extend(_Device(shape, old, new, beside).jobs())
-    return found
+            jobs.extend(_Device(shape, old, new, beside).jobs())
+    return jobs
 
 
 class _Device:
@@ -271,21 +271,21 @@ class _Device:
     def _tied(self) -> list[tuple[set[str], set[str]]]:
         """Return the ids of placements whose workers have to leave before others come, with those of these, connected
         by overlap."""
-        found: list[tuple[set[str], set[str]]] = []
+        tied: list[tuple[set[str], set[str]]] = []
         for item in self._coming:
             here = [other for other in self._leaving if _overlap(other.placement, item.placement)]
             here += [other for other in self._common if other.placement == item.placement]
             if all(self._beside(other, item) for other in here):
                 continue
             old, new = {other.placement.id for other in here}, {item.placement.id}
-            for joined in [part for part in found if part[0] & old or part[1] & new]:
-                found.remove(joined)
+            for joined in [part for part in tied if part[0] & old or part[1] & new]:
+                tied.remove(joined)
                 old, new = old | joined[0], new | joined[1]
-            found.append((old, new))
-        return found
+            tied.append((old, new))
+        return tied
 
     def _instances(self) -> Iterator[Job]:
-        """Yield the jobs that make and unmake instances."""
+        """Yield the jobs that make and remove instances."""
         groups = self._groups()
         tied_old = {key for old, _ in groups for key in old}
         tied_new = {key for _, new in groups for key in new}
@@ -412,7 +412,7 @@ class _Rounds:
         )
         self._low = self._lowest()
 
-    def planned(self) -> list[_Round]:
+    def plan_rounds(self) -> list[_Round]:
         """Return the rounds; the last is for what leaves at the end."""
         if not (self._lost or self._first or self._last or self._exchanges):
             return []
@@ -494,7 +494,7 @@ class _Steps:
         return self._steps
 
     def _route(self, leaving: Sequence[Assignment]) -> None:
-        """Route to all that is ready, but for what leaves now."""
+        """Route to all that is ready, except what leaves now."""
         stays = list((Counter(self._routed) - Counter(leaving)).elements())
         after = sorted((*stays, *self._ready), key=order)
         if after and after != self._routed:
@@ -515,11 +515,11 @@ class _Steps:
 def _ranks(items: Iterable[Assignment]) -> list[list[Assignment]]:
     """Return the first of `items` at each placement, then the second of each, and so on."""
     seen: Counter[str] = Counter()
-    found: list[list[Assignment]] = []
+    ranks: list[list[Assignment]] = []
     for item in sorted(items, key=order):
         rank = seen[item.placement.id]
         seen[item.placement.id] += 1
-        if rank == len(found):
-            found.append([])
-        found[rank].append(item)
-    return found
+        if rank == len(ranks):
+            ranks.append([])
+        ranks[rank].append(item)
+    return ranks

@@ -10,8 +10,8 @@ oracle:alike     the same, all devices of a kind alike
 **From the paper** (arXiv 2304.09781): the objective f = L dCarbon - (1 - L) dAccuracy subject to p95 <= SLA; the graph
 of variants and slice types and its edit distance; the annealing; the names and what BASE, CO2OPT, BLOVER and ORACLE
 are; FIFO to any idle worker.  **From the public artifact**, as far as the paper's text does not say: the distance
-of 4, temperatures (100 to 10 by 5), K = 1e-4, 5 looks without a better one or 10 new ones (20 in another of its
-versions), and that a search begins at what runs.  From it alone, and in `clover-artifact` alone: every GPU alike,
+of 4, temperatures (100 to 10 by 5), K = 1e-4, 5 configurations without a better one or 10 new ones (20 in another of
+its versions), and that a search begins at what runs.  From it alone, and in `clover-artifact` alone: every GPU alike,
 neighbours by drawing from the raw space up to 400 times, the score times SLA / p95, L = 0.1 if none is configured.
 
 **Ours**, in all of them:

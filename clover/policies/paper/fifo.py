@@ -1,21 +1,21 @@
 """What the paper's router would do with a configuration, and what the same shares do in ours.
 
-**Shares.**  The paper hands every request to any idle worker, first come first served: the traffic of a variant is not
-chosen, it follows from the configuration.  `Fifo` computes it.  If workers keep up with the load one row at
-a time it is the queueing model of `clover._native.queueing`: the product form "pf" for at most `FEW` workers, the mean
-field "mf" above.  (pf is within a point at any size that was checked, but slow for many workers; mf is off by up to
-five points for few.)  If workers only keep up in batches all of them are always busy, so that each takes rows at its
-own speed: the batch is the least that carries the load, the same for all (they take from one queue), interpolated
-between measured sizes.  Both agree where the one ends and the other begins.
+**Shares.**  The paper hands every request to any idle worker, first come first served.  So the traffic of a variant is
+not chosen: it follows from the configuration, and `Fifo` computes it.  If workers keep up with the load one row at a
+time, it is the queueing model of `clover._native.queueing`: the product form "pf" for at most `FEW` workers, the mean
+field "mf" above.  (pf was within a point at every size checked, but is slow for many workers; mf is off by up to five
+points for few.)  If workers only keep up in batches, all of them are always busy, so each takes rows at its own speed.
+The batch is then the least that carries the load, the same for all (they take from one queue), interpolated between
+measured sizes.  Both agree where the one ends and the other begins.
 
-**What is predicted.**  Our router deals these shares by quota and batches each variant in a lane of its own, so energy,
+**Prediction.**  Our router deals these shares by quota and batches each variant in a lane of its own.  So energy,
 accuracy, utilisation and p95 are those of the quota lanes (`planning.packing.evaluation.predict`), not those of the
-paper's queue. Energies are active joules, as everywhere in planning: the paper counts idle power in, which is the same
+paper's queue.  Energies are active joules, as everywhere in planning; the paper includes idle power, which is the same
 for all its plans.
 
-**Two lengths of play.**  p95 comes from playing lanes.  A plan is judged by the planner's own play; a search looks at
-its many configurations through plays of `ROWS` rows, ten times cheaper and off by some percent.  (The artifact looks
-through 1,000 requests of live traffic.)
+**Two lengths of play.**  p95 comes from playing lanes.  A plan is judged by the planner's own play.  A search scores
+its many configurations by plays of `ROWS` rows, ten times cheaper and off by some percent.  (The artifact scores them
+by 1,000 requests of live traffic.)
 
 Closed forms are arrays with one row a configuration, because an oracle weighs thousands of them at once.
 """
@@ -273,7 +273,7 @@ class Fifo:
 
     # --- p95 ----------------------------------------------------------------------------------------------------------
 
-    def glanced_p95_ms(self, counts: Counts, shares: Floats) -> float:
+    def glance_p95_ms(self, counts: Counts, shares: Floats) -> float:
         """Return p95 of one configuration by short plays; `UNBOUNDED_MS` if a lane cannot keep up."""
         lanes = lanes_of(self.problem, self.configuration(counts))
         parts = []
@@ -283,7 +283,7 @@ class Fifo:
                 return UNBOUNDED_MS
             step = math.ceil(math.log(max(self.problem.rate * share, 1e-3)) / _RATE_STEP - 1e-9)
             rate = min(math.exp(step * _RATE_STEP), _STABLE * lane.capacity)
-            parts.append((share, _glanced(lane.workers, rate, round(max(0.05, share) * 20) / 20)))
+            parts.append((share, _glance(lane.workers, rate, round(max(0.05, share) * 20) / 20)))
         return min(UNBOUNDED_MS, mixture_p95_ms(parts))
 
     def candidate(self, counts: Counts, forms: ClosedForms, row: int, p95_ms: float | None = None) -> Candidate:
@@ -329,7 +329,7 @@ class Fifo:
 
 
 @lru_cache(maxsize=16384)
-def _glanced(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
+def _glance(workers: tuple[Service, ...], rate: float, share: float) -> Floats:
     return quantiles(play(workers, _arrivals(share) / rate)[_WARM_UP:] * 1e3 + workers[0].front_ms, _QUANTILES)
 
 
@@ -340,6 +340,6 @@ def _arrivals(share: float) -> Floats:
     return np.cumsum(gaps)
 
 
-def stacked(rows: Sequence[Counts]) -> Counts:
+def stack(rows: Sequence[Counts]) -> Counts:
     """Return rows of counts as one array."""
     return np.array(rows, dtype=np.int64)

@@ -1,6 +1,6 @@
 """The configuration graph: which deals of variants to slices a device allows, and which of them are neighbours.
 
-A *deal* is the configuration of one device: a layout with a variant on each of its slices, of which only the counts
+A *deal* is the configuration of one device: a layout with a variant on each of its slices.  Only its counts
 {(variant, profile): number} matter.  Those counts are the paper's graph (variants on one side, slice types on the
 other, the counts as weights of the edges), and the distance of two graphs is the sum of the differences of their
 weights.  An A100 and four variants have 1,282 deals.
@@ -77,7 +77,7 @@ class PaperFleet:
             total += unit.times * unit.deals.counts[deal]
         return total
 
-    def drawn(self, rng: Random) -> tuple[tuple[int, ...], Counts]:
+    def draw_raw(self, rng: Random) -> tuple[tuple[int, ...], Counts]:
         """Return a point of the raw space: each unit draws a layout, and then a variant for each of its slices."""
         code: list[int] = []
         total = np.zeros(len(self.keys), dtype=np.int64)
@@ -93,26 +93,26 @@ class PaperFleet:
         by_device: dict[str, list[Assignment]] = {}
         for item in state.running:
             by_device.setdefault(item.placement.device, []).append(item)
-        found = []
+        deals = []
         for unit in self.units:
             rows = {self._row(by_device.get(device.device, ())) for device in unit.devices}
             deal = unit.deals.number.get(rows.pop()) if len(rows) == 1 else None
             if deal is None:
                 return None
-            found.append(deal)
-        return tuple(found)
+            deals.append(deal)
+        return tuple(deals)
 
     def base(self, problem: Problem) -> At:
         """Return BASE: the best variant on whole devices; if it was not measured there, the first deal."""
-        found = []
+        deals = []
         for unit in self.units:
             row = np.zeros(len(self.keys), dtype=np.int64)
             for placement in whole(unit.devices[0]):
                 key = (problem.best, placement.profile)
                 if key in self.keys:
                     row[self.keys.index(key)] += 1
-            found.append(unit.deals.number.get(row.tobytes(), 0))
-        return tuple(found)
+            deals.append(unit.deals.number.get(row.tobytes(), 0))
+        return tuple(deals)
 
     def _row(self, items: Sequence[Assignment]) -> bytes:
         row = np.zeros(len(self.keys), dtype=np.int64)
@@ -152,11 +152,11 @@ def raw_layouts(device: DeviceShape, fits: dict[str, tuple[str, ...]]) -> tuple[
 @lru_cache(maxsize=16)
 def _deals(multisets: tuple[Profiles, ...], raw: tuple[tuple[str, ...], ...], fits: Fits, keys: Keys) -> Deals:
     fitted = dict(fits)
-    found = configurations_of(((multisets, 1),), fitted, limit=FULL)
-    counts = np.zeros((len(found), len(keys)), dtype=np.int64)
+    configurations = configurations_of(((multisets, 1),), fitted, limit=FULL)
+    counts = np.zeros((len(configurations), len(keys)), dtype=np.int64)
     layouts = Counter(tuple(sorted(Counter(profiles).items())) for profiles in raw)
-    chance = np.zeros(len(found))
-    for row, configuration in enumerate(found):
+    chance = np.zeros(len(configurations))
+    for row, configuration in enumerate(configurations):
         held: Counter[str] = Counter()
         ways = 1.0
         for group in configuration:
@@ -182,14 +182,14 @@ def neighbour(fleet: PaperFleet, centre: At, rng: Random) -> At:
     """Return a random neighbour if devices are free: another deal of one device, and if that is near enough that
     two devices may change, every other time another deal of a second one.  `centre` itself if there is none."""
     first = rng.below(len(fleet.units))
-    moved, left = _moved(fleet, centre, first, RADIUS, rng)
+    moved, left = _move(fleet, centre, first, RADIUS, rng)
     if left < 2 or len(fleet.units) < 2 or rng.below(2):
         return moved
     second = (first + 1 + rng.below(len(fleet.units) - 1)) % len(fleet.units)
-    return _moved(fleet, moved, second, left, rng)[0]
+    return _move(fleet, moved, second, left, rng)[0]
 
 
-def drawn_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
+def draw_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Random) -> tuple[At | None, bool]:
     """Return what comes of drawing a layout and a variant for each slice until an unseen neighbour comes up, and
     whether one did within `TRIES`; else an unseen deal, near or not, and None if all were seen.
 
@@ -216,7 +216,7 @@ def drawn_neighbour(fleet: PaperFleet, centre: At, seen: Collection[At], rng: Ra
     return moved(int(allowed[min(at, len(allowed) - 1)])), met
 
 
-def _moved(fleet: PaperFleet, at: At, unit: int, radius: int, rng: Random) -> tuple[At, int]:
+def _move(fleet: PaperFleet, at: At, unit: int, radius: int, rng: Random) -> tuple[At, int]:
     """Return `at` with another deal of one unit within `radius`, and how much of the radius is left."""
     away = fleet.units[unit].deals.distances(at[unit])
     inside = np.nonzero((away <= radius) & (away > 0))[0]

@@ -1,11 +1,11 @@
 """ORACLE: the best f at the load and the intensity of the moment, as a search that costs nothing would find it.
 
 The artifact's oracle is an exhaustive run over the deals of one GPU (its layouts, and variants for their slices), with
-every GPU alike.  `best_of` does that on the model: it computes f of every configuration in closed form, and then p95 in
-descending order of f until one keeps the latency target, which is the best that does.
+every GPU alike.  `best_of` does that on the model.  It computes f of every configuration in closed form, and then p95
+in descending order of f, until one keeps the latency target: no other that keeps it has a better f.
 
 If each device may have a deal of its own, a fleet has far too many configurations (4 x 10^12 for ten A100s).  Up to
-`SMALL` they are all weighed; above that `climbed` starts at the best with all devices alike, and improves it device by
+`SMALL` they are all weighed.  Above that `climb` starts at the best with all devices alike, and improves it device by
 device.  That is good, and not proven to be best.
 """
 
@@ -22,16 +22,16 @@ import numpy as np
 from clover.errors import PlanError
 from clover.planning.model.problem import fitting
 from clover.planning.packing.candidates import Kinds, configurations_of, kinds_of
-from clover.policies.paper.fifo import Counts, Fifo, Keys, stacked
+from clover.policies.paper.fifo import Counts, Fifo, Keys, stack
 from clover.policies.paper.fleet import FULL, At, Fits, PaperFleet
-from clover.policies.paper.walk import Trial, look
+from clover.policies.paper.walk import Trial, evaluate
 from clover.types import Candidate
 
 SMALL = 5_000
 _ALTERNATIVES = 4  # feasible runners-up that a plan shows
 _ASKED = 300  # configurations whose p95 is simulated, at most
 _MARGIN = 1.15  # a short simulation that misses the SLO by a larger factor is not repeated at length
-_LEAST_BAD = 12  # configurations looked at by each measure if none keeps the SLO
+_LEAST_BAD = 12  # configurations tried by each measure if none keeps the SLO
 _ROUNDS = 3  # of a climb
 _VERIFIED = 4  # steps of climbs that are simulated at length
 _TRIED = 12  # configurations whose p95 is simulated in one round of a climb
@@ -60,7 +60,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
     asked = chosen = 0
     for row in order[:_ASKED]:
         asked += 1
-        p95_ms = fifo.glanced_p95_ms(rows[row], forms.shares[row])
+        p95_ms = fifo.glance_p95_ms(rows[row], forms.shares[row])
         if best is None and p95_ms <= _MARGIN * slo_ms:
             longer = fifo.candidate(rows[row], forms, row)
             if longer.feasible:
@@ -72,7 +72,7 @@ def best_of(fifo: Fifo, rows: Counts) -> Best:
     if best is not None:
         ranked = sorted(others, key=lambda item: (not item.feasible, -item.score))
         return Best([best, *ranked], asked, len(rows), True, chosen)
-    looks = sorted(((look(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
+    looks = sorted(((evaluate(fifo, rows[row]), row) for row in _least_bad(fifo, rows)), key=lambda item: item[0].rank)
     least, chosen = looks[0]
     longer = fifo.candidate(least.counts, least.forms, 0)
     rest = [item.candidate for item, _ in looks[1:]]
@@ -99,7 +99,7 @@ def alike(fleet: PaperFleet) -> Counts:
         )
     if len(sizes) == 1:
         return fleet.units[0].times * fleet.units[0].deals.counts
-    return stacked([fleet.counts(at) for at in itertools.product(*map(range, sizes))])
+    return stack([fleet.counts(at) for at in itertools.product(*map(range, sizes))])
 
 
 def every(fifo: Fifo) -> Counts | None:
@@ -129,15 +129,15 @@ def best_free(fifo: Fifo, kinds: PaperFleet, fleet: PaperFleet, running: At | No
         sizes = [len(unit.deals.counts) for unit in kinds.units]
         at = tuple(int(deal) for deal in np.unravel_index(known.row, sizes))
     except PlanError:  # several kinds with too many deals together: kind by kind first
-        at = climbed(fifo, kinds, kinds.base(fifo.problem))[-1].at
+        at = climb(fifo, kinds, kinds.base(fifo.problem))[-1].at
     spread = tuple(deal for unit, deal in zip(kinds.units, at, strict=True) for _ in range(unit.times))
     others = [] if known is None else known.candidates
     best = others[0] if others else None
-    steps = climbed(fifo, fleet, spread)
+    steps = climb(fifo, fleet, spread)
     if running is not None:
-        standing = look(fifo, fleet.counts(running))
+        standing = evaluate(fifo, fleet.counts(running))
         if standing.candidate.feasible and standing.rank < steps[0].look.rank:
-            steps += climbed(fifo, fleet, running)
+            steps += climb(fifo, fleet, running)
     steps.sort(key=lambda step: step.look.rank)
     for step in steps[:_VERIFIED]:
         candidate = step.look.candidate
@@ -166,13 +166,13 @@ class ClimbStep:
     look: Trial
 
 
-def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
+def climb(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
     """Return the steps of a climb from `start`, which is the first; each is better than the one before.
 
     A step takes the best new deal of one unit that keeps the limits, and gives it to as many of the units that are
     equal to that one as makes f better still.
     """
-    at, here = start, look(fifo, fleet.counts(start))
+    at, here = start, evaluate(fifo, fleet.counts(start))
     way = [ClimbStep(at, here)]
     for _ in range(_ROUNDS):
         standing = _standing(fleet, at)
@@ -188,7 +188,7 @@ def climbed(fifo: Fifo, fleet: PaperFleet, start: At) -> list[ClimbStep]:
             break
         like, deal = moves[one[0]]
         ways = [_given(at, like[:number], deal) for number in range(1, len(like) + 1)]
-        more = _better(fifo, stacked([fleet.counts(item) for item in ways]), one[1])
+        more = _better(fifo, stack([fleet.counts(item) for item in ways]), one[1])
         at, here = (ways[0], one[1]) if more is None else (ways[more[0]], more[1])
         way.append(ClimbStep(at, here))
     return way
@@ -201,18 +201,18 @@ def _better(fifo: Fifo, rows: Counts, than: Trial) -> tuple[int, Trial] | None:
     hopeful = (forms.utilisation <= fifo.objective.max_utilisation + 1e-9) & ~forms.late & (forms.score > least)
     order = [row for row in np.argsort(-forms.score, kind="stable").tolist() if hopeful[row]]
     for row in order[:_TRIED]:
-        found = look(fifo, rows[row])
-        if found.candidate.feasible and found.candidate.score > least:
-            return row, found
+        trial = evaluate(fifo, rows[row])
+        if trial.candidate.feasible and trial.candidate.score > least:
+            return row, trial
     return None
 
 
 def _standing(fleet: PaperFleet, at: At) -> list[list[int]]:
     """Return units that may be exchanged for one another: of one kind, and with the same deal."""
-    found: dict[tuple[int, int, int], list[int]] = {}
+    rows_by_key: dict[tuple[int, int, int], list[int]] = {}
     for number, (unit, deal) in enumerate(zip(fleet.units, at, strict=True)):
-        found.setdefault((id(unit.deals), unit.times, deal), []).append(number)
-    return list(found.values())
+        rows_by_key.setdefault((id(unit.deals), unit.times, deal), []).append(number)
+    return list(rows_by_key.values())
 
 
 def _given(at: At, units: Sequence[int], deal: int) -> At:

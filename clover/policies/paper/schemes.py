@@ -11,10 +11,10 @@ from clover.errors import PlanError
 from clover.planning.model.objective import Objective, PlanningInput
 from clover.planning.model.problem import Problem
 from clover.planning.search.configurations import SearchResult
-from clover.policies.paper.fifo import Fifo, stacked
+from clover.policies.paper.fifo import Fifo, stack
 from clover.policies.paper.fleet import At, PaperFleet, fleet_of
 from clover.policies.paper.oracle import Best, alike, best_free, best_of, every
-from clover.policies.paper.walk import Walk, annealed, punished, punished_as_artifact, wandered
+from clover.policies.paper.walk import Walk, anneal, punish, punish_as_artifact, wander
 from clover.policies.plans import plan_of
 from clover.types import Candidate, DeviceShape, GroupCount, Placement, Plan, State
 
@@ -29,12 +29,12 @@ class CloverPolicy:
     name = "clover"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
+        """Return the best configuration that the search tried; PlanError if the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
-        walk = annealed(fifo, fleet, start, _random(state), punished, drawn=False, known=known)
-        return _walked(state, fifo, walk, self.name, "simulated annealing over the configuration graph")
+        walk = anneal(fifo, fleet, start, _random(state), punish, drawn=False, known=known)
+        return _walk_plan(state, fifo, walk, self.name, "simulated annealing over the configuration graph")
 
 
 class CloverArtifactPolicy:
@@ -44,13 +44,13 @@ class CloverArtifactPolicy:
     name = "clover-artifact"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
+        """Return the best configuration that the search tried; PlanError if the devices run nothing measured."""
         fifo = _fifo(state, ARTIFACT_LAMBDA)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=True)
         start, known = _start(state, fifo.problem, fleet)
-        walk = annealed(fifo, fleet, start, _random(state), punished_as_artifact, drawn=True, known=known)
+        walk = anneal(fifo, fleet, start, _random(state), punish_as_artifact, drawn=True, known=known)
         words = "simulated annealing over the configuration graph of one device, all alike, with the artifact's penalty"
-        return _walked(state, fifo, walk, self.name, words)
+        return _walk_plan(state, fifo, walk, self.name, words)
 
 
 class BloverPolicy:
@@ -59,12 +59,12 @@ class BloverPolicy:
     name = "blover"
 
     def propose(self, state: State) -> Plan:
-        """Return the best configuration that the search looked at; PlanError if the devices run nothing measured."""
+        """Return the best configuration that the search tried; PlanError if the devices run nothing measured."""
         fifo = _fifo(state)
         fleet = fleet_of(fifo.problem, fifo.keys, alike=False)
         start, known = _start(state, fifo.problem, fleet)
-        walk = wandered(fifo, fleet, start, _random(state), known=known)
-        return _walked(state, fifo, walk, self.name, "random search over layouts and variants")
+        walk = wander(fifo, fleet, start, _random(state), known=known)
+        return _walk_plan(state, fifo, walk, self.name, "random search over layouts and variants")
 
 
 class Co2OptPolicy:
@@ -83,7 +83,7 @@ class Co2OptPolicy:
         configuration = tuple(
             GroupCount(variant=first, profile=profile, count=number) for profile, number in sorted(counts.items())
         )
-        rows = stacked([fifo.counts(configuration)])
+        rows = stack([fifo.counts(configuration)])
         chosen = fifo.candidate(rows[0], fifo.closed_forms(rows), 0)
         return _plan(state, fifo, Best([chosen], 1, 1, True), self.name, f"{first} on the smallest slices everywhere")
 
@@ -114,7 +114,7 @@ class OraclePolicy:
 def _fifo(state: State, lam: float | None = None) -> Fifo:
     """Return the problem under the paper's objective, whatever form is configured.  `lam`: L if none is
     configured."""
-    given = PlanningInput.of(state)
+    given = PlanningInput.from_state(state)
     objective = replace(given.objective, form="paper")
     if lam is not None and state.objective.lam is None:
         objective = replace(objective, lam=lam)
@@ -142,8 +142,8 @@ def _smallest(problem: Problem, device: DeviceShape, variant: str) -> tuple[Plac
     return min(fitting, key=lambda layout: (-len(layout), sum(item.slices for item in layout)), default=())
 
 
-def _walked(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Plan:
-    candidates = walk.found()
+def _walk_plan(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Plan:
+    candidates = walk.rank()
     best = Best(candidates, walk.times, walk.times, True)
     return _plan(state, fifo, best, policy, f"{words}, on a model instead of live traffic")
 
@@ -151,15 +151,15 @@ def _walked(state: State, fifo: Fifo, walk: Walk, policy: str, words: str) -> Pl
 def _plan(state: State, fifo: Fifo, best: Best, policy: str, words: str) -> Plan:
     """Return the plan of the first candidate.  What is below the accuracy floor, which the paper does not know, is
     marked, and the bound leaves the floor out as well."""
-    candidates = tuple(_marked(item, fifo.objective) for item in best.candidates[:_SHOWN])
-    found = SearchResult(candidates[0], candidates, best.evaluated, best.total, best.complete)
+    candidates = tuple(_mark_infeasible(item, fifo.objective) for item in best.candidates[:_SHOWN])
+    result = SearchResult(candidates[0], candidates, best.evaluated, best.total, best.complete)
     how = fifo.model(fifo.counts(candidates[0].configuration))
     note = f"{words}; shares as FIFO to any idle worker has them ({how})"
     free = replace(fifo.objective, planned_floor=0.0)
-    return plan_of(state, fifo.problem, fifo.objective, found, policy=policy, note=note, bounded=free)
+    return plan_of(state, fifo.problem, fifo.objective, result, policy=policy, note=note, bounded=free)
 
 
-def _marked(candidate: Candidate, objective: Objective) -> Candidate:
+def _mark_infeasible(candidate: Candidate, objective: Objective) -> Candidate:
     if not candidate.feasible or candidate.prediction.accuracy >= objective.accuracy_floor - 1e-9:
         return candidate
     why = f"accuracy {candidate.prediction.accuracy:.2f} % is below the floor of {objective.accuracy_floor:.2f} %"

@@ -1,24 +1,24 @@
 """The paper's two searches: simulated annealing over the configuration graph, and random search over the raw space.
 
-Both look at one configuration after the other, the one that runs first (if nothing runs, BASE), and stop once they
-know a configuration that holds the latency target and
+Both score one configuration after the other, beginning with the one that runs (if nothing runs, BASE).  They stop once
+they know a configuration that holds the latency target and
 
  - `NO_BETTER` in a row were no better than the best, or
- - `NEW` new ones were looked at, or
+ - `NEW` new ones were scored, or
  - no new neighbour is found.
 
-While nothing has held they continue, here up to `GIVE_UP` looks (the artifact has no such end).  What is remembered
-from hour to hour in the artifact is not remembered here: a policy sees one state and no other.
+While nothing has held they continue, here up to `GIVE_UP` configurations (the artifact has no such end).  The artifact
+remembers scores from hour to hour; a policy here sees one state and no other.
 
-**Annealing.**  The centre moves to what was looked at with probability exp((new - centre) / (K T)), always if it is
-better; T falls from 100 by 5 a look down to 10.  Scores that break the latency target are changed first, and there the
-two versions part:
+**Annealing.**  The centre moves to the configuration just scored with probability exp((new - centre) / (K T)), always
+if it is better.  T falls from 100 by 5 each time, down to 10.  Scores that break the latency target are changed first,
+and there the two versions part:
 
- - `punished`: a broken target always lowers the score, the more the later p95 is;
- - `punished_as_artifact`: the score times SLO / p95.  **That is a fault**: if the score is negative, and it mostly
-   is if accuracy weighs more than carbon, the product is *closer to zero*, so that the worse a configuration breaks
-   the target the better it looks, and an overloaded one looks best of all.  It misleads the centre only: the best is
-   chosen among those that hold.
+ - `punish`: a broken target always lowers the score, the more the later p95 is;
+ - `punish_as_artifact`: the score times SLO / p95.  **That is a fault.**  If the score is negative, and it mostly is if
+   accuracy weighs more than carbon, the product is *closer to zero*.  So the worse a configuration breaks the target,
+   the better it looks, and an overloaded one looks best of all.  This misleads the centre only: the best is chosen
+   among configurations that hold.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from dataclasses import dataclass
 
 from clover._native.random import Random
 from clover.planning.packing.evaluation import UNBOUNDED_MS
-from clover.policies.paper.fifo import ClosedForms, Counts, Fifo, stacked
-from clover.policies.paper.fleet import TRIES, At, PaperFleet, drawn_neighbour, neighbour
+from clover.policies.paper.fifo import ClosedForms, Counts, Fifo, stack
+from clover.policies.paper.fleet import TRIES, At, PaperFleet, draw_neighbour, neighbour
 from clover.types import Candidate
 
 NO_BETTER = 5
@@ -44,21 +44,21 @@ Penalty = Callable[[float, float, float], float]
 """From score, p95 and SLO (both milliseconds) to the score that moves the centre."""
 
 
-def punished(score: float, p95_ms: float, slo_ms: float) -> float:
+def punish(score: float, p95_ms: float, slo_ms: float) -> float:
     """Return the score, lower the more p95 exceeds the SLO."""
     if p95_ms <= slo_ms:
         return score
     return score * slo_ms / p95_ms if score > 0.0 else score * p95_ms / slo_ms
 
 
-def punished_as_artifact(score: float, p95_ms: float, slo_ms: float) -> float:
+def punish_as_artifact(score: float, p95_ms: float, slo_ms: float) -> float:
     """Return the artifact's: **rewards** a broken SLO if the score is negative."""
     return score if p95_ms <= slo_ms else score * slo_ms / p95_ms
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration that was looked at through a short play."""
+    """A configuration that was scored by a short play."""
 
     counts: Counts
     forms: ClosedForms
@@ -88,11 +88,11 @@ class Walk:
     def __contains__(self, counts: Counts) -> bool:
         return counts.tobytes() in self._looks
 
-    def look(self, counts: Counts) -> Trial:
-        """Look at a configuration."""
+    def evaluate(self, counts: Counts) -> Trial:
+        """Score a configuration."""
         key = counts.tobytes()
         if key not in self._looks:
-            self._looks[key] = look(self._fifo, counts)
+            self._looks[key] = evaluate(self._fifo, counts)
         found = self._looks[key]
         self.times += 1
         self._new += 1
@@ -103,15 +103,15 @@ class Walk:
             self._without += 1
         return found
 
-    def over(self, *, exhausted: bool = False) -> bool:
+    def should_stop(self, *, exhausted: bool = False) -> bool:
         """Return whether a stop rule says so."""
         if self._best is None:
             return self.times >= GIVE_UP
         return exhausted or self._without >= NO_BETTER or self._new >= NEW
 
-    def found(self) -> list[Candidate]:
-        """Return the best of all looks, as the planner's own play expects it, and the others as they were looked at.
-        If the longer play takes back that the best holds the next best is taken, and so on for a few."""
+    def rank(self) -> list[Candidate]:
+        """Return the best of all that were scored, as the planner's own play expects it, and the others as they were
+        scored.  If the longer play takes back that the best holds the next best is taken, and so on for a few."""
         ranked = sorted(self._looks.values(), key=lambda item: item.rank)
         best: Candidate | None = None
         for item in ranked[:_VERIFIED]:
@@ -121,14 +121,14 @@ class Walk:
             best = longer if best is None or longer.feasible else best
             if longer.feasible:
                 break
-        assert best is not None  # every walk looks at its start
+        assert best is not None  # every walk scores its start
         return [best, *(item.candidate for item in ranked if item.candidate.configuration != best.configuration)]
 
 
-def look(fifo: Fifo, counts: Counts) -> Trial:
+def evaluate(fifo: Fifo, counts: Counts) -> Trial:
     """Try one configuration by a short play."""
-    forms = fifo.closed_forms(stacked([counts]))
-    p95_ms = fifo.glanced_p95_ms(counts, forms.shares[0])
+    forms = fifo.closed_forms(stack([counts]))
+    p95_ms = fifo.glance_p95_ms(counts, forms.shares[0])
     return Trial(counts, forms, fifo.candidate(counts, forms, 0, p95_ms))
 
 
@@ -137,7 +137,7 @@ def moves(centre: float, new: float, temperature: float, rng: Random) -> bool:
     return new >= centre or rng.uniform() <= math.exp((new - centre) / (K * temperature))
 
 
-def annealed(
+def anneal(
     fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, penalty: Penalty, *, drawn: bool, known: bool
 ) -> Walk:
     """Return the walk of simulated annealing from `start`.  `drawn`: neighbours come up as the artifact draws them."""
@@ -147,13 +147,13 @@ def annealed(
     standing, temperature = -math.inf, HOT
     while True:
         seen.add(at)
-        candidate = walk.look(fleet.counts(at)).candidate
+        candidate = walk.evaluate(fleet.counts(at)).candidate
         worth = penalty(candidate.score, candidate.prediction.p95_ms, fifo.objective.slo_ms)
         if moves(standing, worth, temperature, rng):
             centre, standing = at, worth
         temperature = max(COLD, temperature - COOLING)
-        following, met = drawn_neighbour(fleet, centre, seen, rng) if drawn else _next(fleet, centre, walk, rng)
-        if walk.over(exhausted=not met) or following is None:
+        following, met = draw_neighbour(fleet, centre, seen, rng) if drawn else _next(fleet, centre, walk, rng)
+        if walk.should_stop(exhausted=not met) or following is None:
             return walk
         at = following
 
@@ -166,20 +166,20 @@ def _next(fleet: PaperFleet, centre: At, walk: Walk, rng: Random) -> tuple[At | 
     return None, False
 
 
-def wandered(fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, *, known: bool) -> Walk:
+def wander(fifo: Fifo, fleet: PaperFleet, start: At, rng: Random, *, known: bool) -> Walk:
     """Search the raw space at random: every device draws a layout and then a variant for each of its
     slices."""
     walk = Walk(fifo, known=known)
     seen: set[tuple[object, ...]] = set()
     counts = fleet.counts(start)
     while True:
-        walk.look(counts)
+        walk.evaluate(counts)
         for _ in range(TRIES):
-            code, counts = fleet.drawn(rng)
+            code, counts = fleet.draw_raw(rng)
             if code not in seen:
                 break
         else:
             return walk
         seen.add(code)
-        if walk.over():
+        if walk.should_stop():
             return walk

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clover.planning.cascade.evaluation import energy_j, played_ms, wait_of
+from clover.planning.cascade.evaluation import energy_j, play_latencies_ms, wait_of
 from clover.planning.model.problem import accuracies, is_shared, services_of
-from clover.planning.model.queueing import Lane, Service, batched, lane_of, latencies_ms, mixture_p95_ms
+from clover.planning.model.queueing import Lane, Service, lane_of, latencies_ms, mixture_p95_ms, play_batches
 from clover.planning.model.sharing import SharedPool, pool_of
 from clover.types import ChainPoint, Configuration, FamilyProfile, Routing
 
@@ -194,7 +194,7 @@ class FleetModel:
             most = 1.0 / pool.utilisation(point.reach)
         done = min(rate, _FULL * most)
         wait_ms = wait_of(point.chain, routing)
-        latencies = played_ms(pool or tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
+        latencies = play_latencies_ms(pool or tuple(lane.workers for lane in stages), done, point.reach, wait_ms)
         watts = done * energy_j(pool or stages, done, point.reach, wait_ms)
         asked = [done * part for part in point.reach]
         alone, sizes = _alone(pool, stages, asked)
@@ -236,7 +236,7 @@ def _alone(
 def _lane(lane: Lane, rate: float, share: float, largest: int, wait_ms: float) -> tuple[float, float, Floats]:
     """Return joules a row, rows a batch and latencies (ms) of a lane."""
     if largest or wait_ms:
-        played = batched(lane, rate, share, largest=largest, wait_ms=wait_ms)
+        played = play_batches(lane, rate, share, largest=largest, wait_ms=wait_ms)
         resting_j = lane.resting_j(rate, share, batch=played.batch, waited=wait_ms > 0.0)
         return played.energy_j_per_row + resting_j, played.batch, played.latencies_ms
     return lane.energy_j(rate, share), lane.batch(rate, share), latencies_ms(lane.workers, rate, share)

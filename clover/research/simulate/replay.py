@@ -29,7 +29,7 @@ from clover.control.state.context import Clocks
 from clover.control.state.family import Family, default_targets
 from clover.control.state.request import Targets
 from clover.errors import ConfigError
-from clover.policies.plans import chained
+from clover.policies.plans import chain_words
 from clover.research.simulate import clock
 from clover.research.simulate.families import spec_of
 from clover.research.simulate.fleet import Serving, SimulatedDevice, SimulatedFleet, simulated
@@ -252,7 +252,7 @@ class _Replay:
             awake=fleet.awake,
             deployment=fleet.words(),
             shares=fleet.routing.shares,
-            chain=chained(fleet.routing),
+            chain=chain_words(fleet.routing),
             reason=self._news(controller.context.decisions.last(family.name)),
             changes=family.changes - before[0],
             turned=family.turned - before[1],

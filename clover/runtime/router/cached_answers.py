@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from clover.accounting.account import Account
-from clover.accounting.usage import book_cached
+from clover.accounting.usage import count_cached
 from clover.config import FamilyConfig
 from clover.runtime.guard.guard import OK
 from clover.runtime.memory.answer_cache import AnswerCache, KeptAnswer
@@ -117,7 +117,7 @@ class CachedAnswers:
         if ticket.tenant is not None:
             tenant = ticket.tenant.name
             traffic.for_tenant(tenant).count(200)
-        book_cached(self._account.usage, self._state.name, tenant, rows)
+        count_cached(self._account.usage, self._state.name, tenant, rows)
 
     def keep(self, ticket: RouterTicket, now_ns: int) -> None:
         """Keep the answers of a ticket that was just answered, if they are what the plan means."""

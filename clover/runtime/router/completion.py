@@ -118,7 +118,7 @@ class Completion:
             meter.charge(batch.tenants)
         process.ended_ns = end_ns
         if status and self._retry.after_failure(batch, now_ns, by_chance=status == NO_MEMORY):
-            meter.waste(count)
+            meter.record_wasted(count)
         else:
             passed_on, audited, wasted = 0, 0, count
             escalated, audits, late, turned_away = self._settle(
@@ -134,22 +134,22 @@ class Completion:
                 state.traffic.batch(link.lane, count, escalated, busy_ns, now_ns, audits + turned_away)
                 if link.standby:
                     state.traffic.relieved_rows += answered
-                self._account.rows_done(state.name, answered)
+                self._account.count_answered(state.name, answered)
                 meter.answered += answered
                 if batch.tenants is not None:
-                    meter.note_answered(batch.tenants)
+                    meter.record_answered(batch.tenants)
                     state.traffic.record_tenants(link.lane, batch.tenants)
             if self._escalation.kept != self._kept:
                 passed_on -= self._escalation.kept - self._kept
                 self._kept = self._escalation.kept
             if passed_on or audited or abs(surplus) > _ROUNDING:
-                meter.cascaded(passed_on, audited, surplus)
+                meter.record_passed_on(passed_on, audited, surplus)
             if self._withdrawn[link.lane]:
                 paid = min(self._withdrawn[link.lane], count - audited - wasted)
                 self._withdrawn[link.lane] -= paid
                 wasted += paid
             if wasted:
-                meter.waste(wasted)
+                meter.record_wasted(wasted)
         state.lanes.forget_idle(link)
 
     def _settle(

@@ -7,7 +7,7 @@ worker, a burst is on) or was escalated in vain, it keeps the answer that it has
 from __future__ import annotations
 
 from clover.accounting import Account
-from clover.accounting.usage import book_kept
+from clover.accounting.usage import count_kept
 from clover.runtime.cascade import RoutedChain
 from clover.runtime.guard.escalation_limit import EscalationLimit
 from clover.runtime.router.audits import Audits
@@ -90,7 +90,7 @@ class Escalation:
         self._state.traffic.rows[before[-1]] += 1
         tenant = ticket.tenant.name if ticket.tenant is not None else ""
         self._state.traffic.record_tenants(before[-1], [tenant])
-        book_kept(self._account.usage, self._state.name, self._state.traffic.variants[before[-1]], tenant)
+        count_kept(self._account.usage, self._state.name, self._state.traffic.variants[before[-1]], tenant)
         self.kept += 1
         self._cut_short(ticket, ticket.chain, row, before[-1], why)
         return True

@@ -72,7 +72,7 @@ def account(slices: int = 2) -> Account:
     made = Account(pue=1.5)
     made.add_device("cpu0", slices)
     made.add_family("toy")
-    made.window(sample(0, 0.0), GRID)
+    made.close_window(sample(0, 0.0), GRID)
     return made
 
 
@@ -99,7 +99,7 @@ def test_active_energy_follows_modelled_work_and_idle_follows_slices() -> None:
     large.add(1, SECOND, SECOND)
     large.add(1, SECOND, SECOND)
     large.add(1, SECOND, SECOND)  # 2.0 J
-    book.window(sample(1, 2.0 + 5.6), GRID)
+    book.close_window(sample(1, 2.0 + 5.6), GRID)
     assert joules(book, "active") == {"small": pytest.approx(1.6), "large": pytest.approx(4.0)}
     assert joules(book, *IDLE) == {"small": pytest.approx(1.0), "large": pytest.approx(1.0)}
     of_large = book.by_variant("active", *IDLE)["toy", "large", "measured"]
@@ -112,14 +112,14 @@ def test_workers_of_one_placement_share_its_slices_and_nobodys_slices_are_told_a
     book = account(slices=4)
     book.attach(meter("small", slices=2))
     book.attach(meter("large", slices=2))
-    book.window(sample(1, 2.0), GRID)
+    book.close_window(sample(1, 2.0), GRID)
     assert joules(book, *IDLE) == {"small": pytest.approx(0.5), "large": pytest.approx(0.5)}
     assert book.devices()["cpu0"]["unowned_j"] == pytest.approx(1.0)
 
 
 def test_energy_of_nobody_is_unattributed() -> None:
     book = account()
-    book.window(sample(1, 7.0), GRID)
+    book.close_window(sample(1, 7.0), GRID)
     assert book.devices()["cpu0"]["unattributed_j"] == pytest.approx(5.0)
 
 
@@ -127,11 +127,11 @@ def test_a_measured_value_below_idle_is_carried_not_lost() -> None:
     book = account()
     worker = book.attach(meter())
     worker.add(1, SECOND, SECOND)
-    book.window(sample(1, 0.5), GRID)
+    book.close_window(sample(1, 0.5), GRID)
     assert book.devices()["cpu0"]["carried_j"] == pytest.approx(-1.5)
     assert book.totals()["active_j"] == 0.0
     worker.add(1, SECOND, SECOND)
-    book.window(sample(2, 6.5), GRID)
+    book.close_window(sample(2, 6.5), GRID)
     assert book.totals()["active_j"] == pytest.approx(2.5)
     assert book.devices()["cpu0"]["carried_j"] == 0.0
 
@@ -141,7 +141,7 @@ def test_the_last_work_of_a_worker_that_left_still_counts() -> None:
     worker = book.attach(meter())
     worker.add(1, SECOND, 3 * SECOND)
     book.detach(worker)
-    book.window(sample(1, 5.0), GRID)
+    book.close_window(sample(1, 5.0), GRID)
     assert book.totals()["active_j"] == pytest.approx(3.0)
     assert book.totals()["idle_j"] == 0.0
     assert book.cpu_seconds() == 3.0
@@ -152,8 +152,8 @@ def test_a_receipt_is_profiled_energy_times_ratio_and_the_idle_power_of_its_slic
     worker = book.attach(meter())
     for _ in range(10):
         worker.add(1, SECOND, SECOND)
-        book.rows_done("toy", 1)
-    book.window(sample(10, 20.0 + 10.0), GRID)  # 5 J modelled, 10 J measured
+        book.count_answered("toy", 1)
+    book.close_window(sample(10, 20.0 + 10.0), GRID)  # 5 J modelled, 10 J measured
     computed_j = worker.add(1, SECOND // 4, SECOND)
     assert computed_j == pytest.approx(0.5 * 2.0 + 0.25)  # one of two slices: 1 W
     receipt = book.receipt("toy", variant="small", accuracy=80.0, rows=1, computed_j=computed_j)
@@ -167,17 +167,17 @@ def test_a_receipt_is_profiled_energy_times_ratio_and_the_idle_power_of_its_slic
 def ask(book: Account, worker: WorkerMeter, busy_ns: int, tenant: str = "", rows: int = 1) -> float:
     """Have a batch of `rows` rows computed and answered: the joules in its receipt."""
     computed_j = rows * worker.add(rows, busy_ns, busy_ns)
-    book.rows_done("toy", rows)
+    book.count_answered("toy", rows)
     return book.receipt("toy", "small", 80.0, rows, computed_j, tenant).energy_j
 
 
 def test_nobody_pays_for_a_quiet_hour() -> None:
     book = account()
     worker = book.attach(meter())
-    book.window(sample(3600, 7200.0), GRID)
+    book.close_window(sample(3600, 7200.0), GRID)
     burst_j = [ask(book, worker, SECOND // 100) for _ in range(50)]
     assert burst_j == [pytest.approx(0.5 + 0.01)] * 50, "the first as the last"
-    book.window(sample(3601, 7202.0 + 25.0), GRID)
+    book.close_window(sample(3601, 7202.0 + 25.0), GRID)
     line, totals = book.devices()["cpu0"], book.totals("toy")
     assert (line["idle_j"], line["idle_no_request_j"]) == (pytest.approx(0.5), pytest.approx(3601.0 - 0.5))
     assert (totals["receipts_j"], totals["idle_no_request_j"]) == (pytest.approx(25.5), line["idle_no_request_j"])
@@ -187,10 +187,10 @@ def test_nobody_pays_for_a_quiet_hour() -> None:
 def test_a_batch_longer_than_a_window_keeps_the_idle_power_of_all_its_time() -> None:
     book = account()
     worker = book.attach(meter())
-    book.window(sample(1, 2.0), GRID)
+    book.close_window(sample(1, 2.0), GRID)
     ask(book, worker, 3 * SECOND)  # it began before the window
     for second in range(2, 10):
-        book.window(sample(second, 2.0 * second), GRID)
+        book.close_window(sample(second, 2.0 * second), GRID)
     assert book.devices()["cpu0"]["idle_j"] == pytest.approx(3.0)
     assert book.totals("toy")["idle_no_request_j"] == pytest.approx(9.0 - 3.0)
 
@@ -215,7 +215,7 @@ def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: fl
     ]  # fmt: skip
     receipts: dict[str, list[float]] = {f"tenant {number}": [] for number in range(tenants)}
     total_j, answered = 0.0, 0
-    book.window(sample(0, 0.0, 4.0), GRID)
+    book.close_window(sample(0, 0.0, 4.0), GRID)
     for second in range(1, 3601):
         due = max(int((second - 5) * rate), 0)  # nobody asks in the first seconds
         for row in range(answered, due):
@@ -225,8 +225,8 @@ def test_receipts_of_an_hour_and_what_nobody_asked_for_sum_to_the_meter(rate: fl
         clocks.server_ns += 2_000_000 + 200_000 * (due - answered)
         total_j += 4.0 + 8.0 * (0.002 + 0.0005 * (due - answered))
         answered = due
-        host.look()
-        book.window(sample(second, total_j, 4.0), GRID)
+        host.poll()
+        book.close_window(sample(second, total_j, 4.0), GRID)
     totals, line = book.totals("toy"), book.devices()["cpu0"]
     every = sorted(joules for own in receipts.values() for joules in own)
     median_mj = 1e3 * every[len(every) // 2]
@@ -255,16 +255,16 @@ def test_receipts_follow_what_a_row_takes_of_the_front_end_as_the_load_changes()
     host = book.host
     assert host is not None
     second, total_j = 0, 0.0
-    book.window(sample(0, 0.0, 0.0), GRID)
+    book.close_window(sample(0, 0.0, 0.0), GRID)
 
     def billed_j(rows: int, front_end_ns: int, seconds: int) -> float:
         nonlocal second, total_j
         for _ in range(seconds):
-            book.rows_done("toy", rows)
+            book.count_answered("toy", rows)
             clocks.server_ns += rows * front_end_ns
             second, total_j = second + 1, total_j + 8.0 * rows * front_end_ns / 1e9
-            host.look()
-            book.window(sample(second, total_j, 0.0), GRID)
+            host.poll()
+            book.close_window(sample(second, total_j, 0.0), GRID)
         return book.receipt("toy", "small", 90.0, 1, 0.0).energy_j
 
     assert billed_j(3000, 50_000, 60) == pytest.approx(8.0 * 50e-6)
@@ -289,7 +289,7 @@ def test_receipts_never_bill_more_idle_energy_than_was_drawn(steps: list[tuple[f
         for _ in range(requests if worker not in gone else 0):
             ask(book, worker, int(pause_s / 50 * SECOND))
             active_j += 0.5
-        book.window(sample(now_s, 2.0 * now_s + active_j), GRID)
+        book.close_window(sample(now_s, 2.0 * now_s + active_j), GRID)
         line, totals = book.devices()["cpu0"], book.totals("toy")
         assert -1e-9 <= float(line["idle_j"]) <= totals["idle_j"] + 1e-6
         assert float(line["idle_j"]) + totals["idle_no_request_j"] == pytest.approx(totals["idle_j"], abs=1e-6)
@@ -301,7 +301,7 @@ def test_batches_of_a_dead_worker_that_are_counted_late_keep_their_cpu_time() ->
     book.detach(worker)
     worker.add(1, SECOND, 2 * SECOND)  # found in its ring after its death
     assert book.cpu_seconds() == 2.0
-    book.window(sample(1, 5.0), GRID)
+    book.close_window(sample(1, 5.0), GRID)
     assert book.cpu_seconds() == 2.0
 
 
@@ -325,7 +325,7 @@ def gpus(*methods: Method) -> Account:
     made = Account(pue=1.0)
     for index, method in enumerate(methods):
         made.add_device(f"gpu{index}", 7)
-        made.window(sample(0, 0.0, 70.0, device=f"gpu{index}", method=method), GRID)
+        made.close_window(sample(0, 0.0, 70.0, device=f"gpu{index}", method=method), GRID)
     return made
 
 
@@ -339,7 +339,7 @@ def test_idle_power_of_a_gpu_is_split_by_compute_slices_not_by_memory() -> None:
     book = gpus("measured")
     book.attach(on_slice("3g.20gb", 0, 4, variant="large"))  # half the memory, three of seven compute slices
     book.attach(on_slice("2g.10gb", 4, 2))
-    book.window(sample(1, 70.0, 70.0, device="gpu0"), GRID)
+    book.close_window(sample(1, 70.0, 70.0, device="gpu0"), GRID)
     assert joules(book, *IDLE) == {"large": pytest.approx(30.0), "small": pytest.approx(20.0)}
     assert book.devices()["gpu0"]["unowned_j"] == pytest.approx(20.0)  # two slices that nobody made an instance of
 
@@ -349,8 +349,8 @@ def test_devices_are_accounted_for_apart() -> None:
     here, there = book.attach(on_slice("7g.40gb", 0, 8)), book.attach(on_slice("7g.40gb", 0, 8, gpu=1))
     here.add(1, SECOND, 0)
     there.add(1, SECOND, 0)
-    book.window(sample(1, 70.0 + 1.0, 70.0, device="gpu0"), GRID)
-    book.window(sample(1, 70.0 + 2.0, 70.0, device="gpu1"), GRID)
+    book.close_window(sample(1, 70.0 + 1.0, 70.0, device="gpu0"), GRID)
+    book.close_window(sample(1, 70.0 + 2.0, 70.0, device="gpu1"), GRID)
     devices = book.devices()
     assert (devices["gpu0"]["ratio"], devices["gpu1"]["ratio"]) == (pytest.approx(2.0), pytest.approx(4.0))
     assert (devices["gpu0"]["active_j"], devices["gpu1"]["active_j"]) == (pytest.approx(1.0), pytest.approx(2.0))
@@ -363,7 +363,7 @@ def test_devices_are_accounted_for_apart() -> None:
 def test_a_worker_that_joins_starts_with_the_ratio_of_its_device() -> None:
     book = gpus("measured")
     book.attach(on_slice("7g.40gb", 0, 8)).add(1, SECOND, 0)
-    book.window(sample(1, 70.0 + 1.5, 70.0, device="gpu0"), GRID)
+    book.close_window(sample(1, 70.0 + 1.5, 70.0, device="gpu0"), GRID)
     assert book.attach(on_slice("7g.40gb", 0, 8)).add(1, 0, 0) == pytest.approx(1.5)
 
 
@@ -378,7 +378,7 @@ def test_a_receipt_is_emulated_where_any_of_its_familys_devices_is() -> None:
     assert (method("real"), method("other"), method("stranger")) == ("modelled", "emulated", "modelled")
     book.attach(meter(family="real", device="gpu1"))
     assert method("real") == "emulated"
-    book.window(sample(1, 71.0, 70.0, device="gpu1", method="emulated"), GRID)
+    book.close_window(sample(1, 71.0, 70.0, device="gpu1", method="emulated"), GRID)
     assert {method for _, _, method in book.by_variant("active", *IDLE)} == {"emulated"}
     assert [line["method"] for line in book.devices().values()] == ["measured", "emulated"]
 
@@ -391,8 +391,8 @@ def test_a_lost_device_bills_nothing_and_the_others_go_on() -> None:
     book.detach(lost)
     for second in range(1, 4):
         well.add(1, SECOND, 0)
-        book.window(frozen, GRID)
-        book.window(sample(second, 80.0 * second, 70.0, device="gpu1"), GRID)
+        book.close_window(frozen, GRID)
+        book.close_window(sample(second, 80.0 * second, 70.0, device="gpu1"), GRID)
     devices = book.devices()
     assert (devices["gpu0"]["frozen"], devices["gpu1"]["frozen"]) == (1.0, 0.0)
     assert sum(float(devices["gpu0"][line]) for line in LINES) == devices["gpu0"]["measured_j"] == 0.0
@@ -401,7 +401,7 @@ def test_a_lost_device_bills_nothing_and_the_others_go_on() -> None:
     assert (book.busy_ns("gpu0"), book.busy_ns("gpu1"), book.busy_ns("gpu9")) == (SECOND, 3 * SECOND, 0)
     # It is back: what its counter rose meanwhile is for whom worked on it, and its idle part for whom held it and when.
     late = book.attach(on_slice("7g.40gb", 0, 8, variant="late"))
-    book.window(sample(4, 300.0, 70.0, device="gpu0"), GRID)
+    book.close_window(sample(4, 300.0, 70.0, device="gpu0"), GRID)
     assert joules(book, *IDLE)["late"] == pytest.approx(280.0 / 4)  # held at one look of four
     assert book.devices()["gpu0"]["unowned_j"] == pytest.approx(280.0 * 3 / 4)
     assert active_at(book, "gpu0", lost.placement) == pytest.approx(20.0)
@@ -410,7 +410,7 @@ def test_a_lost_device_bills_nothing_and_the_others_go_on() -> None:
 
 def test_a_device_that_is_added_again_keeps_its_account() -> None:
     book = gpus("measured")
-    book.window(sample(1, 80.0, 70.0, device="gpu0"), GRID)
+    book.close_window(sample(1, 80.0, 70.0, device="gpu0"), GRID)
     book.add_device("gpu0", 7)
     assert book.devices()["gpu0"]["measured_j"] == 80.0
 
@@ -418,8 +418,8 @@ def test_a_device_that_is_added_again_keeps_its_account() -> None:
 def test_a_device_that_was_off_while_it_was_lost_leaves_no_debt() -> None:
     book = gpus("measured")
     for _ in range(3):
-        book.window(sample(0, 0.0, 70.0, device="gpu0"), GRID)
-    book.window(sample(100, 5.0, 70.0, device="gpu0"), GRID)
+        book.close_window(sample(0, 0.0, 70.0, device="gpu0"), GRID)
+    book.close_window(sample(100, 5.0, 70.0, device="gpu0"), GRID)
     assert (book.devices()["gpu0"]["carried_j"], book.devices()["gpu0"]["unowned_j"]) == (0.0, 5.0)
 
 
@@ -427,12 +427,12 @@ def test_across_epochs_nothing_is_known_and_nothing_billed() -> None:
     book = gpus("measured")
     worker = book.attach(on_slice("7g.40gb", 0, 8))
     worker.add(1, SECOND, 0)
-    book.window(sample(60, 40.0, 70.0, device="gpu0", epoch=1), GRID)
+    book.close_window(sample(60, 40.0, 70.0, device="gpu0", epoch=1), GRID)
     line = book.devices()["gpu0"]
     assert (line["measured_j"], line["restarts"], line["ratio"], line["carried_j"]) == (0.0, 1.0, 1.0, 0.0)
     assert joules(book, "active", *IDLE) == {}
     worker.add(1, SECOND, 0)
-    book.window(sample(61, 40.0 + 71.0, 70.0, device="gpu0", epoch=1), GRID)
+    book.close_window(sample(61, 40.0 + 71.0, 70.0, device="gpu0", epoch=1), GRID)
     assert book.totals()["active_j"] == pytest.approx(1.0)
     assert book.devices()["gpu0"]["ratio"] == pytest.approx(2.0)  # the batch of before is not held against it
 
@@ -447,8 +447,8 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
     book = Account(pue=1.0)
     book.add_device("gpu0", 7)
     book.add_family("toy")
-    book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
-    book.window(gpu_sample(1, 50.0, awake_j=0.0), GRID)  # bare
+    book.close_window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
+    book.close_window(gpu_sample(1, 50.0, awake_j=0.0), GRID)  # bare
     workers = [
         book.attach(
             WorkerMeter(
@@ -460,8 +460,8 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
     ]  # fmt: skip
     for second in range(2, 12):
         workers[0].add(1, SECOND // 2, 0)
-        book.rows_done("toy", 1)
-        book.window(gpu_sample(second, 50.0 + 95.0 * (second - 1), awake_j=35.0 * (second - 1)), GRID)
+        book.count_answered("toy", 1)
+        book.close_window(gpu_sample(second, 50.0 + 95.0 * (second - 1), awake_j=35.0 * (second - 1)), GRID)
     line = book.devices()["gpu0"]
     assert (line["idle_w"], line["awake_w"]) == (50.0, 35.0)
     assert line["active_j"] == pytest.approx(10 * 10.0)  # above the power with a context
@@ -480,12 +480,12 @@ def test_being_awake_is_a_line_of_its_own_and_is_billed_to_those_who_keep_the_bo
 def test_a_context_that_no_worker_of_ours_holds_is_unowned() -> None:
     book = Account(pue=1.0)
     book.add_device("gpu0", 7)
-    book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
-    book.window(gpu_sample(1, 85.0, awake_j=35.0), GRID)
+    book.close_window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
+    book.close_window(gpu_sample(1, 85.0, awake_j=35.0), GRID)
     line = book.devices()["gpu0"]
     assert (line["awake_j"], line["unowned_j"], line["unattributed_j"]) == (0.0, 85.0, 0.0)
     strange = msgspec.structs.replace(gpu_sample(2, 170.0, awake_j=70.0), strangers=True)
-    book.window(strange, GRID)
+    book.close_window(strange, GRID)
     line = book.devices()["gpu0"]
     assert (line["unowned_j"], line["foreign_j"]) == (85.0 + 50.0, 35.0), "a stranger's context is the stranger's"
 
@@ -494,9 +494,9 @@ def test_on_a_board_of_which_we_have_a_few_slices_being_awake_is_split_with_whoe
     book = Account(pue=1.0)
     book.add_device("gpu0", 2, 5)  # two instances of one slice each, of seven slices
     book.add_family("toy")
-    book.window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
+    book.close_window(gpu_sample(0, 0.0, awake_j=0.0), GRID)
     book.attach(on_slice("1g.5gb", 0, 1))
-    book.window(gpu_sample(10, 850.0, awake_j=350.0), GRID)
+    book.close_window(gpu_sample(10, 850.0, awake_j=350.0), GRID)
     line = book.devices()["gpu0"]
     assert line["awake_j"] == pytest.approx(350.0 * 2 / 7)
     assert line["foreign_j"] == pytest.approx(850.0 * 5 / 7)
@@ -510,7 +510,7 @@ def test_energy_that_others_may_have_used_widens_what_is_said_of_ours() -> None:
     book.add_device("gpu0", 7)
     for second in range(11):
         shared = ("python (4711)",) if 3 <= second <= 5 else ()
-        book.window(gpu_sample(second, 150.0 * second, awake_j=0.0, shared=shared), GRID)
+        book.close_window(gpu_sample(second, 150.0 * second, awake_j=0.0, shared=shared), GRID)
     line = book.devices()["gpu0"]
     assert (line["shared"], line["shared_s"]) == ("", 4.0)  # with the window after the last sight of them
     assert line["active_uncertainty_low"] == pytest.approx(-0.05 - 0.4)
@@ -563,7 +563,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
     now_s, total_j, epoch, known_j, gross_j, awake_j = (dict.fromkeys(DEVICES, 0.0) for _ in range(6))
     own_s = latest_s = 0.0
     for device in DEVICES:
-        book.window(sample(0, 0.0, device=device), GRID)
+        book.close_window(sample(0, 0.0, device=device), GRID)
     for device, seconds, watts, idle_w, anew, g_per_kwh, events in history:
         for what, which, number in events:
             if what == "come":
@@ -583,7 +583,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
                     )
                 )
             elif what == "answer":
-                book.rows_done(f"family{which}", number)
+                book.count_answered(f"family{which}", number)
                 book.receipt(f"family{which}", "1c", 90.0, number, 0.01 * number, f"tenant{number % 3}")
             elif what == "serve":
                 clocks.server_ns += which * 10**6
@@ -598,14 +598,14 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
                 worker = there[which % len(there)]
                 worker.add(number, number * 1000, number * 10**6)
                 if what == "audit":
-                    worker.cascaded(0, number, 0.0)
+                    worker.record_passed_on(0, number, 0.0)
                 if worker.pid:
                     clocks.processes[worker.pid] += number * 2 * 10**6
         now_s[device] += seconds
         latest_s = max(latest_s, now_s[device])
         epoch[device] += anew
         drawn_j = watts * seconds
-        host.look()
+        host.poll()
         method: Method = "measured"
         if device == "cpu0" and modelled:
             method, own = "modelled", host.own_seconds()
@@ -620,7 +620,7 @@ def test_the_lines_of_every_device_sum_to_what_was_measured(
         if device != "cpu0":
             awake_j[device] += idle_w / 2 * seconds
             taken = msgspec.structs.replace(taken, awake_w=idle_w / 2, awake_j=awake_j[device])
-        book.window(taken, msgspec.structs.replace(GRID, g_per_kwh=g_per_kwh), int(latest_s * SECOND))
+        book.close_window(taken, msgspec.structs.replace(GRID, g_per_kwh=g_per_kwh), int(latest_s * SECOND))
     for device, line in book.devices().items():
         # Relative to all that was booked: measured joules may be a small difference of large ones.
         scale_j = max(gross_j[device], 1e-9)
@@ -719,7 +719,7 @@ def test_variants_of_one_worker_share_its_slice_and_one_without_rows_by_the_plan
     small.add(3, SECOND // 4, 0)
     large.add(1, SECOND // 4, 0)
     standby.add(1, SECOND // 4, 0)  # an audit, say
-    made.window(sample(1, 10.0), GRID)
+    made.close_window(sample(1, 10.0), GRID)
     assert joules(made, *IDLE) == {"small": 0.5, "medium": 0.5}  # half of 2 J, the placement's
     active = joules(made, "active")
     assert sum(active.values()) == pytest.approx(8.0)

@@ -40,7 +40,7 @@ class Gpu:
         self.total_j = 0.0
         self.second = 0
         self.billed: dict[str, float] = dict.fromkeys(truth, 0.0)
-        self.account.window(self._sample(), GRID)
+        self.account.close_window(self._sample(), GRID)
 
     def _sample(self) -> EnergySample:
         return EnergySample(
@@ -54,7 +54,7 @@ class Gpu:
                     self.billed[name] += self.meters[name].add(1, 10 * MS, 10 * MS)
                 self.total_j += count * 0.5 * self.truth[name]
             self.second += 1
-            self.account.window(self._sample(), GRID)
+            self.account.close_window(self._sample(), GRID)
 
     def metered(self) -> dict[str, float]:
         return {variant: line.joules for (_, variant, _), line in self.account.by_variant("active").items()}
@@ -113,13 +113,13 @@ def test_cpu_time_tells_variants_apart() -> None:
         own = meter(name, len(workers), device="cpu0")
         own.pid = clocks.spawn()
         workers.append(account.attach(own))
-    account.window(EnergySample(device="cpu0", at_ns=0, total_j=0.0, idle_w=0.0, method="modelled"), GRID)
+    account.close_window(EnergySample(device="cpu0", at_ns=0, total_j=0.0, idle_w=0.0, method="modelled"), GRID)
     for own, used_s in zip(workers, (1, 3), strict=True):
         own.add(8, SECOND, 0)
         clocks.processes[own.pid] += used_s * SECOND
     assert account.host is not None
-    account.host.look()
-    account.window(EnergySample(device="cpu0", at_ns=SECOND, total_j=8.0, idle_w=0.0, method="modelled"), GRID)
+    account.host.poll()
+    account.close_window(EnergySample(device="cpu0", at_ns=SECOND, total_j=8.0, idle_w=0.0, method="modelled"), GRID)
     found = {tuple(window.expected_j): window.joules for window in account.work_report("toy").metered}
     assert found == {(("small", "1g"),): pytest.approx(2.0), (("large", "1g"),): pytest.approx(6.0)}
 
@@ -202,7 +202,7 @@ def test_joules_of_windows_without_a_batch_are_those_of_the_batch_that_began_the
             waiting.clear()
         else:
             waiting.append(joules)
-        gpu.account.window(gpu._sample(), GRID)
+        gpu.account.close_window(gpu._sample(), GRID)
     assert reported(gpu) == pytest.approx(told)
 
 
@@ -218,9 +218,9 @@ def test_joules_of_a_worker_that_ended_no_batch_yet_are_those_of_its_batch() -> 
             clocks.processes[own.pid] += SECOND
         if second == 2:
             own.add(8, 2 * SECOND, 0)
-        account.host.look()
+        account.host.poll()
         sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=0.0, method="modelled")
-        account.window(sample, GRID)
+        account.close_window(sample, GRID)
     (window,) = account.work_report("toy").metered
     assert (window.joules, window.shared) == (pytest.approx(8.0), False)
 
@@ -233,7 +233,7 @@ def test_a_gpu_that_rests_below_its_idle_power_takes_nothing_from_the_next_batch
             gpu.meters["small"].add(10, SECOND // 10, 0)
         gpu.total_j += 20.0 + (5.0 if worked else -1.0)
         sample = EnergySample(device="gpu0", at_ns=second * SECOND, total_j=gpu.total_j, idle_w=20.0, method="measured")
-        gpu.account.window(sample, GRID)
+        gpu.account.close_window(sample, GRID)
     assert reported(gpu) == [pytest.approx(4.0)]  # of 5 J, and 1 J less in the window into which the batch reaches
 
 

@@ -32,13 +32,13 @@ class Scene:
 
     def look(self, measured_j: float = 0.0, seconds: int = 1) -> None:
         """A second later, the window is closed; `measured_j` is what a measured meter shows of it."""
-        self.host.look()
+        self.host.poll()
         self.measured_j += measured_j
         at_ns = self.second * SECOND
         sample = self.meter.sample(at_ns)
         if self.method == "measured":
             sample = EnergySample(device="cpu0", at_ns=at_ns, total_j=self.measured_j, idle_w=2.0, method="measured")
-        self.account.window(sample, GRID)
+        self.account.close_window(sample, GRID)
         self.second += seconds
 
     def worker(self, variant: str = "small", *, device: str = "cpu0", start_ns: int = 0) -> WorkerMeter:
@@ -130,7 +130,7 @@ def test_what_a_worker_used_at_its_end_is_counted_once() -> None:
     scene = Scene()
     small = scene.worker()
     scene.clocks.processes[small.pid] += SECOND
-    scene.host.look()  # the meter hung: the window stays open
+    scene.host.poll()  # the meter hung: the window stays open
     scene.clocks.processes[small.pid] += SECOND // 2
     small.add(1, SECOND // 4, SECOND // 4)
     scene.clocks.end(small.pid)
@@ -182,7 +182,7 @@ def test_rows_that_answer_no_client_are_control() -> None:
     scene = Scene()
     worker = scene.worker()
     worker.add(4, SECOND, SECOND)
-    worker.cascaded(0, 1, 0.0)
+    worker.record_passed_on(0, 1, 0.0)
     scene.clocks.processes[worker.pid] += SECOND
     scene.look()
     assert scene.active() == {"small": pytest.approx(6.0)}
@@ -193,10 +193,10 @@ def test_audits_on_a_gpu_are_control_of_their_family() -> None:
     scene = Scene(method="measured")
     scene.account.add_device("gpu0", 1)
     scene.account.add_family("other")
-    scene.account.rows_done("other", 100)
+    scene.account.count_answered("other", 100)
 
     def window(second: int, total_j: float) -> None:
-        scene.account.window(
+        scene.account.close_window(
             EnergySample(device="gpu0", at_ns=second * SECOND, total_j=total_j, idle_w=50.0, method="measured"), GRID
         )
 
@@ -204,7 +204,7 @@ def test_audits_on_a_gpu_are_control_of_their_family() -> None:
     worker = scene.worker(device="gpu0")
     for _ in range(10):
         worker.add(10, SECOND // 10, 0)
-    worker.cascaded(0, 50, 0.0)
+    worker.record_passed_on(0, 50, 0.0)
     window(1, 50.0 + 100.0)
     assert scene.account.totals("toy")["control_j"] == pytest.approx(50.0)
     assert scene.account.totals("other")["control_j"] == 0.0
@@ -219,7 +219,7 @@ def test_receipts_carry_the_front_end_and_sum_up() -> None:
     for _ in range(200):
         for _ in range(10):
             computed_j = worker.add(1, SECOND // 20, 0)
-            scene.account.rows_done("toy", 1)
+            scene.account.count_answered("toy", 1)
             receipt = scene.account.receipt("toy", "small", 90.0, 1, computed_j)
             billed_j += receipt.energy_j
         scene.clocks.processes[worker.pid] += SECOND // 4

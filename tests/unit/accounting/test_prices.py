@@ -21,7 +21,7 @@ def grid(g_per_kwh: float, method: str = "synthetic") -> Reading:
 
 def window(account: Account, second: float, total_j: float, reading: Reading, now: float, idle_w: float = 0.0) -> None:
     sample = EnergySample(device="gpu0", at_ns=int(second * SECOND), total_j=total_j, idle_w=idle_w, method="measured")
-    account.window(sample, reading, int(now * SECOND))
+    account.close_window(sample, reading, int(now * SECOND))
 
 
 def test_late_energy_is_priced_at_the_intensities_of_its_own_time() -> None:
@@ -48,7 +48,7 @@ def test_every_gram_says_how_the_intensity_was_known() -> None:
     window(account, 4, 40.0, grid(720.0, "configured"), 4, idle_w=10.0)
     (idle,) = (line.grids for key, line in account.booked.items() if key.line == "idle_no_request")
     assert idle == {"synthetic": pytest.approx(10.0 * 1e-4), "configured": pytest.approx(30.0 * 2e-4)}
-    assert account.take().families["toy"].grids == {"synthetic", "configured"}
+    assert account.collect_spans().families["toy"].grids == {"synthetic", "configured"}
 
 
 readings = st.lists(
@@ -61,13 +61,13 @@ readings = st.lists(
 @given(readings, st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5))
 def test_the_mean_price_of_any_stretch(history: list[tuple[int, float, str]], cuts: list[float]) -> None:
     prices = Prices(pue=1.0)
-    prices.note(grid(1.0), 0)
+    prices.record(grid(1.0), 0)
     pieces: list[tuple[int, int, float]] = []
     now = 0
     for seconds, g_per_kwh, method in history:
         pieces.append((now, now + seconds, g_per_kwh))
         now += seconds
-        prices.note(grid(g_per_kwh, method), now * SECOND)
+        prices.record(grid(g_per_kwh, method), now * SECOND)
     ends = sorted({0, now, *(round(cut * now) for cut in cuts)})
     for start, end in itertools.pairwise(ends):
         found = prices.between(prices.at(start * SECOND), prices.at(end * SECOND))
@@ -79,6 +79,6 @@ def test_the_mean_price_of_any_stretch(history: list[tuple[int, float, str]], cu
 def test_before_the_first_reading_nothing_is_priced_and_an_empty_stretch_costs_the_last() -> None:
     prices = Prices(pue=2.0)
     assert prices.between(prices.at(0), prices.at(5)) == ()
-    prices.note(grid(360.0), 7)
+    prices.record(grid(360.0), 7)
     (price,) = prices.between(prices.at(7), prices.at(7))
     assert (price.method, price.part, price.grams_per_j) == ("synthetic", 1.0, pytest.approx(2e-4))

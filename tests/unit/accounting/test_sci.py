@@ -64,7 +64,7 @@ def report(made: EmbodiedLedger, devices: dict[str, Any], models: dict[str, Any]
 
 def test_embodied_carbon_is_that_of_the_standard() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, ())
+    made.charge(HOUR_NS, ())
     # TE x (TiR / EL) x (RR / ToR): an hour of four years, four cores of eight.
     assert made.devices["cpu0"].grams == pytest.approx(1e6 * (1 / (4 * 365 * 24)) * (4 / 8))
     assert made.devices["cpu0"].low_g == pytest.approx(made.devices["cpu0"].grams / 2)
@@ -76,7 +76,7 @@ def test_models_and_what_nobody_held_sum_to_the_hardware(windows: list[tuple[flo
     made, now_ns = ledger(BOX), 0
     for hours, a, b in windows:
         now_ns += int(hours * HOUR_NS)
-        made.window(now_ns, [worker("a", "p", a), worker("b", "q", b)])
+        made.charge(now_ns, [worker("a", "p", a), worker("b", "q", b)])
     whole = made.devices["cpu0"].grams if windows else 0.0
     assert whole == pytest.approx(1e6 * now_ns / (4 * 365 * 24 * HOUR_NS) / 2)
     # A core of the four is the front end's.
@@ -86,15 +86,15 @@ def test_models_and_what_nobody_held_sum_to_the_hardware(windows: list[tuple[flo
 def test_a_clock_that_goes_back_charges_nothing_twice() -> None:
     made = ledger(BOX)
     for hour in (1, 2, 1, 2, 3):
-        made.window(hour * HOUR_NS, [worker("m")])
+        made.charge(hour * HOUR_NS, [worker("m")])
     once = ledger(BOX)
-    once.window(3 * HOUR_NS, [worker("m")])
+    once.charge(3 * HOUR_NS, [worker("m")])
     assert made.devices["cpu0"].grams == pytest.approx(once.devices["cpu0"].grams)
 
 
 def test_the_machine_is_unknown_where_a_model_stands_in_for_a_counter() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, [worker("m")])
+    made.charge(HOUR_NS, [worker("m")])
     lines = {**LINES, "unattributed_g": 0.0, "carried_g": 0.0}
     models = {"m": (2000, {"carbon_g": 3.75, "front_end_j": 1.0})}
     gpu = {**lines, "method": "measured"}
@@ -106,7 +106,7 @@ def test_the_machine_is_unknown_where_a_model_stands_in_for_a_counter() -> None:
 
 def test_the_score_is_operation_and_embodied_over_rows_and_names_its_boundary() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, [worker("m")])
+    made.charge(HOUR_NS, [worker("m")])
     whole = made.devices["cpu0"].grams
     devices = {"cpu0": {**LINES, "unattributed_g": 6.0, "carried_g": -1.0, "method": "measured"}}
     found = report(made, devices, {"m": (2000, {"carbon_g": 3.75, "front_end_j": 1.0})})
@@ -142,7 +142,7 @@ def test_each_boundary_holds_the_one_before_it_and_the_machines_is_all_that_mete
 
 def test_the_range_of_modelled_watts_stands_beside_the_energy_by_each_devices_grams() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, [worker("m")])
+    made.charge(HOUR_NS, [worker("m")])
     host = {**LINES, "method": "modelled", "uncertainty_low": -0.2, "uncertainty_high": 0.4, "unattributed_g": 50.0}
     gpu = {**LINES, "active_g": 9.0, "method": "measured"}
     alone = report(made, {"cpu0": host}, {"m": (10, {"carbon_g": 3.0})})
@@ -158,7 +158,7 @@ def test_the_range_of_modelled_watts_stands_beside_the_energy_by_each_devices_gr
 
 def test_a_model_of_energy_covers_only_what_is_reserved() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, ())
+    made.charge(HOUR_NS, ())
     devices = {"cpu0": {**LINES, "unattributed_g": 0.0, "carried_g": 0.0, "method": "modelled"}}
     found = report(made, devices, {"m": (1, {"carbon_g": 3.0})})
     assert found.boundaries["machine"].embodied == made.devices["cpu0"]
@@ -166,7 +166,7 @@ def test_a_model_of_energy_covers_only_what_is_reserved() -> None:
 
 def test_lines_that_are_not_counted_leave_a_boundary_unknown() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, [worker("m")])
+    made.charge(HOUR_NS, [worker("m")])
     found = report(made, {"cpu0": {"method": "modelled"}}, {"m": (10, {"carbon_g": 3.0})})
     assert found.boundary == "workers"
     assert found.boundaries["workers"].operational_g == 3.0
@@ -176,8 +176,8 @@ def test_lines_that_are_not_counted_leave_a_boundary_unknown() -> None:
 
 def test_unknown_hardware_is_unknown_and_not_zero() -> None:
     made = ledger(BOX, GPU)
-    made.window(HOUR_NS, [worker("g", "p", 3, "gpu0"), worker("c")])
-    made.window(2 * HOUR_NS, [worker("c")])
+    made.charge(HOUR_NS, [worker("g", "p", 3, "gpu0"), worker("c")])
+    made.charge(2 * HOUR_NS, [worker("c")])
     devices = {"cpu0": {**LINES, "method": "modelled"}, "gpu0": {**LINES, "method": "measured"}}
     found = report(made, devices, {"g": (10, {"carbon_g": 1.0}), "c": (10, {"carbon_g": 1.0})})
     assert found.boundaries["server"].operational_g == 8.0
@@ -193,7 +193,7 @@ def test_unknown_hardware_is_unknown_and_not_zero() -> None:
 
 def test_a_score_of_emulated_gpus_says_that_there_is_no_such_hardware() -> None:
     made = ledger(msgspec.structs.replace(GPU, kg=127.6, known="emulated"))
-    made.window(HOUR_NS, [worker("m", device="gpu0")])
+    made.charge(HOUR_NS, [worker("m", device="gpu0")])
     found = report(made, {"gpu0": {**LINES, "method": "emulated"}}, {"m": (10, {"carbon_g": 1.0})})
     assert found.methods.embodied == "emulated"
     assert found.words().endswith("; emulated GPUs stand for no hardware, so quote no score of theirs")
@@ -208,11 +208,11 @@ def test_before_anything_was_answered_there_is_no_score() -> None:
 
 def test_workers_at_one_place_share_its_slices_and_layouts_may_overlap() -> None:
     made = ledger(BOX)
-    made.window(HOUR_NS, [worker("a", "p", 2), worker("b", "p", 2), worker("b", "q", 1), worker("c", "r", 1, "gpu9")])
+    made.charge(HOUR_NS, [worker("a", "p", 2), worker("b", "p", 2), worker("b", "q", 1), worker("c", "r", 1, "gpu9")])
     part = made.devices["cpu0"].grams * 3 / 4
     assert {name: grams.grams / part for name, grams in made.models.items() if grams} == pytest.approx(
         {"a": 1 / 3, "b": 2 / 3}
     )
     crowded = ledger(BOX)
-    crowded.window(HOUR_NS, [worker("a", "whole", 3), worker("b", "half", 3)])
+    crowded.charge(HOUR_NS, [worker("a", "whole", 3), worker("b", "half", 3)])
     assert [grams.grams for grams in crowded.models.values() if grams] == pytest.approx([part / 2, part / 2])

@@ -28,7 +28,7 @@ def account_with(*meters: WorkerMeter) -> Account:
     account.add_device("cpu0", 2)
     for one in meters:
         account.attach(one)
-    account.window(sample(0.0, 0.0), READING)
+    account.close_window(sample(0.0, 0.0), READING)
     return account
 
 
@@ -38,7 +38,7 @@ def batch(one: WorkerMeter, *tenants: str, escalated: int = 0) -> None:
     one.charge(names)
     names[:escalated] = [""] * escalated
     one.answered += len(names) - escalated
-    one.note_answered(names)
+    one.record_answered(names)
 
 
 def key(tenant: str, variant: str = "small") -> UsageKey:
@@ -50,7 +50,7 @@ def test_joules_are_split_by_the_energy_of_the_rows(profiled: bool) -> None:
     one = meter(profiled=profiled)
     account = account_with(one)
     batch(one, "acme", "acme", "acme", "")
-    account.window(sample(14.0, 1.0), READING)
+    account.close_window(sample(14.0, 1.0), READING)
     found = account.usage
     assert found[key("acme")].rows == 3
     assert found[key("")].rows == 1
@@ -65,7 +65,7 @@ def test_rows_cost_what_their_batch_cost_and_escalated_ones_cost_where_they_were
     account = account_with(one)
     batch(one, "acme", "acme", "acme", "acme", escalated=2)  # 0.6 J a row
     batch(one, "b")  # 1 J
-    account.window(sample(2.0 + 3.4, 1.0), READING)
+    account.close_window(sample(2.0 + 3.4, 1.0), READING)
     assert account.usage[key("acme")].rows == 2
     assert account.usage[key("acme")].active_j == pytest.approx(2.4)
     assert account.usage[key("b")].active_j == pytest.approx(1.0)
@@ -75,12 +75,12 @@ def test_a_window_in_which_no_batch_ended_is_split_as_the_one_before() -> None:
     one = meter()
     account = account_with(one)
     batch(one, "acme", "")
-    account.window(sample(4.0, 1.0), READING)
-    account.window(sample(10.0, 2.0), READING)  # nothing ended: no modelled joules, so nothing is active
+    account.close_window(sample(4.0, 1.0), READING)
+    account.close_window(sample(10.0, 2.0), READING)  # nothing ended: no modelled joules, so nothing is active
     before = account.usage[key("acme")].active_j
     assert before == pytest.approx(1.0)
     one.window_busy_ns = 1_000  # it is busy with a long batch
-    account.window(sample(16.0, 3.0), READING)
+    account.close_window(sample(16.0, 3.0), READING)
     assert account.usage[key("acme")].active_j == pytest.approx(before + 2.0)
 
 
@@ -89,8 +89,8 @@ def test_audits_are_no_tenants() -> None:
     account = account_with(one)
     one.add(4, 1_000_000, 1_000_000)
     one.charge(["acme", "", "", ""])  # of which two are audits
-    one.cascaded(0, 2, 0.0)
-    account.window(sample(6.0, 1.0), READING)
+    one.record_passed_on(0, 2, 0.0)
+    account.close_window(sample(6.0, 1.0), READING)
     assert account.usage[key("acme")].active_j == pytest.approx(1.0)
     assert account.usage[key("")].active_j == pytest.approx(1.0)
 
@@ -119,7 +119,7 @@ def test_sums_over_tenants_are_the_models(windows: list[list[tuple[int, list[str
             batch(meters[which], *tenants, escalated=escalated)
             answered[which] += len(tenants) - escalated
         total_j += 2.0 + joules
-        account.window(sample(total_j, float(at)), READING)
+        account.close_window(sample(total_j, float(at)), READING)
     for which, variant in enumerate(("small", "large")):
         mine = [usage for found, usage in account.usage.items() if found.variant == variant]
         assert sum(usage.rows for usage in mine) == answered[which]

@@ -243,7 +243,7 @@ async def test_the_reference_is_the_median_of_the_hours_that_are_known() -> None
     found = await grid.find_reference()
     assert (found.g_per_kwh, "assumed" in found.label) == (250.0, True), "an hour says nothing of a zone"
     for hour in range(30):
-        source.history.note(hour * HOUR, 20.0 + hour)
+        source.history.record(hour * HOUR, 20.0 + hour)
     now[0] = 30.5 * HOUR
     found = await grid.find_reference()
     assert found.g_per_kwh == pytest.approx(34.5)
@@ -259,7 +259,7 @@ async def test_the_reference_is_the_median_of_the_hours_that_are_known() -> None
 async def test_a_grid_without_emissions_has_a_reference_that_one_can_divide_by() -> None:
     source = Foretold(reading(0.0))
     for hour in range(30):
-        source.history.note(hour * HOUR, 0.0)
+        source.history.record(hour * HOUR, 0.0)
     grid = Grid(source, lambda: 30 * HOUR)
     await grid.read()
     assert (await grid.find_reference()).g_per_kwh == 1.0

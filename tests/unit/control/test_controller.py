@@ -320,7 +320,7 @@ def test_a_failing_spawn_returns_to_what_ran() -> None:
         await rig.look(10.0)
         assert rig.last["action"] == "rolled back"
         assert "does not load" in rig.last["detail"]
-        assert "stands again" in rig.last["detail"]
+        assert "the previous deployment is restored" in rig.last["detail"]
         assert rig.family.deployed is before
         assert rig.fleet.shares == shares
         assert (rig.fleet.routing.wait_ms, rig.fleet.routing.largest) == ({"large": 4.0}, {"large": 4})
@@ -343,7 +343,7 @@ def test_a_failing_instance_returns_to_what_ran() -> None:
         other = {1: "2c", 2: "1c"}[sizes.pop()]
         rig.device.fail = {other}
         count = 1 if other == "2c" else 2
-        with pytest.raises(Exception, match="stands again"):
+        with pytest.raises(Exception, match="the previous deployment is restored"):
             await rig.controller.command("apply", {"configuration": {f"small@{other}": count}, "force": True}, "alice")
         rig.consistent()
         assert rig.last["action"] == "rolled back"
@@ -382,7 +382,7 @@ def test_trouble_with_one_family_does_not_keep_the_controller_from_others(caplog
         rig.chain.g_per_kwh = 500.0
         await rig.look(10.0)
         assert (rig.last["family"], len(rig.actions)) == ("toy", 2)
-        assert "broken: a look" in caplog.text
+        assert "broken: the controller's poll" in caplog.text
 
     drive(story)
 
@@ -410,7 +410,7 @@ def test_a_solver_without_a_plan_is_recorded_and_asked_again_later() -> None:
         assert rig.actions == ["applied", "failed"]
         rig.solver.fail = ""
         await rig.look(10.0)
-        assert rig.last["trigger"] == "a plan was held back or failed before"
+        assert rig.last["trigger"] == "the last plan was held back or failed"
         assert rig.last["action"] in ("applied", "routed")
         rig.consistent()
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from clover.planning.cascade.evaluation import predicted, shortfall
+from clover.planning.cascade.evaluation import predict_routing, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.policies.plans import plan_fixed
@@ -121,7 +121,7 @@ async def one_day(seed: int) -> None:
         kept = plan_fixed(asked, configuration_of(asked.running))
         if not kept.feasible:
             continue
-        chosen = predicted(problem_of(asked), configuration_of(after.deployment), after.routing)
+        chosen = predict_routing(problem_of(asked), configuration_of(after.deployment), after.routing)
         assert chosen is not None
         lacks = shortfall(objective_of(asked), chosen, chained=len(after.routing.chain) > 1)
         assert not lacks, f"day {seed}: {lacks}, {rig.last}"

@@ -33,7 +33,7 @@ def test_assignments_of_one_placement_are_one_worker() -> None:
     ],
 )
 def test_a_pin_is_said_in_one_way(model: dict[str, Any], words: str) -> None:
-    assert wording.pinned(model) == words
+    assert wording.pin_sentence(model) == words
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ READING = Reading(g_per_kwh=300.0, at_s=0.0, provider="p", zone="z", method="pub
 class FakeGrid:
     def __init__(self) -> None:
         self.history = History()
-        self.history.note(0.0, 300.0)
+        self.history.record(0.0, 300.0)
         self.reading = READING
         self.foreseen: list[Reading] = []
 

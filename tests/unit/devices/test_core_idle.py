@@ -47,7 +47,7 @@ class Machine:
 
 
 def looked(idle: CoreIdle) -> dict[str, Any] | None:
-    idle.look()
+    idle.poll()
     return idle.report()
 
 

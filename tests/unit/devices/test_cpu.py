@@ -28,7 +28,7 @@ def cores_of(layout: Iterable[Placement]) -> list[int]:
     [(1, 1, True, 1), (2, 2, True, 2), (3, 2, False, 2), (8, 7, False, 11), (9, 8, False, 26), (65, 64, False, 66)],
 )
 def test_layouts_cover_the_worker_cores_once(cores: int, workers: int, shared: int, count: int) -> None:
-    device = CpuDevice.of(tuple(range(10, 10 + cores)))
+    device = CpuDevice.from_cores(tuple(range(10, 10 + cores)))
     shape = device.shape()
     assert shape.slices == workers == len(device.worker_cores)
     assert shape.shared_front is shared is device.shared_front
@@ -75,7 +75,7 @@ def test_explicit_cores_all_belong_to_workers() -> None:
     with pytest.raises(DeviceError, match="4095"):
         CpuDevice((4095,))
     with pytest.raises(DeviceError, match="different"):
-        CpuDevice.of((1, 1))
+        CpuDevice.from_cores((1, 1))
     with pytest.raises(DeviceError, match="at least one"):
         CpuDevice(())
 
@@ -87,7 +87,7 @@ def test_this_machine() -> None:
 
 
 def test_threads_are_one_unless_set() -> None:
-    device = CpuDevice.of((0, 1, 2, 3, 4), threads={"2c": 2})
+    device = CpuDevice.from_cores((0, 1, 2, 3, 4), threads={"2c": 2})
     assert device.threads(device.placement(0, 4)) == 1
     assert device.threads(device.placement(0, 2)) == 2
     device.set_threads("4c", 99)
@@ -97,7 +97,7 @@ def test_threads_are_one_unless_set() -> None:
 
 
 def test_create_and_destroy_check_the_placement() -> None:
-    device = CpuDevice.of((0, 1))
+    device = CpuDevice.from_cores((0, 1))
     asyncio.run(device.create(device.placement(0, 2)))
     asyncio.run(device.destroy(device.placement(1, 1)))
     for wrong in (

@@ -90,7 +90,7 @@ def test_a_gpu_that_hangs_is_waited_for_and_the_others_are_not(caplog: pytest.Lo
         assert await look() == ["gpu1"]
         assert await look() == ["gpu1"]
         assert [record.getMessage() for record in caplog.records] == [
-            "gpu0: the driver has not answered for 11 s; other GPUs are looked at as ever"
+            "gpu0: the driver has not answered for 11 s; other GPUs are polled as before"
         ]
         assert one.polls < two.polls - 2, "it is not asked again meanwhile"
         one.hangs.set()

@@ -102,7 +102,7 @@ def test_what_an_error_means(number: int, gi: int | None, verdict: str) -> None:
     assert text.startswith(f"Xid {number}")
     assert ("reset of the GPU is due" in text) is (verdict == "suspect")
     assert reports.condemned is (verdict == "lost")
-    reports.gone()
+    reports.record_loss()
     assert not reports.condemned
 
 
@@ -115,8 +115,8 @@ def test_errors_are_listed_once_each() -> None:
 
 def test_a_gpu_that_stays_unknown_is_lost() -> None:
     reports = GpuReports()
-    assert [reports.failed(unknown=True) for _ in range(2)] == [False, False]
-    reports.answered()
-    assert [reports.failed(unknown=True) for _ in range(2)] == [False, False]
-    assert not reports.failed(unknown=False)
-    assert [reports.failed(unknown=True) for _ in range(3)] == [False, False, True]
+    assert [reports.record_failure(unknown=True) for _ in range(2)] == [False, False]
+    reports.record_answer()
+    assert [reports.record_failure(unknown=True) for _ in range(2)] == [False, False]
+    assert not reports.record_failure(unknown=False)
+    assert [reports.record_failure(unknown=True) for _ in range(3)] == [False, False, True]

@@ -339,14 +339,14 @@ def test_boards_that_draw_something_else_are_known_to_workers_only(tmp_path: Pat
     rows[0]["drawn_watts"] = 80.0
     path.write_text(json.dumps({"method": "analytical", "source": "tests", "rows": rows}))
     config = config_of(tmp_path, pace=str(path))
-    drawn = profiled.drawn(SPEC, config)
+    drawn = profiled.paces_of(SPEC, config)
     assert drawn["small", "7g.40gb"].watts == (80.0,)
     assert drawn["large", "7g.40gb"].watts == (50.0,)
     devices: dict[str, Any] = {"gpu0": Gpu("gpu0")}
     given = stored.rows_of(SPEC, (a100("gpu0"),), config)
     made = stored.keep_emulated(SPEC, devices, config, profiles_fixture.profile(), given)
     assert cell(made, "small", "7g.40gb", 8).energy_j_per_row == pytest.approx(50.0 * 0.010 / 8)
-    assert profiled.drawn(SPEC, config_of(tmp_path)) == {}
+    assert profiled.paces_of(SPEC, config_of(tmp_path)) == {}
 
 
 def test_the_report_says_that_nothing_was_measured() -> None:

@@ -114,7 +114,7 @@ def test_a_board_in_trouble_is_told_apart_and_never_billed_for(tmp_path: Path) -
         assert item["frozen"] == (name in ("still hangs", "lost"))
         assert (item["carried_j"], item["restarts"], item["idle_w"]) == (0.0, 0.0, pytest.approx(52.0))
     # Power, where the board shows no counter: flat stretches are exact, whatever the looks.
-    assert "integrated between looks" in found["power at rest"]["why"]
+    assert "integrated between readings" in found["power at rest"]["why"]
     assert found["power at rest"]["total_j"] == pytest.approx(52.0 * 8, abs=slack_j)
     assert found["power at work"]["total_j"] == pytest.approx(52.0 * 8 + 152.0 * 10, abs=slack_j)
     assert "whatever the workers did" in found["power hangs"]["why"]

@@ -346,14 +346,14 @@ def test_what_a_server_says_it_saved_is_what_physics_say(tmp_path: Path, idle_w:
             host.run(1.0, 0.0 if quiet else own_w / WATTS_A_CPU)
             sample = meter.sample(host.now_ns)
             spans = Spans(seconds=1.0)
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows = {} if quiet else {"small": round(RATE)}
             span.methods = {"measured"}
             span.share.idle_j = span.share.idle_g = sample.idle_w
             span.share.active_j = span.share.active_g = sample.total_j - before_j - sample.idle_w
             before_j = sample.total_j
-            rig.controller.shadows.window(spans)
-        found = saved(rig.controller.shadows.of["toy"])
+            rig.controller.shadows.compare(spans)
+        found = saved(rig.controller.shadows.by_family["toy"])
         assert found is not None
         more_j = 285 * (base_w - own_w)
         assert more_j > 100.0

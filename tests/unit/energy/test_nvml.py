@@ -219,7 +219,7 @@ def test_a_counter_that_went_back_begins_a_new_epoch(board: Board, caplog: pytes
         assert (sample.total_j, sample.epoch, meter.resets) == (200.0, 1, 1)
 
     asyncio.run(scene())
-    assert "the energy counter went back; what was used since the last look is unknown" in caplog.text
+    assert "the energy counter went back; what was used since the last reading is unknown" in caplog.text
 
 
 def test_a_leap_that_no_gpu_could_draw_is_not_billed(board: Board) -> None:
@@ -384,7 +384,7 @@ def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Tr
         meter, account = await board.meter(), Account(pue=1.0)
         before = meter.sample(0)
         account.add_device("gpu0", 7)
-        account.window(before, GRID)
+        account.close_window(before, GRID)
         worker = account.attach(
             WorkerMeter(
                 family="m", variant="v", device="gpu0", placement="p", slices=3, profiled=ProfiledEnergy((1.0, 1.0))
@@ -408,7 +408,7 @@ def test_whatever_happens_no_joule_is_billed_that_was_not_drawn(history: list[Tr
                 assert sample.total_j >= before.total_j
                 assert (sample.at_ns, sample.epoch) >= (before.at_ns, before.epoch)
                 before = sample
-                account.window(sample, GRID)
+                account.close_window(sample, GRID)
         line = account.devices()["gpu0"]
         parts = [float(line[f"{name}_j"]) for name in LINES]
         measured_j = float(line["measured_j"])
@@ -437,10 +437,10 @@ def test_without_a_counter_power_is_integrated_and_says_why(board: Board, caplog
         sample = await looked(meter)
         assert sample.total_j == pytest.approx((50 + 150) / 2 * 1 + (150 + 250) / 2 * 2)
         assert (meter.source, sample.method, sample.epoch) == ("power", "measured", 0)
-        assert meter.why.startswith("NVML power integrated between looks, since the energy counter gives 'Not Supp")
+        assert meter.why.startswith("NVML power integrated between readings, since the energy counter gives 'Not Supp")
 
     asyncio.run(scene())
-    assert "integrated between looks" in caplog.text
+    assert "integrated between readings" in caplog.text
 
 
 def test_instantaneous_power_is_preferred_to_an_average(board: Board) -> None:

@@ -44,11 +44,11 @@ def moment(*expected: float, now: State | None = None, rows: float = 0.0, accura
 
 
 def target_now(now: State) -> BudgetTarget:
-    return budget_target(PlanningInput.of(now))
+    return budget_target(PlanningInput.from_state(now))
 
 
 def frontier_at(now: State, rate: float) -> tuple[FrontierPlan, ...]:
-    given = PlanningInput.of(now)
+    given = PlanningInput.from_state(now)
     return frontier(given.problem, given.objective, rate, seed=now.seed)
 
 
@@ -204,7 +204,7 @@ def test_the_price_is_that_of_the_exact_solution(
     given: tuple[list[float], list[float], list[list[FrontierPoint]]], part: float
 ) -> None:
     rows, grams, shapes = given
-    left = RemainingHorizon.of(rows, grams, shapes)
+    left = RemainingHorizon.from_frontiers(rows, grams, shapes)
     low, high = (float((left.rows * end).sum() / left.rows.sum()) for end in (left.bottom, left.top))
     asked = low + part * (high - low)
     hours = [

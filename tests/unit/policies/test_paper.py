@@ -21,9 +21,9 @@ from clover.planning.model.problem import Problem, fitting, problem_of
 from clover.planning.packing.evaluation import lanes_of, predict
 from clover.planning.transition.layout import lay_out
 from clover.policies import POLICIES, build
-from clover.policies.paper.fifo import FEW, Fifo, stacked
-from clover.policies.paper.fleet import RADIUS, drawn_neighbour, fleet_of, neighbour
-from clover.policies.paper.walk import GIVE_UP, NEW, moves, punished, punished_as_artifact
+from clover.policies.paper.fifo import FEW, Fifo, stack
+from clover.policies.paper.fleet import RADIUS, draw_neighbour, fleet_of, neighbour
+from clover.policies.paper.walk import GIVE_UP, NEW, moves, punish, punish_as_artifact
 from clover.types import Configuration, DeviceShape, GroupCount, Plan, Prediction, State, configuration_of
 from tests.support.enumeration import configurations
 from tests.support.mig_fixture import a100, a100s, mig_profile
@@ -208,7 +208,7 @@ def test_closed_forms_are_those_of_the_planner(data: st.DataObject, load: float,
     whole = sum(lane.capacity for lane in lanes_of(problem_of(now), configuration).lanes)
     now = msgspec.structs.replace(now, arrival_rate=load * whole)
     fifo = fifo_of(now)
-    rows = stacked([fifo.counts(configuration)])
+    rows = stack([fifo.counts(configuration)])
     forms = fifo.closed_forms(rows)
     assert fifo.configuration(rows[0]) == configuration
     assert forms.shares.sum() == pytest.approx(1.0)
@@ -243,7 +243,7 @@ def test_shares_go_over_smoothly_into_those_of_workers_that_are_always_busy() ->
 
     def shares(rate: float) -> dict[str, float]:
         fifo = fifo_of(on((cpu(2),), rate=rate))
-        forms = fifo.closed_forms(stacked([fifo.counts(configuration)]))
+        forms = fifo.closed_forms(stack([fifo.counts(configuration)]))
         return dict(zip(fifo.variants, forms.shares[0].tolist(), strict=True))
 
     single = 1e3 / 1.0 + 1e3 / 4.0  # rows a second, one row at a time
@@ -380,7 +380,7 @@ def test_neighbours_are_near_and_legal(fleet_name: str, seed: int, drawn: bool) 
     problem, fifo, rng = problem_of(now), fifo_of(now), Random(seed)
     fleet = fleet_of(problem, fifo.keys, alike=drawn)
     at = tuple(rng.below(len(unit.deals.counts)) for unit in fleet.units)
-    following, met = drawn_neighbour(fleet, at, {at}, rng) if drawn else (neighbour(fleet, at, rng), True)
+    following, met = draw_neighbour(fleet, at, {at}, rng) if drawn else (neighbour(fleet, at, rng), True)
     assert following is not None
     apart = sum(
         int(np.abs(unit.deals.counts[one] - unit.deals.counts[other]).sum())
@@ -422,7 +422,7 @@ def test_raw_draws_are_layouts_of_the_devices() -> None:
     backend, rng = dict.fromkeys(fifo.variants, "eager"), Random(3)
     codes = set()
     for _ in range(20):
-        code, counts = fleet.drawn(rng)
+        code, counts = fleet.draw_raw(rng)
         codes.add(code)
         target = fifo.configuration(counts)
         deployment = lay_out(target, family="toy", backend=backend, devices=now.devices)
@@ -455,12 +455,12 @@ def test_a_search_begins_at_base_where_what_runs_is_no_deal_of_the_devices() -> 
 
 def test_the_artifact_rewards_broken_targets_where_scores_are_negative() -> None:
     slo_ms, score = 10.0, -0.2
-    late, later, overloaded = (punished_as_artifact(score, p95, slo_ms) for p95 in (20.0, 100.0, 3_600_000.0))
+    late, later, overloaded = (punish_as_artifact(score, p95, slo_ms) for p95 in (20.0, 100.0, 3_600_000.0))
     assert score < late < later < overloaded < 0.0, "the worse it breaks the target the better it looks"
     rng = Random(0)
     assert all(moves(score, overloaded, 10.0, rng) for _ in range(50)), "so the centre always goes there"
-    assert not any(moves(score, punished(score, 3_600_000.0, slo_ms), 100.0, rng) for _ in range(50))
+    assert not any(moves(score, punish(score, 3_600_000.0, slo_ms), 100.0, rng) for _ in range(50))
     for value, p95 in itertools.product((-0.2, 0.3), (10.001, 20.0, 3_600_000.0)):
-        assert punished(value, p95, slo_ms) < value
-    assert punished(0.3, 20.0, slo_ms) == punished_as_artifact(0.3, 20.0, slo_ms) == pytest.approx(0.15)
-    assert punished(score, 10.0, slo_ms) == punished_as_artifact(score, 10.0, slo_ms) == score
+        assert punish(value, p95, slo_ms) < value
+    assert punish(0.3, 20.0, slo_ms) == punish_as_artifact(0.3, 20.0, slo_ms) == pytest.approx(0.15)
+    assert punish(score, 10.0, slo_ms) == punish_as_artifact(score, 10.0, slo_ms) == score

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.profiling.chains import POINTS, Answers, common_rows, every_chain, front, levels, play, profile_of, thinned
+from clover.profiling.chains import POINTS, Answers, common_rows, every_chain, front, levels, play, profile_of, thin
 from clover.profiling.pareto import best_of, cascades
 
 NAMES = ("small", "medium", "large")
@@ -127,10 +127,10 @@ def test_a_dearer_variant_never_comes_before_a_cheaper_one() -> None:
 def test_thinning_keeps_both_ends() -> None:
     whole = front(every_chain(rows(4, 4000), COSTS))
     assert len(whole) > POINTS
-    few = thinned(whole)
+    few = thin(whole)
     assert len(few) <= POINTS
     assert (few[0], few[-1]) == (whole[0], whole[-1])
-    assert thinned(whole[:3]) == whole[:3]
+    assert thin(whole[:3]) == whole[:3]
 
 
 def test_thresholds_are_float32_as_scores_are() -> None:

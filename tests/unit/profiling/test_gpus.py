@@ -169,7 +169,7 @@ class Meter:
 
     async def measure_resident(self) -> None:
         self._gpu.rested.append(any(self._gpu.users.values()))
-        self.idle.measured(85.0)
+        self.idle.set_resident(85.0)
 
     def sample(self, now_ns: int) -> EnergySample:
         at_ns = self.looks * 1_000_000_000
@@ -281,7 +281,7 @@ def test_base_below_a_third_of_its_load_costs_what_its_batches_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     steps: list[str] = []
-    monkeypatch.setattr(ProgressSteps, "say", lambda _, what, *__: steps.append(what))
+    monkeypatch.setattr(ProgressSteps, "report", lambda _, what, *__: steps.append(what))
     profile, _, _ = measured(monkeypatch, tmp_path, lambda order: True, ("gpu0", "gpu1"))
     full = profiles.measurements(profile, profile.base.variant, "7g.40gb")[-1]
     [step] = [step for step in steps if step.startswith("BASE: ")]

@@ -37,7 +37,7 @@ def test_a_measurement_repeats_the_cells_of_the_backends_that_were_chosen(quick:
             begun[setup.backend] += 1
             yield
 
-        async def timed(self, worker: Any, place: Any, batch: int, effort: Any) -> Any:
+        async def time_batches(self, worker: Any, place: Any, batch: int, effort: Any) -> Any:
             return Cell(batch, ms=[5.0], cpu_s=0.005, wall_s=0.005), SimpleNamespace(
                 joules=lambda *_: (5.0, "modelled")
             )

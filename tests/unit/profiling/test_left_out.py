@@ -58,7 +58,7 @@ class PlayedRig:
             np.zeros(ROWS, np.int64), np.ones(ROWS, np.bool_), np.ones(ROWS, np.float32), self.cell(worker, 4)
         )
 
-    async def timed(self, worker: str, place: Any, batch: int, effort: Any, **_: Any) -> tuple[Cell, Any]:
+    async def time_batches(self, worker: str, place: Any, batch: int, effort: Any, **_: Any) -> tuple[Cell, Any]:
         async with self.window(()) as window:
             return self.cell(worker, batch), window
 

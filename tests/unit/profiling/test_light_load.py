@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from clover.planning.model.correction import corrected
+from clover.planning.model.correction import apply_factors
 from clover.planning.model.problem import problem_of, services_of
 from clover.planning.model.queueing import WAKE_S
 from clover.profiling.front_end import MOST_TURNS, FrontEndRun, LightLoad, with_light_load
@@ -67,7 +67,7 @@ def test_all_variants_pay_it_and_the_planner_pays_the_front_end_too() -> None:
 def test_what_was_learned_of_a_variants_joules_holds_of_its_waking_up_too() -> None:
     found = with_light_load(profile(cores=(1,)), *run(worker_ms=9.0, front_ms=0.4))
     name = found.base.variant
-    learned = corrected(found, {}, {(name, "1c"): 1.5})
+    learned = apply_factors(found, {}, {(name, "1c"): 1.5})
     for before, after in zip(found.latency, learned.latency, strict=True):
         assert after.wake_j == pytest.approx((1.5 if before.variant == name else 1.0) * before.wake_j)
 

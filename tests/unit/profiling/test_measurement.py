@@ -35,7 +35,7 @@ from clover.profiling.instances import TemporaryInstances
 from clover.profiling.joules import EnergyMeters, EnergyWindow, busy_share, jiffies
 from clover.profiling.measurement import too_slow
 from clover.profiling.options import FULL, NO_LIMITS, QUICK, CompileLimits
-from clover.profiling.records import accuracy_of, middle_j, paired, pooled, typical_p95
+from clover.profiling.records import accuracy_of, middle_j, pair_with_best, pool_cells, typical_p95
 from clover.profiling.rig import MemoryFindings
 from clover.profiling.rows import load, pack
 from clover.profiling.score import agreement, answers, wilson
@@ -65,7 +65,7 @@ def test_of_several_reports_of_memory_the_most_counts() -> None:
 
     def note(profile: str, backend: str, weights: int, peak: int, context: int) -> None:
         held = HeldMemory(variant="v", weights_bytes=weights, peak_bytes=peak)
-        found.note(profile, backend, (held,), context)
+        found.record(profile, backend, (held,), context)
 
     note("2c", "eager", 5, 9, 30)
     note("1c", "eager", 5, 7, 20)
@@ -114,13 +114,13 @@ def test_accuracies_are_held_against_the_best_variant_on_the_same_rows() -> None
     held_out = {(name, "eager"): Answers(np.zeros(len(own)), np.array(own, np.bool_)) for name, own in right.items()}
     known = [msgspec.structs.replace(score("eager", 60.0), variant=name) for name in right]
     known[1] = msgspec.structs.replace(known[1], value=75.0)
-    cheap, dear = paired(known, held_out, dict.fromkeys(right, "eager"))
+    cheap, dear = pair_with_best(known, held_out, dict.fromkeys(right, "eager"))
     assert cheap.against is not None
     assert cheap.against[0] == pytest.approx(-25.0)
     assert cheap.against[1] < -25.0 < cheap.against[2]
     assert dear.against == (0.0, 0.0, 0.0)
     published = [msgspec.structs.replace(item, method="published") for item in known]
-    assert [item.against for item in paired(published, {}, dict.fromkeys(right, "eager"))] == [None, None]
+    assert [item.against for item in pair_with_best(published, {}, dict.fromkeys(right, "eager"))] == [None, None]
 
 
 # --- choosing -----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_rounds_leave_medians_and_how_batches_lay_around_them() -> None:
         Cell(8, ms=[0.9 * ms, 1.1 * ms], cpu_s=cpu_s, wall_s=0.1)
         for ms, cpu_s in ((1.0, 0.016), (2.0, 0.16), (9.0, 0.08))
     )
-    found = pooled([quick, slow, middling])
+    found = pool_cells([quick, slow, middling])
     assert found.ms == pytest.approx([1.8, 2.2] * 3), "a slow round is not a slow batch"
     assert found.rows == 48
     assert found.cpu_s / found.rows == pytest.approx(0.08 / 16)
@@ -758,7 +758,7 @@ def test_a_pass_on_a_machine_without_a_free_core_is_not_cut_short_at_once(
         driver._next_row += count
         return 1_000_000_000, 100_000_000
 
-    monkeypatch.setattr(driver, "_one", one)
+    monkeypatch.setattr(driver, "_serve_batch", one)
     monkeypatch.setattr("clover.profiling.driver.time.monotonic", lambda: now_s)
     worker = make(0.0)
     assert len(driver.score(worker, 8, most_rows=80, most_s=1.5, patient=patient).answers) == rows

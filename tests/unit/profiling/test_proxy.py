@@ -12,7 +12,7 @@ from clover.errors import ConfigError
 from clover.families import by_agreement, load_family
 from clover.profiling.chains import Answers
 from clover.profiling.proxy import judge_by_best
-from clover.profiling.records import accuracy_of, paired
+from clover.profiling.records import accuracy_of, pair_with_best
 from clover.profiling.rig import Findings
 from clover.profiling.rows import load
 from clover.profiling.score import interval
@@ -64,7 +64,7 @@ def test_the_last_variant_is_right_on_every_row(spec: FamilySpec) -> None:
     assert found.held_out["cheap", "eager"].right.tolist() == [True, True, False, True]
     assert found.calibration["cheap"].right.tolist() == [False, True, True]
     assert any("proxy" in note for note in found.notes)
-    judged = paired(found.accuracy, found.held_out, {"cheap": "eager", "only": "eager"})
+    judged = pair_with_best(found.accuracy, found.held_out, {"cheap": "eager", "only": "eager"})
     assert judged[0].against is not None
     assert judged[0].against[0] == -25.0
 

@@ -23,7 +23,7 @@ def gpu(product: str, *, emulated: bool = False, slices: int = 7) -> Any:
 
 
 def test_a_box_is_charged_by_the_cores_that_the_server_keeps() -> None:
-    (box,) = hardware_of(EmbodiedConfig(), {"cpu0": CpuDevice.of((0, 1, 2, 3))}, cores=16)
+    (box,) = hardware_of(EmbodiedConfig(), {"cpu0": CpuDevice.from_cores((0, 1, 2, 3))}, cores=16)
     assert (box.reserved, box.total, box.for_workers) == (4.0, 16, 3.0)
     assert box.kg == pytest.approx(16.8 * 16)
     assert box.known == "cited default"
@@ -32,7 +32,7 @@ def test_a_box_is_charged_by_the_cores_that_the_server_keeps() -> None:
 
 def test_what_is_configured_wins_and_says_so() -> None:
     config = EmbodiedConfig(machine_kg=1200.0, reserved=0.5)
-    (box,) = hardware_of(config, {"cpu0": CpuDevice.of((0, 1))}, cores=8)
+    (box,) = hardware_of(config, {"cpu0": CpuDevice.from_cores((0, 1))}, cores=8)
     assert (box.kg, box.known, box.reserved, box.for_workers) == (1200.0, "configured", 4.0, 4.0)
     found = hardware_of(EmbodiedConfig(gpu_kg=200.0), {"gpu0": gpu("NVIDIA H200")}, cores=8)
     assert (found[0].kg, found[0].known) == (200.0, "configured")
@@ -66,7 +66,7 @@ def test_time_reserved_is_charged_and_rows_are_counted_once(monkeypatch: pytest.
     account = Account(pue=1.5)
     account.add_device("cpu0", 2)
     account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
-    footprint = Footprint(config, {"cpu0": CpuDevice.of((0, 1))}, account)
+    footprint = Footprint(config, {"cpu0": CpuDevice.from_cores((0, 1))}, account)
     for method, hour in (("synthetic", 1), ("configured", 2)):
         reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="p", method=method)  # type: ignore[arg-type]
         # Three of the ten rows went on to the variant that answered them.

@@ -63,13 +63,13 @@ class Scene:
             profile=None,
         )
         context = SimpleNamespace(families={}, decisions=self.decisions, grid=SimpleNamespace(trouble="it is silent"))
-        controller: Any = SimpleNamespace(context=context, shadows=SimpleNamespace(of={}))
+        controller: Any = SimpleNamespace(context=context, shadows=SimpleNamespace(by_family={}))
         machine: Any = SimpleNamespace(metered_ns=lambda: dict(self.metered))
         self.config = ServerConfig(
             ledger=LedgerConfig(keep="on", name="scene"), listen=ListenConfig(token="hush"), state_dir=str(folder)
         )
         self.served, self.audit = {"m": served}, AuditLog()
-        self.shadows = controller.shadows.of
+        self.shadows = controller.shadows.by_family
         self.ledger = ServerLedger(
             self.config,
             LedgerSource(self.account, machine, self.served, controller, self.audit),
@@ -89,7 +89,7 @@ class Scene:
             if rows:
                 meter.add(rows, 20 * MS_NS, 20 * MS_NS)
                 self.traffic.batch(0 if meter.variant == "small" else 1, rows, 0, MS_NS, now_ns)
-                self.account.rows_done("m", rows)
+                self.account.count_answered("m", rows)
                 self.account.receipt("m", meter.variant, 90.0, rows, 0.01 * rows, chance.choice(("acme", "")))
                 for _ in range(rows):
                     took_ns = chance.randrange(40) * MS_NS
@@ -102,7 +102,7 @@ class Scene:
                 sample = EnergySample(
                     device=device, at_ns=now_ns, total_j=self.joules[device], idle_w=3.0, method=method
                 )
-                self.account.window(sample, reading, now_ns)
+                self.account.close_window(sample, reading, now_ns)
         self.ledger.tick(reading)
 
 
@@ -184,7 +184,7 @@ def test_comparisons_begin_before_the_first_row(tmp_path: Path) -> None:
         sums.overheads.add(overheads)
         if at == 120:
             window = Window(Overheads.none(), 5, 450.0, second, second[None], np.ones(2))
-            sums.book(window, 95.0, np.array([1.0]))
+            sums.add_window(window, 95.0, np.array([1.0]))
         scene.second(random.Random(1))
     asyncio.run(scene.ledger.close())
     with LedgerReader(scene.path) as ledger:

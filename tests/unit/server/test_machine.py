@@ -36,7 +36,7 @@ class Idle(NvmlMeter):
     def __init__(self, awake: bool) -> None:
         self.method = "measured"
         self.idle = BoardIdle(50.0)
-        self.idle.measured(90.0)
+        self.idle.set_resident(90.0)
         self._awake = awake
 
     @property
@@ -125,8 +125,8 @@ def test_the_window_of_a_gpu_is_closed_as_its_counter_is_read_and_that_of_the_ho
         machine.meters, machine.beside = meters, False
         machine._samples, machine._looked_ns, machine._unreadable_ns = {}, {}, {}
         machine._spare = lambda gpu: None
-        machine._host = SimpleNamespace(look=lambda: done.append("host looked at"))
-        machine._account = SimpleNamespace(window=lambda sample, *_: done.append(f"{sample.device} closed"))
+        machine._host = SimpleNamespace(poll=lambda: done.append("host looked at"))
+        machine._account = SimpleNamespace(close_window=lambda sample, *_: done.append(f"{sample.device} closed"))
         measuring = asyncio.ensure_future(machine.measure(Reading(g_per_kwh=300.0, at_s=0.0, provider="test")))
         for name in ("host", "gpu1", "gpu0"):
             await asyncio.sleep(0)
@@ -152,7 +152,7 @@ def test_what_a_context_costs_is_measured_before_the_first_row_if_it_is_not_know
             self.idle = BoardIdle(50.0, resident_w=80.0 if known else None)
 
         async def measure_resident(self, sleep: Any = None) -> None:
-            self.idle.measured(87.0)
+            self.idle.set_resident(87.0)
 
     machine: Any = Machine.__new__(Machine)
     gpus = [SimpleNamespace(name=f"gpu{i}", uuid=f"GPU-{i}") for i in range(3)]

@@ -118,7 +118,7 @@ def test_measured_never_stands_beside_a_gram_whose_intensity_was_not(method: Any
     ways: tuple[tuple[str, Method], ...] = (("cpu0", "measured"), ("gpu0", "modelled"))
     for second, total_j in ((0, 0.0), (1, 10.0)):
         for device, how in ways:
-            account.window(
+            account.close_window(
                 EnergySample(device=device, at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method=how), reading
             )
         for meter in meters:
@@ -140,7 +140,7 @@ def test_the_figures_of_a_family_are_there() -> None:
     meter = account.attach(WorkerMeter(family="m", variant="small", device="cpu0", placement="p", slices=1))
     reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static", signal="average", method="configured", age_s=7.0)
     for second, total_j in ((0, 0.0), (1, 10.0)):
-        account.window(
+        account.close_window(
             EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method="measured"), reading
         )
         meter.add(1, SECOND, SECOND)
@@ -238,7 +238,7 @@ def test_every_gpu_has_its_lines_and_their_labels() -> None:
     reading = Reading(g_per_kwh=300.0, at_s=0.0, provider="static")
 
     def window(second: int, total_j: float, device: str, method: Method, epoch: int = 0) -> None:
-        account.window(
+        account.close_window(
             EnergySample(
                 device=device, at_ns=second * SECOND, total_j=total_j, idle_w=70.0, method=method, epoch=epoch
             ),
@@ -289,7 +289,7 @@ def test_what_being_awake_costs_and_others_on_a_gpu_are_shown() -> None:
             device="gpu0", at_ns=second * SECOND, total_j=100.0 * second, idle_w=50.0, method="measured",
             awake_w=35.0, awake_j=35.0 * second, shared=shared,
         )  # fmt: skip
-        account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="static"))
+        account.close_window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="static"))
     chain: Any = SimpleNamespace(last=None, errors={}, live={})
     found = scrape(Metrics(families=dict, account=account, chain=chain))
     labels = (("device", "gpu0"), ("method", "measured"))
@@ -398,7 +398,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
             WorkerMeter(family=name, variant="v", device=device, placement="p", slices=slices)
             for name, device, slices in held
         ]
-        ledger.window(365 * 86_400 * SECOND, workers)
+        ledger.charge(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
         lines |= {"awake_g": 0.0, "idle_no_request_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
@@ -428,7 +428,7 @@ def test_what_tenants_sent_and_used_sums_to_the_models() -> None:
     reading = Reading(g_per_kwh=3.6e6, at_s=0.0, provider="x", method="published")
     for second, total_j in ((0, 0.0), (1, 12.0)):
         sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=2.0, method="measured")
-        account.window(sample, reading)
+        account.close_window(sample, reading)
         meter.add(4, SECOND, SECOND)
         meter.charge(["acme", "acme", "acme", ""])
     model = source()

@@ -273,10 +273,10 @@ def test_devices_are_read_on_the_loop() -> None:
     account = Account(pue=1.0)
     begun = EnergySample(device="gpu0", at_ns=0, total_j=0.0, idle_w=1.0, method="measured")
     synthetic = Reading(g_per_kwh=3.6e5, at_s=0.0, provider="test", method="synthetic")
-    account.window(begun, synthetic)
-    account.window(structs.replace(begun, at_ns=10**9, total_j=6.0), synthetic)
+    account.close_window(begun, synthetic)
+    account.close_window(structs.replace(begun, at_ns=10**9, total_j=6.0), synthetic)
     published = structs.replace(synthetic, method="published")
-    account.window(structs.replace(begun, at_ns=2 * 10**9, total_j=12.0), published)
+    account.close_window(structs.replace(begun, at_ns=2 * 10**9, total_j=12.0), published)
 
     async def main() -> None:
         observe(provider, DeviceReader(asyncio.get_running_loop(), devices))

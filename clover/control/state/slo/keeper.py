@@ -1,15 +1,16 @@
 """The SLO of one family: whether it is missed, what follows from that, and what the log says.
 
-The observed p95 trails by some seconds and touches the SLO now and then without meaning anything.  So the SLO is missed
-once `SLO_LOOKS` looks in a row saw the p95 above it, and met again once none did for `MET_S`.  The p95 of few answers
-says little: it counts as above the SLO only if that is sure (`p95_least_ms`, where the fleet gives it).
+**Missed or met.**  The observed p95 covers the last seconds, and may touch the SLO now and then without meaning
+anything.  So the SLO is missed once the p95 was above it in `SLO_LOOKS` polls in a row, and met again once it was in
+none for `MET_S`.  The p95 of few answers says little: it counts as above the SLO only if that is sure (`p95_least_ms`,
+where the fleet gives it).
 
-A miss is answered by pressure (`clover.control.state.slo.pressure`): the next plan has more room.  If it lasts for
-`ALARM_S` and nothing can be done, one alarm says so; it is withdrawn once the SLO was met for `WITHDRAWN_S`, or is
-another one.
+**What follows.**  A miss is answered by pressure (`clover.control.state.slo.pressure`): the next plan has more room.
+If a miss lasts for `ALARM_S` and nothing can be done, one alarm says so.  The alarm is withdrawn once the SLO was met
+for `WITHDRAWN_S`, or is another one.
 
-The log has a line a minute while the SLO is missed, and one when it is met again.  A p95 that crosses the SLO all the
-time makes no more lines than one that stays above it: another miss within a minute waits for its minute.
+**The log** has a line a minute while the SLO is missed, and one when it is met again.  A p95 that keeps crossing the
+SLO makes no more lines than one that stays above it: another miss within a minute waits for its minute.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ WITHDRAWN_S = 60.0
 
 
 def waiting(observed: Mapping[str, float]) -> float:
-    """Return how many rows wait, without those that wait until a worker of the accuracy they ask for is started."""
+    """Return how many rows wait, except those that wait until a worker of the accuracy they ask for is started."""
     return observed.get("queue_rows", 0.0) - observed.get("awaiting_rows", 0.0)
 
 
 def late(observed: Mapping[str, float], slo_ms: float) -> bool:
-    """Return whether what was `observed` is surely above the SLO; rows that wait while none is answered are."""
+    """Return whether what was `observed` is surely above the SLO.  If rows wait and none is answered, it is."""
     p95_ms = observed.get("p95_ms")
     if p95_ms is None:
         return waiting(observed) > 0.0
@@ -57,8 +58,8 @@ class SloLog:
         self._logged_s = -math.inf
         self._logged = False  # whether the miss under way was logged
 
-    def look(self, now_s: float, observed: dict[str, float], slo_ms: float, doing: Callable[[], str]) -> None:
-        """Note what one look at the family saw, and log a miss or its end.  `doing` says what is done about a missed
+    def observe(self, now_s: float, observed: dict[str, float], slo_ms: float, doing: Callable[[], str]) -> None:
+        """Record what one poll of the family saw, and log a miss or its end.  `doing` says what is done about a missed
         SLO."""
         p95_ms, rows = observed.get("p95_ms"), observed.get("queue_rows", 0.0)
         if late(observed, slo_ms):
@@ -97,7 +98,7 @@ class SloKeeper:
         self.windows = SloWindows()
         self.pressure = SloPressure()
         self.late = False
-        """Whether the newest look saw rows late."""
+        """Whether the newest poll saw rows late."""
         self.alarm_s = math.nan
         """Monotonic time since when an alarm says that the SLO cannot be met; NaN if none does."""
         self.bound = ""
@@ -112,23 +113,23 @@ class SloKeeper:
         """Monotonic time since when the SLO is missed; NaN while it is met."""
         return self._log.missed_s
 
-    def look(
+    def observe(
         self, seen: SloSight, observed: dict[str, float], doing: Callable[[], str], alarm: Callable[[], str]
     ) -> str:
-        """Follow what one look at the family saw; return why to plan, in words, empty if there is no reason.  `doing`
+        """Follow what one poll of the family saw; return why to plan, in words, empty if there is no reason.  `doing`
         says what is done about a missed SLO, `alarm` why it cannot be met and what would help."""
         if seen.slo_ms != self._slo_ms:
             self._withdraw(f"its SLO is {seen.slo_ms:g} ms now")
             self._slo_ms, self._log = seen.slo_ms, SloLog(self._name)
-            self.pressure.met()
+            self.pressure.forget_misses()
         self.late, self.bound = seen.late, seen.bound
         if seen.late:
             self._late_s = seen.now_s
-        closed = self.windows.look(seen.now_s, seen.p95_ms, seen.queue_rows > 0.0, seen.slo_ms)
-        self._log.look(seen.now_s, observed, seen.slo_ms, doing)
+        closed = self.windows.observe(seen.now_s, seen.p95_ms, seen.queue_rows > 0.0, seen.slo_ms)
+        self._log.observe(seen.now_s, observed, seen.slo_ms, doing)
         if math.isnan(self.missed_s):
-            self.pressure.met()
-        reason = self.pressure.look(seen, self.windows, closed)
+            self.pressure.forget_misses()
+        reason = self.pressure.observe(seen, self.windows, closed)
         self._judge(seen, alarm)
         return reason
 

@@ -1,20 +1,21 @@
 """The pressure of a missed SLO: plans take services to be slower than profiled, and load workers less.
 
-A plan is made for what the profile says, and a profile may be wrong.  So a p95 above the SLO that lasts although the
-plan in force predicts otherwise raises a factor, by which the next plan takes every service to be slower; the highest
-utilisation falls by its square root.  If a faster plan exists, that is the one which comes.
+A plan is made for what the profile says, and a profile may be wrong.  If the p95 stays above the SLO although the plan
+in force predicts otherwise, a factor rises, and the next plan takes every service to be slower by it.  The highest
+utilisation falls by the square root of the factor.  Example: at a factor of 1.21 every batch is planned to take 21 %
+longer, and a limit of 80 % becomes 80 % / 1.1 = 73 %.  If a faster plan exists, the next plan is that one.
 
-*Raised* only on evidence: `SURE_S` of looks in a row above the SLO, all of them later than a trailing window after what
-runs was last changed, at no more load than was planned for, and while no queue of before is worked off.  By as much as
-the p95 exceeds what was predicted, within `STEPS`, up to `MOST`.
+*Raised* only on evidence: in a row of `SURE_S` the p95 was above the SLO, all of it later than a trailing window after
+the last change of what runs, at no more load than was planned for, and while no earlier queue is worked off.  It rises
+by as much as the p95 exceeds the prediction, within `STEPS`, up to `MOST`.
 
-*Not raised* (no wind-up) if the plan in force is known to miss the SLO, as it is then the least bad already; nor after
-`FUTILE` raises that brought nothing: no other plan, or none with a lower p95.
+*Not raised* if the plan in force is known to miss the SLO: it is the least bad one already.  Nor after `FUTILE` raises
+that brought nothing, that is, no other plan or none with a lower p95.  So the factor does not wind up.
 
-*Lowered* by half, no sooner than `FIRST_HOLD_S` after the last change, once 95 % of the windows since then leave room
-for it.  If the SLO is missed after that, the next hold is twice as long, up to `LONGEST_HOLD_S`: less than is needed is
-tried ever more rarely.  If services become known to be slower, as the pressure has it, the factor falls by as much at
-once.  Nothing of it survives a restart.
+*Lowered* halfway to 1, no sooner than `FIRST_HOLD_S` after the last change, once 95 % of the windows since then leave
+room for it.  If the SLO is missed after that, the next hold is twice as long, up to `LONGEST_HOLD_S`, so that too low a
+factor is tried ever more rarely.  If the corrected profile itself comes to say that services are slower, the factor
+falls by as much at once.  It does not survive a restart.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _LEAST_WINDOWS = 30
 
 @dataclass(frozen=True, kw_only=True)
 class SloSight:
-    """What is known of a family at one look: the p95 that clients see, whether it is surely `late`, what runs, and
+    """What is known of a family in one poll: the p95 that clients see, whether it is surely `late`, what runs, and
     whether no more arrives than was planned for.  `plan` is None if nothing runs; `service_ms`: mean milliseconds of a
     row by itself on the workers that run, as plans know them; `bound`: why no plan may change what runs, empty if one
     may."""
@@ -86,10 +87,10 @@ class SloPressure:
 
     @property
     def exhausted(self) -> bool:
-        """Whether raising the factor brought nothing, or it cannot be raised further."""
+        """Whether raising the factor brought nothing, or it cannot rise further."""
         return self._futile >= FUTILE or self.factor >= MOST
 
-    def look(self, seen: SloSight, windows: SloWindows, closed: bool) -> str:
+    def observe(self, seen: SloSight, windows: SloWindows, closed: bool) -> str:
         """Raise or lower the factor if it is time (`closed`: a window ended just now); return why to plan, in words,
         empty if it stays."""
         if self._runs[0] is not seen.deployment or self._runs[1] is not seen.routing:
@@ -103,7 +104,7 @@ class SloPressure:
         able = seen.promised and not seen.bound and seen.as_planned
         if not able or not seen.late:
             self._late_s = math.nan
-            return self._eased(seen, windows) if closed and not seen.late and not seen.bound else ""
+            return self._ease(seen, windows) if closed and not seen.late and not seen.bound else ""
         if seen.now_s < self._changed_s + WINDOW_S:
             return ""
         if math.isnan(self._late_s):
@@ -114,8 +115,8 @@ class SloPressure:
         self._late_s = math.nan
         return "" if drains else self._raise(seen)
 
-    def met(self) -> None:
-        """Note that the SLO is met again: what the last miss showed no longer counts."""
+    def forget_misses(self) -> None:
+        """Record that the SLO is met again: what the last miss showed no longer counts."""
         self._futile, self._raised = 0, None
 
     def _raise(self, seen: SloSight) -> str:
@@ -133,13 +134,13 @@ class SloPressure:
         self.factor = min(self.factor * step, MOST)
         self._moved_s, self._lowered = seen.now_s, False
         self._raised = p95_ms, seen.now_s
-        found = "no answer" if seen.p95_ms is None else f"p95 {p95_ms:.2f} ms"
+        p95 = "no answer" if seen.p95_ms is None else f"p95 {p95_ms:.2f} ms"
         return (
-            f"{RISK}: {found} within {seen.slo_ms:.2f} ms, of which {expected_ms:.2f} ms was predicted; services are "
+            f"{RISK}: {p95} within {seen.slo_ms:.2f} ms, of which {expected_ms:.2f} ms was predicted; services are "
             f"taken to be {self.factor:.2f} x as slow as profiled from now"
         )
 
-    def _eased(self, seen: SloSight, windows: SloWindows) -> str:
+    def _ease(self, seen: SloSight, windows: SloWindows) -> str:
         """Lower the factor if it was held long enough and there is room; return why to plan."""
         if seen.now_s - self._moved_s < self._hold_s:
             return ""

@@ -1,14 +1,15 @@
 """Whether the SLO is held while rows wait for fuller batches.
 
-A wait is planned into what the profile says batches take.  If the machine is slower, for other programs on its cores
-say, the p95 misses the SLO; rows that need not wait are the first thing to give up then, before a faster plan.  What
-clients see trails behind by `WINDOW_S`, so it counts from then on after rows began to wait, and once `SLO_LOOKS` looks
-in a row saw it.  No row of the family waits for `FIRST_HOLD_S` then.  After that it is tried again, if the p95
-meanwhile is at most `ROOM` of the SLO, and the next hold is twice as long, up to `LONGEST_HOLD_S`; the first one again
-after waits that went well for `WELL_S`.  A deployment from before the hold that comes back, because the one after it
-was rolled back, brings its waits with it: that is a reason to plan too.
+The plan chooses a wait by what the profile says batches take.  If the machine is slower, because other programs use its
+cores for instance, the p95 misses the SLO.  Waiting is then the first thing to give up, before a faster plan.
 
-(That no row waits where no other can come is the router's: `clover.runtime.router.state.Company`.)
+The p95 that clients see covers the last `WINDOW_S`.  So it counts from that long after rows began to wait, and once
+`SLO_LOOKS` polls in a row saw it above the SLO.  Then no row of the family waits for `FIRST_HOLD_S`.  After that the
+wait is tried again, if the p95 meanwhile is at most `ROOM` of the SLO.  The next hold is twice as long, up to
+`LONGEST_HOLD_S`; after waits that went well for `WELL_S` it is the first one again.  If the next deployment is rolled
+back, one from before the hold comes back with its waits: that is a reason to plan too.
+
+(If no other row can come, the router lets no row wait: `clover.runtime.router.state.Company`.)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROOM = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class WaitSight:
-    """What is known of a family at one look: its routing in force (None: nothing is), the p95 that clients see (None:
+    """What is known of a family in one poll: its routing in force (None: nothing is), the p95 that clients see (None:
     nobody was answered), and whether it surely misses the SLO (`late`)."""
 
     now_s: float
@@ -56,7 +57,7 @@ class WaitWatch:
         self._waiting_s = math.inf  # since when some row or other waits
         self._late = 0
 
-    def look(self, seen: WaitSight) -> str:
+    def observe(self, seen: WaitSight) -> str:
         """Judge the waits in force by what is seen; return why to plan, in words, empty if there is no reason."""
         begin = bool(seen.wait_ms) and not self._wait_ms
         if seen.wait_ms != self._wait_ms:

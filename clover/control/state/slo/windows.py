@@ -1,8 +1,8 @@
 """How long the SLO was held: the last hour of one family in windows of ten seconds.
 
 A window is held if the p95 of what was answered in it, as clients see it, was within the SLO of that time.  It is
-missed if that p95 was above, and also if rows waited and none was answered.  A window in which nothing was asked counts
-for neither.  The share of the last hour is that of the windows held among those that count.
+missed if that p95 was above, or if rows waited and none was answered.  A window without requests counts for neither.
+The share of the last hour is the windows held over the windows that count.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SloWindows:
         self._ring: deque[SloWindow] = deque()
         self._end_s = math.nan
 
-    def look(self, now_s: float, p95_ms: float | None, waiting: bool, slo_ms: float) -> bool:
-        """Note the p95 of what was answered lately (None: nothing was), and whether rows are `waiting`; return whether
-        a window ended."""
+    def observe(self, now_s: float, p95_ms: float | None, waiting: bool, slo_ms: float) -> bool:
+        """Record the p95 of what was answered lately (None: nothing was), and whether rows are `waiting`; return
+        whether a window ended."""
         if math.isnan(self._end_s):
             self._end_s = now_s
         if now_s - self._end_s < WINDOW_S:
@@ -70,16 +70,17 @@ class SloWindows:
         return best if math.isfinite(best) else None
 
     def usual_ms(self, since_s: float = -math.inf) -> float | None:
-        """Return the SLO that 95 % of the windows that began after `since_s` would have held; None if there is none."""
-        found = sorted(self._since(since_s))
-        usual = found[math.ceil(_WITHIN * len(found)) - 1] if found else math.inf
+        """Return the SLO that 95 % of the windows that began after `since_s` would have held; None without such
+        windows."""
+        p95s_ms = sorted(self._since(since_s))
+        usual = p95s_ms[math.ceil(_WITHIN * len(p95s_ms)) - 1] if p95s_ms else math.inf
         return usual if math.isfinite(usual) else None
 
     def within(self, limit_ms: float, since_s: float) -> tuple[float, int]:
         """Return the part of the windows that began after `since_s` whose p95 was at most `limit_ms`, and their
         number."""
-        found = [p95_ms <= limit_ms for p95_ms in self._since(since_s)]
-        return (sum(found) / len(found) if found else 0.0), len(found)
+        held = [p95_ms <= limit_ms for p95_ms in self._since(since_s)]
+        return (sum(held) / len(held) if held else 0.0), len(held)
 
     def _since(self, since_s: float) -> Iterator[float]:
         return (window.p95_ms for window in self._ring if window.end_s - WINDOW_S >= since_s)

@@ -176,7 +176,7 @@ def test_another_model_of_watttime_is_said(server: CarbonServer, caplog: pytest.
     server.change = lambda found: found | {"meta": found["meta"] | {"model": {"date": "2026-09-01"}}}
     with caplog.at_level(logging.WARNING, "clover.carbon"):
         asyncio.run(source.read(NOW_S))
-    assert "by another model since now (2026-09-01, before 2026-05-01)" in caplog.text
+    assert "from another model from now on (2026-09-01, before 2026-05-01)" in caplog.text
 
 
 def test_a_forecast_that_a_key_may_not_have_is_left_alone_for_hours(

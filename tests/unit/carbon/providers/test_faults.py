@@ -18,7 +18,7 @@ import pytest
 
 from clover.carbon import build_source
 from clover.carbon.providers import PROVIDERS
-from clover.carbon.providers.http import ApiClient, Bounds, checked_url, proxy_of, proxy_secrets, retry_after, words_of
+from clover.carbon.providers.http import ApiClient, Bounds, check_url, proxy_of, proxy_secrets, retry_after, words_of
 from clover.config import CarbonConfig
 from clover.errors import CarbonError, ConfigError
 from tests.support.carbon_server import KEY, NOW_S, PASSWORD, TOKEN, Answer, CarbonServer, Request, bomb
@@ -197,13 +197,13 @@ def test_the_words_of_an_error(body: str, words: str) -> None:
 )  # fmt: skip
 def test_addresses_that_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"carbon\.neso_url must") as caught:
-        checked_url(url, "carbon.neso_url")
+        check_url(url, "carbon.neso_url")
     assert ":p@" not in str(caught.value)
 
 
 def test_addresses_that_are_taken() -> None:
     for url in ("https://mirror.example/a", "http://127.0.0.1:80", "http://localhost", "http://[::1]:8080"):
-        assert checked_url(url + "/", "x") == url
+        assert check_url(url + "/", "x") == url
 
 
 def test_proxies_of_the_environment_and_never_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

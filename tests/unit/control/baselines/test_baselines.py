@@ -15,7 +15,7 @@ from clover.control.baselines.saved import compared, saved, saved_by_all
 from clover.control.baselines.shadow import ASK_S
 from clover.planning.budget.counterfactual import Fixed, base
 from clover.planning.budget.frontiers import fixed_mixes
-from clover.planning.model.correction import corrected
+from clover.planning.model.correction import apply_factors
 from clover.planning.model.problem import base_capacity
 from clover.types import EnergySample, Reading, State
 from tests.support.profiles_fixture import VARIANTS, cpu, fixed, objective, profile, state, worker
@@ -55,8 +55,8 @@ def test_nothing_is_said_before_anything_was_served() -> None:
         assert rig.controller.state()["models"]["toy"]["saved"] is None
         await rig.serve({}, 3)
         assert rig.controller.state()["models"]["toy"]["saved"] is None, "idle power alone is no saving of 0 %"
-        assert saved_by_all(rig.controller.shadows.of.values()) is None
-        assert not list(compared(rig.controller.shadows.of))
+        assert saved_by_all(rig.controller.shadows.by_family.values()) is None
+        assert not list(compared(rig.controller.shadows.by_family))
         assert not rig.asked
 
     drive(story)
@@ -305,8 +305,8 @@ def test_rows_that_a_silent_meter_tells_of_at_once_are_no_burst() -> None:
         for seconds, rows in ((0.0, 0), (0.0, 0), (300.0, 300 * 50)):
             spans = Spans(seconds=seconds)
             if rows:
-                spans.of("toy").rows = {"large": rows}
-            rig.controller.shadows.window(spans)
+                spans.for_family("toy").rows = {"large": rows}
+            rig.controller.shadows.compare(spans)
         assert rig.shadow.rate == pytest.approx(RATE)
         assert rig.told("base")["rows_beyond_shadow"] == 0
 
@@ -318,18 +318,18 @@ def test_an_unloaded_family_goes_on_where_it_was() -> None:
         rig = SavingServer()
         await rig.deploy()
         await rig.serve({"large": 1.0}, 20)
-        before = {(item.model, item.against): item for item in compared(rig.controller.shadows.of)}
+        before = {(item.model, item.against): item for item in compared(rig.controller.shadows.by_family)}
         await rig.controller.release("toy")
         last = Spans(seconds=1.0)
-        last.of("toy").rows = {"large": 50}
-        rig.controller.shadows.window(last)
-        rig.controller.shadows.look()
+        last.for_family("toy").rows = {"large": 50}
+        rig.controller.shadows.compare(last)
+        rig.controller.shadows.poll()
         assert rig.shadow.on_base.rows == 21 * RATE, "what it answered at the end counts"
-        rig.controller.shadows.window(Spans(seconds=1.0))
+        rig.controller.shadows.compare(Spans(seconds=1.0))
         await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings)
         rig.family = rig.controller.context.families["toy"]
         await rig.serve({"large": 1.0}, 20)
-        for item in compared(rig.controller.shadows.of):
+        for item in compared(rig.controller.shadows.by_family):
             then = before.get((item.model, item.against))
             assert then is None or item.shadow_g > then.shadow_g
 
@@ -345,12 +345,12 @@ def test_devices_that_are_dealt_count_where_they_belong() -> None:
         await rig.serve({"large": 1.0}, 4)
         assert rig.shadow.on_base.overheads.idle[0] == pytest.approx(4 * 2.0)
         assert rig.shadow.on_base.overheads.unowned[0] == pytest.approx(4 * 0.25)
-        assert rig.controller.shadows.of["second"].on_base.overheads.unowned[0] == pytest.approx(4 * 0.75)
-        rig.controller.shadows.window(Spans(seconds=1.0, unowned={"host": (3.0, 0.0)}))
+        assert rig.controller.shadows.by_family["second"].on_base.overheads.unowned[0] == pytest.approx(4 * 0.75)
+        rig.controller.shadows.compare(Spans(seconds=1.0, unowned={"host": (3.0, 0.0)}))
         for name, before in (("toy", 1.0), ("second", 3.0)):
-            unowned = rig.controller.shadows.of[name].on_base.overheads.unowned[0]
+            unowned = rig.controller.shadows.by_family[name].on_base.overheads.unowned[0]
             assert unowned == pytest.approx(before + 1.5), "the host beside devices is everybody's"
-        told = saved_by_all(rig.controller.shadows.of.values())
+        told = saved_by_all(rig.controller.shadows.by_family.values())
         assert told is not None
         assert told["base"]["rows"] == 4 * RATE, "a family that served nothing takes no part"
         assert told["since_s"] == rig.shadow.since_s
@@ -394,19 +394,19 @@ def test_rows_that_a_cascade_passes_on_are_compared_when_their_answer_comes() ->
         await rig.fleet.spawn(worker("small", 0, 1))
         for rows, gone_on in (({"small": 5}, 5), ({"large": 5}, 0)):
             spans = Spans(seconds=1.0)
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows, span.gone_on, span.share.active_j = rows, gone_on, 0.5
-            rig.controller.shadows.window(spans)
+            rig.controller.shadows.compare(spans)
         sums = rig.shadow.on_base
         assert (rig.shadow.rows, sums.rows) == (5, 5)
         assert sums.active[0] == 1.0, "what small used belongs to the answers of large"
         spans = Spans(seconds=1.0)
-        spans.of("toy").gone_on = -1
-        rig.controller.shadows.window(spans)
+        spans.for_family("toy").gone_on = -1
+        rig.controller.shadows.compare(spans)
         assert rig.shadow.rows == 5, "a row that kept an answer of before counts with the next ones"
         spans = Spans(seconds=1.0)
-        spans.of("toy").rows = {"large": 2}
-        rig.controller.shadows.window(spans)
+        spans.for_family("toy").rows = {"large": 2}
+        rig.controller.shadows.compare(spans)
         assert (rig.shadow.rows, sums.rows) == (8, 8)
 
     drive(story)
@@ -419,7 +419,7 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
 
     def window(second: int, total_j: float, epoch: int = 0) -> None:
         at_ns = second * SECOND
-        book.window(
+        book.close_window(
             EnergySample(device="cpu0", at_ns=at_ns, total_j=total_j, idle_w=2.0, method="measured", epoch=epoch), grid
         )
 
@@ -431,7 +431,7 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
     window(0, 0.0)
     meter.add(3, SECOND, SECOND)
     window(1, 10.0)
-    first = book.take()
+    first = book.collect_spans()
     assert first.families["toy"].rows == {"small": 3}
     assert first.seconds == pytest.approx(1.0)
     assert first.families["toy"].share.active_j == pytest.approx(8.0)
@@ -441,18 +441,18 @@ def test_spans_hold_what_the_account_holds_and_rows_of_unknown_energy_are_in_nei
     assert first.unowned["cpu0"] == (pytest.approx(1.0), pytest.approx(1.0 / 3.6e6 * 360.0 * 1.5))
     meter.add(5, SECOND, SECOND)
     window(2, 0.0, epoch=1)
-    assert not book.take().families, "the meter began anew: nobody knows what these rows used"
+    assert not book.collect_spans().families, "the meter began anew: nobody knows what these rows used"
     meter.add(7, SECOND, SECOND)
     book.detach(meter)
     window(3, 4.0, epoch=1)
     window(4, 9.0, epoch=1)
-    last = book.take()
+    last = book.collect_spans()
     assert last.seconds == pytest.approx(1.0)
     assert last.families["toy"].rows == {"small": 7}, "also of a worker that is gone"
     totals = book.totals("toy")
     assert totals["active_j"] == pytest.approx(8.0 + last.families["toy"].share.active_j)
     assert totals["carbon_g"] == pytest.approx(first.families["toy"].share.total_g + last.families["toy"].share.total_g)
-    assert not book.take().families
+    assert not book.collect_spans().families
 
 
 def test_base_is_verified_by_its_variant_and_the_past_restated_by_what_is_better_known() -> None:
@@ -469,8 +469,8 @@ def test_base_is_verified_by_its_variant_and_the_past_restated_by_what_is_better
 
         def learn(factors: dict[tuple[str, str], float], errors: dict[tuple[str, str], float]) -> None:
             learned.energy, learned.energy_errors, learned.changed = factors, errors, learned.changed + 1
-            learned.corrected = corrected(rig.profile, {}, factors)
-            rig.controller.shadows.look()
+            learned.corrected = apply_factors(rig.profile, {}, factors)
+            rig.controller.shadows.poll()
 
         def base_j() -> float:
             return float(rig.shadow.on_base.change[2, 0])

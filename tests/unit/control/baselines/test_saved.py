@@ -96,14 +96,14 @@ def test_the_boundary_is_the_servers() -> None:
         await rig.deploy()
         for _ in range(10):
             spans = Spans(seconds=1.0, unowned={"cpu0": (1.0, 100.0)})
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
             span.share.idle_j, span.share.idle_g = 4.0, 400.0
             span.front_end.active_j, span.front_end.active_g = 8.0, 800.0
             span.control.active_j, span.control.active_g = 16.0, 1600.0
             span.grids = {"synthetic"}
-            rig.controller.shadows.window(spans)
+            rig.controller.shadows.compare(spans)
         told = rig.told("base")
         assert (told["used_j"], told["shadow_j"]) == (310.0, 150.0)
         assert told["part"] == pytest.approx((150.0 - 310.0) / 150.0), "control is ours alone"
@@ -114,12 +114,12 @@ def test_the_boundary_is_the_servers() -> None:
         found = saved(rig.shadow)
         assert found is not None
         assert (found["boundary"], found["grid"]) == ("server", "synthetic")
-        [item] = [item for item in compared(rig.controller.shadows.of) if item.against == "base"]
+        [item] = [item for item in compared(rig.controller.shadows.by_family) if item.against == "base"]
         estimates = dict(item.estimates)
         assert estimates["likely"] == pytest.approx(-16_000.0)
         assert estimates["low"] < -16_000.0 < estimates["high"]
         span.grids = {"stand-in"}
-        rig.controller.shadows.window(spans)
+        rig.controller.shadows.compare(spans)
         assert "on stand-in and invented intensities" in rig.told("base")["words"], "no operator configured these"
 
     drive(story)
@@ -152,7 +152,7 @@ def test_the_interval_holds_what_the_profile_the_ratio_and_the_meter_may_be_off_
     sums = ComparisonSums.over(2)
     own = np.array([[10.0, 10.0], [0.0, 0.0]])
     window = Window(Overheads.none(), 10, 900.0, np.array([30.0, 30.0]), own, np.array([10.0, 10.0]))
-    sums.book(window, 92.0, np.array([0.0, 4.0]))
+    sums.add_window(window, 92.0, np.array([0.0, 4.0]))
     errors = sums.errors(np.array([0.1, 0.4]), 0.2)
     assert errors.profile == pytest.approx(math.hypot(0.1 * 10.0, 0.4 * 40.0))
     assert errors.ratio == pytest.approx(20.0), "the meter showed 20 g that the model does not have, of other rows"
@@ -172,7 +172,7 @@ def test_a_shadow_differs_by_no_more_than_the_model_says_and_less_where_the_mete
 ) -> None:
     sums = ComparisonSums.over(1)
     own, active = np.array([[own_j, own_j]]), np.array([active_j, active_j])
-    sums.book(Window(Overheads.none(), 1, 90.0, active, own, np.ones(2)), 92.0, np.array([other_j]))
+    sums.add_window(Window(Overheads.none(), 1, 90.0, active, own, np.ones(2)), 92.0, np.array([other_j]))
     close = 1e-9 * (active_j + own_j + other_j)
     assert float(sums.shadow[0]) >= -close
     assert float((sums.shadow - sums.served)[0]) == pytest.approx(
@@ -209,11 +209,11 @@ def test_a_loss_says_how_much_of_it_is_control() -> None:
         await rig.deploy()
         for _ in range(10):
             spans = Spans(seconds=1.0)
-            span = spans.of("toy")
+            span = spans.for_family("toy")
             span.rows = {"large": 50}
             span.share.active_j, span.share.active_g = 2.0, 200.0
             span.control.active_j, span.control.active_g = 16.0, 1600.0
-            rig.controller.shadows.window(spans)
+            rig.controller.shadows.compare(spans)
         told = rig.told("base")
         assert (told["grams"], told["control_g"]) == (-16_000.0, 16_000.0)
         assert told["short"].startswith("emitted 16 kg of CO2e more (")
@@ -254,8 +254,8 @@ def test_a_saving_and_a_score_count_the_same_within_the_server() -> None:
         for second, used_j in enumerate((0.0, 30.0, 12.0, 25.0, 4.0)):
             total_j += used_j
             sample = EnergySample(device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=10.0, method="measured")
-            book.window(sample, grid)
-            rig.controller.shadows.window(book.take())
+            book.close_window(sample, grid)
+            rig.controller.shadows.compare(book.collect_spans())
             if second != 1:
                 meter.add(50, SECOND // 4, SECOND // 4)
         lines = book.devices()["cpu0"]
@@ -296,8 +296,8 @@ def test_what_is_said_to_be_saved_is_within_a_point_of_what_a_host_would_have_us
             sample = EnergySample(
                 device="cpu0", at_ns=second * SECOND, total_j=total_j, idle_w=idle_w, method="measured"
             )
-            book.window(sample, grid)
-            rig.controller.shadows.window(book.take())
+            book.close_window(sample, grid)
+            rig.controller.shadows.compare(book.collect_spans())
             meter.add(rate, SECOND // 4, SECOND // 4)
             total_j += idle_w + front_end_w + rate * small_j
         emitted, shadow = idle_w + front_end_w + rate * small_j, idle_w + front_end_w + rate * base_j

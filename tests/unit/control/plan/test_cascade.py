@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from clover.control.plan.gate import checked, rerouted
+from clover.control.plan.gate import changes_routing, check_plan
 from clover.control.state.apply import interim
 from clover.errors import PlanError
 from clover.planning.model.problem import problem_of
@@ -38,8 +38,8 @@ def plan(routing: Routing, deployment: tuple[Assignment, ...] = BOTH) -> Plan:
 
 
 def test_a_plan_may_have_a_chain() -> None:
-    checked(plan(chained("small", "large")), FAMILY, 100.0)
-    checked(plan(chained("small", "large", thresholds=(1.5,))), FAMILY, 100.0)  # a score of a family's own
+    check_plan(plan(chained("small", "large")), FAMILY, 100.0)
+    check_plan(plan(chained("small", "large", thresholds=(1.5,))), FAMILY, 100.0)  # a score of a family's own
 
 
 @pytest.mark.parametrize(
@@ -47,23 +47,23 @@ def test_a_plan_may_have_a_chain() -> None:
     [
         (chained("small", "huge"), "unknown variant 'huge'"),
         (chained("small", "medium"), "without a worker"),
-        (chained("small", "large", thresholds=()), "a chain that is none"),
-        (chained("small", "large", "small", thresholds=(0.5, 0.5)), "a chain that is none"),
-        (chained("small", "large", thresholds=(float("inf"),)), "no scores"),
-        (chained("small", "large", thresholds=(float("nan"),)), "no scores"),
-        (chained(thresholds=(0.5,)), "a chain that is none"),
+        (chained("small", "large", thresholds=()), "an invalid chain"),
+        (chained("small", "large", "small", thresholds=(0.5, 0.5)), "an invalid chain"),
+        (chained("small", "large", thresholds=(float("inf"),)), "not finite"),
+        (chained("small", "large", thresholds=(float("nan"),)), "not finite"),
+        (chained(thresholds=(0.5,)), "an invalid chain"),
     ],
 )
 def test_chains_that_cannot_be_followed_are_refused(routing: Routing, text: str) -> None:
     with pytest.raises(PlanError, match=text):
-        checked(plan(routing), FAMILY, 100.0)
+        check_plan(plan(routing), FAMILY, 100.0)
 
 
 def test_another_threshold_is_another_routing() -> None:
     before = chained("small", "large")
-    assert not rerouted(before, before)
-    assert rerouted(before, chained("small", "large", thresholds=(0.6,)))
-    assert rerouted(before, Routing(shares={"small": 1.0}))
+    assert not changes_routing(before, before)
+    assert changes_routing(before, chained("small", "large", thresholds=(0.6,)))
+    assert changes_routing(before, Routing(shares={"small": 1.0}))
 
 
 def test_on_the_way_rows_follow_the_chain_that_is_there() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from clover.control.solver.client import SolverClient
 from clover.control.solver.process import serve
-from clover.control.solver.protocol import HEAD, LONGEST_FRAME, SolverAnswer, SolverOrder, length_of, packed, unpacked
+from clover.control.solver.protocol import HEAD, LONGEST_FRAME, SolverAnswer, SolverOrder, length_of, pack, unpack
 from clover.errors import PlanError, PolicyFault
 from clover.policies import build
 from clover.types import GroupCount
@@ -47,29 +47,29 @@ def test_frames() -> None:
     order = SolverOrder(
         id=7, policy="objective", state=state(), configuration=(GroupCount(variant="a", profile="1c", count=1),)
     )
-    frame = packed(order)
+    frame = pack(order)
     assert length_of(frame[: HEAD.size]) == len(frame) - HEAD.size
-    assert unpacked(frame[HEAD.size :], SolverOrder) == order
+    assert unpack(frame[HEAD.size :], SolverOrder) == order
     with pytest.raises(ValueError, match="exceeds"):
         length_of(HEAD.pack(LONGEST_FRAME + 1))
     with pytest.raises(ValueError, match="not a SolverAnswer"):
-        unpacked(b"{}", SolverAnswer)
+        unpack(b"{}", SolverAnswer)
     with pytest.raises(ValueError, match="exceeds"):
-        packed(SolverAnswer(id=1, error="x" * LONGEST_FRAME))
+        pack(SolverAnswer(id=1, error="x" * LONGEST_FRAME))
 
 
 def test_serving_until_the_orders_end() -> None:
     now = state()
     orders = io.BytesIO(
-        packed(SolverOrder(id=1, policy="objective", state=now))
-        + packed(SolverOrder(id=2, policy="nonsense", state=now))
+        pack(SolverOrder(id=1, policy="objective", state=now))
+        + pack(SolverOrder(id=2, policy="nonsense", state=now))
         + b"\0\0"
     )
     answers = io.BytesIO()
     serve(orders, answers)
     answers.seek(0)
-    first = unpacked(answers.read(length_of(answers.read(HEAD.size))), SolverAnswer)
-    second = unpacked(answers.read(length_of(answers.read(HEAD.size))), SolverAnswer)
+    first = unpack(answers.read(length_of(answers.read(HEAD.size))), SolverAnswer)
+    second = unpack(answers.read(length_of(answers.read(HEAD.size))), SolverAnswer)
     assert first.plan is not None
     assert first.plan.seconds > 0.0
     assert (second.id, second.plan) == (2, None)

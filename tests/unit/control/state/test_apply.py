@@ -127,7 +127,7 @@ def test_a_failing_worker_lets_the_others_of_its_stage_finish_and_everything_goe
     error = failing(rig, base(*BOTH), finest(*BOTH))
     assert error.restored
     assert "it does not load" in str(error)
-    assert "stands again" in str(error)
+    assert "the previous deployment is restored" in str(error)
     assert set(rig.workers) == set(base(*BOTH))
     rig.consistent()
     assert sum(done.startswith("spawn gpu0:1g") for done in rig.done) == 7

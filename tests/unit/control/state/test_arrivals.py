@@ -14,7 +14,7 @@ from tests.support.examples import examples
 def watched(counts: list[float], every_s: float = WINDOW_S) -> ArrivalRate:
     found = ArrivalRate()
     for at, rate in enumerate(counts):
-        found.note(at * every_s, rate)
+        found.record(at * every_s, rate)
     return found
 
 
@@ -50,7 +50,7 @@ def test_what_is_planned_for_is_seldom_less_than_what_arrives(rate: float) -> No
     for _ in range(100):
         found = ArrivalRate()
         for at in range(60):
-            found.note(at * WINDOW_S, rng.poisson(rate * WINDOW_S) / WINDOW_S)
+            found.record(at * WINDOW_S, rng.poisson(rate * WINDOW_S) / WINDOW_S)
             short += found.rows_per_s() < rate
             late += found.rows_per_s() < 0.97 * rate
     assert short <= 6
@@ -59,22 +59,22 @@ def test_what_is_planned_for_is_seldom_less_than_what_arrives(rate: float) -> No
 
 def test_a_rise_counts_at_once_and_a_fall_once_it_is_sure() -> None:
     found = watched([100.0] * 6)
-    found.note(55.0, 150.0)  # half of the window is of before
+    found.record(55.0, 150.0)  # half of the window is of before
     assert found.rows_per_s() >= 145.0
-    found.note(60.0, 200.0)
+    found.record(60.0, 200.0)
     assert found.rows_per_s() >= 195.0
     fallen = watched([100.0] * 6)
-    fallen.note(60.0, 90.0)
+    fallen.record(60.0, 90.0)
     assert fallen.rows_per_s() >= 95.0, "one window may be so by chance"
     for at in range(7, 10):
-        fallen.note(at * WINDOW_S, 60.0)
+        fallen.record(at * WINDOW_S, 60.0)
     assert fallen.rows_per_s() < 70.0
 
 
 def test_a_rate_that_is_known_leaves_nothing_to_chance() -> None:
     found = ArrivalRate()
     for at, rate in enumerate((40.0, 41.0, 40.0)):
-        found.note(at * WINDOW_S, rate, float("inf"))
+        found.record(at * WINDOW_S, rate, float("inf"))
         assert found.rows_per_s() == rate
 
 

@@ -108,15 +108,15 @@ def test_the_same_hard_row_again_and_again_spends_no_budget() -> None:
     ledger, usual = Ledger(), 92.9
     for rows in (0.0, 400.0):
         hard = {"rows": rows, "accuracy_served": 77.58, "repeated_surplus": (77.58 - usual) * rows}
-        ledger.look(rows, hard if rows else {"rows": 0.0}, 86_400.0)
+        ledger.observe(rows, hard if rows else {"rows": 0.0}, 86_400.0)
     assert ledger.accuracy_rows / ledger.rows == pytest.approx(usual)
 
 
 def test_a_router_that_begins_anew_is_not_a_debt() -> None:
     ledger = Ledger()
     for at, rows, accuracy in ((0.0, 500.0, 90.0), (10.0, 700.0, 90.0), (20.0, 100.0, 92.0), (30.0, 100.0, 92.0)):
-        ledger.look(at, {"rows": rows, "accuracy_served": accuracy}, 86_400.0)
+        ledger.observe(at, {"rows": rows, "accuracy_served": accuracy}, 86_400.0)
     assert ledger.rows == pytest.approx(300.0)
     assert ledger.accuracy_rows == pytest.approx(200.0 * 90.0 + 100.0 * 92.0)
-    ledger.look(-5.0, {"rows": 150.0, "accuracy_served": 92.0}, 86_400.0)
+    ledger.observe(-5.0, {"rows": 150.0, "accuracy_served": 92.0}, 86_400.0)
     assert (ledger.since_s, ledger.rows) == (-5.0, 0.0), "the grid clock was set back: another horizon"

@@ -44,7 +44,7 @@ def floor(
     share: float = 1.0,
     cascades: bool = True,
 ) -> float:
-    return FloorCapacity().of(measured, devices, share=share, accuracy_floor=percent, cascades=cascades)
+    return FloorCapacity().rows_per_s(measured, devices, share=share, accuracy_floor=percent, cascades=cascades)
 
 
 # --- what runs --------------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_a_higher_floor_never_has_more_capacity(one: float, other: float) -> Non
     measured = with_chain()
 
     def at(percent: float) -> float:
-        return kept.of(measured, [cpu(2)], share=1.0, accuracy_floor=percent, cascades=True)
+        return kept.rows_per_s(measured, [cpu(2)], share=1.0, accuracy_floor=percent, cascades=True)
 
     assert at(high) <= at(low) * (1.0 + 1e-12)
     assert at(high) == floor(measured, [cpu(2)], high)  # what was kept is not another floor's

@@ -193,8 +193,8 @@ def test_only_what_is_missing_for_as_long_as_it_is_asked_for_counts(action: str)
 
     def told(at_s: float, rows: int) -> float | None:
         """Ask at `at_s`, and let the plan for it come to nothing; return what rows are told then."""
-        memory.look(at_s, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=rows)})
-        memory.decided(action, None, None, (), "no plan", at_s)
+        memory.observe(at_s, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=rows)})
+        memory.record_decision(action, None, None, (), "no plan", at_s)
         return memory.declined(at_s, accuracy, (), "")["large"].retry_after_s
 
     assert told(0.0, 1) is not None
@@ -208,12 +208,12 @@ def test_a_declined_variant_that_a_plan_brings_all_the_same_is_missing_no_more()
     accuracy = {"small": 80.0, "large": 92.0}
     core = Placement(device="cpu0", profile="1c", start=0, size=1)
     runs = (Assignment(placement=core, family="m", variant="large", backend="eager"),)
-    memory.look(0.0, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=1)})
-    memory.decided("kept", None, None, (), "no plan", 0.0)
+    memory.observe(0.0, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=1)})
+    memory.record_decision("kept", None, None, (), "no plan", 0.0)
     assert memory.wanted(RETRY_S / 2) == ()
-    memory.decided("applied", None, None, runs, "less carbon", RETRY_S / 2)
-    memory.look(LASTING_S, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=2)})
-    memory.decided("kept", None, None, (), "no plan", LASTING_S)
+    memory.record_decision("applied", None, None, runs, "less carbon", RETRY_S / 2)
+    memory.observe(LASTING_S, {"large": Asked(accuracy=92.0, rows_per_s=1.0, rows=2)})
+    memory.record_decision("kept", None, None, (), "no plan", LASTING_S)
     assert memory.declined(LASTING_S, accuracy, (), "")["large"].retry_after_s == RETRY_S
 
 
@@ -247,7 +247,7 @@ def test_state_says_what_is_asked_for() -> None:
 def test_rates_are_remembered_at_their_highest_and_forgotten() -> None:
     memory = DemandMemory()
     for at_s, rows, rate in ((0.0, 10, 5.0), (100.0, 11, 0.1), (500.0, 11, 0.0)):
-        memory.look(at_s, {"large": Asked(accuracy=92.0, rows_per_s=rate, rows=rows)})
+        memory.observe(at_s, {"large": Asked(accuracy=92.0, rows_per_s=rate, rows=rows)})
         wanted = memory.wanted(at_s)
         if at_s < 500.0:
             assert 5.0 <= wanted[0].rate <= 7.5

@@ -15,10 +15,10 @@ from clover.control.state.device_pool import (
     DIVIDE_S,
     DevicePool,
     Part,
-    demanded,
-    divided,
-    gathered,
-    limited,
+    divide,
+    divide_by_need,
+    gather,
+    limit,
     most_parts,
     part_slices,
     whole_part,
@@ -47,12 +47,12 @@ def shape_of(name: str) -> tuple[DeviceShape, dict[str, geometry.SliceProfile], 
 def test_an_a100_is_divided_by_share() -> None:
     shape = a100()
     assert (whole_part(shape), most_parts(shape)) == ((0, 8), 7)
-    assert divided(shape, {"a": 1.0}) == {"a": (0, 8)}
-    assert divided(shape, {"a": 1.0, "b": 1.0}) == {"a": (0, 4), "b": (4, 8)}
-    assert divided(shape, {"a": 1.0, "b": 6.0}) == {"a": (0, 1), "b": (1, 8)}
-    four = divided(shape, dict.fromkeys("abcd", 1.0))
+    assert divide(shape, {"a": 1.0}) == {"a": (0, 8)}
+    assert divide(shape, {"a": 1.0, "b": 1.0}) == {"a": (0, 4), "b": (4, 8)}
+    assert divide(shape, {"a": 1.0, "b": 6.0}) == {"a": (0, 1), "b": (1, 8)}
+    four = divide(shape, dict.fromkeys("abcd", 1.0))
     assert list(four.values()) == [(0, 2), (2, 4), (4, 6), (6, 8)]
-    seven = divided(shape, dict.fromkeys("abcdefg", 1.0))
+    seven = divide(shape, dict.fromkeys("abcdefg", 1.0))
     assert [part_slices(shape, part) for part in seven.values()] == [1] * 7
 
 
@@ -60,7 +60,7 @@ def test_an_a100_is_divided_by_share() -> None:
 @pytest.mark.parametrize("families", [2, 3])
 def test_whatever_families_run_in_their_parts_is_legal_together(board: str, families: int) -> None:
     shape, profiles, compute = shape_of(board)
-    parts = list(divided(shape, {str(number): number + 1.0 for number in range(families)}).values())
+    parts = list(divide(shape, {str(number): number + 1.0 for number in range(families)}).values())
     assert parts[0][0] == 0
     assert parts[-1][1] == whole_part(shape)[1]
     assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
@@ -69,7 +69,7 @@ def test_whatever_families_run_in_their_parts_is_legal_together(board: str, fami
         assert geometry.legal(standing, profiles, compute=compute) == ""
         if not left:
             return
-        allowed = limited(shape, left[0], standing)
+        allowed = limit(shape, left[0], standing)
         assert allowed.layouts, "there is always something that goes with what the others have"
         for layout in allowed.layouts:
             assert all(within(place, left[0]) for place in layout)
@@ -84,7 +84,7 @@ def test_families_are_gathered_on_gpus_evenly_and_stay(shares: list[float], gpus
     room = {f"gpu{i}": data.draw(st.integers(1, 7)) for i in range(gpus)}
     families = {f"f{i}": share for i, share in enumerate(shares)}
     before = {family: [data.draw(st.sampled_from(sorted(room)))] for family in families}
-    found = gathered(room, families, before)
+    found = gather(room, families, before)
     everyone = [family for names in found.values() for family in names]
     assert len(everyone) == len(set(everyone)) == min(len(families), sum(room.values()))
     assert all(len(names) <= room[name] for name, names in found.items())
@@ -94,10 +94,10 @@ def test_a_gpu_is_divided_by_load_only_if_that_helps() -> None:
     shape = a100()
     shares = {"a": 1.0, "b": 1.0}
     parts: dict[str, Part] = {"a": (0, 4), "b": (4, 8)}
-    assert demanded(shape, parts, shares, {"a": 4.2, "b": 3.0}) is None, "no more than a tenth"
-    assert demanded(shape, parts, shares, {"a": 6.0, "b": 3.0}) is None, "both lack"
-    assert demanded(shape, parts, shares, {"a": 1.0, "b": 4.5}) == {"a": (0, 2), "b": (2, 8)}
-    assert demanded(shape, {"a": (0, 2), "b": (2, 8)}, shares, {"a": 1.0, "b": 3.0}) is None, "it stays"
+    assert divide_by_need(shape, parts, shares, {"a": 4.2, "b": 3.0}) is None, "no more than a tenth"
+    assert divide_by_need(shape, parts, shares, {"a": 6.0, "b": 3.0}) is None, "both lack"
+    assert divide_by_need(shape, parts, shares, {"a": 1.0, "b": 4.5}) == {"a": (0, 2), "b": (2, 8)}
+    assert divide_by_need(shape, {"a": (0, 2), "b": (2, 8)}, shares, {"a": 1.0, "b": 3.0}) is None, "it stays"
 
 
 # --- controllers ----------------------------------------------------------------------------------

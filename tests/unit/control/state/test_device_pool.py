@@ -97,16 +97,16 @@ def test_cores_are_shared_and_gpus_are_not() -> None:
     pool.name("b", 3.0)
     pool.assign({})
     (here,) = cpu(2).layouts[0][:1]
-    assert [shape.device for shape in pool.of("a", {"b": [here]})] == ["cpu0"]
+    assert [shape.device for shape in pool.devices_for("a", {"b": [here]})] == ["cpu0"]
     assert (pool.share("a"), pool.share("b"), pool.owners("cpu0"), pool.short()) == (0.25, 0.75, (), "")
     assert (pool.part("b", "cpu0"), pool.shared) == (0.75, False)
     pool = DevicePool(gpus(2))
     pool.name("a", 1.0)
     pool.name("b", 3.0)
     pool.assign({})
-    assert [shape.device for shape in pool.of("a", {})] == ["gpu0"]
+    assert [shape.device for shape in pool.devices_for("a", {})] == ["gpu0"]
     there = slice_worker("small", "2g.10gb", 2).placement
-    assert pool.of("a", {"b": [there]}) == (), "that one moves first"
+    assert pool.devices_for("a", {"b": [there]}) == (), "that one moves first"
     assert (pool.share("a"), pool.owners("gpu1"), pool.short()) == (1.0, ("b",), "")
     assert (pool.part("a", "gpu0"), pool.part("a", "gpu1"), pool.shared) == (1.0, 0.0, False)
 

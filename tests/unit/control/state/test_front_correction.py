@@ -38,8 +38,8 @@ class Probed:
         while self.now_s < end_s:
             self.now_s += EVERY_S
             self.windows += 1
-            self.learned.see_front(FrontLag(ms=lag_ms, windows=self.windows), self.now_s)
-            self.learned.look(WorkReport(), 1.0, self.now_s)
+            self.learned.observe_front(FrontLag(ms=lag_ms, windows=self.windows), self.now_s)
+            self.learned.observe(WorkReport(), 1.0, self.now_s)
 
     @property
     def ms(self) -> float:
@@ -60,8 +60,8 @@ def test_waiting_that_is_seen_is_added_to_the_work_of_the_profile() -> None:
 def test_without_probes_the_profile_holds() -> None:
     learned = Learning("toy", measured())
     for second in range(120):
-        learned.see_front(None, float(second))
-        learned.look(WorkReport(), 1.0, float(second))
+        learned.observe_front(None, float(second))
+        learned.observe(WorkReport(), 1.0, float(second))
     assert learned.corrected is learned.profile
     assert learned.collected == 0
     assert learned.words() == ""
@@ -86,8 +86,8 @@ def test_noise_changes_nothing_and_a_little_more_does_once_in_a_while() -> None:
 
 def test_without_news_it_is_drawn_back_to_the_profile() -> None:
     front = FrontCorrection(measured())
-    assert front.see(FrontLag(ms=2.0, windows=3), 0.0)
-    assert not front.see(FrontLag(ms=2.0, windows=3), 1.0), "the same windows are no news"
+    assert front.observe(FrontLag(ms=2.0, windows=3), 0.0)
+    assert not front.observe(FrontLag(ms=2.0, windows=3), 1.0), "the same windows are no news"
     assert front.at(0.0) == pytest.approx(2.6)
     halfway = front.moved(front.at(HALF_LIFE_S), 0.6)
     assert halfway == pytest.approx(front.moved(2.6, 0.6) / 2.0)
@@ -164,8 +164,8 @@ def test_what_was_learned_survives_a_restart_and_fades_meanwhile(tmp_path: Path)
             assert again.family.corrected.front_ms == pytest.approx(ms, rel=0.06)
             assert again.fleet.front_ms == again.family.corrected.front_ms
             assert again.family.learned.trigger(again.clock.now_s) == "", "the first plan takes it anyway"
-            again.family.learned.see_front(FrontLag(ms=1.0, windows=3), again.clock.now_s)
-            again.family.learned.look(WorkReport(), 1.0, again.clock.now_s + FIRST_REST_S)
+            again.family.learned.observe_front(FrontLag(ms=1.0, windows=3), again.clock.now_s)
+            again.family.learned.observe(WorkReport(), 1.0, again.clock.now_s + FIRST_REST_S)
             assert again.family.corrected.front_ms == pytest.approx(1.6, rel=0.06), "news counts at once"
 
     asyncio.run(play())

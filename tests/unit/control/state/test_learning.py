@@ -16,7 +16,7 @@ from clover.accounting.meters import profiled_energy
 from clover.control.state.learner import Learner
 from clover.control.state.learning import EVERY_S, FAR_S, REPLAN_S, SETTLE_S, Learning, SavedCorrection
 from clover.planning.budget.counterfactual import base, lanes_of, mix_of
-from clover.planning.model.correction import corrected
+from clover.planning.model.correction import apply_factors
 from clover.planning.model.problem import accuracies, services_of
 from clover.profiles import ProfileStore
 from clover.research.simulate.flow import FleetModel
@@ -85,7 +85,7 @@ def fed(learned: Learning, seconds: int, *, since_s: float = 0.0, time: float = 
             served={("large", "1c", 1): (20, 20 * service.seconds(1) * time)},
             metered=(MeteredWindow(device="cpu0", joules=energy, expected_j={("large", "1c"): 1.0}, shared=False),),
         )
-        learned.look(work, 1.0, now_s)
+        learned.observe(work, 1.0, now_s)
     return now_s
 
 
@@ -155,7 +155,7 @@ async def true_p95_ms(made: Rig, truth: Plant) -> float:
     deployed, state = made.family.deployed, await state_of(made)
     assert deployed is not None
     times = {(m.variant, m.profile, m.batch): truth.time.get(m.variant, 1.0) for m in made.profile.latency}
-    model = FleetModel(corrected(made.profile, times, {}), state.objective.slo_ms)
+    model = FleetModel(apply_factors(made.profile, times, {}), state.objective.slo_ms)
     return model.flow(deployed.configuration, deployed.routing, truth.rate).p95_ms
 
 
@@ -173,7 +173,7 @@ def test_a_true_profile_makes_no_plan() -> None:
 def test_what_is_done_while_workers_change_is_left_out() -> None:
     learned = Learning("toy", profile())
     now_s = fed(learned, 60, time=1.0, energy=1.0)
-    learned.unsettled(now_s)
+    learned.unsettle(now_s)
     fed(learned, int(SETTLE_S) - 1, since_s=now_s, time=40.0, energy=40.0)
     now_s = fed(learned, 60, since_s=now_s + SETTLE_S, time=1.0, energy=1.0)
     assert learned.changed == 0
@@ -184,8 +184,8 @@ def test_a_family_with_half_of_the_machine_may_take_twice_as_long() -> None:
     service = services_of(half.profile)["large", "1c"]
     for second in range(1, 60):
         work = WorkReport(served={("large", "1c", 1): (20, 20 * service.seconds(1) * 1.8)})
-        half.look(work, 0.5, float(second))
-        whole.look(work, 1.0, float(second))
+        half.observe(work, 0.5, float(second))
+        whole.observe(work, 1.0, float(second))
     assert half.time.get(("large", "1c", 1), 1.0) == pytest.approx(1.0, rel=0.02)
     assert whole.time["large", "1c", 1] == pytest.approx(1.8, rel=0.05)
 
@@ -213,7 +213,7 @@ def test_factors_that_moved_are_a_reason_to_plan_once_and_not_too_often() -> Non
     learned = Learning("toy", profile())
     now_s = fed(learned, 30)
     assert learned.trigger(now_s).startswith("profile corrected: the energy of a row of large on 1c is 0.5")
-    learned.planned()
+    learned.record_plan()
     assert learned.trigger(now_s + REPLAN_S) == ""
     learned.energy = {("large", "1c"): 0.9}
     assert learned.trigger(now_s + REPLAN_S / 2) == ""
@@ -279,8 +279,8 @@ class SharedMeter:
     def _look(self) -> None:
         at_ns = self.second * 1_000_000_000
         sample = EnergySample(device="gpu0", at_ns=at_ns, total_j=self.total_j, idle_w=0.0, method="measured")
-        self.account.window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="test"))
-        self.learned.look(self.account.work_report("toy"), 1.0, float(self.second))
+        self.account.close_window(sample, Reading(g_per_kwh=300.0, at_s=0.0, provider="test"))
+        self.learned.observe(self.account.work_report("toy"), 1.0, float(self.second))
 
     def errors(self) -> dict[str, float]:
         """Return the standard errors that the state shows."""
@@ -400,7 +400,7 @@ def test_what_was_learned_is_in_the_state() -> None:
 def test_a_profile_without_the_variant_that_is_reported_is_not_corrected() -> None:
     learned = Learning("toy", profile(variants={"small": (88.0, 1.0), "large": (92.0, 4.0)}))
     for second in range(60):
-        learned.look(WorkReport(served={("medium", "1c", 1): (20, 9.0)}), 1.0, float(second))
+        learned.observe(WorkReport(served={("medium", "1c", 1): (20, 9.0)}), 1.0, float(second))
     assert learned.changed == 0
 
 
@@ -408,7 +408,7 @@ def test_looks_between_two_evaluations_only_collect() -> None:
     learned = Learning("toy", profile())
     fed(learned, 60)
     looked_s = learned._looked_s
-    learned.look(WorkReport(), 1.0, looked_s + EVERY_S / 2)
+    learned.observe(WorkReport(), 1.0, looked_s + EVERY_S / 2)
     assert learned._looked_s == looked_s
 
 
@@ -423,7 +423,7 @@ def test_what_is_said_to_be_saved_is_within_three_points_of_the_truth(small: flo
         await made.controller.command("pin", {"configuration": {"small@1c": 1, "large@1c": 1}, "force": True}, "me")
         factors = {"small": small, "large": large}
         energy = {(m.variant, m.profile): factors.get(m.variant, 1.0) for m in made.profile.latency}
-        truth = corrected(made.profile, {}, energy)
+        truth = apply_factors(made.profile, {}, energy)
         shares = {"small": 0.5, "large": 0.5}
         plant = Plant(made, {}, factors, rate=RATE)
         plant.shares = shares

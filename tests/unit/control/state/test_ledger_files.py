@@ -100,7 +100,7 @@ async def test_load_outlives_the_horizon(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "at_h", "why"),
     [
-        ({"accuracy_budget": 0.5}, 1004.0, "the family, its accuracies or its budget are others than then"),
+        ({"accuracy_budget": 0.5}, 1004.0, "the family, its accuracies or its budget have changed since"),
         ({}, 1001.0, "the clock of the carbon data was set back"),
     ],
 )

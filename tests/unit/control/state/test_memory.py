@@ -321,7 +321,7 @@ def test_what_is_refused_is_tried_anew_after_a_while_if_nothing_else_can_run(cap
         del rig.fleet.calls[:]
         await rig.look(10.0, looks=60)
         assert rig.family.deployed is None
-        anew = sum("is tried anew" in record.message for record in caplog.records)
+        anew = sum("is tried again" in record.message for record in caplog.records)
         assert anew in (2, 3)  # in ten minutes: after one, two and four
         assert len([call for call in rig.fleet.calls if call.startswith("out of memory")]) <= 9 * (anew + 1)
         rig.fleet.mib = 500
@@ -333,7 +333,7 @@ def test_what_is_refused_is_tried_anew_after_a_while_if_nothing_else_can_run(cap
 
 def test_other_failures_refuse_nothing() -> None:
     troubles = MemoryTroubles("toy")
-    assert troubles.note(FailedStart(worker("large", 0, 1), (), "KeyError: 'weights'")) == ""
+    assert troubles.record(FailedStart(worker("large", 0, 1), (), "KeyError: 'weights'")) == ""
     assert troubles.refused == {}
     assert says_out_of_memory("because MemoryError: ")
     assert says_out_of_memory("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
@@ -342,7 +342,7 @@ def test_other_failures_refuse_nothing() -> None:
 
 def test_measurements_of_what_runs_stay_in_the_profile() -> None:
     troubles = MemoryTroubles("toy")
-    troubles.note(FailedStart(worker("large", 0, 1), (), OUT_OF_MEMORY))
+    troubles.record(FailedStart(worker("large", 0, 1), (), OUT_OF_MEMORY))
     left = troubles.without_refused(profile(), ())
     assert {item.variant for item in left.latency if item.profile == "1c"} == {"small", "medium"}
     assert {item.variant for item in left.latency if item.profile == "2c"} == {"small", "medium", "large"}

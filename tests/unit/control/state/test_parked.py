@@ -177,16 +177,16 @@ def test_the_room_for_gusts_is_what_the_load_rose_within_a_start() -> None:
     gusts = Gusts()
     assert gusts.room(0.0, 10.0) == ROOM
     for second in range(0, 600, 5):
-        gusts.note(float(second), 1000.0 if second < 300 else 2200.0)
+        gusts.record(float(second), 1000.0 if second < 300 else 2200.0)
     assert gusts.room(600.0, 10.0) == pytest.approx(2.2, rel=0.05)
     for second in range(600, 4300, 5):
-        gusts.note(float(second), 2200.0 + second)  # a load that drifts has no gusts
+        gusts.record(float(second), 2200.0 + second)  # a load that drifts has no gusts
     assert gusts.room(4300.0, 10.0) == ROOM
-    gusts.note(4305.0, 1e6)
+    gusts.record(4305.0, 1e6)
     assert gusts.room(4305.0, 10.0) == MOST_ROOM
     few = Gusts()
     for second in range(0, 600, 5):
-        few.note(float(second), 1.0 + 0.6 * (second // 5 % 2))
+        few.record(float(second), 1.0 + 0.6 * (second // 5 % 2))
     assert few.room(600.0, 10.0) == ROOM, "counts that chance moves"
 
 
@@ -203,7 +203,7 @@ def test_what_was_spared_counts_by_what_was_known_when_it_began_and_is_labelled_
     modelled = msgspec.structs.replace(a100("gpu0"), sleep_w=35.0, sleep_method="modelled")
     measured = msgspec.structs.replace(modelled, sleep_w=50.0, sleep_method="measured")
     for now_s, shape in ((0.0, modelled), (10.0, measured), (20.0, measured)):
-        parked.look({"gpu0": shape}, {"gpu0"}, {"gpu1"}, now_s)
+        parked.observe({"gpu0": shape}, {"gpu0"}, {"gpu1"}, now_s)
     assert parked.known["gpu0"].spared_j == {"modelled": 350.0, "measured": 500.0}
     found = parked.report(measured)
     assert (found["spared_j"], found["spared_w"], found["spared_method"]) == (850.0, 50.0, "measured + modelled")

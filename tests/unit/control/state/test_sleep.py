@@ -22,7 +22,7 @@ from tests.support.profiles_fixture import profile, reading
 
 
 def rig(rate: float, *, sleep_w: float | None = 0.25) -> Rig:
-    shape = CpuDevice.of(tuple(range(5)), sleep_w=sleep_w).shape()
+    shape = CpuDevice.from_cores(tuple(range(5)), sleep_w=sleep_w).shape()
     family = {"slo_ms": 60.0, "accuracy_floor": 80.0}
     made = Rig(devices={"cpu0": FakeDevice(shape)}, measured=profile((1, 2, 4)), family=family, objective="floor")
     made.fleet.figures["arrival_rate"] = rate
@@ -105,7 +105,7 @@ def asking(rig: Rig) -> list[float]:
 
     async def fewest(state: State) -> int | None:
         rates.append(state.arrival_rate)
-        given = PlanningInput.of(state)
+        given = PlanningInput.from_state(state)
         found = fewest_cores(given.problem, given.objective)
         return None if found is None else found[0]
 
@@ -159,7 +159,7 @@ def test_all_idle_energy_is_idle_also_of_the_front_ends_core_and_of_cores_that_a
         sample = EnergySample(
             device="cpu0", at_ns=second * 1_000_000_000, total_j=8.0 * second, idle_w=8.0, method="measured"
         )
-        book.window(sample, reading(300.0))
+        book.close_window(sample, reading(300.0))
 
     async def run() -> None:
         one = rig(300.0)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clover.control.solver.process import serve
-from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, packed, unpacked
+from clover.control.solver.protocol import ALTERNATIVES, HEAD, SolverAnswer, SolverOrder, pack, unpack
 from clover.planning.budget.counterfactual import Fixed, Frontier, Mix, base, mix_from
 from clover.planning.budget.frontiers import fixed_mixes
 from clover.planning.model.problem import base_capacity
@@ -53,8 +53,8 @@ def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
     assert told[-1].accuracy == pytest.approx(92.0)
     assert [item.joules(RATE) for item in told] == sorted(item.joules(RATE) for item in told)
     answers = io.BytesIO()
-    serve(io.BytesIO(packed(SolverOrder(id=3, policy=ALTERNATIVES, state=now))), answers)
-    answer = unpacked(answers.getvalue()[HEAD.size :], SolverAnswer)
+    serve(io.BytesIO(pack(SolverOrder(id=3, policy=ALTERNATIVES, state=now))), answers)
+    answer = unpack(answers.getvalue()[HEAD.size :], SolverAnswer)
     assert answer.alternatives == found
     assert answer.plan is None
     assert fixed_mixes(state(rate=1e6), 1e6) == ()
@@ -62,12 +62,12 @@ def test_the_solver_finds_the_fixed_mixes_of_a_load() -> None:
 
 def test_the_corners_of_a_frontier_are_the_fixed_mixes_that_no_line_between_two_others_beats() -> None:
     ends = [fixed(("small", "1c", 2), small=1.0), fixed(("large", "2c", 1), large=1.0)]
-    frontier = Frontier.of(profile(), ends)
+    frontier = Frontier.from_fixed(profile(), ends)
     low, high = (mix(item).joules(RATE) for item in ends)
     accuracy, joules = frontier.hull(RATE)
     assert (accuracy.tolist(), joules.tolist()) == ([88.0, 92.0], [[low, 0.0, 0.0], [0.0, 0.0, high]])
     medium = fixed(("medium", "1c", 2), medium=1.0)
-    accuracy, joules = Frontier.of(profile(), [*ends, medium]).hull(RATE)
+    accuracy, joules = Frontier.from_fixed(profile(), [*ends, medium]).hull(RATE)
     assert accuracy.tolist() == [88.0, 90.0, 92.0]
     assert joules[1].tolist() == [0.0, mix(medium).joules(RATE), 0.0]
-    assert not Frontier.of(profile(), [fixed(("huge", "1c", 1), huge=1.0)]), "what was never measured is no mix"
+    assert not Frontier.from_fixed(profile(), [fixed(("huge", "1c", 1), huge=1.0)]), "what was never measured is no mix"

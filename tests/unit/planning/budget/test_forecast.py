@@ -21,7 +21,7 @@ from clover.planning.budget.forecast import (
     History,
     Sample,
     forecast,
-    grouped,
+    group_hours,
     outlook,
     values,
 )
@@ -38,7 +38,7 @@ def curve(hours: int) -> Floats:
 def history(values: Floats, first: int = 0) -> History:
     noted = History()
     for at, value in enumerate(values):
-        noted.note((first + at) * HOUR_S, float(value))
+        noted.record((first + at) * HOUR_S, float(value))
     return noted
 
 
@@ -84,7 +84,7 @@ def test_a_rise_of_every_day_is_expected_also_as_it_begins() -> None:
     for at in range(2 * 144 + 15 * 6):  # every ten minutes
         hour = at / 6.0 % DAY
         rate = 700.0 if 12.0 < hour < 15.0 else 60.0  # at 12:00 what was counted is of the minutes before
-        loads.note(at * 600.0, rate)
+        loads.record(at * 600.0, rate)
         if at >= 2 * 144:
             seen = outlook(ForecastInput(History(), loads, 100.0, rate), now_s=at * 600.0, until_s=at * 600.0 + 3e4)
             begins = np.cumsum([0.0] + [step.seconds for step in seen.steps[:-1]]) / 3600.0 + hour
@@ -128,8 +128,8 @@ def test_whatever_went_in_what_comes_out_is_whole(
 ) -> None:
     intensities, rates = History(), History()
     for at, value in noted:
-        intensities.note(at, value)
-        rates.note(at, value / 10.0)
+        intensities.record(at, value)
+        rates.record(at, value / 10.0)
     hour = math.floor(now_s / HOUR_S)
     given = values([Sample(at_s=at, g_per_kwh=value) for at, value in provided], hour, 1000)
     until_s = now_s + hours * HOUR_S
@@ -171,7 +171,7 @@ def test_a_year_is_few_parts_that_keep_its_clean_and_its_dirty_time() -> None:
     intensity = np.clip(curve(8760) + rng.normal(0.0, 40.0, 8760), 20.0, 500.0)
     rows = HOUR_S * np.where(np.arange(8760) % DAY < 8, 20.0, 60.0)
     seconds = np.full(8760, HOUR_S)
-    steps = grouped(seconds, intensity, rows)
+    steps = group_hours(seconds, intensity, rows)
     assert len(steps) <= LIMIT
     assert sum(step.rows for step in steps) == pytest.approx(rows.sum())
     assert sum(step.seconds for step in steps) == pytest.approx(seconds.sum())
@@ -192,7 +192,7 @@ def test_history_is_bounded_and_a_clock_set_back_sees_no_future() -> None:
     assert len(noted.hourly(50)) == 0
     five_minutes = History()
     for step in range(24):
-        five_minutes.note(step * 300.0, float(step // 12))
+        five_minutes.record(step * 300.0, float(step // 12))
     assert five_minutes.hourly(1) == pytest.approx([0.0, 1.0])
 
 

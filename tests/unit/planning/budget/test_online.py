@@ -56,7 +56,7 @@ def played(trace: Trace, hours: int, first: float, seed: int = 1) -> tuple[float
     debt = rows = right = grams = 0.0
     for at, g_per_kwh in enumerate(grid):
         rate = load(at)
-        moment = RemainingHorizon.of([rate], [g_per_kwh], [JOULES])
+        moment = RemainingHorizon.from_frontiers([rate], [g_per_kwh], [JOULES])
         for _ in range(PARTS):
             accuracy = moment.accuracy_at(price_at(first, debt / rate, BUDGET, hours))
             part = rate / PARTS

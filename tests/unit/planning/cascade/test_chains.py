@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.planning.cascade.evaluation import ends_of, energy_j, evaluate, played_ms
+from clover.planning.cascade.evaluation import ends_of, energy_j, evaluate, play_latencies_ms
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.model.queueing import lane_of, latencies_ms
@@ -26,14 +26,14 @@ from tests.support.profiles_fixture import objective, profile, state
 
 def test_a_chain_of_one_is_a_lane() -> None:
     alone = latencies_ms((SLOW,), 60.0)
-    found = played_ms(((SLOW,),), 60.0, (1.0,))
+    found = play_latencies_ms(((SLOW,),), 60.0, (1.0,))
     for q in (0.5, 0.95):
         assert np.quantile(found, q) == pytest.approx(np.quantile(alone, q), rel=0.08)
 
 
 def test_stages_add_up_for_the_rows_that_go_on() -> None:
     """At no load: 1 ms, and 10 more for a fifth of the rows."""
-    found = played_ms(((FAST,), (SLOW,)), 0.5, (1.0, 0.2))
+    found = play_latencies_ms(((FAST,), (SLOW,)), 0.5, (1.0, 0.2))
     assert np.quantile(found, 0.7) == pytest.approx(1.0, rel=0.01)
     assert np.quantile(found, 0.95) == pytest.approx(11.0, rel=0.01)
     assert np.mean(found > 5.0) == pytest.approx(0.2, abs=0.01)
@@ -41,7 +41,7 @@ def test_stages_add_up_for_the_rows_that_go_on() -> None:
 
 def test_a_second_stage_queues_by_what_reaches_it() -> None:
     """80 rows/s, a quarter of which go on: 20 rows/s of 10 ms, M/D/1 at 0.2 in front of it."""
-    found = played_ms(((FAST,), (SLOW,)), 80.0, (1.0, 0.25))
+    found = play_latencies_ms(((FAST,), (SLOW,)), 80.0, (1.0, 0.25))
     later = np.sort(found)[int(0.75 * len(found)) :]
     assert later.mean() == pytest.approx(1.0 + 10.0 + 10.0 * 0.2 / (2 * 0.8), rel=0.05)
 

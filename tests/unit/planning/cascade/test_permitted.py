@@ -14,7 +14,7 @@ from clover.planning.budget.frontiers import frontier, permitted_on
 from clover.planning.budget.steering import steer, steer_on
 from clover.planning.budget.target import budget_target
 from clover.planning.cascade.evaluation import evaluate
-from clover.planning.cascade.permitted import best_at, drawn_at, joint, nearest, permitted, points_on
+from clover.planning.cascade.permitted import best_at, joint, nearest, permitted, point_of, points_on
 from clover.planning.model.frontier import FrontierPoint, hull
 from clover.planning.model.objective import PlanningInput, objective_of
 from clover.planning.model.problem import problem_of
@@ -96,7 +96,7 @@ def test_what_is_permitted_is_the_hull_and_keeps_every_limit() -> None:
     given = cascading()
     problem, aim = problem_of(given), objective_of(given)
     found = permitted(problem, aim, on("small", "large"))
-    points = [drawn_at(item) for item in found]
+    points = [point_of(item) for item in found]
     assert points == hull(points)
     assert (("small", "large"), (0.6,)) not in routings(found), "dearer and less accurate than another"
     for item in found:
@@ -129,7 +129,9 @@ def test_a_slo_that_only_some_keep_leaves_the_others_out() -> None:
 
 @pytest.mark.parametrize(("rate", "rests"), [(0.1, True), (700.0, False)])
 def test_nothing_is_to_save_only_where_the_best_variant_can_answer(rate: float, rests: bool) -> None:
-    now = PlanningInput.of(msgspec.structs.replace(moment([300.0], base=cascading(rate=rate)), least_saving_w=1e9))
+    now = PlanningInput.from_state(
+        msgspec.structs.replace(moment([300.0], base=cascading(rate=rate)), least_saving_w=1e9)
+    )
     found = steer(now, budget_target(now))
     assert found is not None
     assert found.nothing_to_save is rests
@@ -156,8 +158,8 @@ def test_the_joint_frontier_is_that_of_all_pairs_played(data: st.DataObject, rat
     assert space
     found = joint(problem, aim, space)
     all_of_them = [evaluate(problem, aim, item, how) for item in space for how in points_on(problem, item)]
-    feasible = [drawn_at(item) for item in all_of_them if item.feasible]
-    assert [drawn_at(item) for item in found] == (hull(feasible) if feasible else [])
+    feasible = [point_of(item) for item in all_of_them if item.feasible]
+    assert [point_of(item) for item in found] == (hull(feasible) if feasible else [])
 
 
 def test_on_a_small_machine_the_best_chain_of_all_is_found() -> None:
@@ -247,7 +249,7 @@ def test_what_must_be_reached_now_is_reached_even_if_workers_must_change() -> No
     now = moment([300.0], rows=RATE * 36_000.0, accuracy=90.9)
     running = plan_fixed(now, on("medium", "small")).deployment
     owing = msgspec.structs.replace(now, running=running)
-    asked = PlanningInput.of(owing)
+    asked = PlanningInput.from_state(owing)
     found = steer(asked, budget_target(asked))
     assert found is not None
     assert found.best.prediction.accuracy > 91.5
@@ -259,7 +261,7 @@ def test_a_given_configuration_is_routed_as_the_budget_wants_it() -> None:
     plan = plan_fixed(now, on("small", "large"))
     assert plan.configuration == on("small", "large")
     assert plan.routing.chain == ("small", "large")
-    found = steer_on(PlanningInput.of(now), on("small", "large"))
+    found = steer_on(PlanningInput.from_state(now), on("small", "large"))
     assert found is not None
     assert found.best.routing == plan.routing
     assert {item.chain for item in plan.permitted} >= {("small", "large")}
@@ -273,7 +275,7 @@ def test_the_frontier_of_a_horizon_is_that_of_all_permitted_sets() -> None:
     assert points == hull(points)
     for plan in found:
         for item in permitted_on(problem, scored, plan.configuration):
-            own = drawn_at(item)
+            own = point_of(item)
             assert any(p.grams <= own.grams + 1e-9 or p.accuracy < own.accuracy for p in points)
     assert all(isinstance(plan.point, FrontierPoint) for plan in found)
 

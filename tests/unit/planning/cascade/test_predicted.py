@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from clover.planning.cascade.evaluation import predicted, shortfall
+from clover.planning.cascade.evaluation import predict_routing, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.policies import build
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def routed(now: State, plan: Plan) -> Prediction:
-    found = predicted(problem_of(now), plan.configuration, plan.routing)
+    found = predict_routing(problem_of(now), plan.configuration, plan.routing)
     assert found is not None
     return found
 
@@ -55,4 +55,4 @@ def test_a_cascade_is_predicted_as_the_plan_that_brought_it() -> None:
     assert not shortfall(objective_of(now), found, chained=True)
     assert found.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.02)
     unknown = msgspec.structs.replace(plan.routing, thresholds=tuple(0.123 for _ in plan.routing.thresholds))
-    assert predicted(problem_of(now), plan.configuration, unknown) is None
+    assert predict_routing(problem_of(now), plan.configuration, unknown) is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.stages import APART, draw
-from clover.planning.cascade.evaluation import play_once, played_ms
+from clover.planning.cascade.evaluation import play_latencies_ms, play_once
 from clover.planning.model.queueing import Service
 from tests.support.chains_fixture import FAST, SLOW
 from tests.support.row_by_row import Time, play
@@ -22,7 +22,7 @@ STEADY = ((FAST,), (SLOW,)), 40.0, (1.0, 0.25)
 
 
 def p95_ms(stages: tuple[tuple[Service, ...], ...], rate: float, reach: tuple[float, ...]) -> float:
-    return float(np.quantile(played_ms(stages, rate, reach), 0.95))
+    return float(np.quantile(play_latencies_ms(stages, rate, reach), 0.95))
 
 
 # --- row by row -------------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from bench.stages import draw
 from clover.planning.cascade import evaluation
-from clover.planning.cascade.evaluation import Stages, energy_j, evaluate, played_ms, routing_of, wait_of, worth
-from clover.planning.cascade.permitted import drawn_at, joint, on_hull, points_on
+from clover.planning.cascade.evaluation import Stages, energy_j, evaluate, play_latencies_ms, routing_of, wait_of, worth
+from clover.planning.cascade.permitted import joint, on_hull, point_of, points_on
 from clover.planning.model.objective import Objective, objective_of
 from clover.planning.model.problem import Problem, problem_of
-from clover.planning.model.queueing import Service, batched, lane_of
+from clover.planning.model.queueing import Service, lane_of, play_batches
 from clover.planning.packing.waits import COMPANY, TICK_MS, least_company
 from clover.planning.search.chains import best_chains
 from clover.planning.search.configurations import every
@@ -74,7 +74,7 @@ def test_where_the_longest_wait_is_late_a_shorter_one_is_taken(monkeypatch: pyte
     def played(stages: Stages, rate: float, reach: tuple[float, ...], wait_ms: float = 0.0) -> NDArray[np.float64]:
         return np.full(100, 100.0 if wait_ms == longest_ms else 5.0)
 
-    monkeypatch.setattr(evaluation, "played_ms", played)
+    monkeypatch.setattr(evaluation, "play_latencies_ms", played)
     found = evaluate(problem, aim, both(problem), point())
     assert found.feasible
     assert 0.0 < found.routing.wait_ms["small"] < longest_ms
@@ -115,7 +115,7 @@ def test_the_energy_of_rows_that_wait_is_that_of_a_play(load: float, wait_ms: fl
     lane = lane_of(((CALL, workers),))
     rate = load * lane.capacity
     told = energy_j([lane], rate, (1.0,), wait_ms)
-    assert told == pytest.approx(batched(lane, rate, wait_ms=wait_ms).energy_j_per_row, rel=0.12)
+    assert told == pytest.approx(play_batches(lane, rate, wait_ms=wait_ms).energy_j_per_row, rel=0.12)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -124,7 +124,7 @@ def test_the_router_makes_rows_wait_as_the_model_does(seed: int) -> None:
     wait_ms = rng.choice((0.5, 1.0, 3.0)) * max(worker.mean_ms[0] for worker in drawn.stages[0])
     longer_ms = wait_ms + TICK_MS  # as the model takes timers to be
     found = play(drawn.stages, drawn.rate, drawn.reach, rows=20_000, warm_up=2_000, seed=seed, wait_ms=longer_ms)
-    told = played_ms(drawn.stages, drawn.rate, drawn.reach, wait_ms)
+    told = play_latencies_ms(drawn.stages, drawn.rate, drawn.reach, wait_ms)
     for q in (0.5, 0.95):
         assert np.quantile(told, q) == pytest.approx(np.quantile(found.latency_ms, q), rel=0.1), q
 
@@ -173,7 +173,7 @@ def test_what_is_permitted_is_the_hull_of_what_was_played(slo_ms: float) -> None
     ]
     best = on_hull(item for item in played if item.feasible)
     assert best
-    assert [drawn_at(item) for item in joint(problem, aim, space)] == [drawn_at(item) for item in best]
+    assert [point_of(item) for item in joint(problem, aim, space)] == [point_of(item) for item in best]
 
 
 def planned(*, waits: bool) -> Plan:

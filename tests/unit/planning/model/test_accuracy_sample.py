@@ -35,7 +35,7 @@ def rig(labels: dict[str, Any] | None = None, **family: Any) -> Rig:
 def state(made: Rig) -> State:
     async def story() -> State:
         context, family = made.controller.context, made.family
-        family.sample.look(family.fleet.guard_report())
+        family.sample.observe(family.fleet.guard_report())
         conditions = await context.conditions(family)
         return family.state(conditions, context.config, PlanRequest(trigger="test"))
 
@@ -108,14 +108,14 @@ def test_labels_that_show_worse_answers_leave_fewer_cascades_and_better_ones_no_
 def test_the_same_question_has_the_same_answer_so_that_solved_plans_are_known() -> None:
     sample, known = AccuracySample(None), cascading()
     report = {"feedback": {"variants": {"small": LABELS}}}
-    sample.look(report)
-    first = sample.certain(known, 91.0, relative=True)
-    sample.look(report)
-    assert sample.certain(known, 91.0, relative=True) is first
-    assert sample.certain(replace(known, key="another"), 91.0, relative=True) is not first
+    sample.observe(report)
+    first = sample.keep_certain(known, 91.0, relative=True)
+    sample.observe(report)
+    assert sample.keep_certain(known, 91.0, relative=True) is first
+    assert sample.keep_certain(replace(known, key="another"), 91.0, relative=True) is not first
 
 
 def test_a_report_without_feedback_is_no_labels() -> None:
     sample = AccuracySample(None)
-    sample.look({})
+    sample.observe({})
     assert sample.labels == {}

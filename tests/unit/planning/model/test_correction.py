@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clover.planning.model.correction import HALF_LIFE_S, MOST, TimeEvidence, corrected
+from clover.planning.model.correction import HALF_LIFE_S, MOST, TimeEvidence, apply_factors
 from tests.support.examples import examples
 from tests.support.profiles_fixture import BATCHES, profile
 
@@ -38,7 +38,7 @@ def serve(
             for batch, count in (batches or {1: 20, 2: 10, 4: 4}).items():
                 took_s = sum(rng.gammavariate(cv**-2, cv**2) for _ in range(count)) * SECONDS * factor
                 took_s += stall[1] if second == stall[0] else 0.0
-                evidence.served(
+                evidence.record_batches(
                     (variant, "1c", batch), count, took_s, count * SECONDS, since_s=now_s - 1.0, now_s=now_s
                 )
     return now_s
@@ -106,7 +106,7 @@ def test_factors_of_time_fade_with_age() -> None:
 def test_windows_in_which_workers_changed_are_dropped() -> None:
     evidence = TimeEvidence()
     for second in range(60):
-        evidence.served(("small", "1c", 1), 20, 1.0, 0.2, since_s=second - 1.0, now_s=float(second))
+        evidence.record_batches(("small", "1c", 1), 20, 1.0, 0.2, since_s=second - 1.0, now_s=float(second))
         evidence.interrupt()
     assert evidence.factors(KEYS, 60.0) == dict.fromkeys(KEYS, 1.0)
 
@@ -131,7 +131,7 @@ def test_factors_of_time_are_bounded_whatever_is_reported(
     evidence, now_s = TimeEvidence(), 0.0
     for key, batches, seconds, expected_s, step_s in reports:
         now_s += step_s
-        evidence.served(key, batches, seconds, expected_s, since_s=now_s - step_s, now_s=now_s)
+        evidence.record_batches(key, batches, seconds, expected_s, since_s=now_s - step_s, now_s=now_s)
     for factor in evidence.factors(KEYS, now_s).values():
         assert abs(math.log(factor)) <= math.log(MOST) + 1e-9
 
@@ -149,7 +149,7 @@ def test_times_that_were_learned_are_the_same_once_restored() -> None:
 def test_a_corrected_profile_has_other_times_and_joules_and_the_old_one_stays() -> None:
     measured = profile()
     before = measured.latency
-    made = corrected(measured, {("large", "2c", 1): 1.5}, {("large", "2c"): 0.5})
+    made = apply_factors(measured, {("large", "2c", 1): 1.5}, {("large", "2c"): 0.5})
     assert measured.latency is before
     for old, new in zip(measured.latency, made.latency, strict=True):
         own = (old.variant, old.profile) == ("large", "2c")

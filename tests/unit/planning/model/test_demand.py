@@ -14,10 +14,10 @@ from clover.planning.cascade import evaluation as chains
 from clover.planning.cascade.evaluation import alone
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import direct, met_by, of_the_others, problem_of
-from clover.planning.packing.candidates import exchanged
+from clover.planning.packing.candidates import exchange
 from clover.planning.packing.evaluation import evaluate
 from clover.planning.search.configurations import every
-from clover.policies.demanded import heeds, proposed, with_met
+from clover.policies.demanded import heeds, propose_with_demand, with_met
 from clover.types import ChainPoint, Demand, DeviceShape, GroupCount, ObjectiveConfig, Plan, State
 from tests.support.chains_fixture import cascading, point
 from tests.support.examples import examples
@@ -44,23 +44,23 @@ def test_a_plan_has_a_worker_for_what_is_asked_for(policy: str) -> None:
         form="floor", slo_ms=30.0, accuracy_floor=88.0, lam=None, reference_g_per_kwh=250.0, accuracy_budget=4.0
     )
     plain = cheap() if policy == "objective" else msgspec.structs.replace(cheap(), objective=budget)
-    assert best(proposed(policy, plain)) < 92.0
+    assert best(propose_with_demand(policy, plain)) < 92.0
     wanted = msgspec.structs.replace(plain, demand=(asked(1.0),))
-    plan = proposed(policy, wanted)
+    plan = propose_with_demand(policy, wanted)
     assert plan.feasible
     assert best(plan) == 92.0
     assert with_met(wanted, plan).demand == (asked(1.0),)
 
 
 def test_the_other_rows_go_on_as_before() -> None:
-    plan = proposed("objective", cheap(asked(2.0)))
+    plan = propose_with_demand("objective", cheap(asked(2.0)))
     # The best variant gets the rows that ask for it by themselves: no other row is sent there.
     assert plan.routing.shares["large"] == pytest.approx(0.0, abs=1e-3)
-    assert plan.prediction.accuracy > proposed("objective", cheap()).prediction.accuracy
+    assert plan.prediction.accuracy > propose_with_demand("objective", cheap()).prediction.accuracy
 
 
 def test_all_rows_may_ask() -> None:
-    plan = proposed("objective", cheap(asked(50.0)))
+    plan = propose_with_demand("objective", cheap(asked(50.0)))
     assert plan.feasible
     assert {item.variant for item in plan.deployment} == {"large"}
 
@@ -68,13 +68,13 @@ def test_all_rows_may_ask() -> None:
 def test_what_cannot_be_had_is_left_out_and_the_rest_is_not() -> None:
     # large takes 4 ms a row on one core and 2.3 ms on two; nobody may miss 2 ms
     tight = cheap(asked(5.0, "medium"), asked(5.0), slo_ms=2.2)
-    plan = proposed("objective", tight)
+    plan = propose_with_demand("objective", tight)
     assert plan.feasible
     assert with_met(tight, plan).demand == (asked(5.0, "medium"),)
 
 
 def test_policies_that_serve_what_their_name_says_do_not_heed_it() -> None:
-    plan = proposed("static:small", cheap(asked(1.0)))
+    plan = propose_with_demand("static:small", cheap(asked(1.0)))
     assert plan.feasible
     assert {item.variant for item in plan.deployment} == {"small"}
     named = ("objective", "budget", "static", "static:mix", "my.module:Policy", "static:small", "base", "clover", "")
@@ -98,7 +98,7 @@ def test_every_plan_has_the_workers_if_any_feasible_plan_has(
     config = objective(floor=floor, lam=lam, slo_ms=slo_ms)
     measured = profile((1, 2, 4))
     posed = state(g_per_kwh=500.0, rate=rate, devices=(cpu(cores),), config=config, measured=measured)
-    plan = proposed("objective", msgspec.structs.replace(posed, demand=wanted))
+    plan = propose_with_demand("objective", msgspec.structs.replace(posed, demand=wanted))
     for number in range(len(wanted), 0, -1):
         part = msgspec.structs.replace(posed, demand=wanted[:number])
         problem, goal = problem_of(part), objective_of(part)
@@ -120,7 +120,7 @@ def test_a_large_space_is_made_to_serve_what_is_asked_for() -> None:
         measured=profile((1, 2, 4, 8)),
     )
     assert every(problem_of(plain)) is None
-    plan = proposed("objective", msgspec.structs.replace(plain, demand=(asked(3.0),)))
+    plan = propose_with_demand("objective", msgspec.structs.replace(plain, demand=(asked(3.0),)))
     assert plan.feasible
     assert best(plan) == 92.0
 
@@ -131,7 +131,7 @@ def test_what_is_exchanged_serves_what_is_asked_for(rate: float, at: int) -> Non
     space = every(problem)
     assert space is not None
     slices = sum(group.count for group in space[at % len(space)])
-    for made in itertools.islice(exchanged(problem, space[at % len(space)], 0.85), 5):
+    for made in itertools.islice(exchange(problem, space[at % len(space)], 0.85), 5):
         assert not direct(problem, made, 0.85).why
         assert sum(group.count for group in made) == slices
 
@@ -140,7 +140,7 @@ def test_what_is_exchanged_serves_what_is_asked_for(rate: float, at: int) -> Non
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_shares_of_the_others_sum_to_one(share: float, part: float) -> None:
     problem = problem_of(cheap(asked(max(0.1, 20.0 * share * part))))
-    configuration = proposed("objective", cheap(asked(1.0))).configuration
+    configuration = propose_with_demand("objective", cheap(asked(1.0))).configuration
     shares = {"small": 1.0 - share, "large": share}
     found = of_the_others(problem, shares, direct(problem, configuration, 0.85))
     assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)

@@ -14,7 +14,7 @@ from clover.planning.model.margin import (
     MOST_SHIFT,
     UNKNOWN,
     LiveLabels,
-    certain,
+    keep_certain,
     lower_bounds,
     margin,
     shift_of,
@@ -117,7 +117,7 @@ def test_cascades_are_below_the_floor_as_seldom_as_is_stated() -> None:
         floor = values[best] - BELOW_BEST
         rows = sample(rng, truth, alike, 20_000)
         real_floor = 100.0 * float(rows[best].right.mean()) - BELOW_BEST
-        kept = certain(found, floor, relative=True).cascade
+        kept = keep_certain(found, floor, relative=True).cascade
         assert kept is not None
         below += cheapest(kept.points, rows, costs) < real_floor
         before += cheapest(cascade.points, rows, costs, floor + 0.25) < real_floor

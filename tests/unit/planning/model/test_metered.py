@@ -24,7 +24,7 @@ def test_factors_of_joules_that_a_meter_tells_apart_are_within_five_percent(smal
     evidence, rng = EnergyEvidence(), random.Random(3)
     for second in range(300):
         for key, factor, expected_j in ((SMALL, small, 2.0), (LARGE, large, 10.0)):
-            evidence.metered(
+            evidence.record_window(
                 "cpu0",
                 expected_j * factor * rng.gauss(1.0, 0.2),
                 {key: expected_j},
@@ -40,7 +40,7 @@ def test_factors_of_joules_that_a_meter_tells_apart_are_within_five_percent(smal
 def test_of_a_shared_meter_with_constant_shares_the_common_factor_is_known() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered(
+        evidence.record_window(
             "gpu0",
             1.5 * 10.0 + 0.5 * 10.0,
             {SMALL: 10.0, LARGE: 10.0},
@@ -57,7 +57,7 @@ def test_of_a_shared_meter_with_constant_shares_the_common_factor_is_known() -> 
 def test_a_variant_that_never_ran_keeps_its_joules() -> None:
     evidence = EnergyEvidence()
     for second in range(60):
-        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
     factors = evidence.factors([SMALL, LARGE, ("small", "2c")], 60.0)
     assert factors[LARGE] == 1.0
     assert 1.05 < factors["small", "2c"] < factors[SMALL]
@@ -66,7 +66,7 @@ def test_a_variant_that_never_ran_keeps_its_joules() -> None:
 def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered(
+        evidence.record_window(
             "cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second)
         )  # half as much again: 1 J if a batch should take 2 J
     tiny = "tiny", "1c"
@@ -80,7 +80,7 @@ def test_a_variant_that_never_ran_costs_as_much_more_a_batch_as_cheaper_ones_do(
 def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("cpu0", 1.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("cpu0", 1.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
     found = evidence.unseen(evidence.factors([SMALL, LARGE], 300.0), {SMALL: 2.0, LARGE: 10.0})
     assert found[LARGE] == 1.0
 
@@ -88,7 +88,7 @@ def test_a_variant_that_never_ran_is_not_cheaper_because_another_one_is() -> Non
 def test_one_window_of_a_meter_that_is_far_off_moves_little() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered(
+        evidence.record_window(
             "cpu0",
             2.0 * (50.0 if second == 200 else 1.0),
             {SMALL: 2.0},
@@ -102,7 +102,7 @@ def test_one_window_of_a_meter_that_is_far_off_moves_little() -> None:
 def test_factors_of_joules_fade_and_are_bounded() -> None:
     evidence = EnergyEvidence()
     for second in range(300):
-        evidence.metered("cpu0", 20.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("cpu0", 20.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
     assert evidence.factors([SMALL], 300.0)[SMALL] == MOST
     assert evidence.factors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(1.0, abs=1e-4)
 
@@ -119,7 +119,7 @@ def test_factors_of_joules_are_bounded_whatever_is_reported(
     evidence, now_s = EnergyEvidence(), 0.0
     for joules, small_j, large_j, step_s in windows:
         now_s += step_s
-        evidence.metered(
+        evidence.record_window(
             "gpu0", joules, {SMALL: small_j, LARGE: large_j}, shared=True, since_s=now_s - step_s, now_s=now_s
         )
     for factor in evidence.factors([SMALL, LARGE, ("large", "2c")], now_s).values():
@@ -181,7 +181,7 @@ def shared_meter(
     evidence = EnergyEvidence()
     for key, came in arrivals(how, seconds, load.batches_per_s, rng).items():
         took_s = load.utilisation * seconds / len(came)
-        evidence.batches_lasted(took_s, 0.0)
+        evidence.record_batch_length(took_s, 0.0)
         turn = np.arange(len(came))
         ends = np.maximum.accumulate(np.array(came) - took_s * turn) + took_s * (turn + 1)  # first come, first served
         drawn = BATCH_J[key] * truth[key] * rng.gamma(BATCH_SPREAD**-2, BATCH_SPREAD**2, len(ends))
@@ -193,7 +193,7 @@ def shared_meter(
     idle_w = most_w * load.idle_part / (1.0 - load.idle_part)
     joules = np.diff(active + idle_w * seen_s) - idle_w
     for second in range(seconds):
-        evidence.metered(
+        evidence.record_window(
             "gpu0",
             float(joules[second]),
             {key: float(found[second]) for key, found in expected.items()},
@@ -235,7 +235,7 @@ def test_noise_of_idle_power_beside_little_work_has_no_side() -> None:
 def test_what_noise_made_negative_is_restored() -> None:
     evidence, again = EnergyEvidence(), EnergyEvidence()
     for second in range(30):
-        evidence.metered("gpu0", -3.0, {SMALL: 2.0}, shared=True, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("gpu0", -3.0, {SMALL: 2.0}, shared=True, since_s=second - 1.0, now_s=float(second))
     again.restore(evidence.save(30.0), 30.0)
     assert again.factors([SMALL], 30.0) == {SMALL: 1.0 / MOST}
 
@@ -244,7 +244,7 @@ def test_of_a_variant_that_had_a_shared_meter_to_itself_the_factor_is_known() ->
     evidence = EnergyEvidence()
     for second in range(300):
         expected_j = {SMALL: 2.0} if second < 200 else {SMALL: 2.0, LARGE: 2.0}
-        evidence.metered("gpu0", 3.0, expected_j, shared=True, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("gpu0", 3.0, expected_j, shared=True, since_s=second - 1.0, now_s=float(second))
         if second == 199:
             assert evidence.factors([SMALL], 200.0)[SMALL] == pytest.approx(1.5, rel=0.02)
             assert evidence.errors([SMALL], 200.0)[SMALL] < 0.02
@@ -256,7 +256,7 @@ def test_joules_without_a_batch_are_those_of_the_next_one() -> None:
     evidence = EnergyEvidence()
     for second in range(60):
         expected_j = {SMALL: 3.0} if second % 2 else {}
-        evidence.metered("gpu0", 3.0, expected_j, shared=True, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("gpu0", 3.0, expected_j, shared=True, since_s=second - 1.0, now_s=float(second))
     assert evidence.factors([SMALL], 60.0)[SMALL] == pytest.approx(2.0, abs=0.05)
 
 
@@ -265,7 +265,7 @@ def test_a_few_windows_are_no_evidence_and_neither_are_a_few_seconds(seconds: fl
     evidence, found = EnergyEvidence(), []
     for window in range(12):
         now_s = window * seconds
-        evidence.metered("cpu0", 4.0, {SMALL: 2.0}, shared=False, since_s=now_s - seconds, now_s=now_s)
+        evidence.record_window("cpu0", 4.0, {SMALL: 2.0}, shared=False, since_s=now_s - seconds, now_s=now_s)
         found.append(evidence.factors([SMALL], now_s)[SMALL])
     few = 9 if seconds == 1.0 else 3
     assert found[:few] == [1.0] * few
@@ -276,7 +276,7 @@ def test_the_error_of_a_factor_is_the_priors_before_there_is_evidence_and_long_a
     evidence = EnergyEvidence()
     before = evidence.errors([SMALL], 0.0)[SMALL]
     for second in range(300):
-        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
     assert evidence.errors([SMALL, LARGE], 300.0)[SMALL] < 0.01
     assert evidence.errors([SMALL, LARGE], 300.0)[LARGE] == before
     assert evidence.errors([SMALL], 300.0 + 20 * HALF_LIFE_S)[SMALL] == pytest.approx(before, rel=0.01)
@@ -293,6 +293,6 @@ def test_joules_that_were_learned_are_the_same_once_restored() -> None:
 def test_of_a_slice_on_which_its_variant_did_not_run_less_is_known() -> None:
     evidence, other = EnergyEvidence(), (SMALL[0], "another slice")
     for second in range(300):
-        evidence.metered("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
+        evidence.record_window("cpu0", 3.0, {SMALL: 2.0}, shared=False, since_s=second - 1.0, now_s=float(second))
     errors = evidence.errors([SMALL, other, LARGE], 300.0)
     assert errors[SMALL] < 0.01 < 0.09 < errors[other] < 0.15 < errors[LARGE] == UNKNOWN_ERROR

@@ -21,7 +21,7 @@ def again(now: State) -> State:
 
 def test_equal_states_pose_equal_problems_of_one_hash() -> None:
     now = state(config=objective("floor"))
-    one, other = PlanningInput.of(now), PlanningInput.of(again(now))
+    one, other = PlanningInput.from_state(now), PlanningInput.from_state(again(now))
     assert one.problem == other.problem
     assert hash(one.problem) == hash(other.problem)
     assert (one.problem, one.objective) in {(other.problem, other.objective)}
@@ -39,17 +39,19 @@ def test_equal_states_pose_equal_problems_of_one_hash() -> None:
     ids=["rate", "SLO", "devices", "share", "demand"],
 )
 def test_what_a_plan_depends_on_makes_another_problem(changed: State) -> None:
-    assert PlanningInput.of(changed).problem != PlanningInput.of(state()).problem
+    assert PlanningInput.from_state(changed).problem != PlanningInput.from_state(state()).problem
 
 
 def test_a_lost_device_makes_another_problem() -> None:
     both = (cpu(), cpu(device="cpu1"))
     lost = (both[0], msgspec.structs.replace(both[1], layouts=()))
-    assert PlanningInput.of(state(devices=both)).problem != PlanningInput.of(state(devices=lost)).problem
+    assert (
+        PlanningInput.from_state(state(devices=both)).problem != PlanningInput.from_state(state(devices=lost)).problem
+    )
 
 
 def test_a_problem_cannot_be_changed() -> None:
-    problem = PlanningInput.of(state()).problem
+    problem = PlanningInput.from_state(state()).problem
     with pytest.raises(FrozenInstanceError):
         problem.rate = 1.0  # type: ignore[misc]
     assert replace(problem, rate=7.0).rate == 7.0
@@ -58,7 +60,7 @@ def test_a_problem_cannot_be_changed() -> None:
 def test_a_solved_frontier_is_remembered_whatever_the_grid_and_the_moment_are() -> None:
     now = state(rate=90.0)
     later = msgspec.structs.replace(again(now), intensity=reading(410.0), grid_s=7200.0, queue_rows=3, served_rows=9.0)
-    one, other = PlanningInput.of(now), PlanningInput.of(later)
+    one, other = PlanningInput.from_state(now), PlanningInput.from_state(later)
     found = frontier(one.problem, one.objective, 90.0)
     assert found
     assert frontier(other.problem, other.objective, 90.0) is found
@@ -67,4 +69,4 @@ def test_a_solved_frontier_is_remembered_whatever_the_grid_and_the_moment_are() 
 
 def test_devices_that_cannot_be_used_pose_no_problem() -> None:
     with pytest.raises(PlanError, match="no device that can be used"):
-        PlanningInput.of(state(devices=(msgspec.structs.replace(cpu(), layouts=()),)))
+        PlanningInput.from_state(state(devices=(msgspec.structs.replace(cpu(), layouts=()),)))

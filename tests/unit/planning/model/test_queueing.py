@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from clover.planning.model.queueing import (
     Service,
-    batched,
     capacity,
     energy_j_per_row,
     estimate,
@@ -20,6 +19,7 @@ from clover.planning.model.queueing import (
     latencies_ms,
     mixture_p95_ms,
     play,
+    play_batches,
 )
 from tests.reference.des_reference import Lane, SimulatedWorker, quantile, simulate
 from tests.support.examples import examples
@@ -87,18 +87,18 @@ def test_md1_mean_wait() -> None:
 
 def test_a_lane_played_with_waits_and_caps() -> None:
     lane = lane_of(((service(4.0, 0.5), 2),))
-    plain = batched(lane, 100.0, 0.5)
+    plain = play_batches(lane, 100.0, 0.5)
     assert np.array_equal(plain.latencies_ms, latencies_ms(lane.workers, 100.0, 0.5))
     assert plain.energy_j_per_row == pytest.approx(lane.energy_j(100.0, 0.5), rel=0.1)
-    waits = batched(lane, 100.0, 0.5, wait_ms=40.0)
+    waits = play_batches(lane, 100.0, 0.5, wait_ms=40.0)
     assert waits.batch == pytest.approx(1.0 + 100.0 * 0.04, rel=0.1)
     assert waits.energy_j_per_row < 0.6 * plain.energy_j_per_row
     assert plain.latencies_ms[-1] < waits.latencies_ms[-1] < 40.0 + 1.6 * (4.0 + 0.5 * 16)
-    capped = batched(lane, 100.0, 0.5, wait_ms=40.0, largest=2)
+    capped = play_batches(lane, 100.0, 0.5, wait_ms=40.0, largest=2)
     assert 1.9 < capped.batch <= 2.0
-    assert batched(lane, 100.0, 0.5, largest=1).batch == 1.0
-    assert batched(lane, 100.0, 0.5, wait_ms=40.0) is waits  # played once
-    assert batched(lane, 100.0, 0.5, wait_ms=40.0, rows=3_000).batch == pytest.approx(waits.batch, rel=0.03)
+    assert play_batches(lane, 100.0, 0.5, largest=1).batch == 1.0
+    assert play_batches(lane, 100.0, 0.5, wait_ms=40.0) is waits  # played once
+    assert play_batches(lane, 100.0, 0.5, wait_ms=40.0, rows=3_000).batch == pytest.approx(waits.batch, rel=0.03)
 
 
 def test_a_batch_below_the_smallest_measured_costs_what_that_one_costs() -> None:
@@ -120,7 +120,7 @@ def test_limits() -> None:
 
 
 def test_a_share_of_the_machine_slows_service_and_leaves_energy() -> None:
-    whole, half = service(0.2, 1.0), service(0.2, 1.0).derated(0.5)
+    whole, half = service(0.2, 1.0), service(0.2, 1.0).derate(0.5)
     assert half.seconds(3) == pytest.approx(2 * whole.seconds(3))
     assert half.capacity() == pytest.approx(whole.capacity() / 2)
     assert half.energy_j(3) == whole.energy_j(3)
@@ -211,7 +211,7 @@ def test_a_batch_after_a_pause_costs_more_and_a_busy_worker_does_not_pause() -> 
         assert lane.resting_j(rate, batch=lane.batch(rate)) == pytest.approx(lane.resting_j(rate))
         assert other.resting_j(rate) == 0.0
     assert lane_of(((rested, 2),)).resting_j(1.0, batch=4.0) == pytest.approx(0.2e-3, rel=0.01), "of a batch, not a row"
-    assert rested.derated(0.5).rested_j == rested.rested_j
+    assert rested.derate(0.5).rested_j == rested.rested_j
     assert hash(warm) != hash(rested)
 
 
@@ -241,12 +241,12 @@ def test_what_the_front_end_adds_is_part_of_every_latency() -> None:
     assert estimate((fronted,), rate).p95_ms == pytest.approx(estimate((plain,), rate).p95_ms + 3.0)
     assert latencies_ms((fronted,), rate) == pytest.approx(latencies_ms((plain,), rate) + 3.0)
     lanes = [lane_of(((one, 1),)) for one in (plain, fronted)]
-    waiting = [batched(lane, rate, wait_ms=2.0).latencies_ms for lane in lanes]
+    waiting = [play_batches(lane, rate, wait_ms=2.0).latencies_ms for lane in lanes]
     assert waiting[1] == pytest.approx(waiting[0] + 3.0)
     assert late((fronted,), rate, 8.0) == late((plain,), rate, 5.0)
     assert [lane.late(2.0) for lane in lanes] == [0.0, 0.5], "a row of 1.2 ms takes 4.2 with the front end"
     assert energy_j_per_row((fronted,), rate) == energy_j_per_row((plain,), rate)
-    assert fronted.derated(0.5).front_ms == 3.0
+    assert fronted.derate(0.5).front_ms == 3.0
 
 
 def test_a_lane_without_workers_cannot_be_made() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from clover.planning.cascade.evaluation import play_once, played_ms
+from clover.planning.cascade.evaluation import play_latencies_ms, play_once
 from clover.planning.model.problem import may_share, problem_of, variants_of
 from clover.planning.model.queueing import Service, capacity, energy_j_per_row, latencies_ms
 from clover.planning.model.sharing import ProcessKind, SharedPool, pool_of
@@ -43,7 +43,7 @@ class Drawn:
     @property
     def planned_ms(self) -> float:
         if self.reach:
-            return float(np.quantile(played_ms(self.pool, self.rate, self.reach), 0.95))
+            return float(np.quantile(play_latencies_ms(self.pool, self.rate, self.reach), 0.95))
         return float(np.quantile(self.pool.latencies_ms(self.rate), 0.95))
 
 
@@ -145,14 +145,14 @@ def test_unlike_workers_share_the_rows_so_that_none_is_overloaded() -> None:
 
 def test_a_chain_on_shared_workers_is_played_with_its_stages_in_one_queue() -> None:
     pool = SharedPool((ProcessKind(1, (Service((1,), (1.0,), (0.01,)), Service((1,), (10.0,), (0.2,)))),))
-    found = played_ms(pool, 0.5, (1.0, 0.2))
+    found = play_latencies_ms(pool, 0.5, (1.0, 0.2))
     assert (found > 10.0).mean() == pytest.approx(0.2, abs=0.01)  # at no load: 1 ms, and 10 more for a fifth
-    assert np.quantile(played_ms(pool, 150.0, (1.0, 0.2)), 0.95) > np.quantile(found, 0.95)
+    assert np.quantile(play_latencies_ms(pool, 150.0, (1.0, 0.2)), 0.95) > np.quantile(found, 0.95)
 
 
 def test_only_rows_of_the_first_stage_wait_for_a_full_batch() -> None:
     pool = SharedPool((ProcessKind(1, (service(1.0, cv=0.0), service(10.0, cv=0.0))),))
-    waited = played_ms(pool, 0.5, (1.0, 0.2), 5.0)
+    waited = play_latencies_ms(pool, 0.5, (1.0, 0.2), 5.0)
     assert np.quantile(waited, 0.5) == pytest.approx(7.0, abs=0.1)  # and a tick of the timer
     assert np.quantile(waited, 0.9) == pytest.approx(17.0, abs=0.1)
 

@@ -18,7 +18,7 @@ from clover.planning.packing.candidates import kinds_of
 from clover.planning.packing.evaluation import UNBOUNDED_MS, evaluate, optimistic
 from clover.planning.packing.formulation import Formulation, PackingMember
 from clover.planning.packing.plan_bound import plan_bound
-from clover.planning.search.configurations import ASKED, EXACT, annealed, best_found, every, search
+from clover.planning.search.configurations import ASKED, EXACT, anneal, best_found, every, search
 from clover.planning.transition.layout import lay_out
 from clover.policies import build
 from clover.types import Configuration, DeviceShape, FamilyProfile, GroupCount, configuration_of
@@ -153,7 +153,7 @@ def test_annealing_finds_what_evaluating_everything_finds() -> None:
         for item in every(problem) or []:
             candidate = evaluate(problem, scored, item, standby=False, beat=best)
             best = max(best, candidate.score) if candidate.feasible else best
-        found = annealed(problem, scored, (), seed).best
+        found = anneal(problem, scored, (), seed).best
         assert found.feasible == (best > -math.inf)
         if found.feasible:
             behind.append((best - found.score) / scored.scale)

@@ -19,7 +19,7 @@ from clover.planning.model.problem import Problem
 from clover.planning.model.queueing import Service
 from clover.planning.packing import waits
 from clover.planning.packing.evaluation import evaluate
-from clover.planning.packing.waits import LEAST_GAIN, tuned
+from clover.planning.packing.waits import LEAST_GAIN, tune_waits
 from clover.types import Candidate, Configuration, GroupCount, ObjectiveConfig
 from tests.support.examples import examples
 
@@ -117,7 +117,7 @@ def really(posed: Problem, candidate: Candidate, seed: int, rows: int = 30_000) 
 def test_rows_wait_where_a_batch_costs_little_more_than_a_row() -> None:
     posed, asked = problem({"cheap": STEEP}, 100.0, 60.0), objective(60.0)
     plain = evaluate(posed, asked, configuration(cheap=2))
-    found = tuned(posed, asked, plain)
+    found = tune_waits(posed, asked, plain)
     assert found.score > plain.score
     assert 1.0 < found.routing.wait_ms["cheap"] < 60.0
     assert found.prediction.energy_j_per_row < 0.6 * plain.prediction.energy_j_per_row
@@ -148,7 +148,7 @@ def on_a_core(own: Service, rate: float, slo_ms: float = 50.0) -> tuple[Candidat
     posed, asked = replace(problem({"cheap": own}, rate, slo_ms), services={("cheap", "1c"): own}), objective(slo_ms)
     plain = evaluate(posed, asked, (GroupCount(variant="cheap", profile="1c", count=1),))
     assert plain.feasible
-    return plain, tuned(posed, asked, plain)
+    return plain, tune_waits(posed, asked, plain)
 
 
 def a100(family: str, shape: str, rate: float, slo_ms: float) -> tuple[Problem, tuple[str, ...]]:
@@ -174,7 +174,7 @@ def test_rows_wait_on_an_emulated_a100_at_low_load(family: str, shape: str) -> N
     asked = objective(slo_ms)
     plain = evaluate(posed, asked, configuration(cheap=2, dear=2), standby=False)
     assert plain.feasible
-    found = tuned(posed, asked, plain)
+    found = tune_waits(posed, asked, plain)
     assert set(found.routing.wait_ms) == {"cheap", "dear"}
     assert found.prediction.energy_j_per_row < 0.7 * plain.prediction.energy_j_per_row
     for seed in (5, 6):
@@ -205,7 +205,7 @@ def test_a_wait_spares_the_pauses_of_the_workers_and_not_only_their_calls() -> N
 
 def test_the_rate_may_move_before_the_next_plan() -> None:
     posed, asked = problem({"cheap": STEEP}, 100.0, 40.0), objective(40.0)
-    found = tuned(posed, asked, evaluate(posed, asked, configuration(cheap=2)))
+    found = tune_waits(posed, asked, evaluate(posed, asked, configuration(cheap=2)))
     assert found.routing.wait_ms
     for factor in (0.02, 0.2, 0.5, 0.8, 1.25):
         moved = problem({"cheap": STEEP}, 100.0 * factor, 40.0)
@@ -218,7 +218,7 @@ def test_the_rate_may_move_before_the_next_plan() -> None:
 def test_nobody_waits_where_energy_is_proportional_to_the_rows() -> None:
     posed, asked = problem({"cheap": PROPORTIONAL, "dear": PROPORTIONAL}, 100.0, 60.0), objective(60.0)
     plain = evaluate(posed, asked, configuration(cheap=2, dear=1), standby=False)
-    assert tuned(posed, asked, plain) is plain
+    assert tune_waits(posed, asked, plain) is plain
 
 
 @pytest.mark.parametrize("rate", [5_000.0, 8_000.0])
@@ -231,13 +231,13 @@ def test_large_rows_do_not_wait_where_workers_hardly_sleep(rate: float) -> None:
 def test_nobody_waits_where_energy_is_worth_nothing() -> None:
     posed, asked = problem({"cheap": STEEP}, 100.0, 60.0), objective(60.0, form="paper", lam=0.0)
     plain = evaluate(posed, asked, configuration(cheap=2))
-    assert tuned(posed, asked, plain) is plain
+    assert tune_waits(posed, asked, plain) is plain
 
 
 def test_nobody_waits_where_nobody_comes() -> None:
     posed, asked = problem({"cheap": STEEP}, 0.1, 60.0), objective(60.0)
     plain = evaluate(posed, asked, configuration(cheap=2))
-    assert tuned(posed, asked, plain) is plain
+    assert tune_waits(posed, asked, plain) is plain
 
 
 @pytest.mark.parametrize("slo_ms", [9.5, 10.2])
@@ -245,24 +245,24 @@ def test_nobody_waits_where_the_slo_leaves_no_room(slo_ms: float) -> None:
     posed, asked = problem({"cheap": STEEP}, 20.0, slo_ms), objective(slo_ms)
     plain = evaluate(posed, asked, configuration(cheap=4))
     assert plain.feasible
-    assert tuned(posed, asked, plain) is plain
+    assert tune_waits(posed, asked, plain) is plain
 
 
 def test_what_is_overloaded_or_tuned_already_is_left_alone() -> None:
     posed, asked = problem({"cheap": STEEP}, 5_000.0, 60.0), objective(60.0)
     plain = evaluate(posed, asked, configuration(cheap=1))
     assert not plain.feasible
-    assert tuned(posed, asked, plain) is plain
+    assert tune_waits(posed, asked, plain) is plain
     posed = problem({"cheap": STEEP}, 100.0, 60.0)
-    found = tuned(posed, asked, evaluate(posed, asked, configuration(cheap=2)))
-    assert tuned(posed, asked, found) is found
+    found = tune_waits(posed, asked, evaluate(posed, asked, configuration(cheap=2)))
+    assert tune_waits(posed, asked, found) is found
 
 
 def test_a_plan_below_the_floor_saves_what_it_can_and_stays_infeasible() -> None:
     posed, asked = problem({"cheap": STEEP}, 100.0, 60.0), objective(60.0, floor=90.0)
     plain = evaluate(posed, asked, configuration(cheap=2))
     assert not plain.feasible
-    found = tuned(posed, asked, plain)
+    found = tune_waits(posed, asked, plain)
     assert found.routing.wait_ms
     assert not found.feasible
     assert found.why == plain.why
@@ -282,7 +282,7 @@ def test_smaller_batches_keep_an_slo_that_long_ones_break(joules: tuple[float, .
     plain = evaluate(posed, asked, configuration(cheap=1))
     assert not plain.feasible
     assert "p95" in plain.why
-    found = tuned(posed, asked, plain)
+    found = tune_waits(posed, asked, plain)
     assert found.feasible
     assert not found.why
     assert found.routing.largest == {"cheap": 4}
@@ -294,7 +294,7 @@ def test_smaller_batches_keep_an_slo_that_long_ones_break(joules: tuple[float, .
         assert really(posed, found, seed)[0] <= slo_ms
     posed = problem({"cheap": uneven}, 340.0, slo_ms)  # batches of four cannot carry this
     plain = evaluate(posed, asked, configuration(cheap=1))
-    assert tuned(posed, asked, plain) is plain
+    assert tune_waits(posed, asked, plain) is plain
 
 
 # --- always -----------------------------------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ def test_never_worse_and_never_late(
     rate = load * workers * sum(each.capacity() for each in own.values())
     posed, asked = problem(own, rate, slo_ms), objective(slo_ms, form=form)
     plain = evaluate(posed, asked, configuration(**dict.fromkeys(own, workers)), standby=False)
-    found = tuned(posed, asked, plain)
-    assert tuned(posed, asked, plain) == found
+    found = tune_waits(posed, asked, plain)
+    assert tune_waits(posed, asked, plain) == found
     assert msgspec.json.decode(msgspec.json.encode(found), type=Candidate) == found
     assert found.configuration == plain.configuration
     assert found.routing.shares == plain.routing.shares

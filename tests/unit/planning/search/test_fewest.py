@@ -17,11 +17,11 @@ from tests.support.profiles_fixture import cpu, objective, profile, state
 
 
 def shape_of(total: int) -> DeviceShape:
-    return CpuDevice.of(tuple(range(total + 1))).shape()
+    return CpuDevice.from_cores(tuple(range(total + 1))).shape()
 
 
 def moment(rate: float, *, cores: int = 4) -> State:
-    devices = (CpuDevice.of(tuple(range(cores + 1))).shape(),)
+    devices = (CpuDevice.from_cores(tuple(range(cores + 1))).shape(),)
     measured = profile((1, 2, 4))
     return state(rate=rate, devices=devices, measured=measured, config=objective(slo_ms=60.0, floor=80.0))
 

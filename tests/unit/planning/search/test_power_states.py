@@ -13,7 +13,7 @@ from clover.planning.search.best import best_power_state, idle_j
 from clover.planning.search.configurations import best_found
 from clover.planning.transition.steps import plan_transition
 from clover.policies import build
-from clover.policies.plans import placed, plan_fixed
+from clover.policies.plans import lay_out_candidate, plan_fixed
 from clover.types import GroupCount, ObjectiveConfig, Plan, State
 from tests.support.mig_fixture import a100, a100s, mig_profile
 from tests.support.profiles_fixture import objective, state
@@ -105,12 +105,12 @@ def test_a_change_that_those_awake_cannot_make_is_made_on_those_asleep() -> None
     now = moment(52.0, gpus=2, rate=300.0)
     one = (GroupCount(variant="small", profile="7g.40gb", count=1),)
     other = (GroupCount(variant="small", profile="1g.5gb", count=7),)
-    running = placed(now, problem_of(now), one, 1)
+    running = lay_out_candidate(now, problem_of(now), one, 1)
     now = msgspec.structs.replace(now, running=running)
-    target = placed(now, problem_of(now), other, 1)
+    target = lay_out_candidate(now, problem_of(now), other, 1)
     assert {item.placement.device for item in running} != {item.placement.device for item in target}
     assert plan_transition(running, target, now.devices, floor=1.0).holds
-    same = placed(now, problem_of(now), one, 1)
+    same = lay_out_candidate(now, problem_of(now), one, 1)
     assert same == running, "what need not change stays where it is"
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from clover.errors import PlanError
-from clover.planning.cascade.evaluation import predicted
+from clover.planning.cascade.evaluation import predict_routing
 from clover.planning.cascade.permitted import permitted
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import is_shared, problem_of
@@ -108,7 +108,7 @@ def test_the_limit_of_utilisation_holds_for_all_variants_together() -> None:
     over = replace(problem, rate=4.0 * pool_rate)
     assert "utilisation" in evaluate(over, aims, (BOTH,)).why
     routing = Routing(shares={"large": 1.0})
-    expected = predicted(replace(problem, rate=1.1 * pool_rate), (BOTH,), routing)
+    expected = predict_routing(replace(problem, rate=1.1 * pool_rate), (BOTH,), routing)
     assert expected is not None
     assert expected.p95_ms == UNBOUNDED_MS
 
@@ -145,7 +145,7 @@ def test_a_shared_plan_that_runs_is_predicted_as_it_was_planned(chained: bool) -
     )
     given = resident(given)
     plan = proposed(given)
-    found = predicted(problem_of(given), plan.configuration, plan.routing)
+    found = predict_routing(problem_of(given), plan.configuration, plan.routing)
     assert found is not None
     assert found.p95_ms == pytest.approx(plan.prediction.p95_ms, rel=0.02)
     assert found.energy_j_per_row == pytest.approx(plan.prediction.energy_j_per_row, rel=0.01)

@@ -22,7 +22,7 @@ POLICIES = ("objective", "budget", "static:mix", "static:small")
 
 
 def moment(rate: float, *, sleep_w: float | None = 0.25, least: int = 1, policy: str = "objective") -> State:
-    shape = CpuDevice.of(tuple(range(5)), sleep_w=sleep_w).shape()
+    shape = CpuDevice.from_cores(tuple(range(5)), sleep_w=sleep_w).shape()
     shape = msgspec.structs.replace(shape, least_cores=least)
     asked = objective(form="floor", slo_ms=60.0, floor=80.0)
     if policy in ("budget", "static:mix"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from clover.planning.cascade.evaluation import predicted, shortfall
+from clover.planning.cascade.evaluation import predict_routing, shortfall
 from clover.planning.model.objective import objective_of
 from clover.planning.model.problem import problem_of
 from clover.planning.search.best import PARTS as PARTS_OF_THE_RATE
@@ -30,7 +30,7 @@ def test_where_nothing_is_feasible_what_sustains_most_is_taken(rate: float) -> N
 
     def keeps(candidate: Candidate, part: float) -> bool:
         fewer = replace(problem, rate=part * rate)
-        seen = predicted(fewer, candidate.configuration, candidate.routing)
+        seen = predict_routing(fewer, candidate.configuration, candidate.routing)
         return seen is not None and not shortfall(aims, seen)
 
     assert sustains(found) >= sustains(least_bad)

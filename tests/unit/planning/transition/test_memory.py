@@ -33,11 +33,11 @@ def slice_of(mib: int, **known: object) -> SliceMemory:
 
 
 def test_a_process_holds_its_libraries_once_and_its_variants_with_their_peaks() -> None:
-    assert NEEDS.of([SMALL]) == 210 * MIB
-    assert NEEDS.of([SMALL, MEDIUM]) == 540 * MIB
-    assert NEEDS.of([]) == 0
-    assert NEEDS.of([worker("huge", 0, 1)]) is None
-    assert MemoryNeeds(None).of([SMALL]) is None
+    assert NEEDS.process_bytes([SMALL]) == 210 * MIB
+    assert NEEDS.process_bytes([SMALL, MEDIUM]) == 540 * MIB
+    assert NEEDS.process_bytes([]) == 0
+    assert NEEDS.process_bytes([worker("huge", 0, 1)]) is None
+    assert MemoryNeeds(None).process_bytes([SMALL]) is None
 
 
 def test_two_workers_use_at_most_92_percent_of_a_slice() -> None:

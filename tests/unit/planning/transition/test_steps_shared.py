@@ -14,7 +14,7 @@ from clover.planning.transition.stages import (
     CUDA_SPAWN_S,
     TENSORRT_SPAWN_S,
     StepSeconds,
-    placed,
+    capacity_by_placement,
     served,
     stages,
     typical_spawn_s,
@@ -60,7 +60,7 @@ def kinds(transition: Transition) -> list[str]:
 
 def test_a_shared_placement_serves_what_the_fastest_of_it_does() -> None:
     items = (*on_cores(0, "tiny", "large"), *on_cores(1, "small"))
-    assert placed(items, rate) == {"cpu0:1c@0": 100_000_000, "cpu0:1c@1": 50_000_000}
+    assert capacity_by_placement(items, rate) == {"cpu0:1c@0": 100_000_000, "cpu0:1c@1": 50_000_000}
     assert served(items, rate) == 150.0
 
 

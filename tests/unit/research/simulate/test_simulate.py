@@ -308,7 +308,7 @@ def test_the_floor_holds_whatever_was_foretold(tmp_path: Path, kind: str) -> Non
 
 def test_the_production_controller_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks, turns = [], []
-    look, turn = Controller.look, Planner.plan_and_apply
+    look, turn = Controller.poll, Planner.plan_and_apply
 
     async def looked(self: Controller) -> None:
         if isinstance(asyncio.get_running_loop(), clock.VirtualLoop):  # not a live server's that a fixture keeps
@@ -320,7 +320,7 @@ def test_the_production_controller_decides(tmp_path: Path, monkeypatch: pytest.M
             turns.append(request.trigger)
         return await turn(self, family, request)
 
-    monkeypatch.setattr(Controller, "look", looked)
+    monkeypatch.setattr(Controller, "poll", looked)
     monkeypatch.setattr(Planner, "plan_and_apply", turned)
     run = replay.play(a_case(trace_file(tmp_path, (100.0, 104.0, 300.0)), policy="objective", hours=3.0))
     assert looks == pytest.approx([1.0 + 300.0 * index for index in range(36)])

@@ -316,7 +316,7 @@ class Chaos:
         for key, usage in self.house.account.usage.items():  # those that kept an answer
             by_meters[key.tenant, key.variant] += usage.rows
         for meter in self.meters:
-            rows, by_tenant = meter.take_answered()
+            rows, by_tenant = meter.collect_answered()
             for name, count in (*by_tenant.items(), ("", rows - sum(by_tenant.values()))):
                 by_meters[name, meter.variant] += count
         for name, totals in found.items():

@@ -54,8 +54,8 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
         assert [house.fleet.overlapped(place) for place in (at(0).placement, at(1).placement, both)] == [1, 0, 1]
         assert not house.fleet.overlapped(msgspec.structs.replace(both, device="cpu1"))
         assert house.fleet.start_seconds() == {("small", "eager", "1c"): 3.0}
-        assert house.fleet.memory.needs.of([at(0, "small"), at(0, "large")]) == 227
-        assert house.fleet.memory.needs.of([at(0, "medium")]) is None
+        assert house.fleet.memory.needs.process_bytes([at(0, "small"), at(0, "large")]) == 227
+        assert house.fleet.memory.needs.process_bytes([at(0, "medium")]) is None
         assert house.fleet.drain_seconds() is None
         house.started[0].drain_and_exit = slowly  # type: ignore[method-assign]
         await house.fleet.drain(at(0, "small"))

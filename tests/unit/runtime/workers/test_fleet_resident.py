@@ -450,14 +450,14 @@ async def test_cpu_time_of_a_process_is_counted_once(house: House) -> None:
     clock[1] = 1000
     small.add(1, 100, 100)
     large.add(1, 300, 300)
-    host.look()
+    host.poll()
     assert host.parts.workers == [(small, 250), (large, 750)]
     house.account.detach(small)
     clock[1] = 1400
-    host.look()
+    host.poll()
     assert host.parts.workers == [(small, 350), (large, 1050)]
     host.close()
     clock[1] = 1500
-    host.look()
+    host.poll()
     assert host.parts.workers == [(large, 100)]
     await house.fleet.stop()

@@ -104,7 +104,7 @@ def test_a_burst_is_not_a_missed_slo_and_silence_is_not_a_met_one(caplog: pytest
 
     def look(looks: int, **observed: float) -> None:
         for _ in range(looks):
-            slo.look(next(clock), observed, 30.0, lambda: "waiting")
+            slo.observe(next(clock), observed, 30.0, lambda: "waiting")
 
     for _ in range(50):
         look(2, p95_ms=31.0)
@@ -120,7 +120,7 @@ def test_a_burst_is_not_a_missed_slo_and_silence_is_not_a_met_one(caplog: pytest
 def test_rows_that_wait_and_are_never_answered_are_a_missed_slo(caplog: pytest.LogCaptureFixture) -> None:
     slo = SloLog("toy")
     for second in range(600):
-        slo.look(1000.0 + second, {"queue_rows": 500.0}, 30.0, lambda: "waiting")
+        slo.observe(1000.0 + second, {"queue_rows": 500.0}, 30.0, lambda: "waiting")
     assert len(lines(caplog)) == 10
     assert "no answer in time of 30.00 ms" in lines(caplog)[0]
 
@@ -140,7 +140,7 @@ def test_whatever_the_p95_does_there_is_a_line_a_minute_at_most(looks: list[floa
     try:
         for at, p95_ms in enumerate(looks):
             now_s = 1000.0 + at
-            slo.look(now_s, {} if p95_ms is None else {"p95_ms": p95_ms}, 30.0, str)
+            slo.observe(now_s, {} if p95_ms is None else {"p95_ms": p95_ms}, 30.0, str)
     finally:
         log.removeHandler(handler)
         log.setLevel(level)

@@ -20,7 +20,7 @@ from clover.control.state.slo.pressure import FIRST_HOLD_S, MOST, RISK, SloPress
 from clover.control.state.slo.windows import SloWindows
 from clover.control.wording import troubles
 from clover.errors import PolicyFault
-from clover.planning.cascade.evaluation import predicted
+from clover.planning.cascade.evaluation import predict_routing
 from clover.planning.model.problem import fitting, problem_of, services_of
 from clover.planning.packing.candidates import configurations_of, kinds_of
 from clover.types import Configuration, Plan, Prediction, Routing, State, WorkReport
@@ -219,7 +219,7 @@ def test_the_least_bad_plan_is_that_of_the_lowest_p95_at_the_floor() -> None:
         await watched(rig, fleet, 30)
         assert rig.family.deployed is not None
         assert rig.family.deployed.configuration == plan.configuration
-        assert predicted(problem, plan.configuration, rig.family.deployed.routing) is not None
+        assert predict_routing(problem, plan.configuration, rig.family.deployed.routing) is not None
 
     drive(story)
 
@@ -364,7 +364,7 @@ class Loop:
         )
         for _ in range(seconds):
             self.now_s += 1.0
-            closed = self.windows.look(self.now_s, p95_ms, False, 10.0)
+            closed = self.windows.observe(self.now_s, p95_ms, False, 10.0)
             sight = SloSight(
                 now_s=self.now_s,
                 slo_ms=10.0,
@@ -379,8 +379,8 @@ class Loop:
                 bound="",
             )
             if not sight.late:
-                self.pressure.met()
-            reason = self.pressure.look(sight, self.windows, closed)
+                self.pressure.forget_misses()
+            reason = self.pressure.observe(sight, self.windows, closed)
             if reason:
                 self.reasons.append((self.now_s, reason))
                 self.routing = Routing(shares={"small": 1.0})  # a plan follows
@@ -507,9 +507,9 @@ def test_the_share_held_is_of_the_windows_in_which_rows_were_asked() -> None:
         nonlocal now_s
         for _ in range(10 * count):
             now_s += 1.0
-            windows.look(now_s, p95_ms, waiting, 30.0)
+            windows.observe(now_s, p95_ms, waiting, 30.0)
 
-    windows.look(0.0, None, False, 30.0)
+    windows.observe(0.0, None, False, 30.0)
     assert windows.share() == (0, 0)
     pass_by(6, None)
     pass_by(3, 20.0)

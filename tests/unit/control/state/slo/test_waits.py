@@ -31,7 +31,7 @@ def seen(now_s: float, p95_ms: float = 5.0, *, waits: bool = True) -> WaitSight:
 def missed_from(watch: WaitWatch, now_s: float) -> float:
     """Let rows wait and the SLO be missed from `now_s` on; return when a hold begins."""
     for second in range(60):
-        if watch.look(seen(now_s + second, 30.0)) == MISSED:
+        if watch.observe(seen(now_s + second, 30.0)) == MISSED:
             return now_s + second
     raise AssertionError("nothing was held")
 
@@ -39,16 +39,16 @@ def missed_from(watch: WaitWatch, now_s: float) -> float:
 def test_no_row_waits_while_the_slo_is_missed_nor_before_there_is_room() -> None:
     watch, now_s = WaitWatch(), 100.0
     for second in range(11):  # what is seen is of the time before the rows waited, at first
-        assert watch.look(seen(now_s + second, 30.0)) == ""
-    watch.look(seen(now_s + 11, 19.0))
+        assert watch.observe(seen(now_s + second, 30.0)) == ""
+    watch.observe(seen(now_s + 11, 19.0))
     for second in (12, 13):
-        assert watch.look(seen(now_s + second, 30.0)) == "", "it may be chance"
-    assert watch.look(seen(now_s + 14, 30.0)) == MISSED
+        assert watch.observe(seen(now_s + second, 30.0)) == "", "it may be chance"
+    assert watch.observe(seen(now_s + 14, 30.0)) == MISSED
     now_s += 14 + FIRST_HOLD_S
-    assert watch.look(seen(now_s, 11.0, waits=False)) == ""
+    assert watch.observe(seen(now_s, 11.0, waits=False)) == ""
     assert watch.held, "a wait on top of that would miss it again"
-    assert watch.look(seen(now_s + 2 * FIRST_HOLD_S - 1.0, 9.0, waits=False)) == ""
-    assert watch.look(seen(now_s + 2 * FIRST_HOLD_S, 9.0, waits=False)) == AGAIN
+    assert watch.observe(seen(now_s + 2 * FIRST_HOLD_S - 1.0, 9.0, waits=False)) == ""
+    assert watch.observe(seen(now_s + 2 * FIRST_HOLD_S, 9.0, waits=False)) == AGAIN
     assert not watch.held
 
 
@@ -56,7 +56,7 @@ def test_no_row_waits_while_the_slo_is_missed_nor_before_there_is_room() -> None
 def test_only_rows_that_wait_are_held(waits: bool) -> None:
     watch = WaitWatch()
     for second in range(60):
-        watch.look(seen(100.0 + second, 30.0, waits=waits))
+        watch.observe(seen(100.0 + second, 30.0, waits=waits))
     assert watch.held is waits
 
 
@@ -66,21 +66,21 @@ def test_a_hold_ends_and_the_next_one_is_longer_until_waits_went_well() -> None:
     def held(hold_s: float) -> None:
         nonlocal now_s
         now_s = missed_from(watch, now_s)
-        assert watch.look(seen(now_s + hold_s - 0.1, waits=False)) == ""
+        assert watch.observe(seen(now_s + hold_s - 0.1, waits=False)) == ""
         assert watch.held
         now_s += hold_s
-        assert watch.look(seen(now_s, waits=False)) == AGAIN
+        assert watch.observe(seen(now_s, waits=False)) == AGAIN
         assert not watch.held
 
     for hold_s in (FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S):
         held(hold_s)
-    assert watch.look(seen(now_s)) == ""
+    assert watch.observe(seen(now_s)) == ""
     now_s += WELL_S
-    assert watch.look(seen(now_s)) == ""
+    assert watch.observe(seen(now_s)) == ""
     held(FIRST_HOLD_S)
     for _ in range(20):
         now_s = missed_from(watch, now_s) + LONGEST_HOLD_S
-        assert watch.look(seen(now_s, waits=False)) == AGAIN, "no hold is longer"
+        assert watch.observe(seen(now_s, waits=False)) == AGAIN, "no hold is longer"
 
 
 def test_a_hold_and_its_end_are_reasons_to_plan() -> None:
@@ -114,10 +114,10 @@ def test_a_hold_and_its_end_are_reasons_to_plan() -> None:
 def test_waits_that_come_back_while_they_are_held_are_a_reason_to_plan() -> None:
     watch = WaitWatch()
     now_s = missed_from(watch, 100.0)
-    assert watch.look(seen(now_s + 1.0, 30.0)) == "", "the plan without waits is being made"
-    assert watch.look(seen(now_s + 2.0, 30.0, waits=False)) == ""
-    assert watch.look(seen(now_s + 3.0, 30.0)) == "rows of a wait again", "the plan of before was restored"
-    assert watch.look(seen(now_s + 4.0, 30.0)) == "", "once"
+    assert watch.observe(seen(now_s + 1.0, 30.0)) == "", "the plan without waits is being made"
+    assert watch.observe(seen(now_s + 2.0, 30.0, waits=False)) == ""
+    assert watch.observe(seen(now_s + 3.0, 30.0)) == "rows of a wait again", "the plan of before was restored"
+    assert watch.observe(seen(now_s + 4.0, 30.0)) == "", "once"
     assert watch.held
 
 
@@ -134,7 +134,7 @@ def test_no_hold_is_for_ever_and_none_is_for_nothing(looks: list[tuple[float, fl
         now_s += step_s
         before = watch.held
         sight = dataclasses.replace(seen(now_s, waits=waits), p95_ms=p95_ms, late=p95_ms == 30.0)
-        reason = watch.look(sight)
+        reason = watch.observe(sight)
         waited_s = min(waited_s, now_s) if waits else math.inf
         assert bool(reason) or watch.held == before, "who plans is told of each change"
         if watch.held and not before:
@@ -146,4 +146,4 @@ def test_no_hold_is_for_ever_and_none_is_for_nothing(looks: list[tuple[float, fl
             assert p95_ms is None or p95_ms <= ROOM * 20.0
     if watch.held:
         now_s += LONGEST_HOLD_S
-        assert watch.look(dataclasses.replace(seen(now_s, waits=False), p95_ms=None)) == AGAIN
+        assert watch.observe(dataclasses.replace(seen(now_s, waits=False), p95_ms=None)) == AGAIN
