@@ -169,10 +169,11 @@ class Server:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         if self._preload is not None:
             environment |= {"LD_PRELOAD": str(self._preload), "SOAK_CLOCK_FILE": str(self._clock)}
+        provider = json.dumps([{"name": "carbon-aware-sdk", "url": self.provider.url}])
         joining = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.group)] if self.group else []
         command = [
             *(*joining, sys.executable, "-m", "clover.serve", "bench.echo:SOAK", "--port", str(self.port)),
-            *("--carbon", "carbon-aware-sdk:here?signal=average", "--carbon-aware-sdk-url", self.provider.url),
+            *("--carbon", "carbon-aware-sdk:here?signal=average", "--carbon-provider", provider),
             *("--cache-dir", str(self.cache), "--state-dir", str(self.state), "--ledger", "on"),
             *("--slo-ms", str(SLO_MS), "--accuracy-floor", "80", "--silent-s", "2"),
             *("--energy-meter", "modelled", *more),

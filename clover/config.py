@@ -6,7 +6,7 @@ The command line, the environment (`CLOVER_*`), `config.toml` and the embedding 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from clover.config_families import FamilyConfig, TenantConfig, TokenConfig
 from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig, RolloutConfig
@@ -25,6 +25,7 @@ __all__ = [
     "ListenConfig",
     "LogConfig",
     "OtelConfig",
+    "ProviderConfig",
     "ReportConfig",
     "RolloutConfig",
     "Section",
@@ -33,11 +34,6 @@ __all__ = [
     "TokenConfig",
     "WorkersConfig",
 ]
-
-
-def _mirror(of: str) -> Any:
-    """Describe the address of a carbon provider."""
-    return _help(f"address of {of}, or of a mirror")
 
 
 class ListenConfig(Section, frozen=True, kw_only=True):
@@ -54,9 +50,11 @@ class ListenConfig(Section, frozen=True, kw_only=True):
     ] = ""
     token: Annotated[
         str,
-        _help("bearer token for commands that change something; on an address other than loopback, for all requests"),
+        _help(
+            "bearer token for commands that change something; on an address other than loopback, for all requests; "
+            "file:PATH takes the first line of a file"
+        ),
     ] = ""
-    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
     insecure: Annotated[bool, _help("allow an address other than loopback without a token")] = False
     allowed_hosts: Annotated[tuple[str, ...], _help("more host names that requests may be addressed to")] = ()
     tls_cert: Annotated[str, _help("PEM certificate chain; turns TLS on")] = ""
@@ -95,6 +93,15 @@ class LimitsConfig(Section, frozen=True, kw_only=True):
     ] = 0.0
 
 
+class ProviderConfig(Section, frozen=True, kw_only=True):
+    name: Annotated[str, _help("name of the provider, as carbon.source has it: electricity-maps, watttime, neso, ...")]
+    user: Annotated[str, _help("name of your account, if the provider wants one (watttime)")] = ""
+    key: Annotated[str, _help("key or password; file:PATH takes the first line of a file")] = ""
+    url: Annotated[
+        str, _help("address of a mirror, or of your server (carbon-aware-sdk): https, or http on a loopback address")
+    ] = ""
+
+
 class CarbonConfig(Section, frozen=True, kw_only=True):
     source: Annotated[
         str,
@@ -131,20 +138,13 @@ class CarbonConfig(Section, frozen=True, kw_only=True):
             ge=1,
         ),
     ] = 1.5
-    electricity_maps_key: Annotated[str, _help("key of Electricity Maps")] = ""
-    electricity_maps_key_file: Annotated[str, _help("file whose first line is that key, instead of it")] = ""
-    watttime_user: Annotated[str, _help("user name at WattTime")] = ""
-    watttime_password: Annotated[str, _help("password at WattTime")] = ""
-    watttime_password_file: Annotated[str, _help("file whose first line is that password, instead of it")] = ""
-    carbon_aware_sdk_url: Annotated[
-        str, _help("address of your Carbon Aware SDK WebApi: https, or http on a loopback address")
-    ] = ""
-    electricity_maps_url: Annotated[str, _mirror("Electricity Maps")] = "https://api.electricitymaps.com"
-    watttime_url: Annotated[str, _mirror("WattTime")] = "https://api.watttime.org"
-    neso_url: Annotated[str, _mirror("NESO's Carbon Intensity API")] = "https://api.carbonintensity.org.uk"
-    energy_charts_url: Annotated[str, _mirror("Energy-Charts")] = "https://api.energy-charts.info"
-    energinet_url: Annotated[str, _mirror("Energinet's Energi Data Service")] = "https://api.energidataservice.dk"
-    rte_url: Annotated[str, _mirror("ODRE, which has RTE's eCO2mix")] = "https://odre.opendatasoft.com"
+    provider: Annotated[
+        tuple[ProviderConfig, ...],
+        _help(
+            "keys and addresses of providers: tables [[carbon.provider]] in the file, JSON elsewhere: "
+            '[{"name": "electricity-maps", "key": "file:PATH"}]'
+        ),
+    ] = ()
 
 
 class EmbodiedConfig(Section, frozen=True, kw_only=True):
@@ -341,6 +341,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     families: tuple[FamilyConfig, ...] = (FamilyConfig(family="fashion"),)
     tenants: tuple[TenantConfig, ...] = ()
     tokens: tuple[TokenConfig, ...] = ()
+    secret_files: tuple[tuple[str, str], ...] = ()
+    """No setting: what stands in a file (`token = "file:PATH"`), and its path, found while secrets are read."""
     listen: ListenConfig = ListenConfig()
     limits: LimitsConfig = LimitsConfig()
     carbon: CarbonConfig = CarbonConfig()

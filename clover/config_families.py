@@ -53,7 +53,7 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         | None
     ) = None
     share: Annotated[float, _help("weight by which this family gets cores or GPUs beside the others", gt=0)] = 1.0
-    queue_rows: Annotated[int, _help("rows that may wait for a worker; 0 sets no limit below slots", ge=0)] = 0
+    queue_rows: Annotated[int, _help("rows that may wait for a worker; 0: as many as 128 MiB hold", ge=0)] = 0
     max_queue_delay_ms: Annotated[float, _help("longest wait to fill a batch; 0 never waits", ge=0)] = 0.0
     timeout_ms: Annotated[float, _help("deadline of a request that names none", gt=0)] = 30_000.0
     max_wait_slo: Annotated[
@@ -79,7 +79,7 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
         str,
         _help(
             "variants that one worker holds, so that rows go to another one without a new process: auto takes all that "
-            "fit into resident_memory, a number at most so many, off one"
+            "fit into its part of the memory, a number at most so many, off one"
         ),
     ] = "auto"
     audit: Annotated[
@@ -133,8 +133,9 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
 
 class TenantConfig(Section, frozen=True, kw_only=True):
     name: Annotated[str, _help("name of the tenant, as metrics and reports show it")]
-    token: Annotated[str, _help("bearer token by which its requests are known")] = ""
-    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
+    token: Annotated[
+        str, _help("bearer token by which its requests are known; file:PATH takes the first line of a file")
+    ] = ""
     token_sha256: Annotated[str, _help("SHA-256 of the token, 64 hexadecimal digits, instead of token")] = ""
     rate: Annotated[float, _help("most rows a second, over all models; 0 sets no limit", ge=0)] = 0.0
     burst: Annotated[int, _help("most rows at once, if there is a rate; 0 takes a second's worth", ge=0)] = 0
@@ -158,8 +159,7 @@ class TenantConfig(Section, frozen=True, kw_only=True):
 
 class TokenConfig(Section, frozen=True, kw_only=True):
     name: Annotated[str, _help("name of the token, as the audit log shows its bearer")]
-    token: Annotated[str, _help("the bearer token")] = ""
-    token_file: Annotated[str, _help("file whose first line is the token, instead of token")] = ""
+    token: Annotated[str, _help("the bearer token; file:PATH takes the first line of a file")] = ""
     token_sha256: Annotated[str, _help("SHA-256 of the token, 64 hexadecimal digits, instead of token")] = ""
     scopes: Annotated[
         tuple[str, ...],

@@ -13,7 +13,7 @@ def described(text: str, **limits: float) -> Any:
     return msgspec.Meta(description=text, **limits)  # type: ignore[call-overload]
 
 
-SECRETS = frozenset({"token", "token_sha256", "electricity_maps_key", "watttime_password"})
+SECRETS = frozenset({"token", "token_sha256", "key"})
 """Settings whose values are never shown."""
 
 

@@ -3,8 +3,8 @@ import socket
 import sys
 
 token, port = os.environ.get("CLOVER_TOKEN", ""), int(sys.argv[2]) if len(sys.argv) > 2 else 8080
-if not token:
-    with open(os.environ["CLOVER_TOKEN_FILE"]) as file:
+if token.startswith("file:"):
+    with open(token.removeprefix("file:")) as file:
         token = file.readline().strip()
 lines = (
     f"GET /v2/health/{sys.argv[1]} HTTP/1.1",

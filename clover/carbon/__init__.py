@@ -19,7 +19,7 @@ from clover.carbon.grid import GridClock, boot_seconds
 from clover.carbon.labels import caveat, describe
 from clover.carbon.layouts import MAX_G_PER_KWH, HowKnown, Scope, Signal, format_time, parse_time
 from clover.carbon.options import allow, one_of, read_options
-from clover.carbon.providers import PROVIDERS, automatic
+from clover.carbon.providers import PROVIDERS, automatic, check_providers
 from clover.carbon.providers.http import Bounds
 from clover.carbon.synthetic import StaticSource, SyntheticSource
 from clover.carbon.trace import TraceOptions, TraceSource
@@ -62,6 +62,7 @@ def build(
     if not config.pue >= 1:
         raise ConfigError(f"carbon.pue is total power over computing power and cannot be below 1, not {config.pue}")
     _check_intensity(config.configured_g_per_kwh, "carbon.configured_g_per_kwh")
+    check_providers(config)
     sources = [build_source(part, config) for part in config.source.split(",")]
     names = [source.name for source in sources]
     for name in names:

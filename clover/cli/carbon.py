@@ -24,7 +24,7 @@ import msgspec
 from clover import settings, terminal
 from clover.carbon import build_source, format_time
 from clover.carbon.chained import Live
-from clover.carbon.providers import PROVIDERS, ElectricityMapsSource, automatic_zones
+from clover.carbon.providers import PROVIDERS, ElectricityMapsSource, automatic_zones, check_providers, usage
 from clover.cli import CommandParser
 from clover.cli.progress import Progress
 from clover.config import CarbonConfig
@@ -69,6 +69,7 @@ def main(
     try:
         words = ["--config", given.config] if given.config else []
         config = settings.load(words, os.environ if environ is None else environ).config.carbon
+        check_providers(config)
         return int(given.run(given, config, wall))
     except CarbonError as error:
         print(f"clover carbon: {error}", file=sys.stderr)
@@ -252,7 +253,7 @@ def _providers(given: Any, config: CarbonConfig, wall: Callable[[], float]) -> i
         try:
             source = provider.build_example(config)
         except CloverError:
-            return "no key", f"{name}: set {provider.needs}"
+            return "no key", f"set {usage(name)}"
         if given.offline:
             return "can be asked", ""
         begun_s = time.monotonic()

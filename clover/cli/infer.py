@@ -13,6 +13,7 @@ from clover.cli import CommandParser
 from clover.cli.progress import Progress
 from clover.errors import CloverError
 from clover.hints import program
+from clover.settings.secrets import read_secret
 from clover.terminal import line_width
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> int:
             raise
         print(f"clover infer: {error}", file=sys.stderr)
         return 3
-    token = environment.get("CLOVER_TOKEN", "")
     try:
+        token = read_secret(environment.get("CLOVER_TOKEN", ""), "CLOVER_TOKEN")
         with (
             Client(given.url, token=token, timeout_s=given.timeout, cacert=given.cacert) as client,
             Progress("infer", f"waiting for {given.url}"),

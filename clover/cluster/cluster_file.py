@@ -20,7 +20,8 @@ from clover.config import CarbonConfig
 from clover.errors import ConfigError
 from clover.hints import did_you_mean
 from clover.malformed import MALFORMED
-from clover.settings.schema import SETTINGS
+from clover.settings.schema import PROVIDER, SETTINGS
+from clover.settings.secrets import FILE, read_keys
 
 Place = tuple[str | int, ...]
 """Where a value stands: ("node", 2, "port")."""
@@ -77,10 +78,10 @@ def render_carbon(config: CarbonConfig) -> dict[str, str]:
     sections = {}
     default = CarbonConfig()
     for setting in SETTINGS:
-        if setting.section == "carbon" and not setting.leaf.endswith("_file"):
+        if setting.section == "carbon":
             value = getattr(config, setting.leaf)
             if value != getattr(default, setting.leaf) or setting.leaf == "source":
-                sections[setting.env] = ",".join(value) if isinstance(value, tuple) else str(value)
+                sections[setting.env] = msgspec.json.encode(value).decode() if setting.key == PROVIDER else str(value)
     return sections
 
 
@@ -291,22 +292,18 @@ def _check_node(node: NodeSection, at: int, ends: dict[str, int], source: _Sourc
 
 
 def _resolve_paths(file: ClusterFile, folder: Path) -> ClusterFile:
-    """Return the file with its relative paths made absolute, and with secrets read from the files that have them."""
+    """Return the file with its relative paths made absolute, and with the keys of carbon providers read from their
+    files."""
     regions = tuple(
-        msgspec.structs.replace(region, carbon=_with_secrets(_with_paths(region.carbon, folder)))
-        for region in file.region
+        msgspec.structs.replace(region, carbon=_with_paths(region.carbon, folder)) for region in file.region
     )
     nodes = tuple(
         msgspec.structs.replace(node, config=str(folder / node.config) if node.config else "") for node in file.node
     )
     ingress = file.ingress
     if ingress is not None:
-        paths = {
-            key: str(folder / getattr(ingress, key))
-            for key in ("tls_cert", "token_file", "ca_file")
-            if getattr(ingress, key)
-        }
-        ingress = msgspec.structs.replace(ingress, **paths)
+        paths = {key: str(folder / getattr(ingress, key)) for key in ("tls_cert", "ca_file") if getattr(ingress, key)}
+        ingress = msgspec.structs.replace(ingress, **paths, token=_absolute(ingress.token, folder))
     families = tuple(
         msgspec.structs.replace(family, source=str(folder / family.source))
         if family.source.startswith((".", "/"))
@@ -328,19 +325,10 @@ def _with_paths(config: CarbonConfig, folder: Path) -> CarbonConfig:
         kind, colon, rest = source.strip().partition(":")
         name, mark, options = rest.partition("?")
         sources.append(f"{kind}:{folder / name}{mark}{options}" if kind == "trace" and colon else source.strip())
-    return msgspec.structs.replace(config, source=",".join(sources))
+    keys = read_keys(msgspec.structs.replace(one, key=_absolute(one.key, folder)) for one in config.provider)
+    return msgspec.structs.replace(config, source=",".join(sources), provider=keys)
 
 
-def _with_secrets(config: CarbonConfig) -> CarbonConfig:
-    values: dict[str, str] = {}
-    for leaf in ("electricity_maps_key", "watttime_password"):
-        path = getattr(config, f"{leaf}_file")
-        if path and not getattr(config, leaf):
-            try:
-                lines = Path(path).read_text(encoding="utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"region.carbon.{leaf}_file: cannot read {path}") from error
-            if not lines or not lines[0].strip():
-                raise ConfigError(f"region.carbon.{leaf}_file: {path} is empty")
-            values[leaf] = lines[0].strip()
-    return msgspec.structs.replace(config, **values)
+def _absolute(secret: str, folder: Path) -> str:
+    """Return `file:PATH` with a path that counts from `folder`; another secret as it is."""
+    return f"{FILE}{folder / secret.removeprefix(FILE)}" if secret.startswith(FILE) else secret

@@ -52,8 +52,9 @@ class IngressSection(Section, frozen=True, kw_only=True):
     retries: Annotated[int, _help("other attempts at a request whose answer has not begun", ge=0, le=10)] = 3
     tls_cert: Annotated[str, _help("PEM file with certificate and key for clients")] = ""
     ca_file: Annotated[str, _help("PEM file of those who certify the nodes' servers, if they have TLS")] = ""
-    token_file: Annotated[
-        str, _help("file whose first line is the token of the nodes, for health checks of those beyond loopback")
+    token: Annotated[
+        str,
+        _help("token of the nodes, for health checks of those beyond loopback; file:PATH is the first line of a file"),
     ] = ""
     allowed_hosts: Annotated[tuple[str, ...], _help("names by which clients may call; by default all")] = ()
 

@@ -7,6 +7,7 @@ the event loop, and a module that ends its process would end the server.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -37,6 +38,7 @@ def check_apart(
         for secret in secrets:
             if text == secret or (text.startswith("--") and text.endswith(f"={secret}")):
                 return text[: -len(secret)] + "*" * len(secret)
+            text = text.replace(json.dumps(secret), json.dumps("*" * len(secret)))  # in CLOVER_CARBON_PROVIDER
         return text
 
     environment = {name: shown(value) for name, value in environ.items() if not _NEEDLESS.fullmatch(name)}

@@ -208,8 +208,8 @@ def public(config: ServerConfig) -> str:
 
 
 def _is_secret(key: str) -> bool:
-    """Return whether a setting of that name may be a secret, or a digest of one; not the file that holds it."""
-    return not key.endswith("_file") and any(word in key for word in _SECRETS)
+    """Return whether a setting of that name may be a secret, or a digest of one."""
+    return any(word in key for word in _SECRETS)
 
 
 def _mask(value: Any) -> Any:

@@ -15,7 +15,8 @@ from clover.settings.check import check, parse_cores
 from clover.settings.command_line import Option
 from clover.settings.load import Settings, load, override
 from clover.settings.render import help_text, print_config
-from clover.settings.schema import SETTINGS, Setting, holds_secrets, secrets_of
+from clover.settings.schema import SETTINGS, Setting
+from clover.settings.secrets import holds_secrets, secrets_of
 
 __all__ = [
     "SETTINGS",

@@ -155,7 +155,7 @@ def _check_tokens(kind: str, bearers: Sequence[TenantConfig | TokenConfig], dige
         names.add(one.name)
         where = f"{kind} {one.name}"
         if bool(one.token) == bool(one.token_sha256):
-            raise ConfigError(f"{where}: give one of token, token_file and token_sha256, and only one")
+            raise ConfigError(f"{where}: give token or token_sha256, and only one")
         if one.token and not _TOKEN.fullmatch(one.token):
             raise ConfigError(f"{where}: its token must be printable ASCII without spaces")
         if one.token_sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", one.token_sha256):
@@ -173,7 +173,7 @@ def _check_listen(listen: ListenConfig, tenants: bool) -> None:
         raise ConfigError("listen.token must be printable ASCII without spaces")
     if not is_loopback(listen.host) and not (listen.token or tenants or listen.insecure):
         raise ConfigError(
-            f"listen.host {listen.host} is reachable from outside: set a token (CLOVER_TOKEN, --token-file), or say "
+            f"listen.host {listen.host} is reachable from outside: set a token (CLOVER_TOKEN=file:PATH), or say "
             "--insecure to serve everyone who can reach it"
         )
     if bool(listen.tls_cert) != bool(listen.tls_key):

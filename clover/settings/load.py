@@ -21,16 +21,15 @@ from clover.settings.schema import (
     BY_KEY,
     ENTRY,
     FAMILY,
-    FLAGS,
     SECTIONS,
     SETTINGS,
+    TABLES,
     TENANT,
-    TENANT_SETTINGS,
     TOKEN,
-    TOKEN_SETTINGS,
     VARIABLES,
     Setting,
 )
+from clover.settings.secrets import read_secrets
 from clover.settings.service_links import is_service_link
 
 _CONFIG_VARIABLE = "CLOVER_CONFIG"
@@ -84,14 +83,13 @@ def load(argv: Sequence[str], environ: Mapping[str, str], *, options: Sequence[O
             setting.convert(text, origin, text=True),
             origin,
         )
-    _read_secrets(values)
     tenants = _read_bearers(file.tenants, TenantConfig)
     tokens = _read_bearers(file.tokens, TokenConfig)
     entries = _choose_families(families, environ, file.families)
     if len(entries) > 1 and "name" in for_families:
         raise ConfigError(f"{for_families['name'][1]}: one name cannot serve {len(entries)} families; use the file")
     config, origins = _assemble(values, [entry | for_families for entry in entries])
-    config = msgspec.structs.replace(config, tenants=tenants, tokens=tokens)
+    config = read_secrets(msgspec.structs.replace(config, tenants=tenants, tokens=tokens))
     origins |= {name: f"file {path}" for name, found in ((TENANT, tenants), (TOKEN, tokens)) if found}
     check(config)
     own = {flag.lstrip("-"): value for flag, value in line.options.items() if flag != "--config"}
@@ -105,10 +103,6 @@ def override(config: ServerConfig | None, families: Sequence[str] = (), **values
     `families` replaces the families; settings of a family apply to all.  Raises ConfigError.
     """
     base = config or ServerConfig()
-    if base.tenants or base.tokens:
-        tenants = tuple(_with_token(tenant, "tenants") for tenant in base.tenants)
-        tokens = tuple(_with_token(token, "tokens") for token in base.tokens)
-        base = msgspec.structs.replace(base, tenants=tenants, tokens=tokens)
     if families:
         base = msgspec.structs.replace(base, families=tuple(FamilyConfig(family=name) for name in families))
     names = {setting.name: setting for setting in SETTINGS if setting is not ENTRY}
@@ -126,6 +120,7 @@ def override(config: ServerConfig | None, families: Sequence[str] = (), **values
             base = msgspec.structs.replace(base, **{setting.section: section})
         else:
             base = msgspec.structs.replace(base, **change)
+    base = read_secrets(base)
     check(base)
     return base
 
@@ -212,7 +207,7 @@ def _family_table(entry: dict[str, Any], index: int, path: str, origin: str) -> 
 
 def _bearer_table(kind: str, entry: dict[str, Any], index: int, path: str, origin: str) -> dict[str, _Value]:
     """Return the table of a tenant or of a token."""
-    settings = TENANT_SETTINGS if kind == TENANT else TOKEN_SETTINGS
+    settings = TABLES[kind]
     table: dict[str, _Value] = {}
     for leaf, item in entry.items():
         setting = settings.get(leaf)
@@ -225,16 +220,7 @@ def _bearer_table(kind: str, entry: dict[str, Any], index: int, path: str, origi
 
 
 def _read_bearers(tables: list[dict[str, _Value]], kind: type[_Bearer]) -> tuple[_Bearer, ...]:
-    return tuple(
-        _with_token(kind(**{leaf: value for leaf, (value, _) in table.items()}), table["name"][1]) for table in tables
-    )
-
-
-def _with_token(bearer: _Bearer, origin: str) -> _Bearer:
-    """Return a tenant or a token with the token that its file has, if it names one."""
-    if not bearer.token_file or bearer.token:
-        return bearer
-    return msgspec.structs.replace(bearer, token=_token_in(bearer.token_file, origin))
+    return tuple(kind(**{leaf: value for leaf, (value, _) in table.items()}) for table in tables)
 
 
 def _unknown(key: str, leaf: str, path: str) -> Setting:
@@ -258,37 +244,6 @@ def _choose_families(
         table = next((t for t in tables if name in (t.get("name", ("", ""))[0], t["family"][0])), None)
         chosen.append(dict(table) if table is not None else {"family": (name, origin)})
     return chosen
-
-
-def _read_secrets(values: dict[str, _Value]) -> None:
-    """Take each secret from its file, unless it is itself given closer to the command line."""
-    for setting in SETTINGS:
-        if setting.secret:
-            _read_secret(values, setting)
-
-
-def _read_secret(values: dict[str, _Value], setting: Setting) -> None:
-    path, origin = values.get(f"{setting.key}_file", ("", ""))
-    given, given_origin = values.get(setting.key, ("", ""))
-    if not path or (given and _rank(given_origin) >= _rank(origin)):
-        return
-    values[setting.key] = (_token_in(path, origin, setting.leaf.replace("_", " ")), f"{origin} ({path})")
-
-
-def _token_in(path: str, origin: str, what: str = "token") -> str:
-    """Return the token, or `what` else, in a file: its first line; raises ConfigError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise ConfigError(f"{origin}: cannot read the {what} file {path}: {why}") from error
-    if not lines or not lines[0].strip():
-        raise ConfigError(f"{origin}: the {what} file {path} is empty")
-    return lines[0].strip()
-
-
-def _rank(origin: str) -> int:
-    return 2 if origin in FLAGS else 1 if origin.startswith("env ") else 0
 
 
 def _assemble(values: dict[str, _Value], families: list[dict[str, _Value]]) -> tuple[ServerConfig, dict[str, str]]:

@@ -8,20 +8,21 @@ import textwrap
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from clover.config import TenantConfig, TokenConfig
+from clover.config import ProviderConfig, TenantConfig, TokenConfig
 from clover.settings.command_line import CONFIG, Option
 from clover.settings.load import Settings
 from clover.settings.schema import (
     ENTRY,
     FAMILY,
+    PROVIDER,
     SECTIONS,
     SETTINGS,
+    TABLES,
     TENANT,
-    TENANT_SETTINGS,
     TOKEN,
-    TOKEN_SETTINGS,
     Setting,
 )
+from clover.settings.secrets import FILE
 
 _TITLES = {
     "listen": "Listen",
@@ -90,34 +91,38 @@ def help_text(
 def print_config(settings: Settings) -> str:
     """Return the effective configuration as TOML that gives the same configuration again, with the origin of each line.
 
-    Tokens are masked (as comments, so that a masked value is never read back).
+    Secrets are masked (as comments, so that a masked value is never read back), but shown as `file:PATH` if they were
+    given so.
     """
+    config = settings.config
+    files = {what: FILE + path for what, path in config.secret_files}
     lines: list[str] = []
     for setting in SETTINGS:
         if not setting.section:
-            lines.append(_toml_line(setting, getattr(settings.config, setting.leaf), settings.origins[setting.key]))
+            lines.append(_toml_line(setting, getattr(config, setting.leaf), settings.origins[setting.key]))
     for section in SECTIONS:
         if section == FAMILY:
-            for index, family in enumerate(settings.config.families):
+            for index, family in enumerate(config.families):
                 lines += ["", f"[[{FAMILY}]]"]
                 for setting in _of(FAMILY):
                     origin = settings.origins[f"{FAMILY}.{index}.{setting.leaf}"]
                     lines.append(_toml_line(setting, getattr(family, setting.leaf), origin))
         elif section:
             lines += ["", f"[{section}]"]
-            record = getattr(settings.config, section)
-            lines += [
-                _toml_line(setting, getattr(record, setting.leaf), settings.origins[setting.key])
-                for setting in _of(section)
-            ]
-    bearers: tuple[TenantConfig | TokenConfig, ...] = (*settings.config.tenants, *settings.config.tokens)
-    for bearer in bearers:
-        kind, known = (TENANT, TENANT_SETTINGS) if isinstance(bearer, TenantConfig) else (TOKEN, TOKEN_SETTINGS)
-        lines += ["", f"[[{kind}]]"]
-        for setting in known.values():
-            value, origin = getattr(bearer, setting.leaf), settings.origins[kind]
-            if value != setting.default and not (setting.leaf == "token" and bearer.token_file):
-                lines.append(_toml_line(setting, value, origin))
+            record = getattr(config, section)
+            for setting in _of(section):
+                if setting.key != PROVIDER:
+                    value = files.get(setting.key, getattr(record, setting.leaf))
+                    lines.append(_toml_line(setting, value, settings.origins[setting.key]))
+    tables: dict[str, Sequence[ProviderConfig | TenantConfig | TokenConfig]]
+    tables = {PROVIDER: config.carbon.provider, TENANT: config.tenants, TOKEN: config.tokens}
+    for kind, records in tables.items():
+        for one in records:
+            lines += ["", f"[[{kind}]]"]
+            for setting in TABLES[kind].values():
+                value = files.get(f"{kind} {one.name}: {setting.leaf}", getattr(one, setting.leaf))
+                if value != setting.default:
+                    lines.append(_toml_line(setting, value, settings.origins[kind]))
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +152,7 @@ def _plain(value: Any) -> str:
 
 
 def _toml_line(setting: Setting, value: Any, origin: str) -> str:
-    if setting.secret and value:
+    if setting.secret and value and not value.startswith(FILE):
         return f"# {setting.leaf} = ***".ljust(_ORIGIN_COLUMN) + f"  # {origin}"
     if value is None:
         return f"# {setting.leaf} is derived".ljust(_ORIGIN_COLUMN) + f"  # {origin}"

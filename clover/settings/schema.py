@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union
 
 import msgspec
 
-from clover.config import SECRETS, FamilyConfig, ServerConfig, TenantConfig, TokenConfig
+from clover.config import SECRETS, FamilyConfig, ProviderConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.errors import ConfigError
 
 FAMILY = "families"
@@ -19,12 +19,15 @@ TENANT = "tenant"
 """Another one: one table a tenant, in the file only."""
 TOKEN = "token"
 """And one: one table a token, in the file only."""
+PROVIDER = "carbon.provider"
+"""One table a provider of carbon intensity; JSON on the command line and in the environment."""
 
 _PREFIXED = ("embodied", "energy", "ledger", "log", "otel", "report", "rollout")
 _PREFIX = {section: f"{section}_" for section in _PREFIXED}
 _PREFIX["limits"] = "limit_"
 _NAMED = {
     "carbon.source": "carbon",
+    PROVIDER: "carbon_provider",
     "families.budget_horizon_s": "budget_horizon",
     "ledger.keep": "ledger",
     "otel.endpoint": "otel",
@@ -67,7 +70,7 @@ class Setting:
     @property
     def secret(self) -> bool:
         """Whether its value is never shown."""
-        return self.leaf in SECRETS
+        return self.leaf in SECRETS or self.key == PROVIDER
 
     @property
     def boolean(self) -> bool:
@@ -85,7 +88,7 @@ class Setting:
         if self.choices:
             return "{" + ",".join(self.choices) + "}"
         if typing.get_origin(self.base) is tuple:
-            return "A,B"
+            return "JSON" if self.key == PROVIDER else "A,B"
         return {int: "N", float: "X"}.get(self.base, self.leaf.rsplit("_", 1)[-1].upper())
 
     def wanted(self) -> str:
@@ -94,6 +97,8 @@ class Setting:
             return "one of " + ", ".join(self.choices)
         if self.boolean:
             return "true or false"
+        if self.key == PROVIDER:
+            return 'tables with a name and a user, key or url, as [{"name": "neso", "url": "https://mirror"}]'
         if typing.get_origin(self.base) is tuple:
             return "a list of strings"
         words = "".join(f"{word}, " for word in _WORDS.get(self.key, ()))
@@ -114,8 +119,8 @@ class Setting:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError("not finite")
             return msgspec.convert(value, self.hint, strict=not text)
-        except (ValueError, msgspec.ValidationError):
-            given = "" if self.secret else f", not {value!r}"
+        except (ValueError, msgspec.ValidationError) as error:
+            given = f" ({error})" if self.key == PROVIDER else "" if self.secret else f", not {value!r}"
             raise ConfigError(f"{origin}: {self.key} must be {self.wanted()}{given}") from None
 
     def _from_text(self, text: str) -> Any:
@@ -126,6 +131,8 @@ class Setting:
             if lowered in _TRUE | _FALSE:
                 return lowered in _TRUE
             raise ValueError("not a boolean")
+        if self.key == PROVIDER:
+            return msgspec.json.decode(text, type=self.base)
         if typing.get_origin(self.base) is tuple:
             return tuple(part.strip() for part in text.split(",") if part.strip())
         if self.base is float and not math.isfinite(float(text)):
@@ -159,19 +166,6 @@ def _setting(section: str, field: msgspec.structs.FieldInfo, hint: Any) -> Setti
     )
 
 
-def secrets_of(config: ServerConfig) -> tuple[str, ...]:
-    """Return the values in a configuration that are never shown."""
-    found = (getattr(getattr(config, setting.section), setting.leaf) for setting in SETTINGS if setting.secret)
-    bearers: tuple[TenantConfig | TokenConfig, ...] = (*config.tenants, *config.tokens)
-    return tuple(value for value in (*found, *(one.token for one in bearers)) if value)
-
-
-def holds_secrets(config: ServerConfig) -> bool:
-    """Return whether a server of this configuration knows what other processes must not read: `secrets_of` it, a TLS
-    key, digests of tokens, or what the standard variables have for a collector."""
-    return bool(secrets_of(config) or config.listen.tls_key or config.tenants or config.tokens or config.otel.endpoint)
-
-
 def _settings_of(section: str, record: type[msgspec.Struct]) -> list[Setting]:
     hints = typing.get_type_hints(record, include_extras=True)
     return [_setting(section, field, hints[field.name]) for field in msgspec.structs.fields(record)]
@@ -185,7 +179,7 @@ def _read() -> tuple[Setting, ...]:
         hint = hints[field.name]
         if field.name == FAMILY:
             found += _settings_of(FAMILY, FamilyConfig)
-        elif field.name in ("tenants", "tokens"):
+        elif field.name in ("tenants", "tokens", "secret_files"):
             continue
         elif isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             found += _settings_of(field.name, hint)
@@ -197,10 +191,11 @@ def _read() -> tuple[Setting, ...]:
 SETTINGS: tuple[Setting, ...] = _read()
 """All settings in the order of the records, those of no section last."""
 
-TENANT_SETTINGS = {setting.leaf: setting for setting in _settings_of(TENANT, TenantConfig)}
-"""Those of a tenant, by key.  They have neither flags nor variables."""
-TOKEN_SETTINGS = {setting.leaf: setting for setting in _settings_of(TOKEN, TokenConfig)}
-"""Those of a token, likewise."""
+TABLES: dict[str, dict[str, Setting]] = {
+    kind: {setting.leaf: setting for setting in _settings_of(kind, record)}
+    for kind, record in ((PROVIDER, ProviderConfig), (TENANT, TenantConfig), (TOKEN, TokenConfig))
+}
+"""By table that repeats, its settings by key.  They have neither flags nor variables."""
 
 BY_KEY = {setting.key: setting for setting in SETTINGS}
 ENTRY = BY_KEY[f"{FAMILY}.family"]

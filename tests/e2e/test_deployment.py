@@ -52,8 +52,7 @@ def place() -> Iterator[Path]:
 def probe(what: str, port: int, token: Path) -> bool:
     """Ask as the image's probe does."""
     words = [sys.executable, "-IS", str(ROOT / "packaging" / "probe.py"), what, str(port)]
-    environment = {**os.environ, "CLOVER_TOKEN_FILE": str(token)}
-    environment.pop("CLOVER_TOKEN", None)
+    environment = {**os.environ, "CLOVER_TOKEN": f"file:{token}"}
     done = subprocess.run(words, env=environment, capture_output=True, check=False, timeout=20)
     return done.returncode == 0
 
@@ -121,7 +120,7 @@ def test_the_pod_of_the_manifest_serves_and_drains_without_rights_on_a_read_only
         [sys.executable, *container["command"][1:], family("simple"), *words.split()],
         first=[word.replace("/volume", str(volume)) for word in maker["command"]],
         HOME=str(place / "tmp"),
-        CLOVER_TOKEN_FILE=str(token),
+        CLOVER_TOKEN=f"file:{token}",
         CLOVER_VARIANT="exact",  # which needs no profile
     )
     try:

@@ -398,7 +398,7 @@ def test_haproxy_takes_every_form_of_the_configuration_without_a_warning(short_p
     full = {
         "tls_cert": chain,
         "ca_file": chain,
-        "token_file": chain,
+        "token": f"file:{chain}",
         "families": ("toy", "fashion.v2"),
         "listen_metrics": "127.0.0.1:1",
         "allowed_hosts": ("inference.example", "::1"),
@@ -426,7 +426,7 @@ def test_tls_for_clients_and_to_nodes_and_the_token_of_checks(short_path: Path) 
         own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         own.load_cert_chain(chain)
         client_side = ssl.create_default_context(cafile=chain)
-        async with scene(short_path, tls_cert=chain, ca_file=chain, token_file=str(token)) as it:
+        async with scene(short_path, tls_cert=chain, ca_file=chain, token=f"file:{token}") as it:
             it.nodes["a"] = await FakeNode("a").start(context=own)
             await it.ingress.admit("a", it.nodes["a"].url.replace("http", "https"), "")
             await it.ingress.weigh("north", {"a": 1})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -47,7 +49,8 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
             await asyncio.sleep(0.005)
 
     async def main(replay: CarbonServer) -> None:
-        own = {"http": True, "port": 0, "carbon": "neso,static:300", "neso_url": replay.url}
+        own: dict[str, Any] = {"http": True, "port": 0, "carbon": "neso,static:300"}
+        own["carbon_provider"] = [{"name": "neso", "url": replay.url}]
         own |= {"ledger": "on", "ledger_name": "drill", "state_dir": str(tmp_path)}
         async with (
             clover.Server(TOY, **settings(toy_cache) | own) as server,
@@ -125,7 +128,8 @@ def test_a_provider_that_goes_away_under_load_costs_no_request(
 
 def test_a_key_that_is_refused_stops_the_start_in_the_providers_words(scenes: Forks, tmp_path: Path) -> None:
     with CarbonServer(time.time) as replay:
-        own = {"CLOVER_ELECTRICITY_MAPS_URL": replay.url, "CLOVER_ELECTRICITY_MAPS_KEY": f"not-{KEY}"}
+        tables = [{"name": "electricity-maps", "key": f"not-{KEY}", "url": replay.url}]
+        own = {"CLOVER_CARBON_PROVIDER": json.dumps(tables)}
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CLOVER_")} | own
         words = [TOY, "--port", "0", "--carbon", "electricity-maps:DE,static:300", "--cache-dir", str(tmp_path)]
         done = scenes.run(SERVE, words, environ, within_s=60)

@@ -135,7 +135,7 @@ def test_first_start_banner_answer_reload_and_end(
     # Tokens come and go while it serves, and who changed what is remembered.
     secret = tmp_path / "ops.token"
     secret.write_text("ops-1\n", encoding="utf-8")
-    token = f"[[token]]\nname = 'ops'\ntoken_file = '{secret}'\nscopes = ['read', 'control']\n"
+    token = f"[[token]]\nname = 'ops'\ntoken = 'file:{secret}'\nscopes = ['read', 'control']\n"
     assert _freeze(url, "") == 200, "from this machine, as there is no token yet"
     config.write_text(good + token, encoding="utf-8")
     serving.process.send_signal(signal.SIGHUP)

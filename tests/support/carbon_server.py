@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from clover.carbon.providers import PROVIDERS
+from clover.config import ProviderConfig
+
 NOW_S = 1_790_001_000.0  # 2026-09-21, at 1,000 s into a step of each provider
 KEY, USER, PASSWORD, TOKEN = "key-of-a-test", "somebody", "pass-of-a-test", "token-of-a-test"
 _BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
@@ -233,14 +236,13 @@ class CarbonServer:
         self._thread.join(10)
         self._loop.close()
 
-    def settings(self) -> dict[str, str]:
-        """The settings of `carbon` with which all providers are this server."""
-        names = ("neso", "energy_charts", "energinet", "rte", "electricity_maps", "watttime", "carbon_aware_sdk")
-        return {f"{name}_url": self.url for name in names} | {
-            "electricity_maps_key": KEY,
-            "watttime_user": USER,
-            "watttime_password": PASSWORD,
-        }
+    def providers(self, url: str = "", **keys: str) -> tuple[ProviderConfig, ...]:
+        """The tables with which all providers are this server, or `url`; `keys` has other keys than the right ones."""
+        known = {"electricity_maps": KEY, "watttime": PASSWORD} | keys
+        return tuple(
+            ProviderConfig(name=name, user=USER, key=known.get(name.replace("-", "_"), ""), url=url or self.url)
+            for name in PROVIDERS
+        )
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())

@@ -1,6 +1,6 @@
 """The tables of settings in docs/configuration.md.
 
-    python -m tests.support.settings_table
+python -m tests.support.settings_table
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import msgspec
 
 from clover.config import ServerConfig
 from clover.settings.render import _TITLES, _of, _plain
-from clover.settings.schema import ENTRY, FAMILY, SECTIONS, TENANT, TENANT_SETTINGS, TOKEN, TOKEN_SETTINGS
+from clover.settings.schema import ENTRY, FAMILY, SECTIONS, TABLES
 
 
 def markdown_table() -> str:
@@ -27,7 +27,7 @@ def markdown_table() -> str:
             wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""
             parts.append(f"| `{setting.leaf}` | {flag} | {env} | {shown} | {meaning}{wanted} |")
         parts.append("")
-    for kind, known in ((TENANT, TENANT_SETTINGS), (TOKEN, TOKEN_SETTINGS)):
+    for kind, known in TABLES.items():
         parts += [f"## `[[{kind}]]`", "", "| key | default | meaning |", "|---|---|---|"]
         for setting in known.values():
             default = _plain(setting.default) if setting.default is not msgspec.NODEFAULT else ""

@@ -109,9 +109,9 @@ def server_config(pod: dict[str, Any], folder: Path) -> Any:
     token = folder / "token"
     token.write_text("a-token-of-the-tests\n")
     environment = {name: value for name, value in known.items() if name.startswith("CLOVER_")}
-    assert environment == {"CLOVER_TOKEN_FILE": "/run/secrets/clover/token"}
+    assert environment == {"CLOVER_TOKEN": "file:/run/secrets/clover/token"}
     return settings.load(
-        [str(write(folder / "models")), *flags], {**environment, "CLOVER_TOKEN_FILE": str(token)}
+        [str(write(folder / "models")), *flags], {**environment, "CLOVER_TOKEN": f"file:{token}"}
     ).config
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import msgspec
+
 from clover.carbon.layouts import Scope, Signal
 from clover.carbon.options import allow, one_of, read_options
 from clover.carbon.providers import (
@@ -26,19 +28,30 @@ from clover.carbon.providers import (
 from clover.carbon.providers.electricity_maps import ElectricityMapsSource
 from clover.carbon.providers.http import ApiClient, Bounds, check_url
 from clover.carbon.providers.live import LiveSource
-from clover.config import CarbonConfig
+from clover.config import CarbonConfig, ProviderConfig
 from clover.errors import ConfigError
+from clover.hints import did_you_mean
 
-__all__ = ["PROVIDERS", "ElectricityMapsSource", "Provider", "automatic", "automatic_zones"]
+__all__ = ["PROVIDERS", "ElectricityMapsSource", "Provider", "automatic", "automatic_zones", "check_providers", "usage"]
 
 Options = dict[str, str]
+_URLS = {
+    "electricity-maps": "https://api.electricitymaps.com",
+    "watttime": "https://api.watttime.org",
+    "neso": "https://api.carbonintensity.org.uk",
+    "energy-charts": "https://api.energy-charts.info",
+    "energinet": "https://api.energidataservice.dk",
+    "rte": "https://odre.opendatasoft.com",
+}
+"""Where providers are, unless their tables say otherwise."""
+_EXAMPLES = {"user": "ME", "key": "file:PATH", "url": "https://..."}
 _KEY = re.compile(r"[\x21-\x7e]{1,1024}")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """A provider as people see it: how its source is written, what it serves, its signal, scope and step, what has to
-    be set to use it (empty: nothing), an example, and the function that builds it."""
+    """A provider as people see it: how its source is written, what it serves, its signal, scope and step, which keys
+    its table must have (empty: it needs none), an example, and the function that builds it."""
 
     form: str
     serves: str
@@ -58,26 +71,26 @@ class Provider:
 def _neso(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
     allow("neso", options, ())
     place = neso.place_of(argument)
-    return neso.NesoSource(place, _client("neso", place, config.neso_url, "neso_url", bounds))
+    return neso.NesoSource(place, _client("neso", place, config, bounds))
 
 
 def _energy_charts(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
     allow("energy-charts", options, ())
     country = energy_charts.country_of(argument)
-    client = _client("energy-charts", country, config.energy_charts_url, "energy_charts_url", bounds)
+    client = _client("energy-charts", country, config, bounds)
     return energy_charts.EnergyChartsSource(country, client)
 
 
 def _energinet(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
     allow("energinet", options, ())
     area = energinet.area_of(argument)
-    return energinet.EnerginetSource(area, _client("energinet", area, config.energinet_url, "energinet_url", bounds))
+    return energinet.EnerginetSource(area, _client("energinet", area, config, bounds))
 
 
 def _rte(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
     allow("rte", options, ())
     rte.check_argument(argument)
-    return rte.RteSource(_client("rte", "", config.rte_url, "rte_url", bounds))
+    return rte.RteSource(_client("rte", "", config, bounds))
 
 
 def _electricity_maps(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
@@ -86,8 +99,8 @@ def _electricity_maps(argument: str, options: Options, config: CarbonConfig, bou
     zone = electricity_maps.zone_of(argument)
     scope = one_of(name, options, "scope", ("lifecycle", "direct"), "lifecycle")
     version = one_of(name, options, "version", ("v4", "v3"), "v4")
-    key = _secret(config.electricity_maps_key, "electricity-maps needs a key", "electricity_maps_key")
-    client = _client(name, zone, config.electricity_maps_url, "electricity_maps_url", bounds, (key,))
+    key = _key(name, config)
+    client = _client(name, zone, config, bounds, (key,))
     return ElectricityMapsSource(zone, cast("Scope", scope), cast("str", version), client, key)
 
 
@@ -96,11 +109,11 @@ def _watttime(argument: str, options: Options, config: CarbonConfig, bounds: Bou
     allow(name, options, ("signal",))
     one_of(name, options, "signal", ("co2_moer",), "co2_moer")  # its others are a percentile and damage to health
     region = watttime.region_of(argument)
-    if not config.watttime_user:
-        raise ConfigError("watttime needs a user: CLOVER_WATTTIME_USER, or carbon.watttime_user")
-    password = _secret(config.watttime_password, "watttime needs a password", "watttime_password")
-    client = _client(name, region, config.watttime_url, "watttime_url", bounds, (password,))
-    return watttime.WattTimeSource(region, client, config.watttime_user, password)
+    user, password = _given(name, config).user, _key(name, config)
+    if not user:
+        raise ConfigError(_missing(name, "user"))
+    client = _client(name, region, config, bounds, (password,))
+    return watttime.WattTimeSource(region, client, user, password)
 
 
 def _carbon_aware_sdk(argument: str, options: Options, config: CarbonConfig, bounds: Bounds | None) -> LiveSource:
@@ -113,11 +126,9 @@ def _carbon_aware_sdk(argument: str, options: Options, config: CarbonConfig, bou
             f"{name} does not say what its values are: write {name}:{argument}?signal=average, or =marginal, as the "
             "source behind it gives them"
         )
-    if not config.carbon_aware_sdk_url:
-        raise ConfigError(
-            f"{name} needs the address of yours: CLOVER_CARBON_AWARE_SDK_URL, or carbon.carbon_aware_sdk_url"
-        )
-    client = _client(name, location, config.carbon_aware_sdk_url, "carbon_aware_sdk_url", bounds)
+    if not _given(name, config).url:
+        raise ConfigError(_missing(name, "url"))
+    client = _client(name, location, config, bounds)
     return carbon_aware_sdk.CarbonAwareSource(location, cast("Signal", signal), client)
 
 
@@ -135,15 +146,15 @@ PROVIDERS: dict[str, Provider] = {
     "rte": Provider("rte", "France", "average", "direct", "15 min", "", "rte", _rte),
     "electricity-maps": Provider(
         "electricity-maps:ZONE", "most of the world", "average", "lifecycle, or ?scope=direct", "1 h, 15 or 5 min",
-        "CLOVER_ELECTRICITY_MAPS_KEY", "electricity-maps:DE", _electricity_maps,
+        "key", "electricity-maps:DE", _electricity_maps,
     ),
     "watttime": Provider(
         "watttime:REGION", "world; CAISO_NORTH free", "marginal", "direct", "5 min",
-        "CLOVER_WATTTIME_USER, CLOVER_WATTTIME_PASSWORD", "watttime:CAISO_NORTH", _watttime,
+        "user and key", "watttime:CAISO_NORTH", _watttime,
     ),
     "carbon-aware-sdk": Provider(
         "carbon-aware-sdk:LOCATION", "what its source does", "as stated", "unknown",
-        "its source's", "CLOVER_CARBON_AWARE_SDK_URL", "carbon-aware-sdk:westus?signal=average", _carbon_aware_sdk,
+        "its source's", "url", "carbon-aware-sdk:westus?signal=average", _carbon_aware_sdk,
     ),
 }  # fmt: skip
 
@@ -164,7 +175,7 @@ def automatic(zone: str) -> str:
         return "rte"
     if wanted in energy_charts.COUNTRIES:
         return f"energy-charts:{wanted}"
-    with_keys = "; ".join(f"{item.form} with {item.needs}" for item in PROVIDERS.values() if item.needs)
+    with_keys = "; ".join(f"{item.form} with a {item.needs}" for item in PROVIDERS.values() if item.needs)
     country = wanted.partition("-")[0]
     whole = f", but auto:{country} is its whole country" if country in energy_charts.COUNTRIES and "-" in wanted else ""
     raise ConfigError(
@@ -181,17 +192,43 @@ def automatic_zones() -> dict[str, tuple[str, str]]:
     return {zone: (name, automatic(zone)) for zone, name in zones.items()}
 
 
-def _secret(value: str, needs: str, setting: str) -> str:
-    if not value:
-        env = f"CLOVER_{setting.upper()}"
-        raise ConfigError(f"{needs}: {env}, {env}_FILE or carbon.{setting}")
-    if not _KEY.fullmatch(value):
-        raise ConfigError(f"carbon.{setting} must be printable ASCII without spaces")
-    return value
+def check_providers(config: CarbonConfig) -> None:
+    """Raise ConfigError for a table of a provider that there is not, and for a second one of a provider."""
+    names = [one.name for one in config.provider]
+    for name in names:
+        if name not in PROVIDERS:
+            raise ConfigError(f"carbon.provider: there is no provider {name!r}{did_you_mean(name, PROVIDERS)}")
+        if names.count(name) > 1:
+            raise ConfigError(f"carbon.provider: {name} has two tables: leave one of them out")
+
+
+def _given(name: str, config: CarbonConfig) -> ProviderConfig:
+    """Return what is configured of a provider."""
+    return next((one for one in config.provider if one.name == name), ProviderConfig(name=name))
+
+
+def _key(name: str, config: CarbonConfig) -> str:
+    key = _given(name, config).key
+    if not key:
+        raise ConfigError(_missing(name, "key"))
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"carbon.provider: the key of {name} must be printable ASCII without spaces")
+    return key
+
+
+def _missing(name: str, leaf: str) -> str:
+    return f"{name} needs a {leaf}: give a {leaf} in its table [[carbon.provider]], or set {usage(name)}"
+
+
+def usage(name: str) -> str:
+    """Return what to set for a provider that needs something, as a shell takes it."""
+    table = {"name": name} | {leaf: _EXAMPLES[leaf] for leaf in PROVIDERS[name].needs.split(" and ")}
+    return f"CLOVER_CARBON_PROVIDER='{msgspec.json.encode([table]).decode()}'"
 
 
 def _client(
-    name: str, zone: str, url: str, setting: str, bounds: Bounds | None, secrets: tuple[str, ...] = ()
+    name: str, zone: str, config: CarbonConfig, bounds: Bounds | None, secrets: tuple[str, ...] = ()
 ) -> ApiClient:
     called = f"{name}:{zone}" if zone else name
-    return ApiClient(called, check_url(url, f"carbon.{setting}"), secrets=secrets, bounds=bounds)
+    url = check_url(_given(name, config).url or _URLS[name], f"carbon.provider: the url of {name}")
+    return ApiClient(called, url, secrets=secrets, bounds=bounds)

@@ -19,8 +19,9 @@ from clover.cli import CommandParser, CommandRefused
 from clover.cli.ctl.answers import show
 from clover.cli.progress import Progress
 from clover.config import RolloutConfig
-from clover.errors import no_certificate, untrusted
+from clover.errors import ConfigError, no_certificate, untrusted
 from clover.hints import did_you_mean, program
+from clover.settings.secrets import read_secret
 from clover.telemetry import dashboards
 from clover.unix_http import UnixConnection
 from clover.verbs import INPUTS, TARGETS, VERBS, PlanCommand, SetCommand, arguments
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command and return its exit code."""
     environment = os.environ if environ is None else environ
     parser, verbs = _parser()
-    common = {"token": "", "token_file": "", "cacert": "", "json": False}
+    common = {"token": "", "cacert": "", "json": False}
     common["url"] = environment.get("CLOVER_URL", DEFAULT_URL)
     try:
         given, unknown = parser.parse_known_args(argv, argparse.Namespace(**common))
@@ -62,14 +63,13 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return _export(given)
     try:
         method, path, body = request_of(given)
-        token = given.token or environment.get("CLOVER_TOKEN", "")
-        if given.token_file:
-            token = _first_line(given.token_file)
+        origin = "--token" if given.token else "CLOVER_TOKEN"
+        token = read_secret(given.token or environment.get("CLOVER_TOKEN", ""), origin)
         with Progress("ctl", f"waiting for {awaited(given.verb, body)}"):
             answer = call(given.url, method, path, body, token=token, cacert=given.cacert)
         if given.verb == "state" and given.model:
             answer = only(answer, given.model)
-    except (ValueError, OSError) as error:
+    except (ConfigError, ValueError, OSError) as error:
         print(f"clover ctl: {error}", file=sys.stderr)
         return 2
     except Unreachable as error:
@@ -95,15 +95,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-def _first_line(path: str) -> str:
-    """Return the token in a file; raises ValueError if it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8").split("\n", 1)[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise ValueError(f"cannot read the token file {path}: {why}") from error
-
-
 def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     """Return the command's parser, and that of each verb."""
     # Before the verb or after it: what is not given must not hide what was given in the other place.
@@ -111,8 +102,7 @@ def _parser() -> tuple[CommandParser, dict[str, CommandParser]]:
     common.add_argument(
         "--url", help=f"http(s)://HOST:PORT, or unix:PATH of the control socket [CLOVER_URL, or {DEFAULT_URL}]"
     )
-    common.add_argument("--token", help="bearer token; better given as CLOVER_TOKEN or --token-file")
-    common.add_argument("--token-file", metavar="FILE", help="file whose first line is the token")
+    common.add_argument("--token", help="bearer token; file:PATH takes the first line of a file; also CLOVER_TOKEN")
     common.add_argument("--cacert", metavar="FILE", help="PEM certificate to trust, for https")
     common.add_argument("--json", action="store_true", help="print the server's answer as JSON")
     about_all = "Show what a running Clover server does, and steer its controller."

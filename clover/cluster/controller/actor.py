@@ -147,7 +147,7 @@ def ingress_of(file: ClusterFile, folder: Path) -> CheckedIngress | None:
             retries=given.retries,
             tls_cert=given.tls_cert,
             ca_file=given.ca_file,
-            token_file=given.token_file,
+            token=given.token,
             allowed_hosts=given.allowed_hosts,
             nodes=2 * len(file.node),
         ),

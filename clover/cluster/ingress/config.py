@@ -26,6 +26,7 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from clover.config_section import Section
 from clover.errors import ClusterError
 from clover.types import Record
 
@@ -76,13 +77,13 @@ class IngressOrigin(Record, frozen=True, kw_only=True):
     listen_grpc: str = ""
 
 
-class IngressSettings(Record, frozen=True, kw_only=True):
+class IngressSettings(Section, frozen=True, kw_only=True):
     """How the ingress is set up.
 
     `folder`: of its configuration, socket and log, made with mode 0700.  `haproxy`: the program; found if it is empty.
     `body_bytes`: the longest body that is sent again if a node fails.  `retries`: further attempts at a request.
     `tls_cert`: PEM file with certificate chain and key for clients.  `ca_file`: of nodes that are reached by https.
-    `token_file`: its first line is the token for health checks, which nodes on addresses other than loopback want.
+    `token`: for health checks, which nodes on addresses other than loopback want; `file:PATH` is read at each start.
     `allowed_hosts`: names by which clients may call (all if there are none, unless it listens on loopback alone).
     `listen_metrics`: HOST:PORT of HAProxy's own metrics for Prometheus; empty for none.
     `families`: those whose rows are to be shared by themselves; others go by the weights of their origin.
@@ -99,7 +100,7 @@ class IngressSettings(Record, frozen=True, kw_only=True):
     retries: int = 3
     tls_cert: str = ""
     ca_file: str = ""
-    token_file: str = ""
+    token: str = ""
     allowed_hosts: tuple[str, ...] = ()
     listen_metrics: str = ""
     connections: int = 8192
@@ -404,7 +405,7 @@ def _families(settings: IngressSettings, origin: str, *, grpc: bool) -> list[str
 
 
 def _backend(settings: IngressSettings, backend: IngressBackend) -> list[str]:
-    token = f' hdr Authorization "Bearer ${{{TOKEN_VARIABLE}}}"' if settings.token_file else ""
+    token = f' hdr Authorization "Bearer ${{{TOKEN_VARIABLE}}}"' if settings.token else ""
     # Streams may be silent for as long as both sides are there; a single answer may not take that long.
     unary = f"{{ path {_GRPC}/ModelInfer }}"
     stream = ["  timeout server 1h", f"  http-request set-timeout server {_ms(settings.answer_s)} if {unary}"]

@@ -47,7 +47,8 @@ from clover.cluster.ingress.state import (
     weights_key,
     whole_weights,
 )
-from clover.errors import ClusterError
+from clover.errors import ClusterError, ConfigError
+from clover.settings.secrets import read_secret
 
 log = logging.getLogger("clover.cluster")
 
@@ -399,20 +400,26 @@ class HAProxyIngress:
             return 0
 
     def _files(self) -> bytes:
-        """Return what is in the files that HAProxy reads at its start."""
-        folders = []
-        for path in filter(None, (self.settings.tls_cert, self.settings.ca_file, self.settings.token_file)):
+        """Return what HAProxy reads at its start: certificates, and the token."""
+        found = [self._token().encode()]
+        for path in filter(None, (self.settings.tls_cert, self.settings.ca_file)):
             try:
-                folders.append(Path(path).read_bytes())
+                found.append(Path(path).read_bytes())
             except OSError as error:
                 raise ClusterError(f"the ingress cannot read {path}: {error.strerror}") from error
-        return b"".join(folders)
+        return b"".join(found)
+
+    def _token(self) -> str:
+        """Return the token for health checks; raises ClusterError."""
+        try:
+            return read_secret(self.settings.token, "ingress.token")
+        except ConfigError as error:
+            raise ClusterError(str(error)) from error
 
     def _environment(self) -> dict[str, str]:
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "TZ") if name in os.environ}
-        if self.settings.token_file:
-            lines = Path(self.settings.token_file).read_text(encoding="utf-8").splitlines()
-            environment[TOKEN_VARIABLE] = lines[0].strip() if lines else ""
+        if token := self._token():
+            environment[TOKEN_VARIABLE] = token
         return environment
 
     async def _revive(self) -> None:

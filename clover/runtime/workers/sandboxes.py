@@ -65,22 +65,14 @@ def check(workers: WorkersConfig, *, gpu: bool) -> None:
 def exposed(config: ServerConfig, folders: Iterable[str]) -> list[str]:
     """Return what the sandbox does not keep from models and should: secrets, as files of tokens and keys that lie in
     one of the families' `folders` or in what the settings let models read, and code that the server runs."""
-    listen, carbon = config.listen, config.carbon
-    secrets = {
-        "listen.token_file": listen.token_file,
-        "listen.tls_key": listen.tls_key,
-        "carbon.electricity_maps_key_file": carbon.electricity_maps_key_file,
-        "carbon.watttime_password_file": carbon.watttime_password_file,
-        **{f"the token file of {tenant.name}": tenant.token_file for tenant in config.tenants},
-        **{f"the token file of {tenant.name}": tenant.token_file for tenant in config.tokens},
-    }
+    secrets = (("listen.tls_key", config.listen.tls_key), *config.secret_files)
     readable = (*folders, *map(_whole, config.workers.sandbox_read), *map(_whole, config.workers.sandbox_write))
     roots = [Path(folder).resolve() for folder in readable if folder]
     paths = []
-    for name, path in secrets.items():
+    for name, path in secrets:
         home = next((root for root in roots if path and Path(_whole(path)).resolve().is_relative_to(root)), None)
         if home is not None:
-            paths.append(f"{name} lies in {home}, which models may read: move it elsewhere")
+            paths.append(f"{name}: {path} lies in {home}, which models may read: move it elsewhere")
     for path in map(_whole, config.workers.sandbox_write):
         own = Path(path).resolve()
         installed = map(Path, sandbox.installed())

@@ -55,7 +55,7 @@ class Scene:
 
     def __init__(self, source: str, server: CarbonServer, now: Now, **settings: Any) -> None:
         poll_s = settings.pop("poll_s", carbon.POLL_S)
-        config = CarbonConfig(source=source, **{**server.settings(), **settings})
+        config = CarbonConfig(source=source, **{"provider": server.providers(), **settings})
         self.chain, clock = carbon.build(config, monotonic=now, wall=now.wall, poll_s=poll_s)
         self.grid = Grid(self.chain, clock.now)
         self.now = now
@@ -111,13 +111,13 @@ def test_the_start_takes_the_past_and_now(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     ("source", "settings", "text"),
     [
-        ("electricity-maps:DE,static:300", {"electricity_maps_key": "wrong"}, "401 Status: Unauthorized: Invalid auth"),
-        ("static:300,watttime:CAISO_NORTH", {"watttime_password": "wrong"}, "401 Status: Invalid credentials"),
+        ("electricity-maps:DE,static:300", {"electricity_maps": "wrong"}, "401 Status: Unauthorized: Invalid auth"),
+        ("static:300,watttime:CAISO_NORTH", {"watttime": "wrong"}, "401 Status: Invalid credentials"),
     ],
 )
 def test_a_provider_that_refuses_the_key_stops_the_start(source: str, settings: dict[str, str], text: str) -> None:
     async def story(server: CarbonServer, now: Now) -> None:
-        scene = Scene(source, server, now, **settings)
+        scene = Scene(source, server, now, provider=server.providers(**settings))
         with pytest.raises(ConfigError, match=text) as caught:
             await scene.chain.open(scene.grid.now())
         assert "wrong" not in str(caught.value)
@@ -313,7 +313,7 @@ def test_a_provider_that_is_as_late_as_always_is_fresh_and_its_age_is_shown(
         server.published, server.change = published, change
         begin = 800.0  # within a step of each
         now.s = begin
-        scene = Scene(source, server, now, poll_s=poll_s, carbon_aware_sdk_url=server.url)
+        scene = Scene(source, server, now, poll_s=poll_s)
         await scene.chain.open(scene.grid.now())
         ages = set()
         for minute in range(3 * 60):  # the slowest repeats itself after an hour

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from clover.cli.carbon import main, plot, sparkline
@@ -30,7 +31,7 @@ def server(replay: CarbonServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
 
 def environ(server: CarbonServer, **more: str) -> dict[str, str]:
-    return {f"CLOVER_{name.upper()}": value for name, value in server.settings().items()} | more
+    return {"CLOVER_CARBON_PROVIDER": msgspec.json.encode(server.providers()).decode()} | more
 
 
 def run(server: CarbonServer, *words: str, **more: str) -> int:
@@ -96,14 +97,15 @@ def test_providers_say_which_need_a_key_and_which_answer(
     server: CarbonServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.fault = lambda request: Answer(b"", 500) if request.path.startswith("/dataset") else None
-    assert run(server, "providers", CLOVER_ELECTRICITY_MAPS_KEY="") == 0
+    tables = msgspec.json.encode(server.providers(electricity_maps="")).decode()
+    assert run(server, "providers", CLOVER_CARBON_PROVIDER=tables) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines()[:8])) <= 80
     rows = {line.split()[0]: line for line in text.splitlines()[1:8]}
     assert "answers (" in rows["neso,"]
     assert "does not answer" in rows["energinet:AREA"]
     assert "no key" in rows["electricity-maps:ZONE"]
-    assert "electricity-maps: set CLOVER_ELECTRICITY_MAPS_KEY" in text
+    assert """set CLOVER_CARBON_PROVIDER='[{"name":"electricity-maps","key":"file:PATH"}]'\n""" in text
     asked = len(server.requests)
     assert run(server, "providers", "--offline", "--json") == 0
     found = {one["name"]: one for one in json.loads(capsys.readouterr().out)}

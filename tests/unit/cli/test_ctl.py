@@ -169,7 +169,7 @@ def test_token_from_environment_flag_and_file(server: Any, tmp_path: Path) -> No
     file.write_text("from-file\nmore\n", encoding="utf-8")
     ctl(server, "state", CLOVER_TOKEN="from-env")
     ctl(server, "--token", "from-flag", "state", CLOVER_TOKEN="from-env")
-    ctl(server, "--token-file", str(file), "state")
+    ctl(server, "--token", f"file:{file}", "state")
     ctl(server, "state")
     ctl(server, "state", "--token", "after")
     expected = ["Bearer from-env", "Bearer from-flag", "Bearer from-file", None, "Bearer after"]
@@ -502,7 +502,7 @@ def test_refusals(server: Any, status: int, answer: Any, code: int, text: str, c
         ["sett", "slo_ms=1"],
         [],
         ["--url", "ftp://x", "state"],
-        ["--token-file", "/nowhere", "state"],
+        ["--token", "file:/nowhere", "state"],
     ],
 )
 def test_what_cannot_be_read_exits_with_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -1108,8 +1108,9 @@ def test_a_token_file_that_cannot_be_read_is_named(
     server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = tmp_path / "operator.token"
-    assert ctl(server, "state", "--token-file", str(missing)) == 2
-    assert capsys.readouterr().err == f"clover ctl: cannot read the token file {missing}: No such file or directory\n"
+    assert ctl(server, "state", "--token", f"file:{missing}") == 2
+    said = f"clover ctl: --token: cannot read the file {missing}: No such file or directory\n"
+    assert capsys.readouterr().err == said
 
 
 def test_the_grid_and_devices_can_be_what_is_wrong(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from clover.cluster.cluster_file import line_of, parse, read, render_carbon
 from clover.cluster.cluster_records import ClusterFile
-from clover.config import CarbonConfig
+from clover.config import CarbonConfig, ProviderConfig
 from clover.errors import ConfigError
+from clover.settings import load
 
 EXAMPLE = """\
 [cluster]
@@ -139,10 +140,13 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 
 def test_secrets_come_from_their_files_and_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("s3cret\n")
-    carbon = f'carbon = {{ source = "electricity-maps:DE", electricity_maps_key_file = "{tmp_path}/key" }}'
+    provider = '{ name = "electricity-maps", key = "file:key" }'
+    carbon = f'carbon = {{ source = "electricity-maps:DE", provider = [{provider}] }}'
     text = EXAMPLE.replace('carbon = { source = "static:100" }', carbon).replace("trace:south.csv", "static:1")
     file = parse(text, folder=tmp_path)
-    assert render_carbon(file.region[0].carbon)["CLOVER_ELECTRICITY_MAPS_KEY"] == "s3cret"
+    assert load([], render_carbon(file.region[0].carbon)).config.carbon.provider == (
+        ProviderConfig(name="electricity-maps", key="s3cret"),
+    )
     assert "s3cret" not in repr(file)
     (tmp_path / "key").write_text("")
     with pytest.raises(ConfigError, match="is empty"):

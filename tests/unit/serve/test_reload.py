@@ -177,6 +177,7 @@ REF = "hostile_reload_family:family"
 
 @pytest.mark.slow
 def test_a_check_apart(module: Callable[[str], None], tmp_path: Path) -> None:
+    provider = '[{"name": "electricity-maps", "key": "sesame"}]'
     environ = {**os.environ, "CLOVER_TOKEN": "sesame", "SEEN": str(tmp_path / "seen")}
     check_apart(["fashion"], environ, ("sesame",))
     check_apart(["fashion", "--port", "8001"], environ | {"CLOVER_TOKEN": "0"}, ("0",))  # a weak one hides nothing else
@@ -189,13 +190,15 @@ def test_a_check_apart(module: Callable[[str], None], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the check failed \(SIGABRT\)"):
         check_apart([REF], environ, ("sesame",))
     module(
-        "import os\nshown = (os.environ['CLOVER_TOKEN'], *(n for n in os.environ if 'HEADERS' in n))\n"
+        "import os\nshown = [os.environ['CLOVER_TOKEN'], os.environ['CLOVER_CARBON_PROVIDER']]\n"
+        "shown += [name for name in os.environ if 'HEADERS' in name]\n"
         "open(os.environ['SEEN'], 'w').write(' '.join(shown))\nraise RuntimeError('x')"
     )
     environ |= dict.fromkeys(("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"), "key=sesame")
+    environ["CLOVER_CARBON_PROVIDER"] = provider
     with pytest.raises(ConfigError, match="RuntimeError: x"):
         check_apart([REF, "--token", "sesame"], environ, ("sesame",))
-    assert (tmp_path / "seen").read_text() == "******"
+    assert (tmp_path / "seen").read_text() == f"****** {provider.replace('sesame', '******')}"
     module("import time\ntime.sleep(60)")
     with pytest.raises(ConfigError, match=r"the check took more than 0.2 s"):
         check_apart([REF], environ, ("sesame",), 0.2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +188,9 @@ def test_own_options_of_a_command() -> None:
         (["nowhere.toml"], {}, "cannot read nowhere.toml"),
         ([], {"CLOVER_PROT": "1"}, "unknown variable CLOVER_PROT (did you mean CLOVER_PORT"),
         ([], {"CLOVER_LOG_JSON": "maybe"}, "env CLOVER_LOG_JSON: log.json must be true or false"),
-        ([], {"CLOVER_TOKEN_FILE": "/nowhere"}, "cannot read the token file"),
+        ([], {"CLOVER_TOKEN": "file:/nowhere"}, "listen.token: cannot read the file /nowhere"),
+        (["--carbon-provider", "neso"], {}, "--carbon-provider: carbon.provider must be tables with a name"),
+        ([], {"CLOVER_CARBON_PROVIDER": '[{"name": "neso", "kye": "x"}]'}, "contains unknown field `kye` - at `$[0]`"),
     ],
 )
 def test_refused_on_the_line_and_in_the_environment(argv: list[str], environ: dict[str, str], text: str) -> None:
@@ -340,27 +344,54 @@ def test_token_is_never_shown(tmp_path: Path) -> None:
 def test_keys_of_providers_are_secrets_as_the_token_is(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("key-of-file\n", encoding="utf-8")
-    environ = {"CLOVER_ELECTRICITY_MAPS_KEY_FILE": str(file), "CLOVER_WATTTIME_PASSWORD": "pass-of-env"}
-    settings = load([], environ)
+    given = [
+        {"name": "electricity-maps", "key": f"file:{file}"},
+        {"name": "watttime", "user": "me", "key": "pass-of-env"},
+    ]
+    settings = load([], {"CLOVER_CARBON_PROVIDER": json.dumps(given)})
+    assert load(["--carbon-provider", json.dumps(given)], {}).config == settings.config
+    assert override(None, carbon_provider=given) == settings.config
     assert secrets_of(settings.config) == ("key-of-file", "pass-of-env")
     for text in (print_config(settings), repr(settings.config), str(settings)):
         assert "key-of-file" not in text
         assert "pass-of-env" not in text
-    with pytest.raises(ConfigError, match="cannot read the watttime password file"):
-        load([], {"CLOVER_WATTTIME_PASSWORD_FILE": str(tmp_path / "none")})
+    tables = tomllib.loads(print_config(settings))["carbon"]["provider"]
+    assert tables == [given[0], {"name": "watttime", "user": "me"}]
+    path = write(tmp_path, f"[[carbon.provider]]\nname = 'electricity-maps'\nkey = 'file:{file}'\n")
+    assert load([path], {}).config.carbon.provider == settings.config.carbon.provider[:1]
+    file.unlink()
+    with pytest.raises(ConfigError, match=f"carbon.provider electricity-maps: key: cannot read the file {file}: No"):
+        load([path], {})
 
 
-def test_token_file_and_what_beats_it(tmp_path: Path) -> None:
+def test_a_token_in_a_file_and_what_beats_it(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-file\nsecond line\n", encoding="utf-8")
-    settings = load(["--token-file", str(file)], {"CLOVER_TOKEN": "from-env"})
+    settings = load(["--token", f"file:{file}"], {"CLOVER_TOKEN": "from-env"})
     assert settings.config.listen.token == "from-file"
-    assert load(["--token", "from-line"], {"CLOVER_TOKEN_FILE": str(file)}).config.listen.token == "from-line"
+    assert load(["--token", "from-line"], {"CLOVER_TOKEN": f"file:{file}"}).config.listen.token == "from-line"
     again = tomllib.loads(print_config(settings))
-    assert "token" not in again["listen"]
-    file.write_text("\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="is empty"):
-        load(["--token-file", str(file)], {})
+    assert again["listen"]["token"] == f"file:{file}"
+
+
+@pytest.mark.parametrize("way", ["flag", "env", "file", "library"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file or directory"), (b"\xff", "no text in UTF-8"), (b"", "is empty"), (b" \nsecond", "is empty")],
+)
+def test_a_secret_whose_file_does_not_hold_it(way: str, content: bytes | None, why: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    if content is not None:
+        secret.write_bytes(content)
+    token = f"file:{secret}"
+    ways: dict[str, Callable[[], Any]] = {
+        "flag": lambda: load(["--token", token], {}),
+        "env": lambda: load([], {"CLOVER_TOKEN": token}),
+        "file": lambda: load([write(tmp_path, f"[listen]\ntoken = '{token}'\n")], {}),
+        "library": lambda: override(None, token=token),
+    }
+    with pytest.raises(ConfigError, match=f"^listen.token: .*the file {secret}.*{why}"):
+        ways[way]()
 
 
 # --- embedding ----------------------------------------------------------------------------------------------------
@@ -446,7 +477,6 @@ _FREE = [
         "listen.host",
         "listen.control",
         "listen.token",
-        "listen.token_file",
         "listen.tls_cert",
         "listen.tls_key",
         "workers.device",
@@ -455,15 +485,11 @@ _FREE = [
         "workers.backends",
         "families.resident",
         "carbon.trace_start",
-        "carbon.electricity_maps_key",
-        "carbon.electricity_maps_key_file",
-        "carbon.watttime_password",
-        "carbon.watttime_password_file",
+        "carbon.provider",
         "otel.endpoint",
         "families.family",
         "families.name",
         "ledger.name",
-        "families.slots",
         "families.queue_rows",
     }
 ]
@@ -549,7 +575,7 @@ def test_tenants_are_tables_of_the_file(tmp_path: Path) -> None:
         timeout_ms = 250
         [[tenant]]
         name = "b"
-        token_file = "{tmp_path / "b.token"}"
+        token = "file:{tmp_path / "b.token"}"
         may_control = true
         """,
     )
@@ -559,12 +585,12 @@ def test_tenants_are_tables_of_the_file(tmp_path: Path) -> None:
     text = print_config(found)
     assert "from-a-file" not in text
     assert DIGEST not in text
-    assert f'token_file = "{tmp_path / "b.token"}"' in text
+    assert f'token = "file:{tmp_path / "b.token"}"' in text
 
 
-def test_embedded_tenants_may_have_token_files(tmp_path: Path) -> None:
+def test_embedded_tenants_may_have_tokens_in_files(tmp_path: Path) -> None:
     (tmp_path / "b.token").write_text("from-a-file\n")
-    config = ServerConfig(tenants=(TenantConfig(name="b", token_file=str(tmp_path / "b.token")),))
+    config = ServerConfig(tenants=(TenantConfig(name="b", token=f"file:{tmp_path / 'b.token'}"),))
     assert override(config).tenants[0].token == "from-a-file"
 
 
@@ -574,7 +600,7 @@ def test_embedded_tenants_may_have_token_files(tmp_path: Path) -> None:
         ("[tenant]\nname = 'a'", "tenants must be tables, each under [[tenant]]"),
         ("[[tenant]]\ntoken = 'a'", "tenant.0 has no name"),
         ("[[tenant]]\nname = 'a'\ntokn = 'a'", "unknown key tenant.tokn (did you mean token?)"),
-        ("[[tenant]]\nname = 'a'", "tenant a: give one of token, token_file and token_sha256"),
+        ("[[tenant]]\nname = 'a'", "tenant a: give token or token_sha256"),
         (f"[[tenant]]\nname = 'a'\ntoken = 't'\ntoken_sha256 = '{DIGEST}'", "and only one"),
         ("[[tenant]]\nname = 'a b'\ntoken = 't'", "must be 1 to 128 of A-Z a-z 0-9 . _ -"),
         ("[[tenant]]\nname = ''\ntoken = 't'", "must be 1 to 128 of A-Z a-z 0-9 . _ -"),
@@ -588,7 +614,10 @@ def test_embedded_tenants_may_have_token_files(tmp_path: Path) -> None:
         ("[[tenant]]\nname = 'a'\ntoken = 't'\n[[tenant]]\nname = 'a'\ntoken = 'u'", "two tenants are called 'a'"),
         ("[[tenant]]\nname = 'a'\ntoken = 't'\n[[tenant]]\nname = 'b'\ntoken = 't'", "is another tenant's"),
         ("[listen]\ntoken = 't'\n[[tenant]]\nname = 'b'\ntoken = 't'", "or listen.token: use another"),
-        ("[[tenant]]\nname = 'b'\ntoken_file = '/nowhere/at/all'", "cannot read the token file"),
+        (
+            "[[tenant]]\nname = 'b'\ntoken = 'file:/nowhere/at/all'",
+            "tenant b: token: cannot read the file",
+        ),
     ],
 )
 def test_tenants_that_cannot_be_used(tmp_path: Path, text: str, error: str) -> None:
@@ -624,7 +653,7 @@ def with_tokens(tmp_path: Path, text: str) -> ServerConfig:
 
 def test_tokens_are_read_with_their_files_and_are_never_shown(tmp_path: Path) -> None:
     (tmp_path / "ops").write_text("ops-1\nnot this\n", encoding="utf-8")
-    text = f"[[token]]\nname = 'ops'\ntoken_file = '{tmp_path}/ops'\nscopes = ['control']\n"
+    text = f"[[token]]\nname = 'ops'\ntoken = 'file:{tmp_path}/ops'\nscopes = ['control']\n"
     text += "[[token]]\nname = 'app'\ntoken = 'app-1'\n"
     found = with_tokens(tmp_path, text)
     assert [(one.name, one.token, one.scopes) for one in found.tokens] == [
@@ -640,7 +669,7 @@ def test_tokens_are_read_with_their_files_and_are_never_shown(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name = 'a'", "give one of token, token_file and token_sha256"),
+        ("name = 'a'", "give token or token_sha256"),
         ("name = 'a'\ntoken = 'x y'", "printable ASCII"),
         ("name = 'a'\ntoken = 'x'\nscopes = ['inferr']", "there is no scope 'inferr' (did you mean infer?)"),
         ("name = 'a'\ntoken = 'x'\nscopes = []", "permits nothing"),

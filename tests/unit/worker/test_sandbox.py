@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clover import families
-from clover.config import ListenConfig, ServerConfig, TokenConfig, WorkersConfig
+from clover.config import ListenConfig, ServerConfig, WorkersConfig
 from clover.errors import StartError, WorkerError
 from clover.runtime.workers import sandboxes
 from clover.types import SandboxOrder
@@ -167,14 +167,19 @@ def test_a_secret_among_what_models_read_is_said(tmp_path: Path) -> None:
     family.mkdir()
     outside, inside = tmp_path / "token", family / "token"
     config = ServerConfig(
-        listen=ListenConfig(token_file=str(outside), tls_key=str(inside)),
-        tokens=(TokenConfig(name="ops", token="x", token_file=str(tmp_path / "data" / ".." / "family" / "ops")),),
+        listen=ListenConfig(tls_key=str(inside)),
+        secret_files=(
+            ("listen.token", str(outside)),
+            ("token ops: token", str(tmp_path / "data" / ".." / "family" / "ops")),
+        ),
     )
     found = sandboxes.exposed(config, [str(family), ""])
-    assert [line.partition(" lies in ")[0] for line in found] == ["listen.tls_key", "the token file of ops"]
+    assert [line.partition(": /")[0] for line in found] == ["listen.tls_key", "token ops: token"]
     assert sandboxes.exposed(config, []) == []
-    wider = ServerConfig(listen=config.listen, workers=WorkersConfig(sandbox_read=(str(tmp_path),)))
-    assert len(sandboxes.exposed(wider, [])) == 2
+    wider = ServerConfig(
+        listen=config.listen, secret_files=config.secret_files, workers=WorkersConfig(sandbox_read=(str(tmp_path),))
+    )
+    assert len(sandboxes.exposed(wider, [])) == 3
 
 
 def test_code_of_the_server_that_models_may_change_is_said(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from clover.carbon.providers import (
 )
 from clover.carbon.providers.http import MOST_VALUES, Bounds
 from clover.carbon.providers.live import LiveSource, Series
-from clover.config import CarbonConfig
+from clover.config import CarbonConfig, ProviderConfig
 from clover.errors import CarbonError, ConfigError
 from clover.types import Reading
 from tests.support.carbon_server import (
@@ -74,7 +74,8 @@ def live(server: CarbonServer, name: str, **bounds: Any) -> LiveSource:
     async def pause(_: float) -> None:
         return None
 
-    made = build_source(SOURCES[name], CarbonConfig(**server.settings()), bounds=Bounds(pause=pause, **bounds))  # type: ignore[arg-type]
+    config = CarbonConfig(provider=server.providers())
+    made = build_source(SOURCES[name], config, bounds=Bounds(pause=pause, **bounds))  # type: ignore[arg-type]
     assert isinstance(made, LiveSource)
     return made
 
@@ -322,14 +323,14 @@ def test_a_level_is_no_intensity(server: CarbonServer) -> None:
         ("rte:Bretagne", "takes no other zone"),
         ("electricity-maps:de/../x", "takes a zone as DE"),
         ("electricity-maps:DE?scope=both", "scope is one of lifecycle, direct"),
-        ("electricity-maps:DE", "needs a key: CLOVER_ELECTRICITY_MAPS_KEY, CLOVER_ELECTRICITY_MAPS_KEY_FILE or"),
-        ("watttime:CAISO_NORTH", "needs a user: CLOVER_WATTTIME_USER"),
+        ("electricity-maps:DE", r"electricity-maps needs a key: give a key in its table \[\[carbon.provider\]\], or"),
+        ("watttime:CAISO_NORTH", """watttime","user":"ME","key":"file:PATH"}]'"""),
         ("watttime:CAISO_NORTH?signal=signal_index", "signal is one of co2_moer"),
         ("carbon-aware-sdk:westus", r"\?signal=average"),
-        ("carbon-aware-sdk:westus?signal=average", "CLOVER_CARBON_AWARE_SDK_URL"),
+        ("carbon-aware-sdk:westus?signal=average", "needs a url"),
         ("auto:DE?x=1", "takes no options"),
         ("auto:DK", "auto:DK1"),
-        ("auto:US-CAL-CISO", "electricity-maps:ZONE with CLOVER_ELECTRICITY_MAPS_KEY"),
+        ("auto:US-CAL-CISO", "electricity-maps:ZONE with a key"),
         ("auto:SE-SE3", "auto:SE is its whole country"),
         ("auto:", "no provider without a key"),
     ],
@@ -349,13 +350,13 @@ def test_auto_is_the_provider_without_a_key(zone: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"electricity_maps_key": "two words"}, {"electricity_maps_key": "line\r\nbreak"}, {"electricity_maps_key": "ä"}],
+    "key",
+    ["two words", "line\r\nbreak", "ä"],
 )
-def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(settings: dict[str, str]) -> None:
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(ConfigError, match="printable ASCII") as caught:
-        build_source("electricity-maps:DE", CarbonConfig(**settings))  # type: ignore[arg-type]
-    assert settings["electricity_maps_key"] not in str(caught.value)
+        build_source("electricity-maps:DE", CarbonConfig(provider=(ProviderConfig(name="electricity-maps", key=key),)))
+    assert key not in str(caught.value)
 
 
 # --- parsers before any bytes ---------------------------------------------------------------------------------------

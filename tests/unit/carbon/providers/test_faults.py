@@ -19,7 +19,7 @@ import pytest
 from clover.carbon import build_source
 from clover.carbon.providers import PROVIDERS
 from clover.carbon.providers.http import ApiClient, Bounds, check_url, proxy_of, proxy_secrets, retry_after, words_of
-from clover.config import CarbonConfig
+from clover.config import CarbonConfig, ProviderConfig
 from clover.errors import CarbonError, ConfigError
 from tests.support.carbon_server import KEY, NOW_S, PASSWORD, TOKEN, Answer, CarbonServer, Request, bomb
 
@@ -57,9 +57,9 @@ async def no_pause(seconds: float) -> None:
     assert 0.25 <= seconds <= 0.75
 
 
-def fails(config: dict[str, str], name: str, **bounds: Any) -> CarbonError:
+def fails(providers: tuple[ProviderConfig, ...], name: str, **bounds: Any) -> CarbonError:
     """The error of the source of a provider."""
-    settings = CarbonConfig(**config)  # type: ignore[arg-type]
+    settings = CarbonConfig(provider=providers)
     source = build_source(PROVIDERS[name].example, settings, bounds=Bounds(pause=no_pause, **bounds))
     with pytest.raises(CarbonError) as caught:
         asyncio.run(source.read(NOW_S))
@@ -78,7 +78,7 @@ def test_a_fault_is_an_error_that_says_what_it_was(server: CarbonServer, name: s
     server.fault = lambda request: answer
     begun_s = time.monotonic()
     slow = answer.manner in ("hang", "drip")
-    error = fails(server.settings(), name, timeout_s=0.1 if slow else 20.0, body_bytes=1000)
+    error = fails(server.providers(), name, timeout_s=0.1 if slow else 20.0, body_bytes=1000)
     assert time.monotonic() - begun_s < 10.0
     assert re.fullmatch(kind, error.kind), error
     assert len([request for request in server.requests if request.path != "/login"]) in (
@@ -95,8 +95,7 @@ def test_a_name_that_does_not_resolve(server: CarbonServer, name: str, monkeypat
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    config = server.settings()
-    error = fails(config | {key: "https://nowhere.invalid" for key in config if key.endswith("_url")}, name)
+    error = fails(server.providers("https://nowhere.invalid"), name)
     assert (error.kind, error.status) == ("dns", 0)
     assert "the name nowhere.invalid cannot be resolved: Name or service not known" in str(error)
 
@@ -106,12 +105,11 @@ def test_nobody_listens_or_the_wrong_one_does(server: CarbonServer, name: str) -
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound, and nothing listens
-        closed = {key: f"http://127.0.0.1:{port}" for key in server.settings() if key.endswith("_url")}
-        error = fails(server.settings() | closed, name)
+        error = fails(server.providers(f"http://127.0.0.1:{port}"), name)
     assert (error.kind, error.refused) == ("connect", False)
     assert "Connect call failed" in str(error) or "refused" in str(error).lower()
-    plain = {key: value.replace("http:", "https:") for key, value in server.settings().items() if key.endswith("_url")}
-    assert fails(server.settings() | plain, name).kind in ("tls", "connect", "timeout")  # it does not speak TLS
+    plain = server.providers(server.url.replace("http:", "https:"))
+    assert fails(plain, name).kind in ("tls", "connect", "timeout")  # it does not speak TLS
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
@@ -123,7 +121,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> Non
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(cert, key)
     with CarbonServer(lambda: NOW_S, context) as server:
-        error = fails(server.settings(), "electricity-maps")
+        error = fails(server.providers(), "electricity-maps")
         assert error.kind == "tls"
         assert "self-signed certificate" in str(error).replace("self signed", "self-signed")
         assert not server.requests
@@ -131,11 +129,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> Non
 
 def test_a_key_in_the_words_of_the_provider_is_masked(server: CarbonServer) -> None:
     server.fault = lambda request: Answer(json.dumps({"message": f"unknown key {KEY}!"}).encode(), 401)
-    assert str(fails(server.settings(), "electricity-maps")).endswith("answers 401 Status: unknown key ***!")
+    assert str(fails(server.providers(), "electricity-maps")).endswith("answers 401 Status: unknown key ***!")
 
 
 def test_a_wrong_key_and_a_wrong_password_are_refused_in_the_providers_words(server: CarbonServer) -> None:
-    config = server.settings() | {"electricity_maps_key": "wrong-key", "watttime_password": "wrong-pass"}
+    config = server.providers(electricity_maps="wrong-key", watttime="wrong-pass")
     first, second = (fails(config, name) for name in ("electricity-maps", "watttime"))
     assert first.refused
     assert str(first).endswith("answers 401 Status: Unauthorized: Invalid auth-token")
@@ -145,7 +143,7 @@ def test_a_wrong_key_and_a_wrong_password_are_refused_in_the_providers_words(ser
 
 def test_a_login_without_a_token_is_an_error(server: CarbonServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_document", lambda request: Answer(b'{"token":"two\\r\\nlines"}'))
-    assert "the login gives no token" in str(fails(server.settings(), "watttime"))
+    assert "the login gives no token" in str(fails(server.providers(), "watttime"))
 
 
 # --- parts of the client ----------------------------------------------------------------------------------------------
@@ -196,8 +194,8 @@ def test_the_words_of_an_error(body: str, words: str) -> None:
      "https://h/#x", "https://h:99999", "https://h/a b", "https://h/\n"],
 )  # fmt: skip
 def test_addresses_that_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"carbon\.neso_url must") as caught:
-        check_url(url, "carbon.neso_url")
+    with pytest.raises(ConfigError, match="the url of neso must") as caught:
+        check_url(url, "the url of neso")
     assert ":p@" not in str(caught.value)
 
 

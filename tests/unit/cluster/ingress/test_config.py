@@ -83,7 +83,7 @@ def test_checks_become_rarer_with_the_number_of_servers() -> None:
 
 
 def test_a_token_stays_out_of_the_file() -> None:
-    text = render(settings(token_file="/etc/clover/token"))
+    text = render(settings(token="file:/etc/clover/token"))
     assert 'hdr Authorization "Bearer ${CLOVER_INGRESS_TOKEN}"' in text
     assert "/etc/clover/token" not in text
 
