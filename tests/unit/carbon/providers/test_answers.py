@@ -75,7 +75,7 @@ def live(server: CarbonServer, name: str, **bounds: Any) -> LiveSource:
         return None
 
     config = CarbonConfig(provider=server.providers())
-    made = build_source(SOURCES[name], config, bounds=Bounds(pause=pause, **bounds))  # type: ignore[arg-type]
+    made = build_source(SOURCES[name], config, bounds=Bounds(pause=pause, **bounds))
     assert isinstance(made, LiveSource)
     return made
 
