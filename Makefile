@@ -18,7 +18,7 @@ INPUTS := setup.py pyproject.toml $(wildcard csrc/*.pyx csrc/*.pxd csrc/*.h csrc
 	$(COMPILED) $(COMPILED:.pxd=.py)
 
 .PHONY: serve test test-quick test-deep test-cluster test-gpu test-checked test-wheel sanitize fuzz lint bench \
-	bench-peers bench-kernels build docs sbom audit reproducible train-fashion soak house clean
+	bench-peers bench-kernels build release docs sbom audit reproducible train-fashion soak house clean
 
 serve: $(VENV)/.built $(VENV)/.serve
 	$(PY) -m clover.serve fashion $(ARGS)
@@ -90,10 +90,14 @@ bench-kernels: $(VENV)/.built $(VENV)/.test $(VENV)/.dev
 	$(PY) -m bench.kernels $(ARGS)
 
 # The time of the last commit is the time of every file in the wheel, so that the same tree gives the same bytes.
-build reproducible: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
+build release reproducible: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null)
 
 build: $(VENV)/.built $(VENV)/.dev
 	$(PY) -m build --outdir dist .
+
+# All that a version publishes, in dist/: wheels, sdist, bill of materials, OpenAPI, dashboards, notes, checksums.
+release: $(VENV)/.built sbom $(VENV)/.dev
+	$(PY) packaging/release.py
 
 # The wheel in bare environments below .venv-wheel: each family that brings its weights, served and asked as its card shows.
 test-wheel: build
