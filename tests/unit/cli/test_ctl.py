@@ -225,6 +225,22 @@ def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pyte
     assert text not in shown
 
 
+@pytest.mark.parametrize(
+    ("argv", "answer", "text"),
+    [
+        (["guard", "reset"], {"reset": True, "before": {"f": "tightened"}}, "f: the guard begins anew; it was tightened"),
+        (["freeze"], {"frozen": True, "models": ["f", "g"]}, "f, g: frozen"),
+        (["freeze", "--off"], {"frozen": False, "models": ["f"]}, "f: planned again"),
+    ],
+)
+def test_what_was_done_is_said_in_words(
+    server: Any, argv: list[str], answer: dict[str, Any], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = (200, {**answer, "dry_run": False})
+    assert ctl(server, *argv) == 0
+    assert capsys.readouterr().out.splitlines()[0] == text
+
+
 def test_a_step_to_what_a_worker_holds_is_said_to_start_nothing(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
