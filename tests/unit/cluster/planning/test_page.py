@@ -12,7 +12,8 @@ PAGE = Path(__file__).resolve().parents[4] / "docs" / "cluster.md"
 
 def test_the_example_prints_what_the_page_says() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "plan_cluster(problem)" in block)
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (code,) = (example for example in examples if "plan_cluster(problem)" in example)
     (printed, *_) = re.findall(r"It prints:\n\n```text\n(.*?)```", text, re.DOTALL)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
