@@ -47,7 +47,7 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
         rollouts.show(answer, console)
     elif verb == "guard" and isinstance(answer, dict) and "before" in answer:
         for name, level in answer["before"].items():
-            _say(console, f"{name}: the guard begins anew; it was {level}")
+            _say(console, f"{name}: guard reset; it was {level}")
     elif verb == "freeze" and isinstance(answer, dict) and "models" in answer:
         _say(console, f"{', '.join(answer['models'])}: {'frozen' if answer['frozen'] else 'planned again'}")
     elif verb == "tenants" and isinstance(answer, dict):

@@ -228,7 +228,7 @@ def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pyte
 @pytest.mark.parametrize(
     ("argv", "answer", "text"),
     [
-        (["guard", "reset"], {"reset": True, "before": {"f": "ok"}}, "f: the guard begins anew; it was ok"),
+        (["guard", "reset"], {"reset": True, "before": {"f": "ok"}}, "f: guard reset; it was ok"),
         (["freeze"], {"frozen": True, "models": ["f", "g"]}, "f, g: frozen"),
         (["freeze", "--off"], {"frozen": False, "models": ["f"]}, "f: planned again"),
     ],
