@@ -11,7 +11,7 @@ from clover.types import FamilyProfile
 _COLUMNS = (
     Column("variant", right=False),
     Column("backend", right=False),
-    Column("CPU ms/row, alone"),
+    Column("alone"),
     Column("in batches"),
     Column("accuracy %"),
     Column("same answers", spare=1),
@@ -48,12 +48,12 @@ def backend_table(profile: FamilyProfile, width: int, columns: int, shown: Calla
                 *(f"{cost[batch] * 1e3:.3f}" if batch in cost else "" for batch in (1, largest)),
                 f"{score.value:.2f}" if score is not None else "",
                 f"{score.agreement:.2%}" if score is not None else "",
-                "chosen" if name == chosen else gone.why if gone is not None else "",
+                "chosen" if name == chosen else gone.why.removeprefix("a row takes ") if gone is not None else "",
             ))  # fmt: skip
     lines, _ = plain(_COLUMNS, rows, width)
     about = (
-        "backends that were tried, one after the other: the chosen one was measured again later; one whose answers may "
-        "differ from eager's has to save a tenth"
+        "backends that were tried, one after the other, with CPU milliseconds a row, alone and in batches: the chosen "
+        "one was measured again later; one whose answers may differ from eager's has to save a tenth"
     )
     return ["", wrapped(about, columns, "  "), *lines, *(wrapped(text, columns, "  ") for text in gains(profile))]
 

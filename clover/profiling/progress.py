@@ -22,7 +22,7 @@ def expected_time(quick: bool, *, on_cores: bool = True) -> str:
     """Return how long a measurement takes, before anything is known of the family."""
     if not on_cores:
         return "minutes: some seconds for each variant, profile and batch size; an estimate follows the first"
-    return "about half a minute for a small family" if quick else "minutes, more for large families"
+    return "about a minute for a small family" if quick else "minutes, more for large families"
 
 
 class ProgressLines:

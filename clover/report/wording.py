@@ -129,8 +129,8 @@ def _served_words(report: Report) -> str:
     if not report.rows:
         return "No rows were answered."
     each = "" if report.sci is None else f": {mass(1e3 * report.sci.grams)} for 1,000 rows"
-    rows = f"{number(report.rows)} row{'' if report.rows == 1 else 's'}"
-    return f"{rows} were answered with it{each}."
+    rows = "1 row was" if report.rows == 1 else f"{number(report.rows)} rows were"
+    return f"{rows} answered with it{each}."
 
 
 def _saved_sentence(report: Report) -> str:

@@ -36,7 +36,7 @@ def example(page: str, holds: str) -> str:
 
 def test_clients_get_answers(server: clover.Server, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("httpx", reason="needs the extra client (httpx)")
-    programs = [example("client.md", "np.zeros")]
+    programs = [example("python.md", "np.zeros")]
     for transport in ("http", "grpc"):
         with contextlib.suppress(
             ModuleNotFoundError, RuntimeError
@@ -55,7 +55,7 @@ def test_clients_get_answers(server: clover.Server, capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("forked_zygotes")
 def test_a_server_inside_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = example("embedding.md", "images[0][:1]")
+    program = example("python.md", "images[0][:1]")
     pinned = program.replace('"fashion", port=0', f'"fashion", port=0, cache_dir={str(tmp_path)!r}, {SETTINGS}')
     assert pinned != program
     exec(pinned, {})

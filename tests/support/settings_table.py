@@ -17,15 +17,14 @@ def markdown_table() -> str:
     parts = []
     for section in (*_TITLES, *(name for name in SECTIONS if name not in _TITLES)):
         heading = {"": "Top level", FAMILY: "`[[families]]`"}.get(section, f"`[{section}]`")
-        parts += [f"## {heading}", "", "| key | flag | environment | default | meaning |", "|---|---|---|---|---|"]
+        parts += [f"## {heading}", "", "| key | flag | default | meaning |", "|---|---|---|---|"]
         for setting in _of(section):
             default = _plain(setting.default) if setting is not ENTRY else _plain(ServerConfig().families[0].family)
             flag = "positional" if setting is ENTRY else f"`{setting.flag}`"
-            env = "`CLOVER_FAMILIES`" if setting is ENTRY else f"`{setting.env}`"
             meaning = setting.help.replace("|", "\\|")
             shown = f"`{default}`" if default else ""
             wanted = f" ({setting.wanted()})" if setting.choices or setting.limits is not None else ""
-            parts.append(f"| `{setting.leaf}` | {flag} | {env} | {shown} | {meaning}{wanted} |")
+            parts.append(f"| `{setting.leaf}` | {flag} | {shown} | {meaning}{wanted} |")
         parts.append("")
     for kind, known in TABLES.items():
         parts += [f"## `[[{kind}]]`", "", "| key | default | meaning |", "|---|---|---|"]

@@ -128,7 +128,7 @@ def test_the_default_index_is_named_nowhere() -> None:
 
 
 def test_the_api_page_has_every_public_name() -> None:
-    page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^::: clover\.(\w+)$", page, re.MULTILINE))
     errors = {name for name in clover.__all__ if clover._HOME_OF.get(name) == "clover.errors"}
     assert set(clover.__all__) - errors - {"__version__"} == named - {"errors"}
@@ -137,7 +137,7 @@ def test_the_api_page_has_every_public_name() -> None:
 
 
 def test_extras_are_described_to_those_who_install() -> None:
-    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
     table = page.split("| extra | brings |")[1].split("\n\n")[0]
     listed = set(re.findall(r"`([\w-]+)`", " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
     assert listed == set(EXTRAS) - {"test", "dev"}

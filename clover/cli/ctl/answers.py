@@ -45,6 +45,11 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
         _decisions(answer, console)
     elif verb == "roll-out" and isinstance(answer, dict):
         rollouts.show(answer, console)
+    elif verb == "guard" and isinstance(answer, dict) and "before" in answer:
+        for name, level in answer["before"].items():
+            _say(console, f"{name}: guard reset; it was {level}")
+    elif verb == "freeze" and isinstance(answer, dict) and "models" in answer:
+        _say(console, f"{', '.join(answer['models'])}: {'frozen' if answer['frozen'] else 'planned again'}")
     elif verb == "tenants" and isinstance(answer, dict):
         _tenants(answer, console)
     elif verb == "state" and isinstance(answer, dict) and "models" in answer:

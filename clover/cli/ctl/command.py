@@ -328,7 +328,7 @@ def note_on(given: argparse.Namespace, answer: Any) -> str:
     if given.verb in ("base", "pin") and not getattr(given, "off", False):
         return f"pinned: no trigger changes it until `{program()} ctl pin --off{undo}`"
     if given.verb == "freeze" and not given.off:
-        return f"frozen: nothing is planned until `{program()} ctl freeze --off{undo}`"
+        return f"nothing is planned until `{program()} ctl freeze --off{undo}`"
     if given.verb == "apply" and given.words:
         return "transient: at the next trigger the controller plans with what holds then; `pin` and `set` last"
     return ""

@@ -7,7 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from clover.terminal import wrapped
+
 _UNDER_WAY = ("starting", "trial", "promoting", "rolling back")
+_UNDER = " " * 13
 
 
 def words(found: dict[str, Any]) -> str:
@@ -32,16 +35,18 @@ def words(found: dict[str, Any]) -> str:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print a roll-out and its tests."""
-    console.print(Text(f"{found.get('model', '')}: {words(found)}"), soft_wrap=True)
+    _say(f"{found.get('model', '')}: {words(found)}", "", console)
     if found.get("profile"):
-        console.print(Text(f"  profile    {found['profile']}"), soft_wrap=True)
+        _say(f"  profile    {found['profile']}", _UNDER, console)
     for name, test in (found.get("tests") or {}).items():
         mean = "nothing yet" if test["mean"] is None else f"{test['mean']:+.4f}"
         needed = "" if test["needed"] else ", not needed"
-        console.print(
-            Text(
-                f"  {name:<10} {mean}, limit {test['margin']:g} ({test['observations']} observations; evidence for it "
-                f"{test['fine']:.0%}, against it {test['worse']:.0%} of what decides{needed})"
-            ),
-            soft_wrap=True,
+        text = (
+            f"  {name:<10} {mean}, limit {test['margin']:g} ({test['observations']} observations; evidence for it "
+            f"{test['fine']:.0%}, against it {test['worse']:.0%} of what decides{needed})"
         )
+        _say(text, _UNDER, console)
+
+
+def _say(text: str, indent: str, console: Console) -> None:
+    console.print(Text(wrapped(text, console.width, indent)), soft_wrap=True)

@@ -125,8 +125,8 @@ def _instances(instances: Sequence[Instance], console: Console, *, places: bool 
         first, rest = padded[0], "  ".join(padded[1:] if beside else padded[1:-1]).rstrip()
         plain = "bold" if cells is heads else ""
         say(console, Text.assemble(_INDENT, (first, style), "  ", (rest, plain)))
-        if not beside and cells is not heads:
-            say(console, f"{_INDENT * 2}{cells[-1]}")
+        if not beside:
+            say(console, Text.assemble(_INDENT * 2, (cells[-1], plain)))
 
 
 def _room(gpu: GpuState) -> str:

@@ -88,7 +88,7 @@ def show(results: Results, console: Console) -> None:
         rows = [cells(item) for item in results.summaries if item.accounting == accounting]
         if not rows:
             continue
-        console.print(Text(title), soft_wrap=True)
+        console.print(Text(textwrap.fill(title, console.width)), soft_wrap=True)
         kept = _blocks(COLUMNS, rows, console, named=2)
         shown |= dict.fromkeys(kept)
         left |= dict.fromkeys(COLUMNS[index].head for index in filled(COLUMNS, rows) if index not in (0, 1, *kept))
@@ -196,7 +196,7 @@ def show_machine(found: Sequence[Sequence[MachineDay]], power: CpuPower | None, 
     was modelled with, None if no range of them is known."""
     rows = [_day_cells(day, days[0], power if day is not days[0] else None) for days in found for day in days]
     shown = fitting(MACHINE_COLUMNS, rows, filled(MACHINE_COLUMNS, rows), console.width)
-    console.print(Text(about), soft_wrap=True)
+    console.print(Text(textwrap.fill(about, console.width)), soft_wrap=True)
     console.print(sheet(MACHINE_COLUMNS, rows, shown))
     console.print()
     console.print(Text(legend(MACHINE_COLUMNS, shown, console.width)), soft_wrap=True)

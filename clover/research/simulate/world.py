@@ -135,7 +135,9 @@ class World:
         """What a report says about the family."""
         known, base = self.known, self.known.profile.base
         about = (
-            f"{known.method} profile ({known.source}); one row is {known.request}, accuracy is {known.metric}; "
+            f"{known.method} profile ({known.source}); "
+            + (f"one row is {known.request}, " if known.request != "1 row" else "")
+            + f"accuracy is {known.metric}; "
             f"{self.machine.about}; BASE is {base.variant} on {base.count} x {base.profile}"
             + (f"; {known.confidence}" if known.confidence else "")
         )

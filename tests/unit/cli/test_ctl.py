@@ -225,6 +225,36 @@ def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pyte
     assert text not in shown
 
 
+@pytest.mark.parametrize(
+    ("argv", "answer", "text"),
+    [
+        (["guard", "reset"], {"reset": True, "before": {"f": "ok"}}, "f: guard reset; it was ok"),
+        (["freeze"], {"frozen": True, "models": ["f", "g"]}, "f, g: frozen"),
+        (["freeze", "--off"], {"frozen": False, "models": ["f"]}, "f: planned again"),
+    ],
+)
+def test_what_was_done_is_said_in_words(
+    server: Any, argv: list[str], answer: dict[str, Any], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.answer = (200, {**answer, "dry_run": False})
+    assert ctl(server, *argv) == 0
+    assert capsys.readouterr().out.splitlines()[0] == text
+
+
+def test_a_roll_out_fits_80_columns(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    test = {"mean": None, "margin": 0.005, "observations": 0, "fine": 0.0, "worse": 0.0, "needed": True}
+    waits = "more evidence of errors, slower, tail, differs and 600 s of its least time"
+    trial = {"phase": "trial", "version": "2", "stable": "1", "waits_for": waits, "tests": {"errors": test}}
+    server.answer = (200, {"model": "toy", **trial})
+    assert ctl(server, "roll-out", "--status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_step_to_what_a_worker_holds_is_said_to_start_nothing(
     server: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

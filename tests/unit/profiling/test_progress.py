@@ -89,7 +89,7 @@ def test_no_terminal_means_few_lines(capsys: pytest.CaptureFixture[str]) -> None
         tell("something", 1, 2)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "clover: measuring toy on this machine (about half a minute for a small family) ...\n"
+    assert captured.err == "clover: measuring toy on this machine (about a minute for a small family) ...\n"
 
 
 def test_a_server_without_a_terminal_logs_its_progress(

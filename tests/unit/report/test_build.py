@@ -291,6 +291,12 @@ def test_a_load_that_is_too_little_to_save_on_is_said_first_and_compared_on_requ
     assert [name for name, _ in headline(busy, UTC)] == ["Emitted", "Where", "Saved", "How sure", "Gaps"]
 
 
+@pytest.mark.parametrize(("rows", "words"), [(1, "1 row was answered"), (1200, "1,200 rows were answered")])
+def test_rows_are_counted_in_words(rows: int, words: str) -> None:
+    found = msgspec.structs.replace(report(LedgerRows(lines=[line()])), rows=rows)
+    assert words in dict(headline(found, UTC))["Emitted"]
+
+
 def test_a_few_rows_make_no_percentage() -> None:
     saved = SavedRow(0, HOUR, "m", "server", "base", "modelled", 99, 9.0, 9.0, 8.0, 8.0, 8900.0, 9200.0, 1.0)
     found = report(LedgerRows(lines=[line()], saved=[saved]))

@@ -63,6 +63,8 @@ def test_names_follow_the_rule() -> None:
     assert flags["families.slo_ms"] == "--slo-ms"
     assert flags["limits.body_bytes"] == "--limit-body-bytes"
     assert {setting.key: setting.env for setting in SETTINGS}["listen.token"] == "CLOVER_TOKEN"
+    other = [setting for setting in SETTINGS if setting.env != f"CLOVER_{setting.flag[2:].replace('-', '_').upper()}"]
+    assert not other, "docs/configuration.md says that a variable is the flag in capitals"
 
 
 def test_nothing_given_is_the_default_and_says_so() -> None:

@@ -256,10 +256,10 @@ def test_a_region_follows_its_wave() -> None:
 
 @pytest.mark.slow
 def test_the_page_shows_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (Path(__file__).resolve().parents[4] / "docs" / "cluster-planning.md").read_text(encoding="utf-8")
-    code = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+    text = (Path(__file__).resolve().parents[4] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    code = text[: text.index("It prints\n\n```text")].rpartition("```python\n")[2].partition("```")[0]
     shown = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
-    exec(compile(code, "docs/cluster-planning.md", "exec"), {})
+    exec(compile(code, "docs/cluster.md", "exec"), {})
     printed = capsys.readouterr().out
     number = re.compile(r"\d+(?:\.\d+)?")
     assert number.sub("#", printed) == number.sub("#", shown)
