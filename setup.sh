@@ -17,7 +17,7 @@ say() { echo "set-up, $(($(date +%s) - began)) s: $*"; }
 # Says every 15 s what the function $1 prints, until `calm`.  Its sleep must not hold a terminal or pipe open at the end.
 beat=
 watch() {
-    while sleep 15 </dev/null >/dev/null 2>&1; do say "$($1)"; done &
+    while sleep 15 </dev/null >/dev/null 2>&1 9>&-; do say "$($1)"; done &
     beat=$!
 }
 calm() {

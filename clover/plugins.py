@@ -26,6 +26,19 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=f"clover.{kind}")}))
 
 
+def make(kind: str, name: str, *arguments: str) -> Any:
+    """Return what `find` finds, called with `arguments`; None if no package adds it.  ConfigError as `find`, and if the
+    call fails."""
+    if (found := find(kind, name)) is None:
+        return None
+    try:
+        return found(*arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name} of clover.{kind}: {type(error).__name__}: {error}") from error
+
+
 @functools.cache
 def find(kind: str, name: str) -> Any:
     """Return the class or function of that name, None if no package adds it.  ConfigError if two do, or if it cannot be

@@ -53,7 +53,7 @@ def main() -> int:
         print(f"release: the wheel for CPython {version} ...", flush=True)
         run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={BUILT}", ".")
     for wheel in sorted(BUILT.glob("*.whl")):
-        run(sys.executable, "-m", "auditwheel", "addtag", "--wheel-dir", str(DIST), str(wheel))
+        run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(DIST), str(wheel))
     run(sys.executable, "-m", "build", "--sdist", "--outdir", str(DIST), ".")
     for name, source in COPIED.items():
         shutil.copy(ROOT / source, DIST / name)

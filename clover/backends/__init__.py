@@ -96,9 +96,9 @@ BACKENDS: dict[str, CompilingBackend] = {
 def get(name: str) -> CompilingBackend:
     """Return the backend of that name; raises ConfigError."""
     if name not in BACKENDS:
-        if (make := plugins.find("backends", name)) is None:
+        if (added := plugins.make("backends", name)) is None:
             raise ConfigError(f"unknown backend {name!r}; one of {', '.join(names())}")
-        BACKENDS[name] = make()
+        BACKENDS[name] = added
     return BACKENDS[name]
 
 

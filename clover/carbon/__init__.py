@@ -108,8 +108,8 @@ def build_source(text: str, config: CarbonConfig | None = None, *, bounds: Bound
     if name in PROVIDERS:
         return PROVIDERS[name].build(argument, read_options(name, options), config or CarbonConfig(), bounds)
     if name not in SOURCES:
-        if (make := plugins.find("carbon", name)) is not None:
-            added: CarbonSource = make(rest)
+        added: CarbonSource | None = plugins.make("carbon", name, rest)
+        if added is not None:
             return added
         known = [*sorted(SOURCES), AUTO, *PROVIDERS, *plugins.names("carbon")]
         raise ConfigError(f"unknown carbon source {name!r}, known: {', '.join(known)}{did_you_mean(name, known)}")

@@ -200,11 +200,15 @@ class Controller:
     ) -> None:
         """Take a family under control and deploy its first plan, in place of the workers that were `running` without
         one.  StartError if that fails; the family is then dropped again."""
-        family = self.add(spec, profile, fleet, config)
-        try:
-            if running:
-                async with self.context.lock:
+        async with self.context.lock:  # a poll between both would take the family for one without workers
+            family = self.add(spec, profile, fleet, config)
+            try:
+                if running:
                     await self._planner.take_over(family, running)
+            except BaseException:
+                del self.context.families[family.name]
+                raise
+        try:
             await self.deploy(family.name)
         except BaseException:
             del self.context.families[family.name]

@@ -104,13 +104,13 @@ class GrpcInference:
         own_id = self._ids.text(number).decode()
         receipt = model.receipt(ticket)
         field = receipt_field(receipt, request.wants_receipt)
-        if self._endpoint.proxied:
+        if self._endpoint.proxied and receipt.accuracy:
             field = field[:-2] + PROXIED
         about = _about(field, own_id, self._caller.request_id)
         parameters: dict[str, Any] = {**dict(about), "triton_final_response": True} if self._streamed else {}
         if request.wants_receipt:
             parameters["clover_receipt"] = receipt_json(receipt, own_id)
-            if self._endpoint.proxied:
+            if self._endpoint.proxied and receipt.accuracy:
                 parameters["clover_receipt"]["accuracy_method"] = "proxy"
         read = partial(model.read, ticket)
         version = model.version_of(ticket).version if isinstance(model, SplitModel) else model.spec.version

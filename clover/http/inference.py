@@ -64,7 +64,7 @@ class ReceiptLine:
             end += f", pue={round(receipt.pue, 3):g}{_source(receipt.intensity)}"
             end += f', path="{format_paths(receipt.path)}"' if receipt.path else ""
         if receipt.accuracy == 0.0:
-            end += ", accuracy-method=unknown"  # the model is not measured yet
+            end += ", accuracy-method=unknown"  # the model is not measured
         if receipt.limited:
             end += f", limited={receipt.limited}"
         if receipt.cached:
@@ -321,7 +321,7 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     named = len(exchange.request_id) > 0  # by the client: others may know that id, so labels need one of our own
     own_id = exchange.issue() if named or request.wants_receipt else b""
     shown = receipt_json(receipt, own_id.decode()) if request.wants_receipt else None
-    if shown is not None and endpoint.proxied:
+    if shown is not None and endpoint.proxied and receipt.accuracy:
         shown["accuracy_method"] = "proxy"
     signature = endpoint.signature
     text = None
@@ -332,7 +332,7 @@ def _answer(exchange: Exchange, endpoint: InferEndpoint, request: InferRequest, 
     else:
         json_length, parts = encode(signature, request, partial(_rows, model, ticket), shown)
     fields = receipt_field(receipt, request.wants_receipt)
-    if endpoint.proxied:
+    if endpoint.proxied and receipt.accuracy:
         fields = fields[:-2] + PROXIED
     if named:  # into the line of the receipt, before any other field
         fields = fields[:-2] + b', feedback="%b"\r\n' % own_id

@@ -1,16 +1,19 @@
-"""Measuring a family for a server that serves it already, in a process that takes the cores where they are idle.
+"""Measuring a family that a server serves already, in a process that takes the cores where they are idle.
 
     python -P -m clover.profiling.beside < order
 
 Standard input has the number of bytes of a `MeasureOrder` on a line of its own, then the order.  The profile is kept
-where the server finds it.  Exit status 0 says that it is there; else standard output says why not.  The process ends
-when its standard input does, as it would if the server died.
+where the server finds it.  Exit status 0 says that it is there; else standard output says why not.  Signals that end
+the server's group are ignored: the process ends when its standard input does, which the server holds open.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
+import signal
 import sys
 import threading
 
@@ -21,13 +24,19 @@ from clover import devices
 from clover.cache import cache_folder
 from clover.config import ServerConfig
 from clover.errors import CloverError, ProfileError
+from clover.low_priority import SLOWDOWN
+from clover.profiling.progress import ProgressLines
 from clover.profiling.stored import ensure
 from clover.runtime.workers.pool import Pool
 from clover.telemetry import logs
 from clover.types import FamilySpec
 
+log = logging.getLogger("clover.profiling")
+
 _NICE = 19
 """The least claim on a core that Linux knows: live rows come first."""
+_END_S = 2.0
+"""Seconds that it has to end once its standard input has."""
 
 
 class MeasureOrder(msgspec.Struct, frozen=True):
@@ -59,13 +68,20 @@ async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: di
         status = await process.wait()
     finally:
         process.stdin.close()  # so it ends, and its workers with it
-        await asyncio.shield(process.wait())
+        try:
+            async with asyncio.timeout(_END_S):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
     if status != 0:
         raise ProfileError(said or f"the process that measured {spec.name} ended with status {status}")
 
 
 def main() -> int:
     """Read the order, measure, and return the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.nice(_NICE)
     stdin = sys.stdin.buffer
     order = msgspec.msgpack.decode(stdin.read(int(stdin.readline())), type=MeasureOrder)
@@ -82,10 +98,13 @@ def main() -> int:
 
 async def _measure(spec: FamilySpec, config: ServerConfig) -> None:
     found = devices.build(config.workers, cache_folder(config.cache_dir))
-    pool = Pool.launch(start_s=config.workers.start_s, silent_s=config.workers.silent_s)
+    pool = Pool.launch(start_s=SLOWDOWN * config.workers.start_s, silent_s=config.workers.silent_s)
+    slower = msgspec.structs.replace(config.workers, silent_s=SLOWDOWN * config.workers.silent_s)
     try:
         await pool.start()
-        await ensure(spec, found, pool, config)
+        progress = ProgressLines(spec.name, log.info)
+        await ensure(spec, found, pool, msgspec.structs.replace(config, workers=slower), progress=progress)
+        await ensure(spec, found, pool, msgspec.structs.replace(config, profile="require"))
     finally:
         await pool.stop()
         devices.close(found)

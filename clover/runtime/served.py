@@ -157,6 +157,8 @@ class Served:
         """Expect the accuracy and energy of `profile`; `drawn`: the real pace of emulated boards, if that is known
         apart from it."""
         self.profile = profile
+        if profile is not None:
+            self.unmeasured = ""
         self.drawn = drawn or {}
         self._services = services_of(profile) if profile is not None else {}
         if self._standby_policy is not None:
@@ -301,10 +303,16 @@ class Served:
             return Room(slice_bytes or self._workers.memory_bytes)
         return Room(free_bytes(), free=True)
 
+    @property
+    def best(self) -> str:
+        """The variant of the highest accuracy that is known; if it is known of none, the last one."""
+        known = self.router.accuracy
+        return self.spec.variants[max(range(len(known)), key=lambda lane: (known[lane], lane))].name
+
     def default_deployment(self) -> tuple[Assignment, ...]:
-        """Return what to deploy without a profile, which planning needs: the pinned (or last) variant, eager, on every
+        """Return what to deploy without a profile, which planning needs: the pinned (or best) variant, eager, on every
         instance of the layout with most of them."""
-        variant = self.config.variant or self.spec.variants[-1].name
+        variant = self.config.variant or self.best
         out = []
         for device in self._devices.values():
             for placement in max(device.shape().layouts, key=len, default=()):

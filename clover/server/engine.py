@@ -65,6 +65,7 @@ class Engine:
         self.otel = parts.otel
         self._succession = succession
         self._answered = True
+        self._measuring: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
         self._stack.push_async_callback(parts.machine.leave)  # last of all: workers hold its instances until then
         self._stack.push_async_callback(parts.pool.stop)
@@ -174,8 +175,9 @@ class Engine:
             stack.push_async_callback(self._succession.settle)
         parts.periodic.start(stack)
         if waiting := [served for served in self.served.values() if served.unmeasured]:
-            measuring = Measuring(self.config, parts.families, self.devices, parts.loading)
-            stack.push_async_callback(cancel_task, control_task(measuring.run(waiting), name="clover: measuring"))
+            measuring = Measuring(self.config, parts.families, self.devices, parts.loading, self.ledger)
+            self._measuring = control_task(measuring.run(waiting), name="clover: measuring")
+            stack.push_async_callback(cancel_task, self._measuring)
         if self.frontend is not None:
             self.frontend.watch()
         if self.page is not None:
@@ -189,6 +191,8 @@ class Engine:
             if self.frontend is not None and life.handing is not None:
                 await self.frontend.linger(self.config.limits.drain_s, life.handing)
             self._close()
+            if self._measuring is not None:
+                await cancel_task(self._measuring)
             if self.frontend is not None and life.handing is None:
                 await asyncio.sleep(self.config.limits.drain_delay_s)
             for served in self.served.values():  # no worker is brought for anything any more
@@ -249,8 +253,8 @@ class Engine:
                     return None
                 if serve_first:
                     served.unmeasured = BEING_MEASURED
-                    best = spec.variants[-1].name
-                    log.info("%s is measured while it serves; until then %s answers, without a plan", spec.name, best)
+                    words = "%s is measured while it serves; until then %s answers, without a plan"
+                    log.info(words, spec.name, served.best)
                     return None
         if not paced:
             await self.machine.empty()  # instances that an earlier run left on a GPU would hinder measuring

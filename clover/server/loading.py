@@ -137,6 +137,7 @@ class Loading:
             assert served.profile is not None
             running = self._unplanned[served.name].running
             await self._controller.adopt(served.spec, served.profile, served.fleet, served.config, running)
+            served.fleet.renew(running)
             self._changed()
         self._unplanned.pop(served.name).hand_over()
 

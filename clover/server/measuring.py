@@ -1,4 +1,4 @@
-"""Families that are served before they were measured: measured beside, then planned.
+"""Families that are served before they were measured: they are measured meanwhile, then planned.
 
 Such a family is served by its best variant with its plainest backend, which keeps any accuracy floor and refuses no row
 by a prediction (`clover.server.unplanned`).  The measurement takes the cores where they are idle.
@@ -22,6 +22,7 @@ from clover.profiling.beside import measure_beside
 from clover.runtime.served import Served
 from clover.server.families import ServedFamilies
 from clover.server.family_checks import check_floor
+from clover.server.ledger import ServerLedger
 from clover.server.loading import Loading
 from clover.types import FamilyProfile
 
@@ -35,12 +36,18 @@ class Measuring:
     """Measures families one after another, and has each one planned once it has a profile."""
 
     def __init__(
-        self, config: ServerConfig, families: ServedFamilies, devices: Mapping[str, Device], loading: Loading
+        self,
+        config: ServerConfig,
+        families: ServedFamilies,
+        devices: Mapping[str, Device],
+        loading: Loading,
+        ledger: ServerLedger | None,
     ) -> None:
         self._config = config
         self._families = families
         self._devices = devices
         self._loading = loading
+        self._ledger = ledger
 
     async def run(self, waiting: Sequence[Served]) -> None:
         """Measure the families of `waiting` and have them planned.  One that cannot be measured stays as it is."""
@@ -49,7 +56,9 @@ class Measuring:
                 profile = await self._profile(served)
                 check_floor(served.name, accuracies(profile), served.config.accuracy_floor)
                 await self._plan(served, profile)
-            except CloverError as error:
+            except Exception as error:
+                if not isinstance(error, CloverError):
+                    log.exception("measuring %s failed", served.name)
                 served.unmeasured = f"cannot be planned: {error}"
                 log.error("%s %s; it stays served by its best variant", served.name, served.unmeasured)
 
@@ -62,8 +71,15 @@ class Measuring:
     async def _plan(self, served: Served, profile: FamilyProfile) -> None:
         """Have a family planned from now on.  Its workers serve until those of the first plan do."""
         async with self._loading.changing:
-            served.unmeasured = ""
             served.use(profile, served.drawn)
-            self._families.account.add_family(served.name, TURNS * profile.turn_j)
-            await self._loading.plan(served)
+            try:
+                await self._loading.plan(served)
+            except BaseException:
+                served.unmeasured = BEING_MEASURED
+                served.use(None)
+                raise
+        served.router.recount()
+        self._families.account.add_family(served.name, TURNS * profile.turn_j)
+        if self._ledger is not None:
+            self._ledger.serve(self._families.served)
         log.info("%s is measured, and planned from now on", served.name)

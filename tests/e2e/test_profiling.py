@@ -75,7 +75,7 @@ def measured(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Meas
     orders: list[tuple[str, str, str]] = []
     spawn = Pool.spawn
 
-    def pooled(cells: list[Cell]) -> Cell:
+    def pool_cells(cells: list[Cell]) -> Cell:
         rounds.append(cells)
         return records.pool_cells(cells)
 
@@ -85,7 +85,7 @@ def measured(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Meas
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ZygoteLink, "launch", nursery.launch)
-        patch.setattr(grid, "pooled", pooled)
+        patch.setattr(grid, "pool_cells", pool_cells)
         patch.setattr(Pool, "spawn", spawned)
         profile = measure(load_family(str(FAMILIES / "toy")), folder, progress=lambda *what: told.append(what))
     return Measured(profile, folder, told, rounds, orders)

@@ -108,10 +108,11 @@ def test_first_start_banner_answer_reload_and_end(
     url = serving.wait_for(r"at (http://127\.0\.0\.1:\d+)", serving.out)[1]
     serving.wait_for("v2/clover/state", serving.out)
     banner = serving.out.read_text(encoding="utf-8")
-    assert re.search(r"toy: half \d+\.\d %, full \d+\.\d %", banner)
+    assert "toy: half, full\n" in banner
+    assert "being measured while it serves: until it is planned full answers" in banner
     assert re.search(r"energy +modelled", banner)
     assert "300 gCO2e/kWh (configured" in banner
-    assert "measuring toy on this machine once" in serving.err.read_text(encoding="utf-8")
+    serving.wait_for("measuring toy on this machine once", serving.err)
 
     # The example of the banner is one that works.
     lines = [line.strip() for line in banner.splitlines() if line.strip().startswith(("python3", "|"))]
@@ -152,6 +153,7 @@ def test_first_start_banner_answer_reload_and_end(
     assert [one[2] for one in freezes] == [200, 401, 200, 401, 401, 200]
     assert ("SIGHUP", "reload", 200) in said
 
+    serving.wait_for("toy is measured, and planned from now on", serving.err)
     serving.process.send_signal(signal.SIGTERM)
     assert serving.process.wait(20) == 0
     assert "Traceback" not in serving.err.read_text(encoding="utf-8")

@@ -163,6 +163,7 @@ async def exchange(folder: Path, what: str) -> dict[str, Any]:
         served,
         http=False,
         cache_dir=str(folder / "cache"),
+        profile="wait",
         backends=("eager",),
         policy=policy_name(LightEverywhere),
         slo_ms=10_000.0,

@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         {"_version", "ancestry", "types", "errors", "malformed", "digests", "hints", "quantities", "terminal", "charts"}
         | {"config_section", "datatypes", "process_clock", "control_time", "bounded_exit", "proc_stat", "unix_http"}
     ),
-    frozenset({"low_priority"}),
+    frozenset({"low_priority", "plugins"}),
     frozenset({"config_families", "config_records"}),
     frozenset({"config", "cache"}),
     frozenset({"tenants", "steps", "verbs"}),

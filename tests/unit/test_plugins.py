@@ -12,7 +12,7 @@ import clover
 from clover import backends, carbon, plugins, policies, profiles
 from clover.carbon import CarbonConfig
 from clover.errors import ConfigError
-from tests.support.servers import run, until
+from tests.support.servers import run
 from tests.support.toy_family import TOY, settings
 
 PACKAGE = Path(__file__).parents[1] / "packages" / "plugins"
@@ -79,8 +79,8 @@ def test_a_server_uses_all_three(tmp_path: Path) -> None:
         async with clover.Server(TOY, **{**settings(tmp_path), **own}) as server:
             answer = await server.ainfer({"INPUT0": [[1.0, 0.0, 0.0, 2.0]]})
             assert (answer.receipt.variant, answer.receipt.intensity_g_per_kwh) == ("half", 123.0)
-            await until(lambda: server.engine.control().state()["models"]["toy"]["deployment"])
-            found = server.engine.control().state()["models"]["toy"]["deployment"]
-            assert {item["backend"] for item in found} == {"ours"}
+            profile = server.engine.served["toy"].profile
+            assert profile is not None
+            assert "ours" in {item.backend for item in (*profile.accuracy, *profile.left_out)}
 
     run(main())

@@ -95,7 +95,8 @@ class NodeSetup(Record, frozen=True, kw_only=True):
         words += ["--grpc-port", str(node.grpc_port)] if node.grpc_port else []
         # Its ledger bears its name, which `clover report --cluster` shows.
         words += ["--state-dir", os.path.join(self.folder, "state"), "--ledger-name", node.name]
-        return [*words, *node.arguments]
+        # Its targets are made of profiles: it is ready once it has them.
+        return [*words, "--profile", "wait", *node.arguments]
 
 
 class NodeAgent:

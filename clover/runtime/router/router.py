@@ -332,14 +332,18 @@ class Router(Model):
         """Use the accuracy of each variant, and of each chain, and what the front end adds to a p95, from `profile`;
         `unmeasured`: it is None for now (`Admission`)."""
         self.accuracy[:] = expected_accuracy(self.spec, profile)
-        if self.admission.unmeasured and any(self.accuracy):
-            self._completion.recount()
-        self.admission.unmeasured = unmeasured and not any(self.accuracy)
+        self.admission.unmeasured = unmeasured and not max(self.accuracy)
         self.front_ms = profile.front_ms if profile is not None else 0.0
         self.state.lanes.expect(profile.cascade if profile is not None else None)
         self.monitor.expect(profile)
         self.escalation.audits = self.audits if self.monitor.watching else None
         self.escalation.limit = self.guard.limit if self.monitor.watching else None
+
+    def recount(self) -> None:
+        """Count what was answered without a profile by the accuracies that are known now, and keep none of it."""
+        self._completion.recount()
+        if self.cached is not None:
+            self.cached.cache.clear()
 
     def expect_front(self, front_ms: float) -> None:
         """Take HTTP and the front end to add so many milliseconds to a p95, in place of what the profile says."""

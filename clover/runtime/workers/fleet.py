@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -153,6 +155,13 @@ class FamilyFleet:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GIVEN_UP_S):
                 await asyncio.gather(*(leaving.gone.wait() for leaving in there))
+
+    def renew(self, items: Collection[Assignment]) -> None:
+        """Have workers of `items` that are still there replaced, as they know nothing of the profile that there is now.
+        They serve until others are ready."""
+        spawned = self.members.spawned.items()
+        for pid in {member.worker.pid for item, member in spawned if item in items and member.worker is not None}:
+            os.kill(pid, signal.SIGTERM)
 
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.
