@@ -215,7 +215,7 @@ def test_a_process_measures_while_the_family_is_asked(tmp_path: Path) -> None:
 
 def test_a_server_that_stops_leaves_no_measurement_behind(tmp_path: Path) -> None:
     async def main() -> None:
-        async with clover.Server(TOY, **auto(tmp_path)) as server:
+        async with clover.Server(TOY, **auto(tmp_path)):
             await asyncio.sleep(0.3)  # the process is there, or about to be
             began = time.monotonic()
         assert time.monotonic() - began < 5.0
