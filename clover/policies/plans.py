@@ -41,7 +41,7 @@ from clover.types import (
 
 _WAYS = 8
 """Choices of the devices that stay awake that are tried."""
-NOTHING_TO_SAVE = "the best variant answers, as no routing saves a thousandth of the machine's idle power"
+NOTHING_TO_SAVE = "answers are as accurate as the best variant's, as no routing saves a thousandth of the machine's idle power"
 _LOWERED = 4
 """Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""
 
