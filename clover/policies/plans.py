@@ -41,7 +41,7 @@ from clover.types import (
 
 _WAYS = 8
 """Choices of the devices that stay awake that are tried."""
-NOTHING_TO_SAVE = "answers are as accurate as the best variant's, as no routing saves a thousandth of the machine's idle power"
+NOTHING_TO_SAVE = "no routing saves a thousandth of the machine's idle power"
 _LOWERED = 4
 """Steps in which an accuracy that a configuration cannot reach is lowered to the floor."""
 
@@ -281,7 +281,7 @@ def _nearest(
 
 def steered_plan(given: PlanningInput, found: Steering, *, policy: str, note: str) -> Plan:
     """Return the plan of a steered moment, with every routing that its configuration permits."""
-    rests = NOTHING_TO_SAVE if found.nothing_to_save else ""
+    rests = f"no accuracy is given up, as {NOTHING_TO_SAVE}" if found.nothing_to_save else ""
     note = "; ".join(filter(None, (rests, found.why, f"{len(found.permitted)} routings permitted here", note)))
     best = SearchResult(found.best, found.permitted[:10], found.weighed, 1, complete=False)
     aims = held_to(given.objective, 0.0)
