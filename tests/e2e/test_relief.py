@@ -40,6 +40,7 @@ def test_a_burst_goes_to_those_that_stand_by(tmp_path: Path, monkeypatch: pytest
             http=False,
             cache_dir=str(tmp_path),
             backends=("eager",),
+            profile="wait",
             energy_meter="modelled",
             policy="static:slow",
             relief="auto",
