@@ -129,6 +129,7 @@ def test_workers_that_the_first_plan_keeps_are_replaced(
                 await planned(server)
                 await until(lambda: (now := workers(server)) and not now & before)
             assert {answer.receipt.variant for answer in answers} == {"full"}
+            assert model(server)["restarts"] == 0
 
     run(main())
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
@@ -157,11 +155,8 @@ class FamilyFleet:
                 await asyncio.gather(*(leaving.gone.wait() for leaving in there))
 
     def renew(self, items: Collection[Assignment]) -> None:
-        """Have workers of `items` that are still there replaced, as they know nothing of the profile that there is now.
-        They serve until others are ready."""
-        spawned = self.members.spawned.items()
-        for pid in {member.worker.pid for item, member in spawned if item in items and member.worker is not None}:
-            os.kill(pid, signal.SIGTERM)
+        """See `Members.renew`."""
+        self.members.renew(items)
 
     async def drain(self, assignment: Assignment) -> None:
         """See `Fleet.drain`; does nothing for an assignment that was not spawned.

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from clover.accounting import HostProcess, ProfiledEnergy, WorkerMeter
@@ -425,16 +425,26 @@ class Members:
 
     def _end_asked(self, worker: WorkerHandle) -> None:
         """Replace a worker that got SIGTERM from outside."""
-        members = [member for member in self.spawned.values() if member.worker is worker]
-        self._replace_soon([one for one in members if one.respawn is None or one.respawn.done()], worker)
+        self._replace_soon(self._idle_crew(worker), worker)
 
-    def _replace_soon(self, crew: Sequence[Member], old: WorkerHandle) -> None:
+    def renew(self, items: Collection[Assignment]) -> None:
+        """Replace the workers of `items` that are still there, and count that as no restart: they know nothing of the
+        profile that the family has by now.  They serve until others are ready."""
+        for worker in {member.worker for item, member in self.spawned.items() if item in items and member.worker}:
+            self._replace_soon(self._idle_crew(worker), worker, renewed=True)
+
+    def _idle_crew(self, worker: WorkerHandle) -> list[Member]:
+        """Return the members of a worker that nothing else is replacing."""
+        members = [member for member in self.spawned.values() if member.worker is worker]
+        return [one for one in members if one.respawn is None or one.respawn.done()]
+
+    def _replace_soon(self, crew: Sequence[Member], old: WorkerHandle, *, renewed: bool = False) -> None:
         if crew:
-            task = asyncio.get_running_loop().create_task(self._replace(crew, old))
+            task = asyncio.get_running_loop().create_task(self._replace(crew, old, renewed=renewed))
             for member in crew:
                 member.respawn = task
 
-    async def _replace(self, members: Sequence[Member], old: WorkerHandle) -> None:
+    async def _replace(self, members: Sequence[Member], old: WorkerHandle, *, renewed: bool) -> None:
         """Start another worker for `members`, then drain `old`, theirs."""
         await self.sleep(REPLACED_AFTER_S)
         crew = self._crew_of(members, old)
@@ -445,11 +455,13 @@ class Members:
                 member.respawn = None
             return
         first, item = crew[0], crew[0].assignment
-        about = f"worker {old.pid} ({item.variant} at {item.placement.id}) was asked to end (SIGTERM)"
-        self.record(first, "asked to end", "SIGTERM")
-        for member in crew:
-            member.restarts += 1
-        self.restarts += not all(member.standby for member in crew)
+        why = "knows nothing of the new profile" if renewed else "was asked to end (SIGTERM)"
+        about = f"worker {old.pid} ({item.variant} at {item.placement.id}) {why}"
+        if not renewed:
+            self.record(first, "asked to end", "SIGTERM")
+            for member in crew:
+                member.restarts += 1
+            self.restarts += not all(member.standby for member in crew)
         if self.one_process(item.placement):
             log.info("%s: %s; it ends first, since its device takes one process", self._router.name, about)
             await self._go_first(crew, old)
