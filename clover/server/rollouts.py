@@ -373,7 +373,7 @@ class RollOuts:
         except CloverError as error:
             version = release.spec.version
             log.warning(
-                "%s: version %s does not start in the place of the stable one: %s", release.name, version, error
+                "%s: version %s could not start in place of the stable one: %s", release.name, version, error
             )
             try:
                 await self._loading.replace(served, old_spec, old_profile)
