@@ -64,9 +64,8 @@ def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detect
 def _of_repeats(clients: ClientGroups) -> Pattern:
     """Return PROBE if most of the latest rows, whoever sent them, are inputs that came before; else NONE."""
     rows = sum(clients.recent)
-    senders = [
-        sender for sender in clients.senders() if sender is not clients.newcomers
-    ]  # the connections count its rows too
+    # The rows of `newcomers` are counted by their connections too.
+    senders = [sender for sender in clients.senders() if sender is not clients.newcomers]
     repeats, inputs = sum(sender.repeats for sender in senders), sum(sender.inputs for sender in senders)
     if rows < FEWEST or repeats < MOST * rows:
         return Pattern()
