@@ -27,8 +27,8 @@ def names(kind: str) -> tuple[str, ...]:
 
 
 def make(kind: str, name: str, *arguments: str) -> Any:
-    """Return what `find` finds, called with `arguments`; None if no package adds it.  ConfigError as `find` raises it,
-    and if the call fails."""
+    """Return what `find` finds, called with `arguments`; None if no package adds it.  ConfigError if `find` or the
+    call fails."""
     if (found := find(kind, name)) is None:
         return None
     try:
