@@ -28,10 +28,10 @@ def not_installed(error: ImportError) -> str:
 
 
 def untrusted(reason: str) -> str:
-    """Return what to do after `reason`, an error of TLS, if the server's certificate is not trusted; "" otherwise."""
-    if "CERTIFICATE_VERIFY_FAILED" not in reason or "mismatch" in reason:  # a mismatch: it is another host's
+    """Return the remedy to append to `reason`, a TLS error, if the server's certificate is untrusted; else ""."""
+    if "CERTIFICATE_VERIFY_FAILED" not in reason or "mismatch" in reason:  # a mismatch: another host's
         return ""
-    return "; name the server's certificate, or that of its authority, with --cacert FILE (of a Client: cacert)"
+    return "; name the server's certificate, or its authority's, with --cacert FILE (in a Client: cacert)"
 
 
 def no_certificate(file: str | os.PathLike[str], error: OSError) -> str:

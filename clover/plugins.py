@@ -22,12 +22,12 @@ from clover.errors import ConfigError
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """Return what installed packages add of a `kind`: "policies", "carbon" or "backends"."""
+    """Return the names that installed packages add to a `kind`: "policies", "carbon" or "backends"."""
     return tuple(sorted({entry.name for entry in entry_points(group=f"clover.{kind}")}))
 
 
 def make(kind: str, name: str, *arguments: str) -> Any:
-    """Return what `find` finds, called with `arguments`; None if no package adds it.  ConfigError as `find`, and if the
+    """Return what `find` finds, called with `arguments`; None if no package adds it.  ConfigError if `find` or the
     call fails."""
     if (found := find(kind, name)) is None:
         return None
@@ -41,8 +41,8 @@ def make(kind: str, name: str, *arguments: str) -> Any:
 
 @functools.cache
 def find(kind: str, name: str) -> Any:
-    """Return the class or function of that name, None if no package adds it.  ConfigError if two do, or if it cannot be
-    imported."""
+    """Return the class or function called `name`; None if no package adds it.  ConfigError if several do, or if
+    the import fails."""
     found = [*entry_points(group=f"clover.{kind}", name=name)]
     if not found:
         return None
@@ -57,5 +57,5 @@ def find(kind: str, name: str) -> Any:
 
 @functools.cache
 def distributions(kind: str, name: str) -> tuple[str, ...]:
-    """Return the packages that add `name`, whose versions say whether it is what it was."""
+    """Return the packages that add `name`; their versions say whether it has changed."""
     return tuple(entry.dist.name for entry in entry_points(group=f"clover.{kind}", name=name) if entry.dist is not None)

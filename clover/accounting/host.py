@@ -2,7 +2,7 @@
 
 The kernel's clocks of workers and of the process tree are read together, once a window.  So what a worker uses between
 batches is its variant's too, and no worker can say that it used less.  What a process of several variants used is split
-among them by the CPU time of their batches, by its own word; evenly, if there were none.
+among them by the CPU time that it reports for their batches; evenly, if there were no batches.
 
 `control` is what the tree used beyond the workers that serve and the server's own process: the planner, profiling,
 starts, loading and warming up, standby workers, the zygote.  What the controller took in the server's process is
@@ -89,7 +89,7 @@ class HostCpu:
         self._watched[meter.pid or meter] = _Watched({meter: meter.cpu_ns}, level_ns, level_ns, set())
 
     def leave(self, meter: WorkerMeter) -> None:
-        """Record that a worker has ended, or serves that variant no more; it counts until the window is closed."""
+        """Record that a worker has ended or dropped the variant of `meter`, which counts until the window closes."""
         watched = self._watched.get(meter.pid or meter)
         if watched is not None and meter in watched.meters:
             watched.left.add(meter)

@@ -5,8 +5,8 @@ inside the slice the engine is for, tuned for full batches.  Types are explicit:
 module, so fp16 is a halved module, and TF32 is allowed to tf32 variants alone.  TensorRT takes the whole module or is
 not used: a graph that falls back to torch in the middle would be neither what was measured nor what was asked for.
 
-**Running.**  Out of the saved program the engine itself is taken, as TensorRT serialised it, with the names of what
-goes in and out (`engine.json`): a worker runs it by TensorRT's own runtime (`clover.backends.trt_engine`) and never
+**Running.**  The engine is taken out of the saved program, as TensorRT serialised it, with the names of its inputs
+and outputs (`engine.json`): a worker runs it by TensorRT's own runtime (`clover.backends.trt_engine`) and never
 imports torch-tensorrt, which takes seconds.
 
 **The store.**  `.../tensorrt/GPU/PROFILE/FAMILY-VARIANT-KEY/` (see `clover.backends.artifacts`).  The library's own
@@ -14,7 +14,7 @@ cache of engines hashes neither the device nor its multiprocessors, so it stays 
 the folder of the GPU and profile.  `engine.json` says what an engine was built on, and `load` refuses it anywhere else.
 
 **Parity.**  The engine is loaded as a worker loads it and compared with the module, eager, in float32
-(`clover.backends.parity`); beyond the tolerance of its precision an engine is not kept.
+(`clover.backends.parity`); an engine beyond the tolerance of its precision is not kept.
 
 Everything here was written against torch-tensorrt 2.13 and its neighbours; `tests/gpu` is what shows it on a GPU.
 """

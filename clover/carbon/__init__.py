@@ -96,7 +96,7 @@ def build(
 def build_source(text: str, config: CarbonConfig | None = None, *, bounds: Bounds | None = None) -> CarbonSource:
     """Return the source that `text` names, such as "trace:day.csv?loop=1" or "auto:DE"; ConfigError if there is none.
 
-    `config` has keys and addresses of providers, `bounds` those of their answers.
+    `config` has keys and addresses of providers; `bounds` are the bounds of their answers.
     """
     name, _, rest = text.strip().partition(":")
     name, _, own = name.partition("?")

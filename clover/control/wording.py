@@ -194,7 +194,7 @@ def pin_words(pin: Any) -> str:
 
 
 def pin_sentence(model: Mapping[str, Any]) -> str:
-    """Return that a model is pinned, and to what; "" if it is not."""
+    """Return words that say to what a model is pinned; "" if it is not."""
     if not model.get("pin"):
         return ""
     return f"pinned to {pin_words(model['pin'])}{' (forced)' if model.get('pin_forced') else ''}"

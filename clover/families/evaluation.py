@@ -28,8 +28,8 @@ def load_evaluation(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], N
 
 
 def load_rows(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray[Any]]:
-    """Return what the loader of `spec` gives for `split`, as arrays; raises ConfigError as `load_evaluation` does if it
-    cannot be asked."""
+    """Return what the loader of `spec` gives for `split`, as arrays.  Raises ConfigError if the loader cannot be
+    used."""
     if spec.evaluation is None:
         raise ConfigError(f"family {spec.name!r} has no evaluation set: add [evaluation] to its {FILE}")
     if split not in SPLITS:
@@ -39,11 +39,11 @@ def load_rows(spec: FamilySpec, split: str) -> tuple[list[NDArray[Any]], NDArray
     try:
         load = resolve(spec.evaluation.loader, spec.folder)
         inputs, labels = load(Path(spec.folder), split)
-    except (ImportError, SystemExit) as error:  # a package that is missing, with what the loader says of it
+    except (ImportError, SystemExit) as error:  # a package is missing; the loader may say which
         raise ConfigError(f"{where}: {describe_failure(error)}") from error
     if not had_torch and "torch" in sys.modules:
         raise ConfigError(
-            f"{where}: imports torch, which the server must not: keep it in a module that only needs NumPy"
+            f"{where}: imports torch, which the server must not: keep the loader in a module that needs only NumPy"
         )
     return [np.asarray(array) for array in inputs], np.asarray(labels)
 

@@ -77,7 +77,7 @@ class Arriving:
             for timeout in ended:
                 del waiting[timeout]
                 timeout.reschedule(now_s)
-            self._rest = memory  # what these calls did not hold ends no others
+            self._rest = memory  # if these calls did not hold it, no others are ended for it
             log.warning(
                 "%d gRPC calls were ended: their incomplete messages took more than limits.held_bytes = %d",
                 len(ended),

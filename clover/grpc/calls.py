@@ -251,8 +251,8 @@ def code_of(error: RequestError) -> grpc.StatusCode:
 class CallHandlers:
     """Makes the handlers of calls: each counts its call, bounds it, and turns what goes wrong into gRPC's form.
 
-    To grpcio every call is one whose messages the handler reads itself.  So one too many is refused before its message
-    has come, and one whose message does not come ends.
+    To grpcio every call is a stream whose messages the handler reads itself.  So a call over the limits is refused
+    before its message has come, and one whose message does not come is ended.
     """
 
     def __init__(self, callers: Callers, stats: GrpcStats, limits: LimitsConfig) -> None:
@@ -271,9 +271,9 @@ class CallHandlers:
         return grpc.stream_stream_rpc_method_handler(partial(self._stream, work))
 
     async def receive(self, context: Any) -> bytes:
-        """Return the first message of a call, in the turn of the loop in which it may be read.
+        """Return the first message of a call, in the event loop's turn in which the message may be read.
 
-        Raises RequestError if it does not come.
+        Raises RequestError if no message comes.
         """
         try:
             message = await self.arriving.receive(context, self.limits.body_s)

@@ -229,8 +229,8 @@ class Frontend:
         self.forget_endpoints()
 
     def forget_endpoints(self) -> None:
-        """Look up anew, from now on, which endpoint each head is for, those of requests whose bodies still come
-        too."""
+        """Forget which endpoint each request head is for, so that it is looked up anew, also while a body still
+        comes."""
         for listener in self._listeners:
             listener.routes.forget()
             memo = listener.state.heads.memo

@@ -55,11 +55,10 @@ def lay_out_candidate(
     state: State, problem: Problem, configuration: Configuration, awake: int = 0
 ) -> tuple[Assignment, ...]:
     """Return the deployment that realises `configuration` and keeps most of what runs, on all devices or on `awake` of
-    them (of a row whose cores may sleep: on the first that it takes); PlanError if there is none.
+    them; PlanError if there is none.  In a row of cores that may sleep, it takes the first cores.
 
-    If devices may be without workers, the devices that are awake stay so as far as possible.  A change that these could
-    not make without falling below the arrival rate is made on devices that sleep: these wake for it, and the others
-    sleep afterwards.
+    If devices may be without workers, devices that are awake stay awake as far as possible.  If they cannot make the
+    change without falling below the arrival rate, sleeping devices wake for it, and the others sleep afterwards.
     """
 
     def laid(devices: Sequence[DeviceShape]) -> tuple[Assignment, ...]:

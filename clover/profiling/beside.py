@@ -1,10 +1,10 @@
-"""Measuring a family that a server serves already, in a process that takes the cores where they are idle.
+"""Measures a family that a server serves already, in a process that takes the cores where they are idle.
 
     python -P -m clover.profiling.beside < order
 
-Standard input has the number of bytes of a `MeasureOrder` on a line of its own, then the order.  The profile is kept
-where the server finds it.  Exit status 0 says that it is there; else standard output says why not.  Signals that end
-the server's group are ignored: the process ends when its standard input does, which the server holds open.
+Standard input has the length of a `MeasureOrder` in bytes on a line of its own, then the order.  The profile is stored
+where the server finds it.  If the exit status is not 0, there is no profile, and standard output says why.  Signals
+that end the server's group are ignored: the process ends with its standard input, which the server holds open.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ log = logging.getLogger("clover.profiling")
 _NICE = 19
 """The least claim on a core that Linux knows: live rows come first."""
 _END_S = 2.0
-"""Seconds that it has to end once its standard input has."""
+"""Seconds for the process to end once its standard input is closed."""
 
 
 class MeasureOrder(msgspec.Struct, frozen=True):
-    """Measure `spec` on the devices of `config`, as it says."""
+    """The order to measure `spec` by `config`, on its devices."""
 
     spec: FamilySpec
     config: ServerConfig
@@ -54,8 +54,8 @@ def order_of(spec: FamilySpec, config: ServerConfig) -> bytes:
 
 
 async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: dict[str, str]) -> None:
-    """Have `spec` measured in a process of its own with `environment`, which ends if the caller is cancelled.
-    Raises ProfileError with the reason if there is no profile then."""
+    """Have `spec` measured in a process of its own with `environment`.  If the caller is cancelled, the process ends.
+    Raises ProfileError with the reason if the process made no profile."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", __name__,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment,
@@ -67,7 +67,7 @@ async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: di
         said = (await process.stdout.read()).decode(errors="replace").strip()
         status = await process.wait()
     finally:
-        process.stdin.close()  # so it ends, and its workers with it
+        process.stdin.close()  # so the process and its workers end
         try:
             async with asyncio.timeout(_END_S):
                 await process.wait()

@@ -56,8 +56,8 @@ def what_devices_offer(device: Devices) -> list[str]:
 
 
 def key_on(spec: FamilySpec, cores: tuple[int, ...], config: ServerConfig, device: str = "cpu") -> str:
-    """Return the key of a profile whose answers these cores compute, on a `device` in words."""
-    # On emulated GPUs, too, it is the meter of the cores that measured what their profile is calculated from.
+    """Return the key of the profile on `device` (in words) if `cores` compute the answers."""
+    # For emulated GPUs too: their profile is calculated from one that was measured with the meter of the cores.
     meter = energy.meter_key(config.energy)
     wanted = [name for name in config.workers.backends if device.startswith("gpu/") or not registry.get(name).gpu_only]
     return profiles.profile_key(spec, cores, tuple(dict.fromkeys(wanted)), meter, device)

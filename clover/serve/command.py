@@ -161,8 +161,8 @@ def _command_line() -> str:
 def check(config: ServerConfig, unknown: list[str] | None = None, warnings: list[str] | None = None) -> list[str]:
     """Check all that the configuration names, without starting anything; return the names of its families.
 
-    What only a start can find out is appended to `unknown`, and to `warnings` what is allowed but misleads if it is not
-    known: grams of an invented grid, or of another time; families that are served without a plan.  Raises ConfigError.
+    What only a start can find out is appended to `unknown`.  What is allowed but may mislead is appended to `warnings`:
+    grams of an invented grid, or of another time; families that are served without a plan.  Raises ConfigError.
     """
     names = []
     cache = cache_folder(config.cache_dir)

@@ -105,7 +105,7 @@ class ServedFamilies:
         return cast("Model", self.served[name].router)
 
     def lead(self, names: Mapping[str, Model], *, nowhere: Iterable[str] = ()) -> None:
-        """Let `names` lead to other models from now on, and those of `nowhere` to none."""
+        """Let `names` lead to these models from now on, and the names in `nowhere` to none."""
         self.models.update(names)
         for name in nowhere:
             self.models.pop(name, None)

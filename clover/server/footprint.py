@@ -45,7 +45,7 @@ class Footprint:
 
     @property
     def charged_ns(self) -> int:
-        """Until when (monotonic) hardware is charged."""
+        """The monotonic time until which hardware is charged."""
         return self._ledger.since_ns
 
     def begin(self, at_ns: int) -> None:

@@ -43,8 +43,8 @@ _SECRETS = ("token", "password", "secret", "key", "user")
 
 
 class ServerLedger:
-    """Keeps the ledger of a server that is configured so.  `start` opens the file, in its thread; `tick` is called once
-    energy was counted, `close` when nothing more will be."""
+    """Keeps the ledger of a server, if one is configured.  `start` opens the file, in the ledger's thread.  Call `tick`
+    once energy was counted, and `close` when no more will be."""
 
     def __init__(
         self,

@@ -278,8 +278,8 @@ class Machine:
                 meter.count_idle(NEVER_NS)
 
     def take_over(self, closed: ClosedMeters | None, reading: Reading) -> None:
-        """Go on where the meters of another server stand; with those that cannot be continued, or if it did not say
-        where, from now on."""
+        """Continue the meters of another server from where they stand.  A meter that cannot be continued, or whose
+        mark is missing, counts from now on."""
         self._host.poll()
         now_ns = time.monotonic_ns()
         marks = {mark.device: mark for mark in closed.meters} if closed is not None else {}
@@ -293,7 +293,7 @@ class Machine:
                 try:
                     sample = meter.take_over(mark)
                 except ValueError as error:
-                    log.warning("%s: its energy is counted from now on: %s", name, error)
+                    log.warning("%s: its energy is counted only from now on: %s", name, error)
             if sample is None:
                 try:
                     sample = meter.sample(now_ns)

@@ -1,7 +1,7 @@
-"""Families that are served before they were measured: they are measured meanwhile, then planned.
+"""Measures families that are served already, and has each one planned once it is measured.
 
-Such a family is served by its best variant with its plainest backend, which keeps any accuracy floor and refuses no row
-by a prediction (`clover.server.unplanned`).  The measurement takes the cores where they are idle.
+Until then a family is served by its best variant with its plainest backend, which keeps any accuracy floor and refuses
+no row by a prediction (`clover.server.unplanned`).  The measurement takes the cores where they are idle.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Measuring:
         self._ledger = ledger
 
     async def run(self, waiting: Sequence[Served]) -> None:
-        """Measure the families of `waiting` and have them planned.  One that cannot be measured stays as it is."""
+        """Measure the families of `waiting` and have them planned.  A family that fails stays as it is."""
         for served in waiting:
             try:
                 profile = await self._profile(served)
@@ -69,7 +69,7 @@ class Measuring:
         return await profiling.ensure(served.spec, self._devices, self._families.pool, kept)
 
     async def _plan(self, served: Served, profile: FamilyProfile) -> None:
-        """Have a family planned from now on.  Its workers serve until those of the first plan do."""
+        """Have a family planned from now on.  Its old workers serve until the first plan's workers do."""
         async with self._loading.changing:
             served.use(profile, served.drawn)
             try:

@@ -372,9 +372,7 @@ class RollOuts:
             await self._loading.replace(served, release.spec, new.profile)
         except CloverError as error:
             version = release.spec.version
-            log.warning(
-                "%s: version %s does not start in the place of the stable one: %s", release.name, version, error
-            )
+            log.warning("%s: version %s could not start in place of the stable one: %s", release.name, version, error)
             try:
                 await self._loading.replace(served, old_spec, old_profile)
             except CloverError as worse:

@@ -162,8 +162,8 @@ class TextSpan(DataStep, frozen=True, kw_only=True):
     """The part of a text that a model points at, with the scores of where it starts and where it ends [tokens]:
     "answer" BYTES [1], and its probability "score" FP32 [1].
 
-    `text` names the second text of the `tokenise` step.  Probabilities are over the tokens of that text, the best pair
-    has at most `max_tokens` of them.
+    `text` names the second text of the `tokenise` step.  Probabilities are over the tokens of that text; the best
+    pair spans at most `max_tokens` of them.
     """
 
     text: str
@@ -178,7 +178,7 @@ class TextSpan(DataStep, frozen=True, kw_only=True):
         return self.output or "answer"
 
     def also_reads(self) -> tuple[str, ...]:
-        """Return what it needs beside the places of the tokens in the text."""
+        """Return the tensors that it reads beside `input`, the places of the tokens."""
         return self.text, self.start, self.end, "sequence"
 
     def flow(self, tensors: dict[str, TensorSpec], at: At) -> None:

@@ -5,10 +5,10 @@ accepts connections and keeps what clients send, and a HAProxy that receives the
 Connections that the dead HAProxy had already accepted are lost all the same.
 
 A new HAProxy asks an old one for its sockets (`-x`), with the command `_getsocks` at a stats socket that has
-`expose-fd listeners`.  It is answered by the number of sockets, then by messages of some dozens each, every one
-acknowledged by the number received so far (`sock_get_old_sockets` in HAProxy's src/sock.c, 1.8 to 3.0).  So the ingress
-asks HAProxy as a new one would, and says it again to the one that it starts.  Of each socket a message has, beside the
-descriptor, its network namespace and its interface, each a byte of length and as many of text, and an int of options.
+`expose-fd listeners`.  The old one answers with the number of sockets, then with messages of some dozens each, every
+one acknowledged by the number received so far (`sock_get_old_sockets` in HAProxy's src/sock.c, 1.8 to 3.0).  So the
+ingress asks HAProxy as a new one would, and answers the one that it starts as the old one would.  For each socket a
+message has the descriptor, network namespace and interface (each a byte of length, then text), and an int of options.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _asked(path: str) -> Held:
 
 
 def split(words: bytes) -> list[bytes]:
-    """Return what is said of each socket; empty if that is not whole."""
+    """Return what `words` say of each socket; empty if they are cut off."""
     found, at = [], 0
     while at < len(words):
         begin = at

@@ -1,8 +1,8 @@
 """A node as an actor of Ray, and all nodes of a cluster through their actors.
 
 The actor is one process that runs the node's agent (`clover.cluster.nodes.node`) on the node's machine.  Ray places it
-by the machine's address or by a custom resource, and starts it again wherever it dies; the server it looks after is no
-child of it and does not notice.  What goes to an actor and comes back is text (JSON), so that both sides check it.
+by the machine's address or by a custom resource, and starts it again when it dies; the server that it looks after is
+no child of it and runs on.  What goes to an actor and comes back is text (JSON), so that both sides check it.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ class NodeAgent:
             log.info("node %s: operating points worked out in %.1f s", self.order.node.name, seconds)
 
     async def wait_learned(self) -> None:
-        """Wait until the operating points of the server's devices are worked out, if they are being."""
+        """Wait for the operating points of the server's devices, if they are being worked out."""
         if self._learning is not None:
             await self._learning
 

@@ -53,7 +53,7 @@ class ServerProcess:
         self._proc = proc
 
     def find(self) -> ServerRecord | None:
-        """Return the record of the server if it runs, also one that another agent started; None if none does."""
+        """Return the record of the server that runs, whichever agent started it; None if none runs."""
         record = self._read()
         return record if record is not None and self._runs(record) else None
 

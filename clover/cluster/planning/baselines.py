@@ -117,8 +117,8 @@ def _share(
             rates[stream] = 0.0
     for at, group in enumerate(groups):
         share = np.divide(rates * capacity[at], room, out=np.zeros_like(rates), where=room > 0.0)
-        # Intensity, and a correction of all families alike, scale all of a node's rows: with the same share it does the
-        # same.
+        # Intensity and a correction common to all families only scale what a node emits, so nodes with equal shares
+        # have equal plans.
         scale = float(group.correction.max(initial=0.0))
         relative = group.correction / scale if scale > 0.0 else group.correction
         allowed = tuple(stream.allowed[group.region].tobytes() for stream in instance.streams)

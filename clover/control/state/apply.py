@@ -5,11 +5,11 @@ makes an instance for the first and removes it after the last.
 
 **Failures.**  The steps of a stage run at once.  If one fails, the others of its stage are finished and the transition
 ends.  Two failures are recorded and do not end it: a worker that does not drain is gone all the same, and an old
-instance that cannot be removed matters only if a new one was to stand in its place (its device leaves it out from then
-on).
+instance that cannot be removed matters only if a new one was to stand in its place (the device leaves the place out
+from then on).
 
 **Routing meanwhile** (`interim`).  During a transition, and after workers were lost, rows are routed as the solver
-found for the workers that are left, otherwise by the shares of the plan.
+found for the remaining workers; if it found nothing, by the shares of the plan.
 
 **The way back** is a transition too, planned from what really stands.  It is staggered like any other, so that what was
 exchanged already serves while the rest goes back.  Workers that do not serve yet and are not wanted go first; then come
@@ -135,8 +135,7 @@ class SharedInstances:
             await self._device(placement).destroy(placement)
 
     def bar(self, placement: Placement, why: str) -> None:
-        """Leave a place out of what its device allows, because nothing can be made there although nothing is in its
-        way."""
+        """Leave a place out of its device's layouts; `why` says why nothing can be made there although it is free."""
         device = self._device(placement)
         if isinstance(device, Barring):
             device.bar(placement, why)

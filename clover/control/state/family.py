@@ -441,7 +441,7 @@ class Family:
         return StepSeconds(spawns=spawns, typical=typical, drain_s=drain_s, drained=True)
 
     def reach(self, routing: Routing) -> tuple[float, ...]:
-        """Return which part of the rows comes to each stage of the chain of `routing`; nothing if that is unknown."""
+        """Return the part of the rows that reaches each stage of `routing`'s chain; empty if it is unknown."""
         points = self.profile.cascade.points if self.profile.cascade is not None else ()
         asked = (routing.chain, routing.thresholds)
         return next((point.reach for point in points if (point.chain, point.thresholds) == asked), ())

@@ -1,8 +1,8 @@
 """Collects what families learn of their profiles, and keeps it beside the profiles in the cache folder.
 
-If what a file says has changed, the file is written: every `SAVE_S` at most and when the server stops, in a thread,
-because a disk may be slow.  A file that is damaged, or belongs to another profile or version, is logged and left as it
-is until it is replaced.
+If its content has changed, a file is written: at most every `SAVE_S` and when the server stops, in a thread, because a
+disk may be slow.  A file that is damaged, or belongs to another profile or version, is logged and left as it is until
+it is replaced.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Learner:
             self._writing = control_task(self._write(due), name="clover-learned")
 
     async def finish(self, families: Iterable[Family]) -> None:
-        """Write what was not written yet of `families`, which end."""
+        """Write what `families`, which end, have learned since the last write."""
         if self._writing is not None:
             await asyncio.gather(self._writing, return_exceptions=True)
         await self._write(self._due(families))

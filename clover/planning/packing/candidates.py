@@ -3,8 +3,8 @@
 **Every configuration**: layouts, and variants dealt to their placements as multisets.  Only what differs in the
 queueing model counts.  Two layouts with the same profiles are one configuration, and so are two deals that differ only
 in which of two equal placements holds which variant.  Every placement of a layout holds a worker; a worker without rows
-costs no active energy, and the routing may leave it without.  The count before removing doubles is a product of
-binomials a layout, known without listing: if it exceeds `limit`, PlanError says so.
+costs no active energy, and the routing may leave it without.  The count, doubles included, is a product of binomials
+for each layout, known without listing: if it exceeds `limit`, PlanError is raised.
 
 Devices that allow the same multisets of profiles are of one *kind*.  If each of n devices of a kind has m multisets,
 together they have at most C(m + n - 1, n), and fewer if some are the same: 14 and 74 for one and two A100s, hundreds of
@@ -192,8 +192,8 @@ def exchange(problem: Problem, configuration: Configuration, max_utilisation: fl
 
 
 def _one_more(problem: Problem, configuration: Configuration, max_utilisation: float) -> Iterator[Configuration]:
-    """Yield `configuration` with one slice, of each profile and variant in turn, given to a variant that is asked
-    for."""
+    """Yield copies of `configuration`: in each, one slice of a variant that is not accurate enough goes to one that
+    is."""
     for asked in sorted(problem.demand, key=lambda item: -item.accuracy):
         alone = [item for item in problem.demand if item.accuracy >= asked.accuracy]
         if direct(_only(problem, alone), configuration, max_utilisation).why:

@@ -30,8 +30,8 @@ slices).  If some order of the exchanges of a device would lead through instance
 changes there is one exchange.  With the plain profiles of the GPUs known today that does not happen: there an exchange
 is one only for want of memory.
 
-**The floor.**  `floor` is the capacity (rows/s) that shall receive rows at any time.  It cannot be more than what runs
-before, or than what is to run, so the least of the three counts (`Transition.capacity_floor`).  A job that gains
+**The floor.**  `floor` is the capacity (rows/s) that shall receive rows at any time.  It cannot exceed what runs
+before or what is to run, so the least of these three holds (`Transition.capacity_floor`).  A job that gains
 capacity without an interruption comes first; a job that only loses comes last.  In between come the exchanges.  Each
 needs its old capacity to spare while it lasts, and changes the capacity for those after it.  Exchanges that gain go
 first, by what they need, least first; then those that lose, by what they leave, most first.  No order of the jobs keeps

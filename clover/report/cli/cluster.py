@@ -149,7 +149,7 @@ def _identity(path: Path) -> object:
 
 
 def _longer(path: Path) -> str:
-    """Return a name with that of the folder; of the copy of a state folder, MACHINE/ledger/NAME.db, with MACHINE."""
+    """Return FOLDER/NAME for a ledger FOLDER/NAME.db, and MACHINE/NAME for MACHINE/ledger/NAME.db."""
     folder = path.absolute().parent
     return f"{(folder.parent if folder.name == 'ledger' else folder).name}/{path.stem}"
 

@@ -1,9 +1,9 @@
 """What a whole machine emits in a day under BASE and under the default, boundary by boundary (`simulate --machine`).
 
-The runs are `replay.play`'s: the production controller through hours of a grid.  Beside the workers' active energy
-stand here that of the front end, by the turns of its event loop that a request and each batch take
-(`planning.model.queueing`), and the idle power of the whole machine.  All of it is modelled.  The controller's own CPU
-time is in none of it.
+The runs are `replay.play`'s: the production controller through hours of a grid.  The boundaries are
+nested: the workers' active energy; with the front end's, by the turns of its event loop that a request and each batch
+take (`planning.model.queueing`); with the idle power of the whole machine.  All of it is modelled.  The controller's
+own CPU time is in none of it.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def turn_j(profile: FamilyProfile, rate: float) -> float:
 
 def loads_of(world: World, rate: float | None) -> list[Load]:
     """Return the loads to play: `rate` rows a second, or else `RATES` and a part of BASE's capacity.  Those that BASE
-    cannot serve are left out; ConfigError if that is the one that was given."""
+    cannot serve are left out; ConfigError if BASE cannot serve `rate`."""
     if rate is not None and not 0.0 < rate < world.capacity:
         raise ConfigError(f"--rate is above 0 and below BASE's capacity of {world.capacity:.4g} rows/s, not {rate:g}")
     given = RATES if rate is None else (rate,)

@@ -3,7 +3,7 @@
 drift    the inputs of all clients, or of the one that sends nearly all rows: the guard's alarm level is raised
 client   the inputs of one client, or of a few: their escalations are limited, and they raise no alarm
 repeats  the same, and at least half of their rows are inputs that came before: a probe, or a loop
-probe    nothing of that, but most rows of all clients are inputs that came before: a probe, a health check, a benchmark
+probe    none of these, but most rows of all clients are inputs that came before: a probe, a health check, a benchmark
 
 A client's address stands in the log and not in the state, which other clients may read.
 """
@@ -62,11 +62,10 @@ def pattern_of(clients: ClientGroups, limit: EscalationLimit, alarm: str, detect
 
 
 def _of_repeats(clients: ClientGroups) -> Pattern:
-    """Return what it looks like if most of the latest rows, whoever sent them, are inputs that came before."""
+    """Return PROBE if most of the latest rows, whoever sent them, are inputs that came before; else NONE."""
     rows = sum(clients.recent)
-    senders = [
-        sender for sender in clients.senders() if sender is not clients.newcomers
-    ]  # whose rows are those of connections
+    # The rows of `newcomers` are counted by their connections too.
+    senders = [sender for sender in clients.senders() if sender is not clients.newcomers]
     repeats, inputs = sum(sender.repeats for sender in senders), sum(sender.inputs for sender in senders)
     if rows < FEWEST or repeats < MOST * rows:
         return Pattern()

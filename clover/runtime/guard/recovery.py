@@ -93,8 +93,8 @@ class AllClear:
 
 
 def _against(known: float, odds: float) -> tuple[float, float]:
-    """Return logarithms of the e-value of a row that belongs to a part and of one that does not, if the part has `odds`
-    times the odds of `known` at least by the hypothesis, and is `known` by the bet."""
+    """Return the logarithms of the e-values of a row within a part and of a row outside it.  The hypothesis: the part's
+    odds are at least `odds` times those of `known`.  The bet: the part is `known`."""
     ill = known * odds / (1.0 - known + known * odds)
     within, without = bet(ill, 1.0 / odds)
     return within, without

@@ -70,11 +70,11 @@ class StepTimes:
 class FamilyFleet:
     """Implements `clover.interfaces.Fleet` for the family of `router`, by that router's account and clock.
 
-    `start` starts a worker for an assignment and returns it ready (the pool, with the order and the slab bound to it);
-    `profiled` gives what the profile expects of its energy, and `pace` of its speed; `memory`, an attribute, is what is
+    `start` starts a worker for an assignment and returns it ready: the pool's, with order and slab bound.  `profiled`
+    returns the energy that the profile expects of an assignment, `pace` the speed.  The attribute `memory` is what is
     known of the memory that workers need and have.  `one_process` says whether the device of a placement takes one
-    process at a time.  `standby` chooses the standby workers; None: there are none.  A transition plans what is
-    desired; `members.spawned` is what was spawned; `ready_assignments` what has a worker now.
+    process at a time.  `standby` chooses the standby workers; None: there are none.  `members.spawned` are the
+    assignments that were spawned, `ready_assignments` those that have a worker now.
     """
 
     def __init__(
@@ -414,8 +414,8 @@ class FamilyFleet:
         return [self._describe_worker(members) for members in shared.values()]
 
     def _describe_worker(self, members: list[Member]) -> dict[str, Any]:
-        """Return one worker for people: of `members`, which share it, the plan has `variants`, and `standby` stand
-        by; it holds what is `resident`."""
+        """Describe the worker that `members` share, for people: `variants` are the plan's, `standby` stand by, and
+        `resident` are in it."""
         gone, routed = self.members.leaving, set(self.routed)
 
         def rank(member: Member) -> tuple[bool, bool, bool]:

@@ -126,7 +126,7 @@ class TakeOvers:
         if reason := refusal(parts, front, request):
             raise TakeOverError(reason)
         log.info(
-            "process %d, Clover %s, is to take over: this server serves until it is ready", channel.pid, request.clover
+            "process %d, Clover %s, takes over once ready; this server serves until then", channel.pid, request.clover
         )
         await parts.controller.learner.finish(parts.controller.context.families.values())  # it reads what was learned
         held = await asyncio.to_thread(held_bytes, [meter.pid for meter in parts.account.workers()])

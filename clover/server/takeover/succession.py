@@ -186,7 +186,7 @@ class Succession:
             self._meters.unlink()
             return closed
         except (OSError, *MALFORMED) as error:
-            log.warning("the previous server did not stop cleanly, so meters are read from now on: %s", error)
+            log.warning("the previous server did not stop cleanly, so energy is counted only from now on: %s", error)
             return None
 
     @property

@@ -153,8 +153,8 @@ def _resource(environ: Mapping[str, str]) -> Resource:
 
 
 class _LastReason(logging.Handler):
-    """Keeps the SDK's last message instead of logging it: it writes several for each batch that a collector does not
-    take, and `SpanExporter` logs one until batches are taken again."""
+    """Keeps the SDK's last message instead of logging it: the SDK writes several for each batch that a collector
+    does not take, and `SpanExporter` logs one until batches are taken again."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
