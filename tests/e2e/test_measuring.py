@@ -20,6 +20,7 @@ from clover.config import ListenConfig, ServerConfig, TokenConfig
 from clover.errors import ProfileError
 from clover.families import load_family
 from clover.profiling.beside import order_of
+from clover.serve import banner
 from clover.types import FamilySpec
 from tests.support.servers import children, run, until
 from tests.support.toy_family import TOY, expected, settings
@@ -197,11 +198,15 @@ def test_the_order_has_no_secret() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_process_measures_while_the_family_is_asked(tmp_path: Path) -> None:
     async def main() -> None:
         async with clover.Server(TOY, **auto(tmp_path)) as server:
+            text = banner.text(server)
+            assert "toy: half, full\n" in text
+            assert "being measured while it serves: until it is planned full answers, and no target is set" in text
             async with asked_all_the_time(server) as answers:
-                await planned(server)
+                await planned(server, 240.0)
             assert len(answers) > 100
             kept = msgspec.structs.replace(server.config, profile="require")
             found = await profiling.ensure(
