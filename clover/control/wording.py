@@ -43,8 +43,13 @@ def troubles(answer: Mapping[str, Any]) -> Iterator[str]:
     totals = (answer.get("totals") or {}).get("models", {})
     for name, model in answer["models"].items():
         yield from (f"{name} {what}" for what in _troubles(model, totals.get(name) or {}))
+    for name, model in totals.items():
+        if (why := model.get("unmeasured") or "").startswith(CANNOT_BE_PLANNED):
+            yield f"{name} {why}; its best variant answers"
 
 
+CANNOT_BE_PLANNED = "cannot be planned"
+"""What `unmeasured` of a model begins with if its measurement failed."""
 _QUALITY = {
     "stale": "an old value: its source gives no new one",
     "fallback": "another source's: the first one fails",
@@ -107,7 +112,7 @@ def verdict(answer: Mapping[str, Any]) -> str:
     words = _met(answer, totals, all_judged=not free)
     if not free:
         return words
-    why = "; ".join(f"{name} is {text}" for name in free if (text := totals[name].get("unmeasured")))
+    why = "; ".join(f"{name} {text}" for name in free if (text := totals[name].get("unmeasured")))
     without = f"{join_names(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
     return "; ".join(filter(None, (words, without, why)))
 

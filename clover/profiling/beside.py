@@ -98,8 +98,9 @@ def main() -> int:
 
 async def _measure(spec: FamilySpec, config: ServerConfig) -> None:
     found = devices.build(config.workers, cache_folder(config.cache_dir))
-    pool = Pool.launch(start_s=SLOWDOWN * config.workers.start_s, silent_s=config.workers.silent_s)
-    slower = msgspec.structs.replace(config.workers, silent_s=SLOWDOWN * config.workers.silent_s)
+    own = config.workers
+    slower = msgspec.structs.replace(own, start_s=SLOWDOWN * own.start_s, silent_s=SLOWDOWN * own.silent_s)
+    pool = Pool.launch(start_s=slower.start_s, silent_s=slower.silent_s)
     try:
         await pool.start()
         progress = ProgressLines(spec.name, log.info)

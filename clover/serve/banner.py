@@ -161,7 +161,7 @@ def _unplanned(served: Served) -> str:
     """Return why a family is served without a plan, and what that means."""
     if not served.unmeasured:
         return "served without a plan: it was not profiled"
-    return f"{served.unmeasured} while it serves: until it is planned {served.best} answers, and no target is set"
+    return f"{served.unmeasured} while it serves. Until it is planned {served.best} answers, and no target is set"
 
 
 def _variants(spec: FamilySpec, profile: FamilyProfile | None) -> str:

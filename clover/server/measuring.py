@@ -14,6 +14,7 @@ import msgspec
 from clover import profiling
 from clover.backends import child_environment
 from clover.config import ServerConfig
+from clover.control.wording import CANNOT_BE_PLANNED
 from clover.errors import CloverError
 from clover.interfaces import Device
 from clover.planning.model.problem import accuracies
@@ -26,7 +27,7 @@ from clover.server.ledger import ServerLedger
 from clover.server.loading import Loading
 from clover.types import FamilyProfile
 
-BEING_MEASURED = "being measured"
+BEING_MEASURED = "is being measured"
 """`Served.unmeasured` of a family that is to have a profile soon."""
 
 log = logging.getLogger("clover.server")
@@ -59,7 +60,7 @@ class Measuring:
             except Exception as error:
                 if not isinstance(error, CloverError):
                     log.exception("measuring %s failed", served.name)
-                served.unmeasured = f"cannot be planned: {error}"
+                served.unmeasured = f"{CANNOT_BE_PLANNED}: {error}"
                 log.error("%s %s; it stays served by its best variant", served.name, served.unmeasured)
 
     async def _profile(self, served: Served) -> FamilyProfile:

@@ -210,7 +210,7 @@ class RollOuts:
         if served.state != "READY" or not served.ready:
             raise Conflict(f"{served.name} is not ready: there is nothing to compare a new version with")
         if served.unmeasured == BEING_MEASURED:
-            raise Conflict(f"{served.name} is {BEING_MEASURED}: try a new version once it is planned")
+            raise Conflict(f"{served.name} {BEING_MEASURED}: try a new version once it is planned")
         settings = settings_of(self._config.rollout, given)
         listed, only = self._config.require_manifest, served.config.only
         spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root, listed, only)

@@ -17,6 +17,7 @@ import pytest
 import clover
 from clover import profiling
 from clover.config import ListenConfig, ServerConfig, TokenConfig
+from clover.control.wording import troubles
 from clover.errors import ProfileError
 from clover.families import load_family
 from clover.profiling.beside import order_of
@@ -82,7 +83,7 @@ def test_a_family_is_served_by_its_best_variant_until_it_is_planned(
 
     async def main() -> None:
         async with clover.Server(TOY, **auto(tmp_path)) as server:
-            assert (model(server)["profile"], model(server)["unmeasured"]) == ("none", "being measured")
+            assert (model(server)["profile"], model(server)["unmeasured"]) == ("none", "is being measured")
             async with asked_all_the_time(server) as answers:
                 while len(answers) < 50:
                     await asyncio.sleep(0.01)
@@ -151,6 +152,8 @@ def test_a_family_that_cannot_be_measured_stays_served(
             assert model(server)["unmeasured"] == "cannot be planned: its rows have no labels"
             answer = await server.ainfer({"INPUT0": ROWS}, min_accuracy=50.0)
             assert answer.receipt.variant == "full"
+            said = "toy cannot be planned: its rows have no labels; its best variant answers"
+            assert said in list(troubles(server.engine.control().state()))
 
     run(main())
     assert "it stays served by its best variant" in caplog.text
@@ -204,7 +207,7 @@ def test_a_process_measures_while_the_family_is_asked(tmp_path: Path) -> None:
         async with clover.Server(TOY, **auto(tmp_path)) as server:
             text = banner.text(server)
             assert "toy: half, full\n" in text
-            assert "being measured while it serves: until it is planned full answers, and no target is set" in text
+            assert "is being measured while it serves. Until it is planned full answers, and no target is set" in text
             async with asked_all_the_time(server) as answers:
                 await planned(server, 240.0)
             assert len(answers) > 100
