@@ -354,10 +354,10 @@ async def _retry(gpus: Iterable[MigDevice]) -> None:
 
 
 def spared(workers: WorkersConfig, meter: EnergyMeter, others: int) -> tuple[float | None, Method]:
-    """Return the watts that a GPU spares while it is parked, and how they are known; None if none is parked.
+    """Return the watts that a parked GPU spares, and how they are known; None if no GPU is ever parked.
 
-    While others keep the GPU awake, it spares 0: on `others` of its slices, or with a context that `meter` sees.  The
-    watts are whole, because plans are remembered by them.
+    A GPU spares 0 while others keep it awake: on `others` of its slices, or with a context that `meter` sees.  Watts
+    are whole, because plans are remembered by them.
     """
     if workers.sleep == "off":
         return None, "none"
