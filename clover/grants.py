@@ -61,7 +61,7 @@ class Grants:
 
     @property
     def controls(self) -> bool:
-        """Whether a token permits changes, so that nobody may make them without one."""
+        """Whether some token permits changes.  If so, nobody may make any without one."""
         return any(CONTROL in grant.scopes for grant in self._grants)
 
     def find(self, token: bytes) -> Grant | None:

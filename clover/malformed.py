@@ -5,5 +5,5 @@ from __future__ import annotations
 import msgspec
 
 MALFORMED = (ValueError, RecursionError, msgspec.MsgspecError)
-"""What readers of JSON and TOML raise of what is none: beside their own errors those of text that is no UTF-8, of a
-number with too many digits, and of nesting beyond their limit."""
+"""What readers of JSON and TOML raise for a malformed document: their own errors, and those for text that is not UTF-8,
+a number with too many digits, and nesting that is too deep."""

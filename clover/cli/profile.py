@@ -1,7 +1,7 @@
 """`python -m clover profile FAMILY...`: compile ahead, measure, print the table, keep the profile.
 
-With `--device emulated:...` the CPU that computes the answers of the slices is measured, unless it was before; the
-table is calculated (or the pace file's) and says so.
+With `--device emulated:...` the CPU that computes the slices' answers is measured, unless it was measured before.  The
+table is calculated, or the pace file's, and says so.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def configuration_words(groups: Iterable[Mapping[str, Any]]) -> str:
 
 
 def pin_words(pin: Any) -> str:
-    """Return what a model of the state is pinned to, in words: a variant, BASE, or workers; "" if it is not."""
+    """Return what a `pin` of the state says, in words: a variant, BASE, or workers; "" if there is no pin."""
     if not pin:
         return ""
     if isinstance(pin, str):

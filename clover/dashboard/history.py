@@ -32,7 +32,7 @@ class SampleHistory:
         return not self._fine or not 0.0 <= at_s - (self._fine[-1]["at"] or 0.0) < FINE_S - 0.5
 
     def add(self, sample: Sample) -> None:
-        """Keep a sample in the fine ring, and in the coarse one if that has none for a while."""
+        """Keep a sample in the fine ring, and in the coarse ring every `COARSE_S`."""
         at_s = sample["at"] or 0.0
         if self._fine and at_s < (self._fine[-1]["at"] or 0.0):  # the clock was set back: x would run backwards
             self._fine.clear()

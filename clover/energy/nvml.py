@@ -3,27 +3,27 @@
 NVML has one counter a GPU (millijoules since the driver was loaded, updated about ten times a second) and its power.  A
 MIG slice has neither, so a meter belongs to the GPU, and `clover.accounting` calculates what a slice used.  Windows
 last a second or more because the resolution of the counter is a tenth of a second.  While our work runs, a reading
-waits for the counter to move, so that it is of now.  A reading of up to a tenth of a second ago would make windows of a
-second differ by more than by what ran in them (`planning.model.metered`).
+waits for the counter to move, so that the reading is new.  If readings were up to a tenth of a second old, windows of a
+second would differ by more than what ran in them (`planning.model.metered`).
 
     counter   total += counter now - counter before.  Exact as long as the counter runs.
     power     only if the counter is not supported:  total += (P0 + P1) / 2 x (t1 - t0)  between two readings.
 
 Three things can happen to a reading, and none may become joules that were not measured:
 
-* The counter cannot be read, or stands still.  The sample stays as it is, time included, so that no idle energy is
-  counted either for a time that was not metered.  When the counter runs again, it includes the joules of that time.
+* The counter cannot be read, or stands still.  The sample stays as it is, time included, so that the unmetered time
+  gets no idle energy either.  When the counter runs again, it includes the joules of the unmetered time.
 * The counter goes back (the driver was loaded anew) or leaps further than any GPU could.  What was used since the last
   reading is unknown.  The total stays, and the sample's `epoch` is one higher: differences across epochs mean nothing.
 * Power cannot be read, or only too late to draw a line between two values.  This begins a new epoch, too.
 
 A GPU that is lost keeps its last total, says so (`state`, `why`), and is read again when it is back.
 
-**Idle power** is that of a bare GPU, and that of one with a context (`clover.energy.board_idle`).  Both are lowered to
+**Idle power** is known of a bare GPU, and of a GPU with a context (`clover.energy.board_idle`).  Both are lowered to
 the least average seen over ten seconds: a GPU cannot idle at more than it ever drew.  (Windows with work in them draw
 more, so they need not be excluded.  Shorter windows would be biased: with a resolution of 0.1 s, a second's average can
-read a tenth too low, and the least of many does.)  A sample has the joules that being awake cost (`awake_j`), apart
-from bare idle power.
+read a tenth too low, and the least of many does.)  `awake_j` of a sample is what being awake cost, in joules, beyond
+bare idle power.
 
 **Others.**  The counter is that of the whole GPU.  If processes that are not ours compute on it, or may do so, samples
 name them (`shared`): how much of the energy is theirs is unknown.
@@ -143,11 +143,11 @@ class NvmlMeter:
         pause: Callable[[float], None] = time.sleep,
         patience_s: float = 2.0,
     ) -> NvmlMeter:
-        """Return a meter of `gpu`.  Raises GpuUnmetered if it shows neither energy nor power, DeviceError if it cannot
-        be read.  Unless `idle` sets it, bare power is what it draws now, so call this before there are workers.  `work`
-        is what the server does on this GPU; without it nothing passes for rest.  `pause` holds the session's thread
-        between two readings of the counter.  If a reading takes longer than `patience_s`, it is left to the next
-        `refresh`."""
+        """Return a meter of `gpu`.  Raises GpuUnmetered if the GPU shows neither energy nor power, DeviceError if it
+        cannot be read.  Unless `idle` sets bare power, it is what the GPU draws now: call this before there are
+        workers.  `work` is what the server does on this GPU; without `work` no time counts as rest.  `pause` holds the
+        session's thread between two readings of the counter.  If a reading takes longer than `patience_s`, it is left
+        to the next `refresh`."""
         if not gpu.uuid.startswith("GPU-"):
             raise DeviceError(f"{gpu.name}: only a whole GPU has an energy counter, and {gpu.uuid} is none")
         probe = Probe(gpu.uuid, clock, pause)
@@ -337,7 +337,7 @@ class NvmlMeter:
             return
         self.gaps += 1
         self._begin_anew()
-        log.warning("%s: power was not read for %.1f s; its energy is unknown", self.device, elapsed_s)
+        log.warning("%s: power was not read for %.1f s; the energy of that time is unknown", self.device, elapsed_s)
 
     def _begin_anew(self) -> None:
         self.epoch += 1

@@ -1,7 +1,7 @@
 """Rows that a new family is measured with: a folder of labelled files, a CSV, or rows without labels.
 
-Labelled files: `FOLDER/CLASS/FILE`.  A CSV has a column `label`; with a column `file` it lists files, with one column
-`text` texts, otherwise its columns are numbers, the features of a row.  Without labels (files without class folders, a
+Labelled files: `FOLDER/CLASS/FILE`.  A CSV has a column `label`.  If its one other column is `file`, it lists files; if
+`text`, texts; otherwise its columns are numbers, the features of a row.  Without labels (files without class folders, a
 CSV without `label`, or nothing at all) the family is measured by how often variants agree with the best of them: a
 proxy, labelled so.
 """

@@ -1,4 +1,4 @@
-"""What a running server has counted, as its ledger takes it (`clover.telemetry.ledger.snapshot`): reads only."""
+"""Reads what a running server has counted, in the form of its ledger (`clover.telemetry.ledger.snapshot`)."""
 
 from __future__ import annotations
 

@@ -307,7 +307,7 @@ class Machine:
         self.beside = False
 
     async def watch(self) -> None:
-        """Check that the GPUs are there, now and then try to free quarantined instances, and look how cores idle."""
+        """Look how cores idle, check that the GPUs are there, and try to free quarantined instances now and then."""
         if self.core_idle is not None and self.core_idle.due:
             await asyncio.to_thread(self.core_idle.poll)
         there = await self._polls.answering(self.gpus)
@@ -354,10 +354,10 @@ async def _retry(gpus: Iterable[MigDevice]) -> None:
 
 
 def spared(workers: WorkersConfig, meter: EnergyMeter, others: int) -> tuple[float | None, Method]:
-    """Return the watts that a GPU spares while it is parked, and how that is known; None if it never is.
+    """Return the watts that a parked GPU spares, and how they are known; None if no GPU is ever parked.
 
-    Nothing while others keep it awake: on its `others` slices, or with a context that `meter` sees.  In whole watts:
-    plans are remembered by it.
+    A GPU spares 0 while others keep it awake: on `others` of its slices, or with a context that `meter` sees.  Watts
+    are whole, because plans are remembered by them.
     """
     if workers.sleep == "off":
         return None, "none"

@@ -37,7 +37,7 @@ class MemorySource(Protocol):
         """Return the bytes that are held now."""
 
     def peak(self) -> int:
-        """Return the most that was held since the last call of `forget`."""
+        """Return the most bytes that were held since the last `forget`."""
 
     def forget(self) -> None:
         """Begin a new peak."""

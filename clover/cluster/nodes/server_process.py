@@ -172,11 +172,11 @@ class ControlClient:
         self._timeout_s = timeout_s
 
     async def get(self, path: str) -> Any:
-        """Return the decoded answer of a GET.  ControlRefused, or ClusterError if there is no answer."""
+        """Return the decoded answer of a GET.  Raises ControlRefused; without an answer, ClusterError."""
         return await asyncio.to_thread(self._call, "GET", path, None)
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
-        """Return the decoded answer of a POST.  ControlRefused, or ClusterError if there is no answer."""
+        """Return the decoded answer of a POST.  Raises ControlRefused; without an answer, ClusterError."""
         return await asyncio.to_thread(self._call, "POST", path, body)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:

@@ -147,8 +147,8 @@ class DevicePool:
         return any(len(self.owners(name)) > 1 for name in self._devices)
 
     def divide(self, needs: Mapping[str, float], now_s: float) -> bool:
-        """Divide GPUs of several families anew if a family `needs` more compute slices than it has and another has some
-        to spare; return whether any was divided.  A GPU with a family that has no entry stays as it is."""
+        """If a family `needs` more compute slices than it has and another has some to spare, divide their GPUs anew.
+        Return whether any GPU was divided.  If `needs` lacks a family of a GPU, that GPU stays as it is."""
         if now_s < self._divided_s + DIVIDE_S:
             return False
         changed = False

@@ -1,8 +1,8 @@
 """Collects what families learn of their profiles, and keeps it beside the profiles in the cache folder.
 
-If its content has changed, a file is written: at most every `SAVE_S` and when the server stops, in a thread, because a
-disk may be slow.  A file that is damaged, or belongs to another profile or version, is logged and left as it is until
-it is replaced.
+A file whose content has changed is written at most every `SAVE_S`, and when the server stops.  A thread writes it,
+because a disk may be slow.  If a file is damaged, or belongs to another profile or version, it is logged and left
+as it is until replaced.
 """
 
 from __future__ import annotations

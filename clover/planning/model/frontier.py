@@ -37,5 +37,5 @@ def reaching(points: Sequence[FrontierPoint], accuracy: float) -> list[FrontierP
 
 
 def slope(low: FrontierPoint, high: FrontierPoint) -> float:
-    """Return grams for a percent of a row, from `low` to `high`."""
+    """Return the grams a row for each point of accuracy, from `low` to `high`."""
     return (high.grams - low.grams) / (high.accuracy - low.accuracy)

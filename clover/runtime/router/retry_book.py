@@ -123,7 +123,7 @@ class RetryBook:
         return (due_ns - now_ns) // SECOND_NS
 
     def _find(self, now_bin: int, rows: int) -> int:
-        """Return the bin at which a place for `rows` rows begins, and enter them; -1 if there is none."""
+        """Enter `rows` rows, and return the bin at which their place begins; -1 if there is none."""
         position = now_bin % _BINS
         room = _BOOKED * self._rate * BIN_NS / SECOND_NS / self._share
         if room > self._room:

@@ -145,7 +145,7 @@ class Succession:
             with named_wait("the running server to hand over", log.info):
                 await self._channel.expect(TakeOverAllowed, STEP_S)
         except OtherEndedError:
-            log.warning("the server that ran here has ended before this one was ready: this one serves alone")
+            log.warning("the previous server ended before this one was ready: this one serves alone")
         if front is not None:
             await front.open(self._offer.grpc_port)
         with contextlib.suppress(OtherEndedError):

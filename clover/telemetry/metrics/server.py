@@ -238,7 +238,7 @@ def control(decisions: Mapping[str, int], changes: Mapping[str, tuple[int, int]]
 
 
 def parked(gpus: Mapping[str, bool]) -> Iterator[Metric]:
-    """Yield the metric of GPUs that may be parked: by name, whether they are."""
+    """Yield the metric of `gpus`: for each that may be parked, whether it is parked."""
     return collect(PARKED, [((), gpus)])
 
 
