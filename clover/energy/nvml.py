@@ -337,7 +337,7 @@ class NvmlMeter:
             return
         self.gaps += 1
         self._begin_anew()
-        log.warning("%s: power was not read for %.1f s; the energy of that time is unknown", self.device, elapsed_s)
+        log.warning("%s: the energy of %.1f s is unknown: power was not read", self.device, elapsed_s)
 
     def _begin_anew(self) -> None:
         self.epoch += 1

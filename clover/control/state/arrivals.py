@@ -8,7 +8,7 @@ other time.  So the rate to plan for is the highest one that the windows since t
     (n + z^2 / 2 + z sqrt(n + z^2 / 4)) / T
 
 Example, z = 3.7: one window of 110 rows in 10 s gives 15.6 rows a second; ten such windows give 12.3.  The rate is
-never less than that of the newest window less one deviation, so a rise counts at once.
+never less than the newest window's less one deviation, so a rise counts at once.
 
 **Why 3.7.**  A server plans for weeks.  If by chance too few rows are counted, a plan that uses up the SLO misses it
 until the next plan.  A week has 60,480 windows, or 2,016 times `LONGEST` windows that share none.  A count is beyond
