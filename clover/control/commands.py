@@ -203,6 +203,8 @@ class Commands:
         families = self._families(asked.model)
         force, dry_run, mode = asked.force, asked.dry_run, asked.mode or None
         every, some = asked.model is UNSET, given(asked, TARGETS)
+        if some and not families:
+            self._refuse_unplanned(self._context.unplanned)
         targets = {family.name: _targets(family, asked) for family in families}
         changed = ", ".join(f"{key}: {value}" for key, value in given(asked, asked.changes).items())
         reviews = {
@@ -327,6 +329,8 @@ class Commands:
 
     def _family(self, model: str | UnsetType) -> Family:
         families = self._families(model)
+        if not families:
+            self._refuse_unplanned(self._context.unplanned)
         if len(families) != 1:
             raise BadRequest(f"say which model: {', '.join(self._context.families)}")
         return families[0]
@@ -335,10 +339,18 @@ class Commands:
         known = self._context.families
         if model is UNSET:
             return list(known.values())
+        if isinstance(model, str) and model in self._context.unplanned and model not in known:
+            self._refuse_unplanned([model])
         if not isinstance(model, str) or model not in known:
             hint = did_you_mean(model, known) if isinstance(model, str) else ""
             raise BadRequest(f"unknown model {model!r}, known: {', '.join(known)}{hint}")
         return [known[model]]
+
+    @staticmethod
+    def _refuse_unplanned(names: Iterable[str]) -> None:
+        """Raise Conflict for models that have no plan which a command could change."""
+        if listed := ", ".join(names):
+            raise Conflict(f"{listed}: served without a plan, as there is no profile; `ctl state` says why")
 
     def _pin_of(self, family: Family, asked: PinCommand) -> Pin | None:
         if asked.configuration is not UNSET:

@@ -20,10 +20,11 @@ import threading
 import msgspec
 import uvloop
 
-from clover import devices
+from clover import devices, families
 from clover.cache import cache_folder
 from clover.config import ServerConfig
 from clover.errors import CloverError, ProfileError
+from clover.hints import program
 from clover.low_priority import SLOWDOWN
 from clover.profiling.progress import ProgressLines
 from clover.profiling.stored import ensure
@@ -75,7 +76,9 @@ async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: di
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
     if status != 0:
-        raise ProfileError(said or f"the process that measured {spec.name} ended with status {status}")
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        again = f"`{program()} profile {families.reference(spec)}` measures it, and the next start plans with that"
+        raise ProfileError(said or f"the process that measured it ended ({how}); {again}")
 
 
 def main() -> int:

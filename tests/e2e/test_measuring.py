@@ -92,6 +92,10 @@ def test_a_family_is_served_by_its_best_variant_until_it_is_planned(
                     await server.ainfer({"INPUT0": ROWS}, min_accuracy=0.5)
                 with pytest.raises(clover.CloverError, match="being measured"):
                     await server.engine.control().command("roll-out", {"model": "toy", "folder": TOY}, "me")
+                control = server.engine.control()
+                for verb, words in (("plan", {}), ("plan", {"model": "toy"}), ("set", {"slo_ms": 20.0})):
+                    with pytest.raises(clover.CloverError, match="toy: served without a plan, as there is no profile"):
+                        await control.command(verb, words, "me")
                 measured()
                 await planned(server)
                 assert model(server)["accuracy_served"] > 75.0, "those before the profile count by it, too"
