@@ -116,6 +116,7 @@ class Controller:
         """Where budgets are kept over a restart."""
         self._solver = solver
         self._sleep = clocks.sleep
+        self._released: dict[str, Family] = {}
         self._task: asyncio.Task[None] | None = None
         self._commanded: set[asyncio.Task[dict[str, Any]]] = set()
         self._stopped = False
@@ -128,6 +129,8 @@ class Controller:
         """Take a family under control without planning yet.  Call it for all families before the first plan, so that
         each plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
+        if (before := self._released.get(family.name)) is not None:
+            family.restore_orders(before, self.context.config)
         self.context.families[family.name] = family
         self.learner.add(family)
         self.reserve(family.name, config.share)
@@ -215,10 +218,11 @@ class Controller:
             raise
 
     async def release(self, name: str) -> None:
-        """Drain all workers of a family, remove its instances and forget it."""
+        """Drain all workers of a family, remove its instances and forget it, but for what an operator has set."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
+                self._released[name] = family
                 await self.learner.finish([family])
                 await self.ledger_files.close([family], self.context.grid.now())
                 await family.applier.clear()
