@@ -202,7 +202,7 @@ class Controller:
         running: tuple[Assignment, ...] = (),
     ) -> None:
         """Take a family under control and deploy its first plan, in place of the workers that were `running` without
-        one.  StartError if that fails; the family is then dropped again."""
+        one (while it is frozen, these stay).  StartError if that fails; the family is then dropped again."""
         async with self.context.lock:  # a poll between both would take the family for one without workers
             family = self.add(spec, profile, fleet, config)
             try:
@@ -211,6 +211,8 @@ class Controller:
             except BaseException:
                 del self.context.families[family.name]
                 raise
+        if running and self.context.frozen_of(family):
+            return  # it is planned once it is let go
         try:
             await self.deploy(family.name)
         except BaseException:

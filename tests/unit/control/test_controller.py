@@ -615,3 +615,22 @@ def test_what_a_cluster_asked_for_ends_with_an_unload() -> None:
         assert rig.controller.context.families["toy"].targets == replace(own, slo_ms=40.0)
 
     drive(story)
+
+
+def test_freezing_holds_back_a_first_plan_in_place_of_workers_that_run() -> None:
+    async def story() -> None:
+        rig = Rig(g_per_kwh=900.0, family={"accuracy_floor": 88.0})
+        await rig.controller.command("pin", {"variant": "large"}, "alice")
+        running = rig.family.desired
+        context, calls = rig.controller.context, len(rig.fleet.calls)
+        del context.families["toy"]
+        await rig.controller.command("freeze", {"on": True}, "alice")
+        await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings, running)
+        await rig.look(looks=3)
+        assert context.families["toy"].desired == running
+        assert len(rig.fleet.calls) == calls
+        await rig.controller.command("freeze", {"on": False}, "alice")
+        await rig.look()
+        assert context.families["toy"].desired != running
+
+    drive(story)
