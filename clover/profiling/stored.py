@@ -96,7 +96,7 @@ async def ensure(
             raise ProfileError(
                 f"there is no profile of {spec.name} for these cores, backends and watts: {why}; run "
                 f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
-                "--profile auto"
+                "--profile wait"
             )
     takes = expected_time(quick=True, on_cores=on_cores(device))
     log.info("measuring %s on this machine once (%s); kept in %s", spec.name, takes, store.folder)
