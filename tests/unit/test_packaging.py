@@ -65,6 +65,11 @@ def test_an_extra_brings_its_packages_and_no_other(sbom: dict[str, Any]) -> None
     assert "socksio" in sbom["closure"](["httpx[socks]"])
 
 
+def test_make_makes_no_target_of_a_script() -> None:
+    made = subprocess.run(["make", "-n", "setup"], cwd=ROOT, env={**os.environ, "LC_ALL": "C"}, capture_output=True)
+    assert b"No rule to make target 'setup'" in made.stderr
+
+
 def test_the_notices_are_made_with_all_extras_of_users(sbom: dict[str, Any]) -> None:
     (listed,) = re.findall(r"^USER_EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(listed.split(",")) == set(EXTRAS) - {*sbom["TOOLS"], "tensorrt"}
