@@ -93,6 +93,9 @@ def test_the_image_copies_and_starts_what_is_there() -> None:
     assert clover.load_family(json.loads(words["CMD"])[0]).name == "fashion"
     assert words["USER"] not in ("root", "0")
     copied = {rest.split()[-1] for word, rest in final if word == "COPY"}
+    run = " ".join(rest for word, rest in final if word in ("RUN", "ARG"))
+    assert "PACKAGES=" in run, "by default none of Debian's, and so no compiler"
+    assert not re.search(r"\b(gcc|g\+\+|cc|build-essential|libc6-dev)\b", run)
     assert json.loads(words["HEALTHCHECK"].partition("CMD ")[2])[2] in copied
 
 
