@@ -216,7 +216,7 @@ async def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         backends=("eager",),
         policy=f"bench.chaos:{ThreeStages.__name__}",
         slo_ms=1000.0,
-        accuracy_floor=0.0,
+        accuracy_floor=1.0,
         verify_s=0.1,
         carbon="static:300",
     )

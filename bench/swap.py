@@ -132,7 +132,7 @@ def main() -> None:
         rate = options.load * capacity
         arguments = [*exact, "--policy", "bench.bands:Bands", "--carbon", f"trace:{trace}"]
         arguments += ["--trace-speed", str(3600 / options.stage_s), "--verify-s", "0.5"]
-        arguments += ["--slo-ms", "1000", "--accuracy-floor", "0", "--no-waits"]
+        arguments += ["--slo-ms", "1000", "--accuracy-floor", "1", "--no-waits"]
         with served(arguments, log=log) as server:
             since = time.time()
             result = uvloop.run(

@@ -256,7 +256,7 @@ def server_of(cache: Path, family: str, first: str, **more: Any) -> clover.Serve
         cache_dir=str(cache),
         carbon="static:300",
         policy=f"static:{first}",
-        accuracy_floor=0.0,
+        accuracy_floor=1.0,
         slo_ms=1000.0,
         log_level="error",
         profile="require",

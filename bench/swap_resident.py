@@ -215,7 +215,7 @@ def settings(device: str, pace: str) -> dict[str, Any]:
         **place,
         "carbon": "static:300",
         "policy": "static:tiny",
-        "accuracy_floor": 0.0,
+        "accuracy_floor": 1.0,
         "slo_ms": 1000.0,
         "waits": False,
     }

@@ -212,7 +212,7 @@ class Argument:
                 raise BadRequest(f"{self.name} is a number, not {value!r}")
             if not self.low <= value <= self.high:
                 raise BadRequest(f"{self.name} lies between {self.low:g} and {self.high:g}, but is {value:g}")
-            if self.attribute == "accuracy_floor" and 0.0 < value <= 1.0:
+            if self.attribute == "accuracy_floor" and 0.0 < value < 1.0:
                 raise BadRequest(f"{self.name} {value:g} {IN_PERCENT}")
         if self.choices and self.kind is str and value not in self.choices:
             hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""

@@ -66,7 +66,7 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(f"families.{index}.name {family.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
         if names.count(names[index]) > 1:
             raise ConfigError(f"two families are called {names[index]!r}: give one of them another name")
-        if family.accuracy_floor is not None and 0.0 < family.accuracy_floor <= 1.0:
+        if family.accuracy_floor is not None and 0.0 < family.accuracy_floor < 1.0:
             raise ConfigError(f"families.{index}.accuracy_floor {family.accuracy_floor:g} {IN_PERCENT}")
         if not _RESIDENT.fullmatch(family.resident):
             raise ConfigError(f"families.{index}.resident {family.resident!r} must be auto, off or a number from 1")

@@ -67,7 +67,7 @@ def test_a_trace_swaps_variants_and_cuts_cores_anew_under_load(
             "verify_s": 0.2,
             "slo_ms": 1000.0,
             "waits": False,
-            "accuracy_floor": 0.0,
+            "accuracy_floor": 1.0,
         }
         server = clover.Server(
             TOY, http=False, cache_dir=str(toy_cache), backends=("eager",), energy_meter="modelled", **settings
