@@ -155,6 +155,11 @@ async def _measure(
     return profile
 
 
+def inflated(profile: FamilyProfile) -> str:
+    """Return the note of a profile that was measured while others used the cores; "" of any other."""
+    return next((note for note in profile.notes if INFLATED in note), "")
+
+
 def base_seconds(effort: Effort, rate: float) -> float:
     """Return how long BASE is measured at `rate` rows a second: longer if few come."""
     return min(max(effort.base_s, 200 / rate), 4 * effort.base_s)
