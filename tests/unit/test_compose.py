@@ -38,7 +38,8 @@ def test_what_services_use_is_declared_and_what_is_declared_is_used() -> None:
         used["secrets"] |= {*service.get("secrets", [])}
         used["volumes"] |= {volume.split(":")[0] for volume in service["volumes"]}
     assert {kind: {*COMPOSE[kind]} for kind in used} == used
-    assert [config["file"] for config in COMPOSE["configs"].values() if not (PACKAGING / config["file"]).is_file()] == []
+    files = [config["file"] for config in COMPOSE["configs"].values()]
+    assert [file for file in files if not (PACKAGING / file).is_file()] == []
     build = SERVICES["clover"]["build"]
     assert (PACKAGING / build["context"] / build["dockerfile"]).is_file()
 
