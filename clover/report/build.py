@@ -285,11 +285,12 @@ def _quality(rows: Iterable[QualityRow]) -> tuple[QualityFigure, ...]:
 
 def _model_quality(model: str, rows: Sequence[QualityRow]) -> QualityFigure:
     count, labelled = sum(row.rows for row in rows), sum(row.labelled for row in rows)
+    accurate = sum(row.accuracy_rows for row in rows)  # 0 until the model's first profile, which counts them again
     slos = {row.slo_ms for row in rows if row.slo_ms}
     return QualityFigure(
         model=model,
         rows=count,
-        accuracy=sum(row.accuracy_rows for row in rows) / count if count else None,
+        accuracy=accurate / count if accurate else None,
         labelled=labelled,
         labelled_accuracy=100.0 * sum(row.labelled_right for row in rows) / labelled if labelled else None,
         slo_ms=slos.pop() if len(slos) == 1 else None,

@@ -88,6 +88,7 @@ def test_a_family_is_served_by_its_best_variant_until_it_is_planned(
                 while len(answers) < 50:
                     await asyncio.sleep(0.01)
                 assert {answer.receipt.variant for answer in answers} == {"full"}
+                assert model(server)["accuracy_served"] is None
                 with pytest.raises(clover.BadRequest, match="in percent"):
                     await server.ainfer({"INPUT0": ROWS}, min_accuracy=0.5)
                 with pytest.raises(clover.CloverError, match="being measured"):
@@ -119,6 +120,19 @@ def test_a_family_is_served_by_its_best_variant_until_it_is_planned(
 
 
 @pytest.mark.usefixtures("forked_zygotes")
+def test_nothing_is_refused_by_a_prediction_before_there_is_a_profile(
+    toy_profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_later(monkeypatch, toy_profiles, tmp_path)
+
+    async def main() -> None:
+        async with clover.Server(TOY, **auto(tmp_path, slo_ms=0.001)) as server:  # that no machine meets
+            answers = await asyncio.gather(*(server.ainfer({"INPUT0": ROWS}) for _ in range(100)))
+            assert {answer.receipt.variant for answer in answers} == {"full"}
+
+    run(main())
+
+
 def test_workers_that_the_first_plan_keeps_are_replaced(
     toy_profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

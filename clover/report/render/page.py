@@ -407,7 +407,7 @@ def _quality(report: Report) -> str:
         (
             item.model,
             number(item.rows),
-            "" if item.accuracy is None else f"{item.accuracy:.2f} %",
+            "not known" if item.accuracy is None else f"{item.accuracy:.2f} %",
             "no labels"
             if item.labelled_accuracy is None
             else f"{item.labelled_accuracy:.2f} % of {number(item.labelled)}",
