@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from bench.common import ROOT, free_port, provenance, show, write_json
@@ -178,7 +179,7 @@ def wheel(folder: Path, environment: dict[str, str], file: Path) -> Parts:
     return watch.parts
 
 
-def peer(folder: Path, environment: dict[str, str], name: str) -> Parts:
+def peer(name: str, folder: Path, environment: dict[str, str]) -> Parts:
     """Install another server, start it to the first answer, and once more."""
     code, package = PEERS[name]
     watch, port = Stopwatch(), free_port()
@@ -212,7 +213,7 @@ def main() -> None:
     ways: dict[str, Callable[[Path, dict[str, str]], Parts]] = {
         "clone": clone,
         "wheel": lambda folder, environment: wheel(folder, environment, files[-1]),
-        **{name: lambda folder, environment, name=name: peer(folder, environment, name) for name in PEERS},
+        **{name: partial(peer, name) for name in PEERS},
     }
     found: dict[str, list[Parts]] = {name: [] for name in options.only}
     for _ in range(options.rounds):

@@ -71,7 +71,7 @@ class ServerTotals:
 
 def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: bool) -> dict[str, Any]:
     """Return joules, grams, rows, requests and workers of a model; `tenants`: whether what each sent is among it."""
-    name, traffic = served.name, served.traffic
+    name, traffic, unmeasured = served.name, served.traffic, served.router.admission.unmeasured
     return {
         "state": served.state,
         "profile": served.profile.base.method if served.profile is not None else "none",
@@ -86,7 +86,7 @@ def model_totals(served: Served, account: Account, sci: SciReport, *, tenants: b
         "rows": dict(zip(traffic.variants, traffic.rows, strict=True)),
         **({"tenants": served.tenants_json()} if tenants else {}),
         "requests": {str(code): count for code, count in sorted(traffic.codes.items())},
-        "accuracy_served": None if served.router.admission.unmeasured else served.fleet.observe().get("accuracy_served"),
+        "accuracy_served": None if unmeasured else served.fleet.observe().get("accuracy_served"),
         "accuracy_by_labels": served.router.feedback.estimate(),
         "audit_j": served.router.audits.energy_j,
         "swaps": served.fleet.swaps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from clover import profiling
 from clover.config import FamilyConfig, ServerConfig
 from clover.devices.cpu import CpuDevice
 from clover.errors import ConfigError, ProfileError, StartError, WorkerError
@@ -65,7 +67,7 @@ class Scene:
 
         monkeypatch.setattr(measuring, "measure_beside", measure)
         monkeypatch.setattr(measuring, "busy_share", busy_share)
-        monkeypatch.setattr(measuring.profiling, "ensure", ensure)
+        monkeypatch.setattr(profiling, "ensure", ensure)
         self.served: Any = SimpleNamespace(
             name="toy",
             spec=load_family(TOY),
@@ -154,7 +156,7 @@ def test_how_the_process_ended_says_whether_that_may_pass(
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\nread order\n{script}\n")
     program.chmod(0o700)
-    monkeypatch.setattr(beside.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(kind) as raised:
         asyncio.run(beside.measure_beside(load_family(TOY), ServerConfig(), {}))
     assert str(raised.value) == words
