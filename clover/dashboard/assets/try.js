@@ -97,10 +97,11 @@ function pictured(input, row) {
     if (width < 0) width = Math.max(1, Math.round((height * picture.width) / picture.height));
     Object.assign(canvas, { height, width, hidden: false });
     const pen = canvas.getContext("2d", { willReadFrequently: true });
-    pen.filter = inverted.checked ? "invert(1)" : "none";
     pen.fillStyle = "white"; // under what is transparent
     pen.fillRect(0, 0, width, height);
     pen.drawImage(picture, 0, 0, width, height);
+    pen.globalCompositeOperation = "difference"; // from what is drawn next
+    if (inverted.checked) pen.fillRect(0, 0, width, height);
     return pen.getImageData(0, 0, width, height);
   };
   const read = async () => {
@@ -151,24 +152,24 @@ function shaped(row, values) {
 
 function fieldset(input) {
   const row = input.shape.slice(1);
-  const known = ways(input, row);
-  const select = el("select", {}, ...known.map(([words], value) => el("option", { value, text: words })));
-  const place = el("div", { class: "way" });
-  const choose = () => place.replaceChildren(...known[select.value][1]);
+  const offered = ways(input, row);
+  const select = el("select", {}, ...offered.map(([words], value) => el("option", { value, text: words })));
+  const place = el("div", { class: "fields" });
+  const choose = () => place.replaceChildren(...offered[select.value][1]);
   select.addEventListener("change", choose);
   choose();
   readers.push(async () => {
-    const { tensor, body } = await known[select.value][2]();
+    const { tensor, body } = await offered[select.value][2]();
     return { tensor: { name: input.name, datatype: input.datatype, ...tensor }, body };
   });
   const legend = `${input.name}: ${input.datatype} [${row.map((axis) => (axis < 0 ? "any" : axis)).join(", ")}]`;
-  return el("fieldset", {}, el("legend", { text: legend }), known.length > 1 ? field("Given as", select) : null, place);
+  return el("fieldset", {}, el("legend", { text: legend }), offered.length > 1 ? el("div", { class: "fields" }, field("Given as", select)) : null, place);
 }
 
 // --- asking ------------------------------------------------------------------------------------------------------------
 
 async function ask() {
-  say(byId("outcome"), "asking …");
+  answered("asking …");
   const given = await Promise.all(readers.map((read) => read()));
   const least = byId("accuracy").value;
   const parameters = { clover_receipt: true, ...(least && { clover_min_accuracy: Number(least) }) };
@@ -177,9 +178,14 @@ async function ask() {
   const headers = bodies.length ? { "Inference-Header-Content-Length": head.size, "Content-Type": "application/octet-stream" } : { "Content-Type": "application/json" };
   const begun = performance.now();
   const found = await call(`/v2/models/${encodeURIComponent(model.name)}/infer`, new Blob([head, ...bodies]), headers);
-  say(byId("outcome"), `Answered in ${number(performance.now() - begun)} ms, as this browser sees it.`);
-  byId("outputs").replaceChildren(...found.outputs.map(output));
-  byId("receipt").replaceChildren(...receipt(found.parameters?.clover_receipt ?? {}).flatMap(([term, words]) => [el("dt", { text: term }), el("dd", { text: words })]));
+  answered(`Answered in ${number(performance.now() - begun)} ms, as this browser sees it.`, found.outputs, receipt(found.parameters.clover_receipt));
+}
+
+// Shows an outcome in place of the last one: what became of a question, its outputs and the lines of its receipt.
+function answered(words, outputs = [], lines = []) {
+  say(byId("outcome"), words);
+  byId("outputs").replaceChildren(...outputs.map(output));
+  byId("receipt").replaceChildren(...lines.flatMap(([term, text]) => [el("dt", { text: term }), el("dd", { text })]));
 }
 
 function output({ name, datatype, shape, data }) {
@@ -196,8 +202,9 @@ function output({ name, datatype, shape, data }) {
   return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, table, rest > 0 ? el("p", { class: "note", text: `and ${number(rest)} more` }) : null);
 }
 
-function receipt({ variant, path, accuracy, accuracy_method: unknown, energy_j, carbon_mg, method, intensity_g_per_kwh, intensity, pue, cached }) {
-  const where = [intensity?.method, intensity?.replayed && "of another time", intensity?.provider, intensity?.zone].filter(Boolean);
+function receipt({ variant, path, accuracy, accuracy_method: unknown, energy_j, carbon_mg, method, intensity_g_per_kwh, intensity, intensity_state: state, pue, cached }) {
+  const { method: source, replayed, provider, zone } = intensity ?? {};
+  const where = [...new Set([state !== "fresh" && state, source, replayed && "of another time", provider, zone])].filter(Boolean);
   const proxy = model.parameters?.accuracy_method === "proxy";
   return [
     ["answered by", [variant, path?.some((one) => one.includes(">")) && `asked in turn: ${path.join(", ")}`, cached && "kept from an earlier request"].filter(Boolean).join("; ")],
@@ -208,9 +215,7 @@ function receipt({ variant, path, accuracy, accuracy_method: unknown, energy_j, 
   ];
 }
 
-function failed(error) {
-  say(byId("outcome"), error.message);
-}
+const failed = (error) => answered(error.message);
 
 // --- the page ----------------------------------------------------------------------------------------------------------
 
@@ -221,6 +226,7 @@ async function choose() {
   if (byId("model").value !== name) return; // another one was chosen since
   model = found;
   readers = [];
+  answered("Nothing was asked yet.");
   say(byId("about"), model.parameters?.steps?.run === "client" ? "Clients of this model run steps that this page does not have: it takes and shows the model's own tensors." : "");
   byId("inputs").replaceChildren(...model.inputs.map(fieldset));
   byId("send").disabled = false;
@@ -231,7 +237,7 @@ async function load() {
   const names = [...new Set(listed.map(({ name }) => name))];
   byId("model").replaceChildren(...names.map((name) => el("option", { value: name, text: name })));
   if (names.length) await choose();
-  else say(byId("outcome"), "No model is ready.");
+  else answered("No model is ready.");
 }
 
 byId("model").addEventListener("change", () => choose().catch(failed));
