@@ -1,4 +1,4 @@
-"""The paths of the dashboard: GET /dashboard and /dashboard/try, their files, its stream of messages, and the report."""
+"""The paths of the dashboard: GET /dashboard and /dashboard/try, their files, a stream of messages, the report."""
 
 from __future__ import annotations
 

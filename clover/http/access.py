@@ -11,8 +11,8 @@ loopback peers: its bearer would otherwise be served as no tenant, without a lim
 Tokens beside `listen.token` have scopes (`clover.grants`).  The path of a call says which scope it needs.  A call that
 changes something is checked once more as the change is made.
 
-The dashboard's pages and their scripts need no token, since a browser that opens an address sends none.  They are files of
-the package and hold nothing of this server.  They send the token with each request for data.
+The dashboard's pages and their scripts need no token, since a browser that opens an address sends none.  They are files
+of the package and hold nothing of this server.  They send the token with each request for data.
 """
 
 from __future__ import annotations
