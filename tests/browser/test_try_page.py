@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import clover
-from tests.browser.test_dashboard import grave, text, until
+from tests.browser.conftest import grave, text, until
 from tests.support.pictures import png
 from tests.support.toy_family import TOY, settings
 

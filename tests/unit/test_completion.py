@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from clover.cli.completion import main
+from clover.completion import main
 
 WORDS = {
     "se": "serve",

@@ -1,4 +1,4 @@
-"""`python -m clover.cli.completion bash`, or zsh: print a script that completes commands, options and shipped families.
+"""`python -m clover.completion bash`, or zsh: print a script that completes commands, options and shipped families.
 
 shtab writes the script from the parsers of all installed commands.  At a Tab the shell starts no Python.
 """
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the script for a shell and return the exit code."""
     import shtab
 
-    usage = CommandParser(prog="python -m clover.cli.completion", description="Print a script of completions.")
+    usage = CommandParser(prog="python -m clover.completion", description="Print a script of completions.")
     usage.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     shell = usage.parse_args(argv).shell
     root = argparse.ArgumentParser(prog="clover")
