@@ -57,7 +57,7 @@ def _run(words: list[str], table: Mapping[str, tuple[str | dict[str, Place], str
         return 0
     name = f"{before}{words[0]}"
     if words[0] not in table:
-        hint = did_you_mean(words[0], _installed(table))
+        hint = did_you_mean(words[0], installed(table))
         print(f"clover: unknown command {name}{hint}\n\n{_help(table, before)}", file=sys.stderr)
         return 2
     place, _ = table[words[0]]
@@ -82,7 +82,7 @@ def _run(words: list[str], table: Mapping[str, tuple[str | dict[str, Place], str
     return int(command.main(words[1:]))
 
 
-def _installed(table: Mapping[str, tuple[str | dict[str, Place], str]]) -> dict[str, str]:
+def installed(table: Mapping[str, tuple[str | dict[str, Place], str]]) -> dict[str, str]:
     """Return what the commands of this installation are for: without the commands of wings that it lacks."""
     return {name: about for name, (place, about) in table.items() if isinstance(place, dict) or _is_here(place)}
 
@@ -93,7 +93,7 @@ def _is_here(module: str) -> bool:
 
 
 def _help(table: Mapping[str, tuple[str | dict[str, Place], str]], before: str) -> str:
-    lines = [f"  {name:<10}{about}" for name, about in _installed(table).items()]
+    lines = [f"  {name:<10}{about}" for name, about in installed(table).items()]
     called = f"{program()} {before}"
     about = (
         []

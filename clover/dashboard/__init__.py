@@ -1,6 +1,6 @@
 """The dashboard: one page that shows the server live, and steers it.
 
-    assets/      the page, its style and its scripts, as they are sent; nothing comes from another host
+    assets/      the page, the page that tries a model, their style and scripts; nothing comes from another host
     files        these files as answers: compressed once, under addresses that change with their contents, with the
                  headers that keep a page's scripts to its own
     history      what charts show of the past: two rings in memory, and latencies of the last seconds

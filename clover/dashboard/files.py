@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import itertools
 import re
 import zlib
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from clover.charts import plotly_script
 
 ASSETS = Path(__file__).parent / "assets"
 ADDRESS = "/dashboard/assets"
+PAGES = {"/dashboard": "index.html", "/dashboard/try": "try.html"}
 _KINDS = {
     ".html": b"text/html; charset=utf-8",
     ".css": b"text/css; charset=utf-8",
@@ -105,17 +107,19 @@ class PlotlyFile:
         return PageFile(_KINDS[".js"], plain, packed, headers(POLICY, True))
 
 
-def page_files(plotly: PlotlyFile, version: str) -> tuple[PageFile, Mapping[str, PageFile]]:
-    """Return the page, and its other files by address."""
+def page_files(plotly: PlotlyFile, version: str) -> tuple[Mapping[str, PageFile], Mapping[str, PageFile]]:
+    """Return the pages by path, and their other files by address."""
     sources = {path.name: path.read_bytes() for path in sorted(ASSETS.iterdir()) if path.suffix in _KINDS}
-    page = sources.pop("index.html").decode()
+    token = sources.pop("token.html", b"").decode()  # a part of every page
+    pages = {path: sources.pop(name).decode() for path, name in PAGES.items() if name in sources}
     digest = hashlib.sha256()
     for name, data in sources.items():
         digest.update(name.encode() + b"\0" + data + b"\0")
     base = f"{ADDRESS}/{digest.hexdigest()[:_DIGITS]}"
-    for name, text in {"assets": base, "plotly": plotly.address, "style": plotly.style, "version": version}.items():
-        page = page.replace("{{" + name + "}}", text)
+    texts = {"assets": base, "plotly": plotly.address, "style": plotly.style, "version": version, "token": token}
+    for path, name in itertools.product(pages, texts):
+        pages[path] = pages[path].replace("{{" + name + "}}", texts[name])
     files = {
         f"{base}/{name}": PageFile.from_bytes(Path(name).suffix, data, kept=True) for name, data in sources.items()
     }  # fmt: skip
-    return PageFile.from_bytes(".html", page.encode(), kept=False), files
+    return {path: PageFile.from_bytes(".html", page.encode(), kept=False) for path, page in pages.items()}, files

@@ -1,4 +1,4 @@
-"""The paths of the dashboard: GET /dashboard, its files, its stream of messages, and the report."""
+"""The paths of the dashboard: GET /dashboard and /dashboard/try, their files, a stream of messages, the report."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ _HTML = b"text/html; charset=utf-8"
 def dashboard_paths(streams: EventStreams, report: ReportMaker | str = NO_REPORT) -> Mounted:
     """Return the dashboard's paths, for a front end to serve.  `report`: who makes it, or why there is none."""
     plotly, tasks = PlotlyFile(), _Tasks()
-    page, files = page_files(plotly, __version__)
+    pages, files = page_files(plotly, __version__)
     paths: dict[str, Methods] = {
-        "/dashboard": {"GET": partial(_send, page)},
         "/dashboard/stream": {"GET": lambda exchange, body, name: streams.accept(exchange)},
         "/dashboard/report": {"GET": partial(_send_report, report, tasks)},
-        **{address: {"GET": partial(_send, file)} for address, file in files.items()},
+        **{address: {"GET": partial(_send, file)} for address, file in {**pages, **files}.items()},
     }
     if plotly.address:
         paths[plotly.address] = {"GET": lambda exchange, body, name: tasks.start(_send_plotly(plotly, exchange))}

@@ -11,8 +11,8 @@ loopback peers: its bearer would otherwise be served as no tenant, without a lim
 Tokens beside `listen.token` have scopes (`clover.grants`).  The path of a call says which scope it needs.  A call that
 changes something is checked once more as the change is made.
 
-The dashboard's page and its scripts need no token, since a browser that opens an address sends none.  They are files of
-the package and hold nothing of this server.  They send the token with each request for data.
+The dashboard's pages and their scripts need no token, since a browser that opens an address sends none.  They are files
+of the package and hold nothing of this server.  They send the token with each request for data.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHOWN = ("/v2/clover/state", "/v2/clover/decisions", "/v2/clover/audit")
 """What is read below the path of the commands."""
 _ASKING = ("/infer", "/feedback", "/v1/embeddings")
 """So end the paths of those who ask models."""
-_PAGE = "/dashboard"
+_PAGES = ("/dashboard", "/dashboard/try")
 _ASSETS = "/dashboard/assets/"
 
 
@@ -61,7 +61,7 @@ def binds_loopback(host: str) -> bool:
 
 def _is_asset(path: str) -> bool:
     """Return whether a path is of the dashboard's own files, which are the same on every server."""
-    return path == _PAGE or path.startswith(_ASSETS)
+    return path in _PAGES or path.startswith(_ASSETS)
 
 
 def _is_for_operators(path: str) -> bool:

@@ -116,3 +116,26 @@ def open_page(chromium: Any, served: Served) -> Iterator[Callable[..., Any]]:
 
 
 LOUD = ("error", "warning")
+
+
+def text(page: Any, selector: str) -> str:
+    found: str = page.inner_text(selector)
+    return found
+
+
+def until(page: Any, condition: str, within_s: float = 30.0) -> None:
+    """Wait for an expression of the page, by the debugger: the page's policy forbids to wait for it in the page."""
+    end_s = time.monotonic() + within_s
+    while not page.evaluate(condition):
+        assert time.monotonic() < end_s, f"{condition} did not come about"
+        page.wait_for_timeout(50)
+
+
+def grave(page: Any) -> list[Any]:
+    """Return what axe-core finds serious or critical; nothing if it is not installed."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+    return [
+        (item["id"], item["impact"], [node["target"] for node in item["nodes"]][:4])
+        for item in axe.Axe().run(page).response["violations"]
+        if item["impact"] in ("serious", "critical")
+    ]

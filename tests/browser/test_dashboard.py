@@ -7,31 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import TOKEN, Served
+from tests.browser.conftest import TOKEN, Served, grave, text, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 Opens = Callable[..., Any]
-
-
-def text(page: Any, selector: str) -> str:
-    found: str = page.inner_text(selector)
-    return found
-
-
-def until(page: Any, condition: str, within_s: float = 30.0) -> None:
-    """Wait for an expression of the page, by the debugger: the page's policy forbids to wait for it in the page."""
-    end_s = time.monotonic() + within_s
-    while not page.evaluate(condition):
-        assert time.monotonic() < end_s, f"{condition} did not come about"
-        page.wait_for_timeout(50)
 
 
 def charts_drawn(page: Any) -> None:
@@ -143,16 +129,6 @@ def test_a_change_needs_the_token_and_a_yes(open_page: Opens, served: Served) ->
     page.keyboard.press("Escape")
     # Chromium itself reports the two answers 401.
     page.said[:] = [line for line in page.said if "401" not in line]
-
-
-def grave(page: Any) -> list[Any]:
-    """Return what axe-core finds serious or critical; nothing if it is not installed."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
-    return [
-        (item["id"], item["impact"], [node["target"] for node in item["nodes"]][:4])
-        for item in axe.Axe().run(page).response["violations"]
-        if item["impact"] in ("serious", "critical")
-    ]
 
 
 def loaded(page: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"research.simulate"}),
     frozenset({"cluster"}),
     frozenset({"serve", "__main__", "cli"}),
-    frozenset({"cluster.cli", "emulation.cli", "importing.cli", "report.cli", "research.cli"}),
+    frozenset({"cluster.cli", "completion", "emulation.cli", "importing.cli", "report.cli", "research.cli"}),
 )
 FLOOR_OF = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 

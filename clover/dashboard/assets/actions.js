@@ -154,7 +154,7 @@ function stepWords({ kind, assignment, placement, routed }) {
 
 // --- the token ---------------------------------------------------------------------------------------------------------
 
-function setUpToken(onToken) {
+export function setUpToken(onToken) {
   byId("token-button").addEventListener("click", () => openToken());
   byId("token-form").addEventListener("submit", () => {
     token.set(byId("token").value.trim());

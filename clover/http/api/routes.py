@@ -79,16 +79,10 @@ class Routes:
         self._inflating: deque[tuple[ServerState, Exchange, Inflation]] = deque()
         self._endpoints: dict[str, InferEndpoint] = {}
         self._described: dict[str, tuple[Model, bytes, bytes]] = {}
-        self._server = orjson.dumps(metadata.server_metadata(__version__))
-        self._index = orjson.dumps(
-            {
-                "name": "clover",
-                "version": __version__,
-                "protocol": "/v2",
-                "openapi": "/openapi.json",
-                "metrics": "/metrics",
-            }
-        )
+        about = metadata.server_metadata(__version__) | {"openapi": "/openapi.json"}
+        self._server = orjson.dumps(about)
+        del about["extensions"]
+        self._index = orjson.dumps({**about, "protocol": "/v2", "metrics": "/metrics"})
         server: Methods = {"GET": self._metadata}
         self._paths: dict[str, Methods] = {
             "/": {"GET": lambda exchange, body, name: exchange.finish(200, [self._index])},

@@ -27,12 +27,13 @@ def driver() -> Driver:
     return mounted()
 
 
-def page_of(driver: Driver) -> str:
-    return driver.get("/dashboard").body.decode()
+def page_of(driver: Driver, path: str = "/dashboard") -> str:
+    return driver.get(path).body.decode()
 
 
-def test_the_page_names_only_files_that_this_server_has(driver: Driver) -> None:
-    named = re.findall(r'(?:src|href)="([^"#]+)"', page_of(driver))
+@pytest.mark.parametrize("path", files.PAGES)
+def test_a_page_names_only_files_that_this_server_has(driver: Driver, path: str) -> None:
+    named = re.findall(r'(?:src|href)="([^"#]+)"', page_of(driver, path))
     assert named
     for address in named:
         assert address.startswith("/dashboard")
@@ -58,15 +59,17 @@ def test_no_file_names_another_host() -> None:
         assert not named, path.name
 
 
-def test_the_page_has_no_inline_script_or_style_but_an_empty_one(driver: Driver) -> None:
-    page = page_of(driver)
+@pytest.mark.parametrize(("path", "styles"), [("/dashboard", [""]), ("/dashboard/try", [])])
+def test_a_page_has_no_inline_script_or_style_but_an_empty_one(driver: Driver, path: str, styles: list[str]) -> None:
+    page = page_of(driver, path)
     assert not re.search(r"<script(?![^>]*\bsrc=)", page)
     assert not re.search(r"\s(style|on[a-z]+)=", page)
-    assert re.findall(r"<style[^>]*>([^<]*)</style>", page) == [""]
+    assert re.findall(r"<style[^>]*>([^<]*)</style>", page) == styles
 
 
-def test_the_policy_allows_no_inline_script_or_style_and_no_frame(driver: Driver) -> None:
-    fields = driver.get("/dashboard").fields
+@pytest.mark.parametrize("path", files.PAGES)
+def test_the_policy_allows_no_inline_script_or_style_and_no_frame(driver: Driver, path: str) -> None:
+    fields = driver.get(path).fields
     policy = fields["content-security-policy"]
     assert "unsafe" not in policy
     assert "default-src 'none'" in policy

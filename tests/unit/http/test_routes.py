@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from clover._version import __version__
 from clover.config import ListenConfig
 from clover.errors import BadRequest, ConfigError, Conflict, PlanError, Unavailable, WorkerError
 from clover.http.access import Access, binds_loopback
@@ -42,8 +43,10 @@ def test_server_metadata() -> None:
         answer = d.get(path)
         assert answer.status == 200
         assert answer.fields["content-type"] == "application/json"
-        assert set(answer.json()) == {"name", "version", "extensions"}
+        assert set(answer.json()) == {"name", "version", "extensions", "openapi"}
     assert "statistics" in answer.json()["extensions"]
+    described = d.get(answer.json()["openapi"]).json()["info"]
+    assert described["version"] == answer.json()["version"] == __version__
 
 
 def test_health() -> None:

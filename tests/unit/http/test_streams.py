@@ -208,6 +208,7 @@ def test_another_method_is_refused(house: House) -> None:
     ("path", "status"),
     [
         ("/dashboard", 404),
+        ("/dashboard/try", 404),
         ("/dashboard/assets/x/app.js", 404),
         ("/dashboard/stream", 401),
         ("/dashboard/report", 401),
