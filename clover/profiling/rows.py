@@ -121,8 +121,11 @@ def step_notes(spec: FamilySpec, rows: SampleRows, config: EnergyConfig) -> list
 
 
 def _cpu_s(run: Callable[[list[NDArray[Any]]], object], rows: list[NDArray[Any]]) -> float:
-    """Return CPU seconds a row of `run`, after one row for which it imports its libraries."""
-    run([array[:1] for array in rows])
+    """Return CPU seconds a row of `run`, which gets one row after another, since rows may differ in shape, and one
+    before that, for which it imports its libraries."""
+    one_by_one = [[array[at : at + 1] for array in rows] for at in range(len(rows[0]))]
+    run(one_by_one[0])
     begun = time.process_time()
-    run(rows)
-    return (time.process_time() - begun) / len(rows[0])
+    for row in one_by_one:
+        run(row)
+    return (time.process_time() - begun) / len(one_by_one)
