@@ -2,6 +2,7 @@
 #   PYTHON=python3.12   another interpreter            ARGS="--port 9000"   arguments to pass on
 #   TORCH=cpu, TORCH=cuda   the build of torch, which else is the machine's: see packaging/torch_build.py
 
+MAKEFLAGS += --no-builtin-rules
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 ARGS ?=

@@ -209,7 +209,9 @@ class EnergyConfig(Section, frozen=True, kw_only=True):
 class ControllerConfig(Section, frozen=True, kw_only=True):
     mode: Annotated[
         Literal["off", "observe", "active"],
-        _help("active applies plans, observe only logs what it would do, off plans nothing"),
+        _help(
+            "active applies plans, observe applies the first and logs what else it would do, off makes the first alone"
+        ),
     ] = "active"
     policy: Annotated[
         str,

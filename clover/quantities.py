@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import re
 
+IN_PERCENT = "is in percent: for 90 % it is 90, not 0.9"
+"""What is said of an accuracy that was meant as a fraction."""
 _UNITS = ((1e6, "t"), (1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg"), (1e-9, "ng"))
 _JOULES_PER_KWH = 3.6e6
 

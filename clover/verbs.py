@@ -31,6 +31,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from clover.errors import BadRequest
 from clover.hints import did_you_mean
+from clover.quantities import IN_PERCENT
 
 Force = Annotated[
     bool,
@@ -211,6 +212,8 @@ class Argument:
                 raise BadRequest(f"{self.name} is a number, not {value!r}")
             if not self.low <= value <= self.high:
                 raise BadRequest(f"{self.name} lies between {self.low:g} and {self.high:g}, but is {value:g}")
+            if self.attribute == "accuracy_floor" and 0.0 < value < 1.0:
+                raise BadRequest(f"{self.name} {value:g} {IN_PERCENT}")
         if self.choices and self.kind is str and value not in self.choices:
             hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
             raise BadRequest(f"{self.name} is one of {', '.join(self.choices)}, not {value!r}{hint}")

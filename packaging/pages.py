@@ -25,6 +25,7 @@ FILES = (
     "bench/results/*.svg",
     "bench/*.py",
     "LICENSE",
+    "llms.txt",
 )
 _HEADING = re.compile(r"^\*\*(.+?)\.?\*\*$")
 # What GitHub shows as it stands and mkdocs would not: a file's name after a fence's language, and `a[b][/c]`.

@@ -189,7 +189,8 @@ class Commands:
         return {"frozen": on, "models": [family.name for family in families], "dry_run": asked.dry_run}
 
     def _guard(self, asked: GuardCommand, operator: str) -> dict[str, Any]:
-        families = self._families(asked.model)
+        if not (families := self._families(asked.model)):
+            self._refuse_unplanned(self._context.unplanned)
         before = {family.name: ALARM_LEVELS[family.alarm_level] for family in families}
         if not asked.dry_run:
             for family in families:
@@ -351,6 +352,7 @@ class Commands:
         """Raise Conflict for models that have no plan which a command could change."""
         if listed := ", ".join(names):
             raise Conflict(f"{listed}: served without a plan, as there is no profile; `ctl state` says why")
+        raise Conflict("no model is loaded")
 
     def _pin_of(self, family: Family, asked: PinCommand) -> Pin | None:
         if asked.configuration is not UNSET:

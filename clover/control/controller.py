@@ -116,6 +116,7 @@ class Controller:
         """Where budgets are kept over a restart."""
         self._solver = solver
         self._sleep = clocks.sleep
+        self._released: dict[str, Family] = {}
         self._task: asyncio.Task[None] | None = None
         self._commanded: set[asyncio.Task[dict[str, Any]]] = set()
         self._stopped = False
@@ -128,6 +129,8 @@ class Controller:
         """Take a family under control without planning yet.  Call it for all families before the first plan, so that
         each plans with its own share of the machine."""
         family = Family(spec, profile, fleet, config, self.context.config, self.context.instances)
+        if (before := self._released.get(family.name)) is not None:
+            family.restore_orders(before, self.context.config)
         self.context.families[family.name] = family
         self.learner.add(family)
         self.reserve(family.name, config.share)
@@ -199,7 +202,7 @@ class Controller:
         running: tuple[Assignment, ...] = (),
     ) -> None:
         """Take a family under control and deploy its first plan, in place of the workers that were `running` without
-        one.  StartError if that fails; the family is then dropped again."""
+        one (while it is frozen, these stay).  StartError if that fails; the family is then dropped again."""
         async with self.context.lock:  # a poll between both would take the family for one without workers
             family = self.add(spec, profile, fleet, config)
             try:
@@ -208,6 +211,8 @@ class Controller:
             except BaseException:
                 del self.context.families[family.name]
                 raise
+        if running and self.context.frozen_of(family):
+            return  # it is planned once it is let go
         try:
             await self.deploy(family.name)
         except BaseException:
@@ -215,10 +220,11 @@ class Controller:
             raise
 
     async def release(self, name: str) -> None:
-        """Drain all workers of a family, remove its instances and forget it."""
+        """Drain all workers of a family, remove its instances and forget it, but for what an operator has set."""
         async with self.context.lock:
             family = self.context.families.pop(name, None)
             if family is not None:
+                self._released[name] = family
                 await self.learner.finish([family])
                 await self.ledger_files.close([family], self.context.grid.now())
                 await family.applier.clear()

@@ -22,6 +22,8 @@ def troubles(answer: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong, in words; nothing if the server is healthy."""
     if starting(answer):
         yield "no model answers yet: they are measured, or their workers start (the log says how far that is)"
+    elif not answer["models"] and not _without_plan(answer):
+        yield "no model is loaded, so that every request is refused"
     reading = answer.get("intensity")
     if not reading:
         yield "the intensity of the grid is not known"
@@ -105,16 +107,19 @@ def verdict(answer: Mapping[str, Any]) -> str:
     """Return what can be said of the models of a server without troubles.  Whether targets are met is open before
     something was answered, and while too few answers are above a target to tell.  A model without a profile is served
     but not controlled: it has no targets."""
-    totals = (answer.get("totals") or {}).get("models", {})
-    free = [name for name in totals if name not in answer["models"] and totals[name].get("state") == "READY"]
-    if not answer["models"] and not free:
-        return "no model is ready"
+    totals, free = (answer.get("totals") or {}).get("models", {}), _without_plan(answer)
     words = _met(answer, totals, all_judged=not free)
     if not free:
         return words
     why = "; ".join(f"{name} {text}" for name in free if (text := totals[name].get("unmeasured")))
     without = f"{join_names(free)} {'has' if len(free) == 1 else 'have'} no profile, so no targets to meet"
     return "; ".join(filter(None, (words, without, why)))
+
+
+def _without_plan(answer: Mapping[str, Any]) -> list[str]:
+    """Return the models that are served but not controlled."""
+    totals = (answer.get("totals") or {}).get("models", {})
+    return [name for name in totals if name not in answer["models"] and totals[name].get("state") == "READY"]
 
 
 def _met(answer: Mapping[str, Any], totals: Mapping[str, Any], *, all_judged: bool) -> str:

@@ -38,7 +38,7 @@ log = logging.getLogger("clover.http")
 PROBES_PER_S = 2.0
 """Of a server: 0.07 % of a core, as measured on an idle one (EPYC, two cores, December 2026)."""
 WINDOW = 40
-"""Probes of one window: twenty seconds.  A stall counts as so many at most."""
+"""Probes of one window: twenty seconds.  A stall of more counts as one late probe."""
 WINDOWS = 15
 """Windows of which the median counts: five minutes."""
 LEAST_WINDOWS = 5
@@ -156,8 +156,9 @@ class LoopLag:
         if self._alarm is None:
             return
         now_ns = self._clock()
-        # Stopped for minutes (by a debugger, or with its machine), it was late once, and not for windows on end.
-        self._begun_ns = max(self._begun_ns, read_ns - WINDOW * self._stretch_ns)
+        if read_ns - self._due_ns > WINDOW * self._stretch_ns:
+            # The process was stopped (by a debugger, or with its machine) and served nobody: it was late once.
+            self._begun_ns = read_ns
         while True:
             self._record(now_ns - self._due_ns)
             self._set_next()

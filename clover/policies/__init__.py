@@ -25,7 +25,7 @@ from typing import Any
 
 from clover import plugins
 from clover.errors import ConfigError
-from clover.hints import search_here
+from clover.hints import did_you_mean, search_here
 from clover.interfaces import Policy
 
 POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,8 +66,8 @@ def build(name: str) -> Policy:
     elif (make := plugins.find("policies", name)) is not None:
         return _policy_of(make, name)
     else:
-        known = ", ".join((*POLICIES, *plugins.names("policies"), "static:VARIANT"))
-        raise ConfigError(f"unknown policy {name!r}: {known} or module:attribute")
+        known = ", ".join((*_known(), "static:VARIANT"))
+        raise ConfigError(f"unknown policy {name!r}{did_you_mean(name, _known())}: {known} or module:attribute")
     module, _, attribute = path.partition(":")
     policy: Policy = getattr(importlib.import_module(module), attribute)(**options)
     return policy
@@ -78,13 +78,17 @@ def ships(name: str) -> bool:
     return name in POLICIES or name.partition(":")[0] == "static"
 
 
+def _known() -> tuple[str, ...]:
+    return (*POLICIES, *plugins.names("policies"))
+
+
 def _custom(module: str, attribute: str) -> Policy:
     name = f"{module}:{attribute}"
     search_here(module)
     try:
         policy_like = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"policy {name}: {error}") from error
+        raise ConfigError(f"policy {name}: {error}{did_you_mean(name, _known())}") from error
     return _policy_of(policy_like, name)
 
 

@@ -20,11 +20,10 @@ import threading
 import msgspec
 import uvloop
 
-from clover import devices, families
+from clover import devices
 from clover.cache import cache_folder
 from clover.config import ServerConfig
-from clover.errors import CloverError, ProfileError
-from clover.hints import program
+from clover.errors import CloverError, DeviceError, ProfileError, WorkerError
 from clover.low_priority import SLOWDOWN
 from clover.profiling.progress import ProgressLines
 from clover.profiling.stored import ensure
@@ -36,6 +35,8 @@ log = logging.getLogger("clover.profiling")
 
 _NICE = 19
 """The least claim on a core that Linux knows: live rows come first."""
+_MAY_PASS = 3
+"""The exit status if a worker died, or was not ready in time."""
 _END_S = 2.0
 """Seconds for the process to end once its standard input is closed."""
 
@@ -49,14 +50,14 @@ class MeasureOrder(msgspec.Struct, frozen=True):
 
 def order_of(spec: FamilySpec, config: ServerConfig) -> bytes:
     """Return what `main` reads on standard input.  No secret of `config` is in it."""
-    bare = ServerConfig(workers=config.workers, energy=config.energy, log=config.log, cache_dir=config.cache_dir)
-    data = msgspec.msgpack.encode(MeasureOrder(spec, bare))
+    kept = {name: getattr(config, name) for name in ("workers", "energy", "log", "cache_dir", "profile")}
+    data = msgspec.msgpack.encode(MeasureOrder(spec, ServerConfig(**kept)))
     return b"%d\n" % len(data) + data
 
 
 async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: dict[str, str]) -> None:
     """Have `spec` measured in a process of its own with `environment`.  If the caller is cancelled, the process ends.
-    Raises ProfileError with the reason if the process made no profile."""
+    Raises ProfileError with the reason if the family cannot be measured, WorkerError if that may pass."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", __name__,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment,
@@ -77,8 +78,8 @@ async def measure_beside(spec: FamilySpec, config: ServerConfig, environment: di
                 process.kill()
     if status != 0:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        again = f"`{program()} profile {families.reference(spec)}` measures it, and the next start plans with that"
-        raise ProfileError(said or f"the process that measured it ended ({how}); {again}")
+        kind = ProfileError if said and status != _MAY_PASS else WorkerError
+        raise kind(said or f"the process that measured it ended ({how})")
 
 
 def main() -> int:
@@ -95,8 +96,14 @@ def main() -> int:
             runner.run(_measure(order.spec, order.config))
     except CloverError as error:
         print(" ".join(str(error).split()), flush=True)
-        return 1
+        return status_of(error)
     return 0
+
+
+def status_of(error: Exception) -> int:
+    """Return the exit status if `error` ended the measurement."""
+    passing = (DeviceError, WorkerError)
+    return _MAY_PASS if isinstance(error, passing) or isinstance(error.__cause__, passing) else 1
 
 
 async def _measure(spec: FamilySpec, config: ServerConfig) -> None:

@@ -51,7 +51,7 @@ from clover.profiling.records import pair_with_best, require_published, typical_
 from clover.profiling.rig import Findings, ProgressSteps, Rig, WorkerSetup, answers_of
 from clover.profiling.row_store import CascadeRows, most_frugal, with_energies
 from clover.profiling.row_store import write as write_rows
-from clover.profiling.rows import SampleRows, client_note
+from clover.profiling.rows import SampleRows, step_notes
 from clover.quantities import percent
 from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.workers.pool import Pool, WorkerProcess
@@ -129,8 +129,7 @@ async def _measure(
             if untrained := published.caution(spec):
                 findings.notes.append(untrained)
                 log.warning("%s", untrained)
-            if note := await asyncio.to_thread(client_note, spec, options.energy):
-                findings.notes.append(note)
+            findings.notes += await asyncio.to_thread(step_notes, spec, rows, options.energy)
             rig = Rig(
                 spec=spec,
                 pool=pool,
@@ -154,6 +153,11 @@ async def _measure(
     if behind is not None:
         await asyncio.to_thread(_keep_rows, options.cache_dir, profile, behind)
     return profile
+
+
+def inflated(profile: FamilyProfile) -> str:
+    """Return the note of a profile that was measured while others used the cores; "" of any other."""
+    return next((note for note in profile.notes if INFLATED in note), "")
 
 
 def base_seconds(effort: Effort, rate: float) -> float:

@@ -1,13 +1,13 @@
 """The rows that a family is measured with: its labelled evaluation set, or made-up rows of the declared shape.
 
-What a client's steps cost a row is measured here and labelled as the client's; no figure of the server's includes it.
+What steps before the model cost a row is measured here, apart from the model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clover import energy, families, steps
 from clover.config import EnergyConfig
+from clover.errors import ConfigError
 from clover.profiling.evaluation_process import EvaluationProcess
 from clover.profiling.score import judge
 from clover.runtime.memory.rows import write_array, write_bytes
@@ -92,18 +93,36 @@ def pack(row: NDArray[Any]) -> bytes:
     return b"".join(len(item).to_bytes(4, "little") + item for item in row.reshape(-1))
 
 
-def client_note(spec: FamilySpec, config: EnergyConfig) -> str:
-    """Return what the client's steps of `spec` take a row, in CPU time and joules; "" if it has none."""
-    plan = steps.plan_for(spec, spec.variants[0])
-    if plan is None or not plan.client_before:
-        return ""
-    rows = steps.made_up(spec, _ROWS, np.random.default_rng(0))
-    steps.as_sent(spec, [array[:1] for array in rows])  # libraries are imported, and not counted
+def step_notes(spec: FamilySpec, rows: SampleRows, config: EnergyConfig) -> list[str]:
+    """Return what the steps before the model take a row, in CPU time and joules, apart from the model: those of the
+    client, and those of the worker for the best variant.  Empty for a family without such steps."""
+    best = spec.variants[-1]
+    plan = steps.plan_for(spec, best)
+    if plan is None:
+        return []
+    notes, core_w = [], energy.cpu_power(config).core_w
+    if plan.client_before:
+        made = steps.made_up(spec, _ROWS, np.random.default_rng(0))
+        spent = _cpu_s(lambda some: steps.as_sent(spec, some), made)
+        notes.append(
+            f"steps before the model run in the client: {spent * 1e3:.2f} ms of CPU a made-up row, measured here, or "
+            f"{spent * core_w * 1e3:.2f} mJ, modelled; that is the client's, and in no figure of this profile"
+        )
+    if plan.worker_before:
+        try:
+            spent = _cpu_s(lambda some: steps.as_modelled(spec, best, some), rows.take(0, _ROWS))
+        except ConfigError as error:  # a worker refuses such a row and goes on
+            return [*notes, f"what the steps before the model take is unknown: {error}"]
+        notes.append(
+            f"steps before the model take {spent * 1e3:.2f} ms of CPU a row of {best.name}, measured here, or "
+            f"{spent * core_w * 1e3:.2f} mJ, modelled; all figures of this profile include them"
+        )
+    return notes
+
+
+def _cpu_s(run: Callable[[list[NDArray[Any]]], object], rows: list[NDArray[Any]]) -> float:
+    """Return CPU seconds a row of `run`, after one row for which it imports its libraries."""
+    run([array[:1] for array in rows])
     begun = time.process_time()
-    steps.as_sent(spec, rows)
-    cpu_s = (time.process_time() - begun) / _ROWS
-    joules = cpu_s * energy.cpu_power(config).core_w
-    return (
-        f"steps before the model run in the client: {cpu_s * 1e3:.2f} ms of CPU a made-up row, measured here, or "
-        f"{joules * 1e3:.2f} mJ, modelled; that is the client's, and in no figure of this profile"
-    )
+    run(rows)
+    return (time.process_time() - begun) / len(rows[0])

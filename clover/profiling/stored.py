@@ -6,18 +6,24 @@ The profile of emulated GPUs is calculated from such a profile, by the wing that
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
 import logging
+import os
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from clover import backends as registry
 from clover import energy, families, profiles
-from clover.cache import cache_folder
+from clover.cache import cache_folder, make_private
 from clover.config import ServerConfig
 from clover.devices import emulation
 from clover.errors import ProfileError
-from clover.hints import program
+from clover.hints import named_wait, program
 from clover.profiles import Paces
 from clover.profiling.candidates import log_unavailable
 from clover.profiling.measurement import measure
@@ -29,6 +35,8 @@ from clover.runtime.workers.pool import Pool
 from clover.types import FamilyProfile, FamilySpec
 
 log = logging.getLogger("clover.profiling")
+
+_STEP_S = 0.2
 
 
 def key_of(spec: FamilySpec, device: Devices, config: ServerConfig) -> str:
@@ -83,7 +91,10 @@ async def ensure(
     cache = cache_folder(config.cache_dir)
     store = profiles.ProfileStore(cache)
     key = key_of(spec, device, config)
-    if config.profile != "force":
+
+    def stored() -> FamilyProfile | None:
+        if config.profile == "force":
+            return None
         found = store.get(spec.name, key, put_aside=config.profile in ("auto", "wait"))
         if found is not None and not (lost := missing_artifacts(found, spec, config, device)):
             return found
@@ -96,17 +107,50 @@ async def ensure(
             raise ProfileError(
                 f"there is no profile of {spec.name} for these cores, backends and watts: {why}; run "
                 f"`{program()} profile {families.reference(spec)}` with the same settings, or start with "
-                "--profile auto"
+                "--profile wait"
             )
-    takes = expected_time(quick=True, on_cores=on_cores(device))
-    log.info("measuring %s on this machine once (%s); kept in %s", spec.name, takes, store.folder)
-    began = time.monotonic()
-    with progress_or_bar(spec.name, progress) as shown:
-        options = replace(_options(config, device, key), progress=shown)
-        profile = await measure(spec, device, pool, options)
-    log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)
-    keep(store, profile)
-    return profile
+        return None
+
+    if (found := stored()) is not None:
+        return found
+    async with _alone(store.path(spec.name, key), spec.name):
+        if (found := stored()) is not None:  # another process has measured it meanwhile
+            return found
+        takes = expected_time(quick=True, on_cores=on_cores(device))
+        log.info("measuring %s on this machine once (%s); kept in %s", spec.name, takes, store.folder)
+        began = time.monotonic()
+        with progress_or_bar(spec.name, progress) as shown:
+            options = replace(_options(config, device, key), progress=shown)
+            profile = await measure(spec, device, pool, options)
+        log.info("measured %s in %.0f s", spec.name, time.monotonic() - began)
+        keep(store, profile)
+        return profile
+
+
+@contextlib.asynccontextmanager
+async def _alone(path: Path, family: str) -> AsyncIterator[None]:
+    """Let no other process measure the profile of `family` that is kept in `path` meanwhile."""
+    try:
+        make_private(path.parent)
+        lock = os.open(f"{path}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:  # the profile cannot be kept there either
+        yield
+        return
+    try:
+        with named_wait(f"another process that measures {family}", log.info):
+            while not _locked(lock):
+                await asyncio.sleep(_STEP_S)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _options(config: ServerConfig, device: Devices, key: str) -> MeasureOptions:

@@ -18,7 +18,7 @@ from clover.control.wording import slo_source, targets_words
 from clover.errors import ProfileError
 from clover.families import published
 from clover.hints import program
-from clover.profiling.measurement import INFLATED
+from clover.profiling.measurement import inflated
 from clover.quantities import joules, slice_words
 from clover.runtime.served import Served
 from clover.server import Server
@@ -152,8 +152,7 @@ def _running(workers: Iterable[Assignment], spec: FamilySpec) -> str:
 def _doubt(profile: FamilyProfile | None, slo_ms: float | None) -> str:
     """Return why the default p95 target may be loose, and what to do; empty if it was given, or measured on a quiet
     machine."""
-    notes = profile.notes if profile is not None and slo_ms is None else ()
-    doubt = next((note for note in notes if INFLATED in note), "")
+    doubt = inflated(profile) if profile is not None and slo_ms is None else ""
     return f"that target is loose: {doubt}; `--profile force` measures anew at the next start" if doubt else ""
 
 

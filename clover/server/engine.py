@@ -23,6 +23,7 @@ from clover.errors import ProfileError, StartError
 from clover.interfaces import Control, Model, SplitModel
 from clover.planning.model.problem import accuracies
 from clover.planning.model.queueing import TURNS
+from clover.profiling.measurement import inflated
 from clover.runtime.served import Served
 from clover.server.family_checks import check_floor, without_plan
 from clover.server.front_ends import FrontEnds
@@ -174,7 +175,7 @@ class Engine:
         if self._succession is not None:
             stack.push_async_callback(self._succession.settle)
         parts.periodic.start(stack)
-        if waiting := [served for served in self.served.values() if served.unmeasured]:
+        if waiting := [served for served in self.served.values() if served.unmeasured or self._doubts(served)]:
             measuring = Measuring(self.config, parts.families, self.devices, parts.loading, self.ledger)
             self._measuring = control_task(measuring.run(waiting), name="clover: measuring")
             stack.push_async_callback(cancel_task, self._measuring)
@@ -261,6 +262,12 @@ class Engine:
         profile = await profiling.ensure(spec, self.devices, self.parts.pool, self.config)
         self.machine.use_context_power()
         return profile
+
+    def _doubts(self, served: Served) -> bool:
+        """Return whether a family's profile, which this server may measure again, was measured on a busy machine."""
+        free = self.config.profile == "auto" and not self.machine.gpus and not served.config.variant
+        profile = served.profile
+        return free and profile is not None and profile.base.method == "measured" and bool(inflated(profile))
 
     # --- settings that change while it serves ---------------------------------------------------------------------
 

@@ -84,7 +84,6 @@ class Loading:
         """Serve another version of a family, with workers of its own, once what was received is answered; what an
         operator has set stays.  Nothing of it is answered meanwhile.  `changing` is held by the caller.  Raises
         CloverError if the workers do not start."""
-        family = self._controller.context.families.get(served.name)
         await self._end(served, "another version is being loaded")
         served.spec = spec
         served.router.spec = msgspec.structs.replace(spec, name=served.name)
@@ -100,10 +99,6 @@ class Loading:
             if served.name in self._unplanned:
                 await self._unplanned[served.name].clear()
             raise
-        if family is not None:
-            new = self._controller.context.families[served.name]
-            new.targets, new.pin, new.mode = family.targets, family.pin, family.mode
-            new.triggers.again(self._controller.context.monotonic())
 
     async def _end(self, served: Served, reason: str) -> None:
         """Take nothing new, answer what was received, and stop the workers."""

@@ -24,6 +24,7 @@ import msgspec
 from clover.config import RolloutConfig, ServerConfig
 from clover.control.controller import Controller
 from clover.control.state.decisions import DecisionEntry
+from clover.control.wording import CANNOT_BE_PLANNED
 from clover.errors import BadRequest, CloverError, Conflict, NotFound, Unavailable
 from clover.runtime.guard.release import ReleaseLimits, ReleaseTests, ReleaseVerdict
 from clover.runtime.served import Served
@@ -31,7 +32,6 @@ from clover.runtime.split import ServedVersion, VersionSplit
 from clover.server.families import ServedFamilies
 from clover.server.life import Life
 from clover.server.loading import Loading
-from clover.server.measuring import BEING_MEASURED
 from clover.server.rollout_checks import (
     find_version,
     has_changed,
@@ -209,8 +209,8 @@ class RollOuts:
             raise Unavailable("the server is shutting down")
         if served.state != "READY" or not served.ready:
             raise Conflict(f"{served.name} is not ready: there is nothing to compare a new version with")
-        if served.unmeasured == BEING_MEASURED:
-            raise Conflict(f"{served.name} {BEING_MEASURED}: try a new version once it is planned")
+        if served.unmeasured and not served.unmeasured.startswith(CANNOT_BE_PLANNED):
+            raise Conflict(f"{served.name} {served.unmeasured}: try a new version once it is planned")
         settings = settings_of(self._config.rollout, given)
         listed, only = self._config.require_manifest, served.config.only
         spec = await asyncio.to_thread(find_version, served.spec, folder, version, settings.root, listed, only)

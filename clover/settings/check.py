@@ -15,6 +15,7 @@ from clover.config import ListenConfig, ServerConfig, TenantConfig, TokenConfig,
 from clover.errors import ConfigError
 from clover.grants import SCOPES
 from clover.hints import did_you_mean
+from clover.quantities import IN_PERCENT
 from clover.tenants import token_digest
 
 
@@ -65,6 +66,8 @@ def check(config: ServerConfig) -> None:
             raise ConfigError(f"families.{index}.name {family.name!r} must be 1 to 128 of A-Z a-z 0-9 . _ -")
         if names.count(names[index]) > 1:
             raise ConfigError(f"two families are called {names[index]!r}: give one of them another name")
+        if family.accuracy_floor is not None and 0.0 < family.accuracy_floor < 1.0:
+            raise ConfigError(f"families.{index}.accuracy_floor {family.accuracy_floor:g} {IN_PERCENT}")
         if not _RESIDENT.fullmatch(family.resident):
             raise ConfigError(f"families.{index}.resident {family.resident!r} must be auto, off or a number from 1")
     _check_listen(config.listen, bool(config.tenants or config.tokens))
@@ -134,7 +137,7 @@ def _check_bearers(config: ServerConfig) -> None:
         if tenant.burst and not tenant.rate:
             raise ConfigError(f"tenant {tenant.name}: burst {tenant.burst} without a rate limits nothing: give rate")
         if 0.0 < tenant.min_accuracy <= 1.0:
-            raise ConfigError(f"tenant {tenant.name}: min_accuracy {tenant.min_accuracy:g} is in percent: 90 is 90 %")
+            raise ConfigError(f"tenant {tenant.name}: min_accuracy {tenant.min_accuracy:g} {IN_PERCENT}")
     for token in config.tokens:
         for scope in token.scopes:
             if scope not in SCOPES:

@@ -189,16 +189,15 @@ def test_a_profile_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> 
             assert engine.frontend is not None
             control, lag = engine.controller, engine.frontend.lag
             context = control.context
-            answered = server.engine.served["toy"].router.observe
+            router = server.engine.served["toy"].router
 
             def model() -> Any:
                 return control.state()["models"]["toy"]
 
             known = server.engine.served["toy"].profile
             assert known is not None
-            await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
-            assert answered()["p95_ms"] < 30.0
-            assert model()["plan"]["prediction"]["p95_ms"] < 30.0
+            assert router.front_ms == known.front_ms
+            planned_ms = model()["plan"]["prediction"]["p95_ms"]
             for number in range(LEAST_WINDOWS * WINDOW):  # what probes see in a minute
                 lag.record(100_000 + (39_000_000 if number % 10 == 0 else 0))
             for minutes in (1, 2, 3):  # in the first its workers were started just now
@@ -208,11 +207,11 @@ def test_a_profile_is_corrected_by_what_the_front_end_shows(toy_cache: Path) -> 
             assert told["front"]["profile_ms"] == known.front_ms
             assert told["front"]["ms"] == pytest.approx(known.front_ms + 39.0, abs=1.0)
             assert told["words"].startswith("HTTP: ")
-            await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})  # the answer before is forgotten if that took long
-            assert answered()["p95_ms"] > 39.0
+            await server.ainfer({"INPUT0": [1.0, 0.0, 0.0, 0.0]})
+            assert router.observe()["p95_ms"] > router.front_ms == told["front"]["ms"] > 38.0
             triggers = [one["trigger"] for one in control.decisions(9)]
             assert any(trigger.startswith("profile corrected: HTTP adds") for trigger in triggers), triggers
-            assert model()["plan"]["prediction"]["p95_ms"] > 39.0
+            assert model()["plan"]["prediction"]["p95_ms"] > max(38.0, planned_ms)
 
     run(main())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[2] / "packaging" / "kubernetes"
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
 BUILTIN = ("v1", "apps/v1", "policy/v1", "networking.k8s.io/v1")
 """Versions of the API that Kubernetes itself has."""
 

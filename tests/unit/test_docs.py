@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/**/*.md")])
+ASSISTANTS = ROOT / "llms.txt"
 PAGES = [page for page in DOCUMENTS if page.name != "CHANGELOG.md"]  # which tells of files that are gone
 _LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -34,7 +35,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*DOCUMENTS, ASSISTANTS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in links(page.read_text(encoding="utf-8")):
         name, _, anchor = target.partition("#")
@@ -79,6 +80,17 @@ def test_every_page_is_on_the_map() -> None:
     listed = set(links((docs / "index.md").read_text(encoding="utf-8")))
     missing = [page.name for page in docs.glob("*.md") if page.name != "index.md" and page.name not in listed]
     assert not missing, f"docs/index.md does not list {', '.join(missing)}"
+
+
+def test_assistants_find_every_page() -> None:
+    """In the form of llmstxt.org: a title, a summary, then sections whose lines are a link and what it leads to."""
+    text = ASSISTANTS.read_text(encoding="utf-8")
+    assert re.match(r"# Clover\n\n> ", text)
+    sections = text.split("\n## ")[1:]
+    lines = [line for section in sections for line in section.splitlines()[1:] if line]
+    assert not [line for line in lines if not re.fullmatch(r"- \[[^\]]+\]\([^)\s]+\): .+", line)]
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"}
+    assert pages <= set(links(text)), f"llms.txt does not link {sorted(pages - set(links(text)))}"
 
 
 def test_every_result_is_linked() -> None:

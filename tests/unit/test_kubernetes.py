@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,65 @@ def test_the_cluster_of_kuberay_can_be_read_and_has_a_worker_for_each_node() -> 
     for node in found.node:
         assert services[node.address]["selector"]["ray.io/group"] == node.resource
         assert services[node.address]["clusterIP"] == "None"
+
+
+KUSTOMIZATIONS = [manifests.FOLDER, manifests.FOLDER.parent / "kubernetes-overlay"]
+
+
+def kustomization(folder: Path) -> dict[str, Any]:
+    (found,) = manifests.documents(folder / "kustomization.yaml")
+    assert (found["apiVersion"], found["kind"]) == ("kustomize.config.k8s.io/v1beta1", "Kustomization")
+    return found
+
+
+def resources(folder: Path) -> list[dict[str, Any]]:
+    """The objects of a kustomization's resources, those of its bases included."""
+    paths = [folder / name for name in kustomization(folder)["resources"]]
+    return [item for path in paths for item in (resources(path) if path.is_dir() else manifests.documents(path))]
+
+
+def test_the_overlay_changes_objects_that_are_there() -> None:
+    import yaml
+
+    overlay, objects = kustomization(KUSTOMIZATIONS[1]), resources(KUSTOMIZATIONS[1])
+    assert {item["apiVersion"] for item in objects} <= {*manifests.BUILTIN}, "no operator is needed"
+    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    pod, name = deployment["spec"]["template"]["spec"], deployment["metadata"]["name"]
+    assert {item["name"] for item in overlay["images"]} == {pod["containers"][0]["image"].split(":")[0]}
+    assert {item["name"] for item in overlay["replicas"]} == {name}
+    secrets = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+    assert {item["name"] for item in overlay["secretGenerator"]} == secrets
+    for patch in overlay["patches"]:
+        assert patch["target"] == {"kind": "Deployment", "name": name}
+        for change in yaml.safe_load(patch["patch"]):
+            at, *path = (deployment, *change["path"].split("/")[1:])
+            for key in path[:-1] if path[-1] == "-" else path:
+                at = at[int(key)] if isinstance(at, list) else at[key]
+            assert change["op"] == ("add" if path[-1] == "-" else "replace")
+
+
+@pytest.mark.skipif(shutil.which("kustomize") is None, reason="kustomize is not installed (Debian's package kustomize)")
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS, ids=lambda folder: folder.name)
+def test_kustomize_makes_objects_that_kubernetes_takes(folder: Path, tmp_path: Path) -> None:
+    import yaml
+
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate, which brings schemas")
+    for source in KUSTOMIZATIONS:
+        shutil.copytree(source, tmp_path / source.name)
+    (tmp_path / "kubernetes-overlay" / "token").write_text("a-token-of-the-tests\n")
+    built = subprocess.run(["kustomize", "build", tmp_path / folder.name], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    objects = list(yaml.safe_load_all(built.stdout))
+    for item in objects:
+        validate.validate(item, OLDEST, strict=True)
+    kinds = {item["kind"]: item for item in objects}
+    assert {"Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"} <= set(kinds)
+    if folder.name == "kubernetes-overlay":
+        assert {item["metadata"]["namespace"] for item in objects} == {"inference"}
+        pod = kinds["Deployment"]["spec"]["template"]["spec"]
+        images = {container["image"] for container in (*pod["initContainers"], *pod["containers"])}
+        assert images == {"registry.example.org/clover:0.1.0"}
+        secrets = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+        assert secrets == [kinds["Secret"]["metadata"]["name"]] != ["clover-token"], "a new token restarts the pods"
+        family, *flags = pod["containers"][0]["args"]
+        assert (family, flags[-1]) == ("language", "--carbon=auto:DE")

@@ -65,6 +65,11 @@ def test_an_extra_brings_its_packages_and_no_other(sbom: dict[str, Any]) -> None
     assert "socksio" in sbom["closure"](["httpx[socks]"])
 
 
+def test_make_makes_no_target_of_a_script() -> None:
+    made = subprocess.run(["make", "-n", "setup"], cwd=ROOT, env={**os.environ, "LC_ALL": "C"}, capture_output=True)
+    assert b"No rule to make target 'setup'" in made.stderr
+
+
 def test_the_notices_are_made_with_all_extras_of_users(sbom: dict[str, Any]) -> None:
     (listed,) = re.findall(r"^USER_EXTRAS := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(listed.split(",")) == set(EXTRAS) - {*sbom["TOOLS"], "tensorrt"}
@@ -88,6 +93,9 @@ def test_the_image_copies_and_starts_what_is_there() -> None:
     assert clover.load_family(json.loads(words["CMD"])[0]).name == "fashion"
     assert words["USER"] not in ("root", "0")
     copied = {rest.split()[-1] for word, rest in final if word == "COPY"}
+    run = " ".join(rest for word, rest in final if word in ("RUN", "ARG"))
+    assert "PACKAGES=" in run, "by default none of Debian's, and so no compiler"
+    assert not re.search(r"\b(gcc|g\+\+|cc|build-essential|libc6-dev)\b", run)
     assert json.loads(words["HEALTHCHECK"].partition("CMD ")[2])[2] in copied
 
 

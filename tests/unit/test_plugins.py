@@ -49,7 +49,7 @@ def test_the_version_of_the_package_is_in_the_key_of_a_profile() -> None:
 
 
 def test_what_is_not_there_names_what_is() -> None:
-    with pytest.raises(ConfigError, match=r"unknown policy 'frugl': .*frugal"):
+    with pytest.raises(ConfigError, match=r"unknown policy 'frugl' \(did you mean frugal\?\): .*frugal"):
         policies.build("frugl")
     with pytest.raises(ConfigError, match=r"unknown backend 'our'; one of .*ours"):
         backends.get("our")

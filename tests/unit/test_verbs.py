@@ -38,6 +38,7 @@ def test_a_command_has_what_was_given_as_it_was_given() -> None:
         ("set", {"mode": "on"}, "mode is one of off, observe, active, not 'on'"),
         ("plan", {"lambda": 2}, "lambda lies between 0 and 1, but is 2"),
         ("plan", {"slo_ms": True}, "slo_ms is a number, not True"),
+        ("set", {"accuracy_floor": 0.9}, "accuracy_floor 0.9 is in percent: for 90 % it is 90, not 0.9"),
         ("plan", {"dry_run": None}, "dry_run is true or false, not None"),
         ("guard", {"reset": 1}, "guard takes reset: true"),
         ("freeze", {}, "freeze takes on: true or on: false"),

@@ -49,7 +49,8 @@ def show(verb: str, answer: Any, console: Console, *, everything: bool = True) -
         for name, level in answer["before"].items():
             _say(console, f"{name}: guard reset; it was {level}")
     elif verb == "freeze" and isinstance(answer, dict) and "models" in answer:
-        _say(console, f"{', '.join(answer['models'])}: {'frozen' if answer['frozen'] else 'planned again'}")
+        which = ", ".join(answer["models"]) or "every model"
+        _say(console, f"{which}: {'frozen' if answer['frozen'] else 'planned again'}")
     elif verb == "tenants" and isinstance(answer, dict):
         _tenants(answer, console)
     elif verb == "state" and isinstance(answer, dict) and "models" in answer:

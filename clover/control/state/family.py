@@ -170,6 +170,17 @@ class Family:
         """Changes of thresholds or chain on the same workers."""
         self.rollbacks = 0
 
+    def restore_orders(self, before: Family, controller: ControllerConfig) -> None:
+        """Take over what an operator has set of the same family, which was `before`; targets that a cluster asked for
+        are not among it, nor is a pin to variants that are not there any more."""
+        default = vars(default_targets(before.profile, before.config, controller))
+        ordered = ("accuracy_floor", "form") if before.order is not None else ()
+        changed = {name: value for name, value in vars(before.targets).items() if value != default[name]}
+        self.targets = replace(self.targets, **{name: changed[name] for name in changed.keys() - ordered})
+        self.mode, self.frozen = before.mode, before.frozen
+        if before.pin is None or before.pin.variants <= accuracies(self.profile).keys():
+            self.pin = before.pin
+
     def observe(self, now_s: float) -> dict[str, float]:
         """Observe the fleet now (`now_s`, monotonic) and return what was observed."""
         self.looked_s = now_s

@@ -28,6 +28,14 @@ class Pin:
     configuration: Configuration | None = None
     forced: bool = False
 
+    @property
+    def variants(self) -> set[str]:
+        """The variants that it names."""
+        kind, _, variant = self.policy.partition(":")
+        groups = self.configuration or ()
+        named = {name for group in groups for name in (group.variant, *group.beside)}
+        return named | ({variant} if kind == "static" else set())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOrder:

@@ -35,6 +35,7 @@ JSON_BOUND = (
 )
 """What `limits.json_bytes` holds for, and how to be within it."""
 
+_NOT_FINITE = ", which has no NaN and no Infinity; a tensor that holds one is sent as binary data"
 _LIGHT_BYTES = 1 << 16
 _HEAVIEST_PER_BYTE = 4
 _MAX_TIMEOUT_US = 1 << 53
@@ -78,7 +79,8 @@ def parse_json(text: Body, depth: int, most_bytes: int) -> Any:
     try:
         return orjson.loads(text)
     except ValueError:
-        raise BadRequest("the body is not valid JSON") from None
+        hint = b"NaN" in text or b"Infinity" in text
+        raise BadRequest(f"the body is not valid JSON{_NOT_FINITE if hint else ''}") from None
 
 
 def decode(signature: Signature, body: Body, json_length: int = -1) -> InferRequest:

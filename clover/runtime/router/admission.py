@@ -36,6 +36,7 @@ import numpy as np
 from clover.config import FamilyConfig
 from clover.errors import BadRequest, DeadlineMissed, RequestError, TooLarge, Unavailable
 from clover.interfaces import LATE_ROOM, NO_ROOM, ROOM
+from clover.quantities import IN_PERCENT
 from clover.runtime.memory.rows import FixedRows, RowWeights, ShapeKeys
 from clover.runtime.router.cached_answers import CachedAnswers
 from clover.runtime.router.completion import Completion
@@ -65,7 +66,7 @@ _QUEUED = 1 / 3
 """Part of the longest wait that rows may always spend in the queue."""
 _TRIES = 3
 """So often a request that needs a server with little to do is asked to come back."""
-_FRACTION = "clover_min_accuracy is in percent: for 90 % it is 90, not 0.9"
+_FRACTION = f"clover_min_accuracy {IN_PERCENT}"
 _OTHERS = 0.5
 """Part of the room in the queue that others find while some have a place in the retry book."""
 

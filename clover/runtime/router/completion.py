@@ -244,7 +244,8 @@ class Completion:
         links = process.links[:]
         batches = sorted([batch for link in links for batch in link.batches.values()], key=lambda batch: batch.id)
         state.traffic.lost_workers += 1
-        log.warning("%s: worker %d died (%s) with %d batches in flight", state.name, worker.pid, reason, len(batches))
+        held = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+        log.warning("%s: worker %d died (%s) with %s in flight", state.name, worker.pid, reason, held)
         process.held = 0
         for link in links:
             for _ in link.batches:

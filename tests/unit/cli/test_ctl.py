@@ -20,7 +20,7 @@ import pytest
 
 from clover.cli import infer
 from clover.cli.ctl import main
-from clover.control.wording import verdict
+from clover.control.wording import troubles, verdict
 from tests.support.http_fakes import make_certificate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -231,6 +231,7 @@ def test_how_long_it_lasts(server: Any, argv: list[str], text: str, capsys: pyte
         (["guard", "reset"], {"reset": True, "before": {"f": "ok"}}, "f: guard reset; it was ok"),
         (["freeze"], {"frozen": True, "models": ["f", "g"]}, "f, g: frozen"),
         (["freeze", "--off"], {"frozen": False, "models": ["f"]}, "f: planned again"),
+        (["freeze"], {"frozen": True, "models": []}, "every model: frozen"),
     ],
 )
 def test_what_was_done_is_said_in_words(
@@ -1079,7 +1080,7 @@ def test_models_without_a_profile_have_no_targets_that_they_could_meet() -> None
     totals["fashion"]["state"] = totals["other"]["state"] = "UNAVAILABLE"
     assert verdict(state) == "every model answers and meets its targets"
     state["models"] = {}
-    assert verdict(state) == "no model is ready"
+    assert list(troubles(state)) == ["no model is loaded, so that every request is refused"]
 
 
 def test_a_few_hard_rows_make_no_server_unhealthy(server: Any, capsys: pytest.CaptureFixture[str]) -> None:

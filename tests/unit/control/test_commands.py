@@ -477,3 +477,18 @@ def test_force_is_true_or_false_and_only_for_what_may_be_refused() -> None:
                 await say(verb, force=True)
 
     drive(story)
+
+
+def test_a_command_without_a_planned_model_says_so() -> None:
+    async def story() -> None:
+        rig, say = await settled()
+        await rig.controller.release("toy")
+        for verb, words in (("guard", {"reset": True}), ("base", {}), ("set", {"slo_ms": 20.0})):
+            with pytest.raises(Conflict, match="no model is loaded"):
+                await say(verb, **words)
+            rig.controller.context.unplanned["toy"] = set()
+            with pytest.raises(Conflict, match="toy: served without a plan"):
+                await say(verb, **words)
+            del rig.controller.context.unplanned["toy"]
+
+    drive(story)

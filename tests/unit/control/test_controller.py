@@ -5,16 +5,18 @@ import json
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from clover.config import FamilyConfig
+from clover.control.state.request import ClusterOrder, Pin
 from clover.errors import PlanError, StartError, Unavailable
 from clover.types import Assignment, Decision, configuration_of
 from tests.support.control_fixture import FakeFleet, Rig, spec
 from tests.support.impatient import Impatient
-from tests.support.profiles_fixture import cpu, profile
+from tests.support.profiles_fixture import VARIANTS, cpu, profile
 
 
 def drive(story: Callable[[], Awaitable[None]]) -> None:
@@ -575,5 +577,60 @@ def test_a_family_that_joins_late_and_fails_is_dropped() -> None:
         fleet.fail = set()
         await rig.controller.adopt(spec("other"), profile(), fleet, config)
         assert fleet.alive
+
+    drive(story)
+
+
+def test_what_an_operator_has_set_outlives_an_unload() -> None:
+    async def story() -> None:
+        rig = Rig(family={"accuracy_floor": None, "accuracy_margin": None})
+        await rig.settled()
+        await rig.controller.command("set", {"model": "toy", "slo_ms": 40.0, "mode": "observe"}, "alice")
+        await rig.controller.command("pin", {"variant": "large"}, "alice")
+        better = profile(variants={name: (accuracy + 1.0, ms) for name, (accuracy, ms) in VARIANTS.items()})
+        for measured, floor in ((rig.profile, 91.0), (better, 92.0)):
+            await rig.controller.release("toy")
+            await rig.controller.adopt(rig.family.spec, measured, rig.fleet, rig.settings)
+            family = rig.controller.context.families["toy"]
+            assert (family.targets.slo_ms, family.mode, family.pin) == (40.0, "observe", Pin(policy="static:large"))
+            assert family.targets.accuracy_floor == floor, "what follows from the profile follows from the new one"
+            assert {item.variant for item in rig.fleet.alive} == {"large"}
+        await rig.controller.release("toy")
+        less = profile(variants={name: VARIANTS[name] for name in ("small", "medium")})
+        await rig.controller.adopt(spec("toy", less.backend), less, rig.fleet, rig.settings)
+        assert rig.controller.context.families["toy"].pin is None, "its variant is not there any more"
+
+    drive(story)
+
+
+def test_what_a_cluster_asked_for_ends_with_an_unload() -> None:
+    async def story() -> None:
+        rig = Rig()
+        await rig.settled()
+        rig.family.order = ClusterOrder(accuracy=89.0, rate=5.0)
+        own = rig.family.targets
+        rig.family.targets = replace(own, accuracy_floor=89.0, form="floor", slo_ms=40.0)
+        await rig.controller.release("toy")
+        await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings)
+        assert rig.controller.context.families["toy"].targets == replace(own, slo_ms=40.0)
+
+    drive(story)
+
+
+def test_freezing_holds_back_a_first_plan_in_place_of_workers_that_run() -> None:
+    async def story() -> None:
+        rig = Rig(g_per_kwh=900.0, family={"accuracy_floor": 88.0})
+        await rig.controller.command("pin", {"variant": "large"}, "alice")
+        running = rig.family.desired
+        context, calls = rig.controller.context, len(rig.fleet.calls)
+        del context.families["toy"]
+        await rig.controller.command("freeze", {"on": True}, "alice")
+        await rig.controller.adopt(rig.family.spec, rig.profile, rig.fleet, rig.settings, running)
+        await rig.look(looks=3)
+        assert context.families["toy"].desired == running
+        assert len(rig.fleet.calls) == calls
+        await rig.controller.command("freeze", {"on": False}, "alice")
+        await rig.look()
+        assert context.families["toy"].desired != running
 
     drive(story)

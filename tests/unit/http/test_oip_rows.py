@@ -223,7 +223,9 @@ def test_numbers_that_are_no_json_are_refused() -> None:
     for number in (b"NaN", b"Infinity", b"-Infinity", b"1e400"):
         for datatype in ("FP32", "FP64"):
             text = body([1, 2], datatype, [1.5, 2])[0].replace(b"1.5", number)
-            assert refusal(Signature(spec(datatype, 2), ROWS), text) == "the body is not valid JSON"
+            said = refusal(Signature(spec(datatype, 2), ROWS), text)
+            assert said.startswith("the body is not valid JSON")
+            assert ("no NaN and no Infinity; a tensor that holds one is sent as binary" in said) == (number != b"1e400")
 
 
 # --- every way to read a body says the same ---------------------------------------------------------------------------

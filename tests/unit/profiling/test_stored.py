@@ -54,3 +54,28 @@ def test_a_damaged_profile_is_put_aside_and_measured_again_unless_one_is_require
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert f"{path} is damaged" in line
     assert f"{path.name}.damaged" in line
+
+
+def test_two_that_need_a_profile_at_once_measure_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServerConfig(cache_dir=str(tmp_path), workers=WorkersConfig(backends=("eager",)))
+    device = CpuDevice(settings.parse_cores(config.workers.cores))
+    measured = msgspec.structs.replace(profiles_fixture.profile(), key=stored.key_of(SPEC, device, config))
+    begun = 0
+
+    async def measure(*_: Any) -> FamilyProfile:
+        nonlocal begun
+        begun += 1
+        for _turn in range(3):
+            await asyncio.sleep(0)
+        return measured
+
+    async def both(config: ServerConfig) -> list[FamilyProfile]:
+        pool: Any = None
+        return await asyncio.gather(*(stored.ensure(SPEC, device, pool, config) for _ in range(2)))
+
+    monkeypatch.setattr(stored, "measure", measure)
+    monkeypatch.setattr(stored, "_STEP_S", 0.0)
+    assert asyncio.run(both(config)) == [measured, measured]
+    assert begun == 1
+    asyncio.run(both(msgspec.structs.replace(config, profile="force")))
+    assert begun == 3

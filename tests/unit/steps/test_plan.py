@@ -231,10 +231,23 @@ def test_an_order_keeps_what_a_worker_needs(shades: FamilySpec) -> None:
     ]
 
 
-def test_what_a_client_spends_is_noted_as_its_own(shades: FamilySpec, tmp_path: Path) -> None:
+def test_what_steps_take_is_noted_apart_from_the_model(shades: FamilySpec, tmp_path: Path) -> None:
     from clover.config import EnergyConfig
-    from clover.profiling.rows import client_note
+    from clover.profiling import rows
 
-    assert client_note(shades, EnergyConfig()) == ""
+    (note,) = rows.step_notes(shades, rows.load(shades), EnergyConfig())
+    assert "ms of CPU a row of large" in note
     spec = changed(tmp_path, ('run = "worker"', 'run = "split"'), *FIXED[1:])
-    assert "ms of CPU a made-up row" in client_note(spec, EnergyConfig())
+    client, worker = rows.step_notes(spec, rows.load(spec), EnergyConfig())
+    assert "ms of CPU a made-up row" in client
+    assert "ms of CPU a row of large" in worker
+
+
+def test_a_row_that_steps_refuse_leaves_their_cost_unknown(shades: FamilySpec) -> None:
+    from clover.config import EnergyConfig
+    from clover.profiling.rows import SampleRows, step_notes
+
+    broken = np.empty((2, 1), object)
+    broken[:, 0] = b"no picture"
+    (note,) = step_notes(shades, SampleRows(shades, [broken], np.empty(0)), EnergyConfig())
+    assert "row 0 is refused" in note
