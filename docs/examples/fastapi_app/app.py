@@ -8,6 +8,7 @@ Needs `pip install fastapi uvicorn`.  In a copy of this folder:
 
 from contextlib import asynccontextmanager
 
+import msgspec
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 
@@ -36,4 +37,4 @@ async def classify(request: Request):
         raise HTTPException(429, str(error)) from error
     except clover.DeadlineMissed as error:
         raise HTTPException(504, str(error)) from error
-    return {"label": answer.label, "receipt": answer.receipt}
+    return {"label": answer.label, "receipt": msgspec.to_builtins(answer.receipt)}
