@@ -6,7 +6,7 @@ Needs the extra `steps` (pillow).  In a copy of this folder:
     $ python -m clover family new classifier --from shapes:small --weights small.pt \
         --from shapes:large --weights large.pt --input pixels:FP32:1,28,28 --evaluate pictures
     $ python -m clover serve ./classifier --carbon static:400  # leave it running; the rest in a second terminal
-    $ python -m clover infer classifier pictures/cross/7.png --json
+    $ python -m clover infer classifier pictures/cross/7.png
 """
 
 from pathlib import Path

@@ -5,7 +5,7 @@ Needs the extra `onnx`.  In a copy of this folder:
     $ python make.py  # writes small.onnx, large.onnx and rows.csv; no torch
     $ python -m clover family new rings --from small.onnx --from large.onnx --evaluate rows.csv
     $ python -m clover serve ./rings --carbon static:400  # leave it running; the rest in a second terminal
-    $ python -m clover infer rings '[0.3, -0.5]' --json
+    $ python -m clover infer rings '[0.3, -0.5]'
 """
 
 from pathlib import Path
