@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of the navigation.
-PAGES = ("*.md", "docs/*.md", "docs/*/*.md", "models/*/README.md", "bench/README.md", "bench/results/*.md", "tests/*/README.md")
+PAGES = ("*.md", "docs/**/*.md", "models/*/README.md", "bench/README.md", "bench/results/*.md", "tests/*/README.md")
 FILES = (
     "docs/*.png",
     "docs/*.svg",

@@ -3,9 +3,9 @@ import numpy as np
 from .rows import fly, shots
 
 
-def committee(variant, folder):  # five members: 400 random features each, and weights by least squares
-    random, known = np.random.default_rng(0), shots(8000, 0)
-    mix, shift = random.standard_normal((5, 2, 400), np.float32), random.standard_normal((5, 1, 400), np.float32)
+def committee(variant, folder):  # five members: 300 random features each, and weights by least squares
+    random, known = np.random.default_rng(0), shots(3000, 0)
+    mix, shift = random.standard_normal((5, 2, 300), np.float32), random.standard_normal((5, 1, 300), np.float32)
 
     def features(rows):
         return np.maximum((rows - np.float32((25, 42))) / np.float32((15, 38)) @ mix + shift, 0)

@@ -61,7 +61,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)  # more of them would wait for each other: the networks are small
     torch.save(train(small(), 6).state_dict(), "small.pt")
-    torch.save(train(large(), 4).state_dict(), "large.pt")
+    torch.save(train(large(), 3).state_dict(), "large.pt")
     random = np.random.default_rng(1)
     for shape in SHAPES:
         Path("pictures", shape).mkdir(parents=True, exist_ok=True)
