@@ -6,7 +6,7 @@ Needs the extra `steps` (pillow).  In a copy of this folder:
     $ python -m clover family new classifier --from shapes:small --weights small.pt \
         --from shapes:large --weights large.pt --input pixels:FP32:1,28,28 --evaluate pictures
     $ python -m clover serve ./classifier --carbon static:400  # leave it running; the rest in a second terminal
-    $ python -m clover infer classifier pictures/cross/7.png
+    $ python -m clover infer classifier pictures/cross/6.png
 """
 
 from pathlib import Path
@@ -24,8 +24,8 @@ def small():
 
 
 def large():
-    body = (nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2))
-    return nn.Sequential(*body, nn.Flatten(), nn.Linear(800, 4))
+    body = (nn.Conv2d(1, 32, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2))
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(1024, 4))
 
 
 def draw(shape, random):

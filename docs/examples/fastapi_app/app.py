@@ -32,7 +32,7 @@ async def classify(request: Request):
         raise HTTPException(400, "one image of 28 x 28 bytes")
     image = np.frombuffer(body, np.uint8).reshape(1, 28, 28).astype(np.float32) / 255
     try:
-        answer = await request.app.state.clover.ainfer({"image": image}, timeout_ms=500)
+        answer = await request.app.state.clover.ainfer({"image": image}, timeout_ms=2000)
     except clover.Overloaded as error:
         raise HTTPException(429, str(error)) from error
     except clover.DeadlineMissed as error:
