@@ -16,11 +16,14 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of the navigation.
-PAGES = ("*.md", "docs/*.md", "models/*/README.md", "bench/README.md", "bench/results/*.md", "tests/*/README.md")
+PAGES = ("*.md", "docs/**/*.md", "models/*/README.md", "bench/README.md", "bench/results/*.md", "tests/*/README.md")
 FILES = (
     "docs/*.png",
     "docs/*.svg",
     "docs/*.json",
+    "docs/examples/*/*.py",
+    "docs/examples/*/*.toml",
+    "packaging/compose.yaml",
     "bench/results/*.png",
     "bench/results/*.svg",
     "bench/*.py",
