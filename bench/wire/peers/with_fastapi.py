@@ -15,7 +15,7 @@ SHAPE = WORK.family.inputs[0].shape
 app = FastAPI()
 
 
-@app.post(f"/v2/models/{WORK.family.name}/infer", response_model=None)  # type: ignore[untyped-decorator]
+@app.post(f"/v2/models/{WORK.family.name}/infer", response_model=None)
 async def infer(request: Request) -> Response:
     """Answer one request of one row."""
     body = await request.body()
