@@ -169,16 +169,22 @@ def tensorrt_version() -> str:
 
 @functools.cache
 def machine_key() -> str:
-    """Return architecture and instruction sets of this machine's CPU."""
+    """Return architecture and instruction sets of this machine's CPU, and the limits that oneDNN and torch are set."""
     flags = ""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         wanted = [line.split(":", 1)[1] for line in file if line.startswith(("flags", "Features"))]
         flags = " ".join(sorted(wanted[0].split())) if wanted else ""
-    return f"{platform.machine()} {flags}"
+    limits = [
+        f"{name}={os.environ[name]}" for name in ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY") if name in os.environ
+    ]
+    return " ".join([platform.machine(), flags, *limits])
 
 
 def lacks_bf16() -> str:
-    """Return "" if this processor multiplies bfloat16 by instructions of its own, else what it lacks."""
+    """Return "" if this processor multiplies bfloat16 by instructions of its own, and may, else what it lacks."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(name in limit for name in ("BF16", "FP16", "AMX", "ALL", "DEFAULT")):
+        return f"ONEDNN_MAX_CPU_ISA={limit} rules out instructions for bfloat16"
     if {"avx512_bf16", "amx_bf16"} & set(machine_key().split()):
         return ""
     return "this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX)"

@@ -10,7 +10,7 @@ _KEPT = frozenset(
     {"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "XDG_CACHE_HOME", "VIRTUAL_ENV", "TMPDIR", "OPENBLAS_CORETYPE", "TZ"}
     | {"TORCH_HOME", "HF_HOME"}
 )
-_KEPT_PREFIXES = ("PYTHON", "LC_", "OMP_", "KMP_", "CUDA_", "NVIDIA_", "PYTORCH_", "TRITON_")
+_KEPT_PREFIXES = ("PYTHON", "LC_", "OMP_", "KMP_", "CUDA_", "NVIDIA_", "PYTORCH_", "TRITON_", "ONEDNN_", "ATEN_")
 _DROPPED = frozenset({"PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"})
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 """Parts of the names of variables that hold secrets, whatever they begin with: NVIDIA_API_KEY."""

@@ -448,11 +448,13 @@ def test_children_get_no_secrets():
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "8",
         "LC_ALL": "C",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
     }
     found = child_environment(given)
     assert found["PATH"] == "/bin"
     assert found["PYTHONHASHSEED"] == "0"
     assert found["LC_ALL"] == "C"
+    assert found["ONEDNN_MAX_CPU_ISA"] == "AVX2"
     assert found["OMP_NUM_THREADS"] == found["OPENBLAS_NUM_THREADS"] == found["MKL_NUM_THREADS"] == "1"
     assert found["OMP_WAIT_POLICY"] == "PASSIVE"
     assert found["ORT_DISABLE_TELEMETRY"] == "1"

@@ -146,3 +146,10 @@ assert sys.modules["openvino"] and not sys.modules["openvino_telemetry"]
 """
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(home)}, check=True)
     assert [path for path in home.rglob("*") if "openvino" in path.name or "intel" in path.name] == []
+
+
+@pytest.mark.parametrize(("limit", "lacks"), [("AVX2", True), ("avx512_core", True), ("AVX512_CORE_AMX", False)])
+def test_a_limit_of_onednn_counts_as_the_processors(processor, monkeypatch, limit, lacks):
+    processor("avx512_bf16 amx_bf16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert bool(artifacts.lacks_bf16()) is lacks
