@@ -357,8 +357,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables: dict[str, tuple[float, float, list[Contestant]]] = {}
     with apart.preferred(given.weight), tempfile.TemporaryDirectory() as name:
         for family in given.families:
-            tables[family] = measure(family, given, Path(name))
-            report(family, *tables[family])
+            shown = family if family in LOADS else f"{families.load_family(family).name}, labelled"
+            tables[shown] = measure(family, given, Path(name))
+            report(shown, *tables[shown])
             write_json(given.json, {"families": {name: record_of(*table) for name, table in tables.items()}})
     return 0
 

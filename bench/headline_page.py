@@ -43,6 +43,7 @@ PUBLISHED = frozenset({"efficientnet_lite"})
 """Families without labelled rows here: their answers count as right by the published accuracy of what gave them."""
 _PLACES = re.compile(r" --(?:cache-dir|json)[ =]\S+")
 """Options of a command that say where something lies on a machine."""
+_FOLDER = re.compile(r" /\S+")
 _ROW = "`bench.headline_page FILES` | "
 _WIDE, _LEFT, _BAR, _GAP = 860, 230, 16, 34
 
@@ -55,10 +56,10 @@ default saves much less, modelled ([machine.md](machine.md)):
 Every server's whole tree has core 0 of two, the load generator core 1; requests come in an open loop at the same rate
 and carry the same held-out rows in the same order. CPU is the tree's by the scheduler's counters, with all that
 Clover's controller does meanwhile at a steady load. The others serve one variant each, with their own batching, behind
-ONNX Runtime if it can run the variant. PyTriton is Triton with the model in Python: Triton's own HTTP and batcher (the
-process `tritonserver`), which pass each batch to a Python process. A ratio is the median of the ratios within a round,
-CPU and p95 are medians of the rounds. Accuracy counts labels, over all rounds; of `efficientnet_lite`, which has none
-here, it is the published accuracy of the variants that answered, for answers that are what the plain libraries give.
+ONNX Runtime if it can run the variant, or behind the backend that stands in their name. PyTriton is Triton with the
+model in Python: Triton's own HTTP and batcher (the process `tritonserver`), which pass each batch to a Python process. A ratio is the median of the ratios within a round,
+CPU and p95 are medians of the rounds. Accuracy counts labels, over all rounds; of `efficientnet_lite` without labels it
+is the published accuracy of the variants that answered, for answers that are what the plain libraries give.
 Pictures go to Clover and PyTriton as bytes and to the others, whose wires have no binary tensors, as base64; the others
 decode and scale them with pillow and NumPy alone.
 
@@ -80,6 +81,11 @@ class Served:
     def server(self) -> str:
         """The server, without the variant."""
         return self.name.partition(" ")[0]
+
+    @property
+    def variant(self) -> str:
+        """The variant that it serves, empty if it chooses."""
+        return [*self.name.split(), ""][1]
 
     @property
     def title(self) -> str:
@@ -112,8 +118,11 @@ class Table:
     provenance: dict[str, Any]
 
     def best(self, server: str) -> Served | None:
-        """Return a server with the best variant (others are measured with two, the best first)."""
-        return next((one for one in self.servers if one.server == server), None)
+        """Return a server with the best variant (others are measured with two, the best first), by the backend with
+        which that takes the least CPU."""
+        mine = [one for one in self.servers if one.server == server]
+        alike = [one for one in mine if one.variant == mine[0].variant]
+        return min(alike, key=lambda one: one.median("cpu_per_1000"), default=None)
 
     @property
     def loaded(self) -> str:
@@ -195,7 +204,7 @@ def page(tables: Sequence[Table], plot: str) -> str:
         where = table.provenance
         rounds = len(table.servers[0].rounds)
         lines += [f"## {table.family}: {table.rate:g} requests/s, SLO {table.slo_ms:g} ms", "", verdict(table), ""]
-        command = _PLACES.sub("", where["command"].replace("python -m ", ""))
+        command = _FOLDER.sub(" FOLDER", _PLACES.sub("", where["command"].replace("python -m ", "")))
         loaded = f"; {table.loaded}" if table.loaded else ""
         lines += [f"`{command}` on {where['processor']}, {where['date']}; {rounds} rounds, medians{loaded}."]
         lines += ["", "| server | CPU s/1,000 right | range | x Clover | right % | p95 ms | failed | foreign cores |"]
@@ -279,7 +288,8 @@ def _about_triton(tables: Sequence[Table]) -> list[str]:
             parts.append(100.0 * own / sum(share["cpu_us"] for share in one.profile))
     if not any(table.best("pytriton") for table in tables):
         return []
-    own = f"; `tritonserver` itself is {min(parts):.0f} to {max(parts):.0f} % of its CPU" if parts else ""
+    span = " to ".join(dict.fromkeys((f"{min(parts):.0f}", f"{max(parts):.0f}"))) if parts else ""
+    own = f"; `tritonserver` itself is {span} % of its CPU" if parts else ""
     return [f"PyTriton is Triton's HTTP and batcher with the model in Python{own}."]
 
 

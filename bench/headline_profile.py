@@ -20,6 +20,7 @@ from pathlib import Path
 PARTS = ("kernel", "model", "interpreter", "rest")
 _MODEL = (
     *("onnxruntime", "libtorch", "libc10", "libgomp", "libomp", "_multiarray", "openblas", "libmkl", "libdnnl"),
+    *("openvino", "anon"),  # code that it makes as it runs has no file
     *("_imaging", "libjpeg", "libpng", "libz", ".wrapper.so"),
 )
 _ROLES = (

@@ -175,7 +175,7 @@ def test_page_plot_and_readme_come_of_the_same_figures(tmp_path: Path) -> None:
     assert readme.read_text().endswith("after\n")
     assert "1.08 s, 93.0 % right" in plot.read_text()
     assert "![CPU a right answer by server](plot.svg)" in page.read_text()
-    assert "`tritonserver` itself is 100 to 100 % of its CPU" in readme.read_text()
+    assert "`tritonserver` itself is 100 % of its CPU" in readme.read_text()
     assert "published" not in readme.read_text() + plot.read_text()
     assert "`bench.headline fashion --rounds 3` on a processor" in page.read_text(), "nothing of where files lay"
     assert "loaded" not in page.read_text() + readme.read_text()
