@@ -57,11 +57,11 @@ Every server's whole tree has core 0 of two, the load generator core 1; requests
 and carry the same held-out rows in the same order. CPU is the tree's by the scheduler's counters, with all that
 Clover's controller does meanwhile at a steady load. The others serve one variant each, with their own batching, behind
 ONNX Runtime if it can run the variant, or behind the backend that stands in their name. PyTriton is Triton with the
-model in Python: Triton's own HTTP and batcher (the process `tritonserver`), which pass each batch to a Python process. A ratio is the median of the ratios within a round,
-CPU and p95 are medians of the rounds. Accuracy counts labels, over all rounds; of `efficientnet_lite` without labels it
-is the published accuracy of the variants that answered, for answers that are what the plain libraries give.
-Pictures go to Clover and PyTriton as bytes and to the others, whose wires have no binary tensors, as base64; the others
-decode and scale them with pillow and NumPy alone.
+model in Python: Triton's own HTTP and batcher (the process `tritonserver`), which pass each batch to a Python process.
+A ratio is the median of the ratios within a round, CPU and p95 are medians of the rounds. Accuracy counts labels, over
+all rounds; of `efficientnet_lite` without labels it is the published accuracy of the variants that answered, for
+answers that are what the plain libraries give. Pictures go to Clover and PyTriton as bytes and to the others, whose
+wires have no binary tensors, as base64; the others decode and scale them with pillow and NumPy alone.
 
 Clover's default may lose half a point of accuracy **on average over a day**, and no plan goes below its floor, one
 point below the best variant. A round of seconds is no day: what is not spent while a server starts is spent later, so a
