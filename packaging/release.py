@@ -9,11 +9,14 @@ of the oldest manylinux that `auditwheel` allows.  Exit code 1: something failed
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 from clover import __version__
@@ -58,6 +61,8 @@ def main() -> int:
     for wheel in sorted(BUILT.glob("*.whl")):
         run(sys.executable, "-m", "auditwheel", "repair", "--wheel-dir", str(DIST), str(wheel))
     run(sys.executable, "-m", "build", "--sdist", "--outdir", str(DIST), ".")
+    for archive in DIST.glob("*.tar.gz"):
+        repack(archive)
     for name, source in COPIED.items():
         shutil.copy(ROOT / source, DIST / name)
     packages = sorted((*DIST.glob("*.whl"), *DIST.glob("*.tar.gz")))
@@ -70,6 +75,22 @@ def main() -> int:
     for path in files:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.name}")
     return 0
+
+
+def repack(archive: Path) -> None:
+    """Write a .tar.gz again in an order, with times (`SOURCE_DATE_EPOCH`) and owners that do not tell when, where and
+    by whom it was made."""
+    made_s = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
+    with tarfile.open(archive) as old:
+        members = [(member, old.extractfile(member)) for member in old]
+        with io.BytesIO() as packed:
+            with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new:
+                for member, content in sorted(members, key=lambda pair: pair[0].name):
+                    member.mtime, member.uid, member.gid, member.uname, member.gname = made_s, 0, 0, "", ""
+                    member.pax_headers = {}
+                    new.addfile(member, content)
+            data = packed.getvalue()
+    archive.write_bytes(gzip.compress(data, mtime=made_s))
 
 
 def notes(missing: list[str]) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
+import time
 import tomllib
 import uuid
 from collections.abc import Iterable, Mapping
@@ -130,6 +132,8 @@ def bill(version: str, direct: Iterable[str], packages: Mapping[str, Package]) -
     here = {name: package for name, package in packages.items() if package.version}
     own = f"pkg:pypi/clover-inference@{version}"
     roots = {plain(Requirement(text).name) for text in direct}
+    listed = [package.purl for package in here.values()]
+    made_s = float(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
     def component(package: Package) -> dict[str, Any]:
         made: dict[str, Any] = {"type": "library", "bom-ref": package.purl, "name": package.name}
@@ -146,10 +150,10 @@ def bill(version: str, direct: Iterable[str], packages: Mapping[str, Package]) -
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid4()}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, ' '.join([own, *listed]))}",
         "version": 1,
         "metadata": {
-            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+            "timestamp": datetime.fromtimestamp(made_s, UTC).isoformat(timespec="seconds"),
             "component": {
                 "type": "application", "bom-ref": own, "name": "clover-inference", "version": version, "purl": own,
                 "licenses": [{"license": {"id": "Apache-2.0"}}],
