@@ -80,8 +80,8 @@ cpdef int wait(int doorbell, int control, int ended=-1) except -1:
     its end.
 
     Return which of them as bits (DOORBELL, CONTROL, ENDED); what rang at the doorbell and the count of `ended` have
-    been read.  OSError if a descriptor is not open.  Signals are handled meanwhile, and what their handlers raise is
-    raised.
+    been read.  OSError if a descriptor is not open.  Signals are handled before it returns, and what their handlers
+    raise is raised.
     """
     cdef pollfd fds[3]
     cdef char rung[RINGS]
@@ -110,4 +110,5 @@ cpdef int wait(int doorbell, int control, int ended=-1) except -1:
         if c_read(ended, rung, RINGS) < 0 and errno != EAGAIN:
             PyErr_SetFromErrno(OSError)
         came |= ENDED
+    PyErr_CheckSignals()  # one that another thread received interrupts no `poll`, and rings (`signal.set_wakeup_fd`)
     return came

@@ -60,7 +60,7 @@ def main(spawn: frames.Spawn, fds: tuple[int, ...]) -> int:
     try:
         if not lifeline.tie(tied):
             raise ParentGone  # it hung up before we asked
-        _pass_on_sigterm(control)
+        _pass_on_sigterm(control, doorbell)
         residents = None
         try:
             os.sched_setaffinity(0, order.cores)
@@ -129,7 +129,7 @@ def _print_to(output: int) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # or its last words would be lost when it is killed
 
 
-def _pass_on_sigterm(control: socket.socket) -> None:
+def _pass_on_sigterm(control: socket.socket, doorbell: int) -> None:
     """Report the first SIGTERM to the server instead of ending."""
     pid = os.getpid()
     reported = False
@@ -146,6 +146,10 @@ def _pass_on_sigterm(control: socket.socket) -> None:
 
     signal.signal(signal.SIGTERM, asked)
     signal.siginterrupt(signal.SIGTERM, False)  # system calls of the model are not interrupted
+    # A signal rings as well: the handler runs between two lines of Python, and a worker that is about to wait has none
+    # before the next batch.
+    rings = os.open(f"/proc/self/fd/{doorbell}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(rings, warn_on_full_buffer=False)
 
 
 def _yield(order: frames.WorkerOrder) -> None:

@@ -65,7 +65,7 @@ from clover.worker.main import _pass_on_sigterm
 
 ours, theirs = frames.socket_pair()
 ours.setblocking(False)
-_pass_on_sigterm(theirs)
+_pass_on_sigterm(theirs, os.pipe()[0])
 child = os.fork()
 if child == 0:
     print("up", flush=True)

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -186,6 +187,36 @@ def test_a_signal_that_is_handled_does_not_end_the_wait(kernels: SimpleNamespace
             assert len(seen) >= 2
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_that_rings_and_interrupts_no_system_call_is_handled(
+    kernels: SimpleNamespace, pipe: tuple[int, int]
+) -> None:
+    """As one that comes just before the system call: here another thread receives it."""
+    seen: list[int] = []
+
+    def send() -> None:
+        time.sleep(0.02)
+        signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+
+    here, there = socket.socketpair()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    rings = signal.set_wakeup_fd(pipe[1])
+    late = threading.Timer(20.0, kernels.wakeups.ring_bell, [pipe[1]])
+    try:
+        with here, there:
+            late.start()
+            sender = threading.Thread(target=send)
+            sender.start()
+            begun_s = time.monotonic()
+            assert kernels.wakeups.wait(pipe[0], here.fileno()) == kernels.wakeups.DOORBELL
+            assert time.monotonic() - begun_s < 10.0
+            assert seen == [signal.SIGALRM]
+            sender.join()
+    finally:
+        late.cancel()
+        signal.set_wakeup_fd(rings)
         signal.signal(signal.SIGALRM, before)
 
 
