@@ -38,6 +38,7 @@ from clover.server.machine import NEVER_NS, Machine
 from clover.server.periodic import EnergyWindows, Periodic
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
+from clover.server.sleeper import Sleeper
 from clover.server.totals import ServerTotals
 from clover.telemetry import otel
 from clover.tenants import Tenants
@@ -68,6 +69,7 @@ class Parts:
     ledger: ServerLedger | None
     windows: EnergyWindows
     rollouts: RollOuts
+    sleeper: Sleeper
     totals: ServerTotals
     control: ServerControl
     periodic: Periodic
@@ -141,7 +143,16 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             ledger = ServerLedger(config, source, account, footprint.hardware)
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
-        totals = ServerTotals(account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster)
+        sleeper = Sleeper(
+            all_families.served,
+            controller,
+            limit_bytes=config.workers.total_bytes,
+            core_w=account.core_w,
+            held=rollouts.involves,
+        )
+        totals = ServerTotals(
+            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster, sleeper
+        )
         parts = Parts(
             config=config,
             loop=loop,
@@ -162,9 +173,10 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             ledger=ledger,
             windows=windows,
             rollouts=rollouts,
+            sleeper=sleeper,
             totals=totals,
             control=ServerControl(controller, rollouts, cluster, totals.report),
-            periodic=Periodic(windows, all_families, machine, controller, loading, rollouts, cluster),
+            periodic=Periodic(windows, all_families, machine, controller, loading, rollouts, cluster, sleeper),
             otel=_open_telemetry(config, loop, account, machine),
         )
         failed.pop_all()

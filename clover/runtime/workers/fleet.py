@@ -347,6 +347,52 @@ class FamilyFleet:
         """See `Fleet.decline`."""
         self.router.decline(declined, wanted)
 
+    # --- sleep --------------------------------------------------------------------------------------------------------
+
+    @property
+    def asleep(self) -> bool:
+        """See `Fleet.asleep`."""
+        return self.members.asleep or bool(self.members.waking)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether its workers can end now: no row is here, all of them are there, and none is being replaced."""
+        spawned = self.members.spawned.values()
+        settled = all(member.ready and member.respawn is None and not member.dying for member in spawned)
+        return settled and self.empty and not self.asleep and bool(self.routed) and not self.members.leaving
+
+    def record(self, what: str, reason: str) -> None:
+        """Append what happened to all of the family to the events."""
+        member = self.members.spawned[self.routed[0]]
+        self.members.record(member, what, reason)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row is here, waiting, computed, or answered and unread."""
+        slots = self.router.state.table.free
+        return bool(slots.free == slots.slots)
+
+    async def put_to_sleep(self, wanted: Callable[[], None]) -> None:
+        """End all workers, if `may_sleep`, but keep what is planned; `wanted` is called with each request that waits
+        then, and has to call `start_again`."""
+        if self.may_sleep:
+            self.router.fall_asleep(wanted)
+            await self.members.put_to_sleep()
+
+    def start_again(self) -> None:
+        """Start the workers of a family that sleeps."""
+        if self.members.asleep:
+            self.members.wake()
+
+    async def wake(self) -> None:
+        """See `Fleet.wake`."""
+        asleep = self.router.state.asleep
+        if asleep is not None:
+            asleep.wanted()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GIVEN_UP_S):
+                    await asleep.awake.wait()
+
     # --- what the server drives ---------------------------------------------------------------------------------------
 
     @property
@@ -366,8 +412,9 @@ class FamilyFleet:
     @property
     def missing(self) -> int:
         """How many placements lack a worker that is ready, for some assignment that is to receive rows; assignments of
-        one placement share a worker."""
-        return len({item.placement for item in set(self.routed).difference(self.ready_assignments())})
+        one placement share a worker.  0 while it sleeps."""
+        missing = set(self.routed).difference(self.ready_assignments()) if not self.asleep else set()
+        return len({item.placement for item in missing})
 
     @property
     def given_up(self) -> int:
@@ -403,7 +450,8 @@ class FamilyFleet:
         """Kill workers that fell silent, and start or end standby workers; call it about once a second."""
         for worker, reason in self._silence.poll():
             self.members.kill(worker, reason)
-        self.standby_crew.tend()
+        if not self.asleep:
+            self.standby_crew.tend()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return every worker for people, and every member without one: where, what, which process, in which state.
