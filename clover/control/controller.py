@@ -302,12 +302,14 @@ class Controller:
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.observe(context.monotonic())
         family.ledger.observe(grid_s, seen, family.config.budget_horizon_s)
+        if family.fleet.asleep and not context.must_move(family):
+            return
         now_s = context.monotonic()
         self.learner.poll(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)
         reason = missed or waits
         family.demand.observe(now_s, family.fleet.accuracy_demand())
-        if context.frozen_of(family) or (family.fleet.asleep and not context.must_move(family)):
+        if context.frozen_of(family):
             return
         mode = context.mode_of(family)
         bare = family.deployed is None  # it lost all its workers, which is like before the start

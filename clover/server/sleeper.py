@@ -245,6 +245,9 @@ class Sleeper:
         while not await self._fits(nap):
             now_s = self._clock()
             loaded = [other for other in self._served.values() if other is not served and not other.fleet.asleep]
+            if not loaded:
+                log.warning("%s may need more memory than there is, and is loaded as no other is", served.name)
+                return True
             naps = {other.name: self._observe(other, now_s) for other in loaded}
             stayed = [other for other in loaded if now_s >= _stays_until_s(naps[other.name]) and self._may_sleep(other)]
             if stayed:

@@ -74,7 +74,8 @@ class Members:
         self.closing = False
         self.asleep = False
         self.waking: set[Member] = set()
-        """Members that slept, and whose first worker since then neither is there nor failed to start."""
+        """Members that slept, and whose first worker since then neither is there nor failed to start.  Rows wait for
+        all of them: else an early one would be asked what the plan has others answer."""
         self.one_process = one_process
         self.restarts = 0
         self.given_up = 0
@@ -107,7 +108,8 @@ class Members:
         """Let rows wait in the router while the first few restarts of a routed member are under way, and for workers
         that are awaited."""
         routed = [self.spawned[item] for item in self.routed if item in self.spawned]
-        restarting = [one.assignment for one in routed if not one.serving and one.failures < _HELD_FAILURES]
+        missing = [one for one in routed if not one.serving or self.waking]
+        restarting = [one.assignment for one in missing if one.failures < _HELD_FAILURES]
         self._router.expect_workers(self.lanes[item.variant] for item in (*restarting, *self.awaited))
 
     # --- begin and end ------------------------------------------------------------------------------------------------
@@ -421,7 +423,7 @@ class Members:
                 break
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
                 woken = False
-                self.waking.difference_update(crew)
+                self._wake_up(crew)
                 crew = self._remaining(crew)
                 if first in crew:
                     self.set_hold()
@@ -443,16 +445,21 @@ class Members:
         """Let the new worker of these members do what the one before it did."""
         for member in crew:
             member.respawn = None
-        self.waking.difference_update(crew)
-        self.set_hold()
-        routed = [member for member in crew if member.assignment in self.routed and not member.standby]
-        if entries := [entry for entry in map(self.entry, routed) if entry is not None]:
-            self._router.join(*entries)  # together, or rows that wait for another one of them would move to the first
+        self._wake_up(crew)
         if any(member.standby for member in crew):
             self.on_standby_ready()
         for member in crew[:1]:
             if not woken:
                 self.record(member, "restarted", "")
+
+    def _wake_up(self, crew: Sequence[Member]) -> None:
+        """Let all members that have a worker get rows, once no other one wakes than `crew`."""
+        self.waking.difference_update(crew)
+        self.set_hold()
+        routed = [self.spawned[item] for item in self.routed if not self.waking]
+        # Together, or rows that wait for one of them would move to another.
+        if entries := [entry for entry in map(self.entry, routed) if entry is not None]:
+            self._router.join(*entries)
 
     # --- workers that others ask to end -------------------------------------------------------------------------------
 
