@@ -51,8 +51,8 @@ def ask(server: ServerProcess, model: str = "fashion") -> tuple[int, float, str]
 
 def slept(server: ServerProcess, model: str = "fashion") -> dict[str, Any]:
     """Return what the state says of a model's sleep."""
-    found: dict[str, Any] = server.get("/v2/clover/state")["totals"]["models"][model]["sleep"]
-    return found
+    found: dict[str, Any] = server.get("/v2/clover/state")["totals"]["models"][model]
+    return found.get("sleep", {"state": ""})  # not known in the first second
 
 
 def await_state(server: ServerProcess, state: str, model: str = "fashion") -> None:
@@ -66,7 +66,7 @@ def await_state(server: ServerProcess, state: str, model: str = "fashion") -> No
 
 def idle(server: ServerProcess, seconds: float) -> tuple[float, float, int]:
     """Return MB of PSS, CPU milliseconds a second, and processes, of a server that nobody asks."""
-    time.sleep(2.0)
+    time.sleep(20.0)  # plans that the requests before gave rise to are made
     pids = tree(server.process.pid)
     before = cpu_seconds(pids)
     time.sleep(seconds)

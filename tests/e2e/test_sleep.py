@@ -107,6 +107,10 @@ def test_a_family_sleeps_and_wakes_with_its_plan_and_nothing_else_wakes_it(toy_c
             assert (report["waited"], report["state"]) == (64, "loaded")
             assert report["waking_j"] > 0.0
             assert served.traffic.codes == {200: 66}
+            await server.engine.parts.windows.count()
+            account = server.engine.account
+            booked_j = sum(line.joules for *_, line in account.lines())
+            assert booked_j == pytest.approx(sum(line["measured_j"] for line in account.devices().values()), rel=1e-6)
             # It sleeps again, and an operator's command wakes it.
             await house.pass_night()
             assert asleep(served)
