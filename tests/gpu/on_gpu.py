@@ -142,8 +142,6 @@ def pinned(asked: dict[str, Any]) -> dict[str, Any]:
         "refused": sorted(refused),
         "size": size,
         "pinned": pinned,
-        "context": context,
-        "hot_path": hot_path,
         "again": sorted(again),
         "works": works,
         "poisoned": poisoned,
