@@ -4,9 +4,9 @@
     nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
     mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
 
-A scheduler such as Slurm gives a job GPUs or MIG instances by CUDA_VISIBLE_DEVICES.  If the variable has their UUIDs (or
-what these begin with), `nvidia` is exactly these.  If it has numbers of GPUs, `nvidia` is refused, because they are not
-the driver's numbers.
+A scheduler such as Slurm gives a job GPUs or MIG instances by CUDA_VISIBLE_DEVICES.  If the variable has their UUIDs
+(or what these begin with), `nvidia` is exactly these.  If it has numbers of GPUs, `nvidia` is refused, because they are
+not the driver's numbers.
 """
 
 from __future__ import annotations
@@ -203,8 +203,8 @@ def _uuids(text: str, given: str) -> tuple[str, ...]:
 
 
 def _assigned(visible: str | None) -> tuple[str, ...]:
-    """Return the UUIDs of MIG instances or of GPUs that the environment assigns, none if it says nothing; ConfigError if
-    it assigns GPUs by numbers that are not the driver's."""
+    """Return the UUIDs of MIG instances or of GPUs that the environment assigns, none if it says nothing; ConfigError
+    if it assigns GPUs by numbers that are not the driver's."""
     parts = [part.strip() for part in (visible or "").split(",")]
     if visible is not None and any(all(map(uuid.fullmatch, parts)) for uuid in (_MIG_UUID, _GPU_UUID)):
         log.info("CUDA_VISIBLE_DEVICES assigns %s: only these are used", visible)

@@ -52,8 +52,8 @@ class MemoryNeeds:
                 self._cells[item.variant, item.profile, item.backend] = item.weights_bytes + item.peak_bytes
 
     def learn(self, cell: Cell, held_bytes: int, context_bytes: int, *, alone: bool = True) -> None:
-        """Take what a worker said that it holds for a variant, and beside all of them.  A worker that was not `alone` on
-        its slice may have taken another one's memory for its context: then what is known stays."""
+        """Take what a worker said that it holds for a variant, and beside all of them.  A worker that was not `alone`
+        on its slice may have taken another one's memory for its context: then what is known stays."""
         self._cells[cell] = held_bytes
         if alone or cell[1] not in self._context:
             self._context[cell[1]] = context_bytes

@@ -66,8 +66,8 @@ def learn(needs: MemoryNeeds, item: Assignment, worker: FleetWorker, *, alone: b
 
 
 def held_bytes(workers: Iterable[FleetWorker], context: Callable[[FleetWorker], int] | None = None) -> int:
-    """Return the bytes that `workers` hold together; 0 if one of them did not say.  `context`: what one holds beside its
-    variants, by default what it said."""
+    """Return the bytes that `workers` hold together; 0 if one of them did not say.  `context`: what one holds beside
+    its variants, by default what it said."""
     total = 0
     for worker in workers:
         if not worker.held:
