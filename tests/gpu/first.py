@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -168,7 +169,7 @@ class Nvml:
                 found.append(time.monotonic())
                 last = now
             time.sleep(0.001)
-        return [(two - one) * 1e3 for one, two in zip(found, found[1:], strict=False)]
+        return [(two - one) * 1e3 for one, two in itertools.pairwise(found)]
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
@@ -246,7 +247,9 @@ def serving(run: Run) -> None:
             swaps = [await swap(name) for _ in range(int(run.short(5, 1))) for name in ("tiny", "large")]
             during = [took for at_s, took in ms if at_s >= before_s][len(steady) :]
             run.note(swaps=len(swaps), swap_s=statistics.median(swaps), swap_most_s=max(swaps), failed=len(failed))
-            run.note(p99_ms=float(np.percentile(steady, 99)), p99_swapping_ms=float(np.percentile(during, 99)))
+            for name, sample in (("p99_ms", steady), ("p99_swapping_ms", during)):
+                if sample:
+                    run.note(**{name: float(np.percentile(sample, 99)), "of": len(sample)})
             run.note(why_failed=sorted(set(failed))[:5])
             parts = ("fork_ms", "load_ms", "warm_ms", "ready_ms", "context_bytes")
             run.note(workers=[{name: getattr(worker, name) for name in parts} for worker in run.starts[-4:]])
@@ -382,10 +385,12 @@ ASSUMED: tuple[tuple[str, str, float, float, str], ...] = (
 def table(lines: list[dict[str, Any]]) -> str:
     """Return the assumptions with what was seen, and the blocks."""
     seen = {key: value for line in lines for key, value in line.items()}
+    emulated = str(seen.get("device", "")).startswith("emulated")
     shown = ["| assumption | from | seen | |", "|---|---|---|---|"]
     for text, key, least, most, source in ASSUMED:
         value = seen.get(key)
         verdict = "not seen" if value is None else "confirmed" if least <= value <= most else "BROKEN"
+        verdict = "emulated" if emulated and value is not None else verdict
         shown.append(f"| {text} | {source} | {'' if value is None else f'{value:.4g}'} | {verdict} |")
     shown += ["", "| block | seconds | worker starts | ended |", "|---|---|---|---|"]
     ends = [line for line in lines if "seconds_taken" in line]
@@ -420,7 +425,7 @@ def one(name: str, device: str, folder: Path) -> None:
         ended = f"{type(error).__name__}: {error}"[:500]
         raise
     finally:
-        run.note(seconds_taken=time.monotonic() - began_s, starts=len(run.starts), ended=ended)
+        run.note(device=device, seconds_taken=time.monotonic() - began_s, starts=len(run.starts), ended=ended)
 
 
 def main() -> int:

@@ -212,8 +212,8 @@ def context(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
-    """Microseconds of a batch, median of `rounds`: of a worker's call with and without recorded launches, of those alone
-    (`bare graph`), and of the module alone over inputs that are on the device already."""
+    """Microseconds of a batch, median of `rounds`: of a worker's call with and without recorded launches, of those
+    alone (`bare graph`), and of the module alone over inputs that are on the device already."""
     import torch
 
     from clover.backends import parity

@@ -1,4 +1,4 @@
-"""torch.cuda as the CPU plays it: what the GPU tests call is there, takes the arguments that it gets, and works in order.
+"""torch.cuda as the CPU plays it: what the GPU tests call is there, takes their arguments, and works in order.
 
     python -m tests.support.played_cuda     reads [[module, function, asked], ...] from standard input; prints a list
 
@@ -131,7 +131,8 @@ def install() -> None:
         setattr(cuda, name, value)
     torch.version.cuda = "13.0"  # type: ignore[misc]
     driver: Any = cuda_driver
-    driver.CudaDriver = lambda played=Driver(): played
+    played = Driver()
+    driver.CudaDriver = lambda: played
     _modes.append(_OnCpu())
     _modes[-1].__enter__()
 
