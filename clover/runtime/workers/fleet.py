@@ -110,6 +110,8 @@ class FamilyFleet:
         self._step_times = StepTimes()
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
         """Until when (ns) the second is not tried beside the first again."""
+        self._beside: set[int] = set()
+        """Processes that started while another one was on their slice."""
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -269,7 +271,13 @@ class FamilyFleet:
 
     def held_bytes(self, placement: Placement) -> int:
         """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
-        return held_bytes(self._workers_at(placement))
+        known = self.memory.needs.context_bytes(placement.profile)
+
+        def context(worker: FleetWorker) -> int:
+            said = worker.context_bytes
+            return min(said, known) if known and worker.pid in self._beside else said
+
+        return held_bytes(self._workers_at(placement), context)
 
     def overlapped(self, placement: Placement) -> bool:
         """Return whether a process, also one that leaves, is on some part of `placement`."""
@@ -304,6 +312,8 @@ class FamilyFleet:
 
         async def noted(item: Assignment) -> FleetWorker:
             began_ns = self._clock()
+            on_cores = self.memory.room(item.placement).free  # where a process counts its own pages alone
+            alone = on_cores or not self.overlapped(item.placement)
             try:
                 worker = await start(item)
             except CloverError as error:
@@ -314,7 +324,11 @@ class FamilyFleet:
                     self._no_room.update(((one, item), until_ns) for one in beside)
                 raise
             self._step_times.record_start(item, (self._clock() - began_ns) / _SECOND_NS)
-            learn(self.memory.needs, item, worker)
+            alone = on_cores or (alone and not self.overlapped(item.placement))
+            learn(self.memory.needs, item, worker, alone=alone)
+            if not alone:
+                live = {member.worker.pid for member in self.members.all() if member.worker is not None}
+                self._beside = (self._beside & live) | {worker.pid}
             return worker
 
         return noted
