@@ -134,7 +134,7 @@ def many(folder: Path, minutes: float, rate: float, *, fit: bool) -> dict[str, A
     config = folder / ("many.toml" if fit else "all.toml")
     limit = one_family_bytes(folder) * FIT if fit else 0
     entries = "".join(
-        f'[[family]]\nfamily = "fashion"\nname = "{name}"\nunload_after_s = {3600 if fit else 0}\n' for name in names
+        f'[[families]]\nfamily = "fashion"\nname = "{name}"\nunload_after_s = {3600 if fit else 0}\n' for name in names
     )
     config.write_text(f"[workers]\ntotal_bytes = {limit}\n{entries}")
     weights = [1.0 / rank for rank in range(1, COPIES + 1)]
@@ -172,7 +172,7 @@ def many(folder: Path, minutes: float, rate: float, *, fit: bool) -> dict[str, A
         watching.cancel()
 
     with served(["--config", str(config)], log=folder / "log", start_s=600.0) as server:
-        wakes_before = sum(slept(server, name)["wakes"] for name in names)
+        wakes_before = sum(slept(server, name).get("wakes", 0) for name in names)
         before_s = cpu_seconds(tree(server.process.pid))
         asyncio.run(run(server))
         return {
@@ -182,7 +182,7 @@ def many(folder: Path, minutes: float, rate: float, *, fit: bool) -> dict[str, A
             "p99_ms": 1e3 * quantile(times, 0.99),
             "most_mb": most_bytes / 1e6,
             "limit_mb": limit / 1e6,
-            "loads_an_hour": (sum(slept(server, name)["wakes"] for name in names) - wakes_before) * 60.0 / minutes,
+            "loads_an_hour": (sum(slept(server, name).get("wakes", 0) for name in names) - wakes_before) * 60.0 / minutes,
             "cpu_s": cpu_seconds(tree(server.process.pid)) - before_s,
         }
 

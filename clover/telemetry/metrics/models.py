@@ -211,7 +211,7 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         "1 while a model has no workers because nobody asked it (unload_after_s), else 0.",
         GAUGE,
         _MODEL,
-        lambda model: single(float(model.served.router.state.asleep is not None)),
+        lambda model: single(float(model.served.asleep)),
     ),
     MetricSpec(
         "clover_slo_seconds",

@@ -62,7 +62,7 @@ def test_workers_are_looked_at_each_second_while_a_meter_takes_its_time() -> Non
             "controller": SimpleNamespace(context=None),
             "loading": None,
         }
-        periodic = Periodic(**parts, rollouts=watched, cluster=watched)
+        periodic = Periodic(**parts, rollouts=watched, cluster=watched, sleeper=SimpleNamespace(poll=hang))
         turning = [each_second(turn, what, lambda _: asyncio.sleep(0)) for turn, what in periodic.turns()]
         tasks = [asyncio.create_task(one) for one in turning]
         while len(looks) < 5:
