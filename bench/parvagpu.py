@@ -15,7 +15,7 @@ of a network serve, batch after batch, is at least its rate.  Nothing waits by c
                  the server does for a family: from what whole GPUs would serve upwards, until a plan is found
 `least`          the fewest there can be, by an integer program of this bench (HiGHS), independent of the planner
 `relaxed`        the same with parts of GPUs and slices, rounded up: what a linear bound, as the planner's, can prove
-`five processes` `least` with up to five processes a slice.  Not servable: Clover runs one process a slice
+`processes`      `least` with up to one, two, ... five processes a slice: more than one are *not servable* by Clover
 `own GPUs`       GPUs that a Clover server takes.  It deals GPUs, or parts of one, to families by their `share`, and
                  plans each family by itself.  Shares are set to what each network needs
 `with room`      `joint` by Clover's rule: Poisson arrivals, p95 of wait and service within the SLO, utilisation at most
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing := missing_files(given.folder):
         parser.error(f"{given.folder} is not the data of ParvaGPU's artifact: it lacks {', '.join(missing)}")
     rows = [packed(item) for item in load_sets(given.folder)]
-    columns = ["networks", "rows_s", "ParvaGPU", "joint", "joint_s", "least", "least_s", "relaxed", "five_processes", "own_gpus",
-               "with_room", "with_room_s", "covers"]  # fmt: skip
+    columns = ["networks", "rows_s", "ParvaGPU", "joint", "joint_s", "least", "least_s", "relaxed", "processes"]
+    columns += ["own_gpus", "with_room", "with_room_s", "covers"]
     show("GPUs (analytical, on measured profiles)", ["set", *columns], [[r["set"], *map(r.get, columns)] for r in rows])
     write_json(given.json, {"sets": rows})
     return 0
@@ -136,7 +136,7 @@ def packed(item: LoadSet) -> dict[str, Any]:
         "least": least,
         "least_s": least_s,
         "relaxed": least_gpus(item.networks, 1, whole=False),
-        "five_processes": least_gpus(item.networks, MOST_PROCESSES),
+        "processes": " ".join(str(least_gpus(item.networks, most)) for most in range(1, MOST_PROCESSES + 1)),
         "own_gpus": own_gpus(item.networks),
         "with_room": room,
         "with_room_s": room_s,
