@@ -52,7 +52,13 @@ def ask(server: ServerProcess, model: str = "fashion") -> tuple[int, float, str]
 def slept(server: ServerProcess, model: str = "fashion") -> dict[str, Any]:
     """Return what the state says of a model's sleep."""
     found: dict[str, Any] = server.get("/v2/clover/state")["totals"]["models"][model]
-    return found.get("sleep", {"state": ""})  # not known in the first second
+    known: dict[str, Any] = found.get("sleep", {"state": ""})  # not known in the first second
+    return known
+
+
+def wakes_of(server: ServerProcess, models: list[str]) -> int:
+    """Return how often models were woken together."""
+    return sum(slept(server, model).get("wakes", 0) for model in models)
 
 
 def await_state(server: ServerProcess, state: str, model: str = "fashion") -> None:
@@ -172,7 +178,7 @@ def many(folder: Path, minutes: float, rate: float, *, fit: bool) -> dict[str, A
         watching.cancel()
 
     with served(["--config", str(config)], log=folder / "log", start_s=600.0) as server:
-        wakes_before = sum(slept(server, name).get("wakes", 0) for name in names)
+        wakes_before = wakes_of(server, names)
         before_s = cpu_seconds(tree(server.process.pid))
         asyncio.run(run(server))
         return {
@@ -182,7 +188,7 @@ def many(folder: Path, minutes: float, rate: float, *, fit: bool) -> dict[str, A
             "p99_ms": 1e3 * quantile(times, 0.99),
             "most_mb": most_bytes / 1e6,
             "limit_mb": limit / 1e6,
-            "loads_an_hour": (sum(slept(server, name).get("wakes", 0) for name in names) - wakes_before) * 60.0 / minutes,
+            "loads_an_hour": (wakes_of(server, names) - wakes_before) * 60.0 / minutes,
             "cpu_s": cpu_seconds(tree(server.process.pid)) - before_s,
         }
 

@@ -179,7 +179,13 @@ def facts(run: Run) -> None:
     """Board and ceilings: 20 s."""
     with run.board() as device:
         nvml = Nvml(device.uuid)
-        asked = {"Name": (), "MigMode": (), "ComputeMode": (), "PersistenceMode": (), "EnforcedPowerLimit": ()}
+        asked: dict[str, tuple[int, ...]] = {
+            "Name": (),
+            "MigMode": (),
+            "ComputeMode": (),
+            "PersistenceMode": (),
+            "EnforcedPowerLimit": (),
+        }
         asked |= {"MaxPcieLinkGeneration": (), "CurrPcieLinkWidth": (), "ClockInfo": (1,), "MaxClockInfo": (1,)}
         run.note(**{name: nvml.ask(name, *arguments) for name, arguments in asked.items()})
         nodes = sorted(map(str, Path("/dev").glob("nvidia*")))

@@ -43,7 +43,7 @@ class _Excite(nn.Module):
         parts = (nn.Conv2d(wide, narrow, 1), nn.SiLU(), nn.Conv2d(narrow, wide, 1), nn.Sigmoid())
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), *parts)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         return x * self.gate(x)
 
 

@@ -78,9 +78,9 @@ class CUDAGraph:
                     old.copy_(new)
 
 
-class _Capture(TorchDispatchMode):
+class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, graph: CUDAGraph) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -129,7 +129,7 @@ def install() -> None:
         "cudart": lambda: type("Runtime", (), {"cudaHostRegister": staticmethod(lambda *_: 712)}),
     }.items():
         setattr(cuda, name, value)
-    torch.version.cuda = "13.0"  # type: ignore[misc]
+    torch.version.cuda = "13.0"
     driver: Any = cuda_driver
     played = Driver()
     driver.CudaDriver = lambda: played
