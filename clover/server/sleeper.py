@@ -63,6 +63,8 @@ class Nap:
     wakes: int = 0
     wake_s: float = 0.0
     """Seconds of the last wake, from the first request to the first worker."""
+    load_s: float = 0.0
+    """Seconds of it that the start of the workers took, without what memory was waited for."""
     waited: int = 0
     """Requests that waited for a wake."""
     waking_j: float = 0.0
@@ -212,7 +214,8 @@ class Sleeper:
         async with self._one:  # one after the other: each knows what memory those before it took
             if not await self._make_room(served, nap, asleep):
                 return
-            asleep.refusal = Declined(why="the model is being loaded", retry_after_s=math.ceil(max(1.0, nap.wake_s)))
+            asleep.refusal = Declined(why="the model is being loaded", retry_after_s=math.ceil(max(1.0, nap.load_s)))
+            began_load_s = self._clock()
             served.fleet.start_again()
             while served.fleet.asleep and not asleep.awake.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -227,7 +230,7 @@ class Sleeper:
         nap.slept_s += slept_s
         nap.spared_j += spared_j
         nap.waking_j += waking_j
-        nap.asleep_s, nap.loaded_s, nap.asked_s = None, woken_s, woken_s
+        nap.asleep_s, nap.loaded_s, nap.asked_s, nap.load_s = None, woken_s, woken_s, woken_s - began_load_s
         nap.wakes, nap.wake_s, nap.waited = nap.wakes + 1, woken_s - began_s, nap.waited + asleep.requests
         served.wake_s = nap.wake_s
         if failed:
@@ -258,7 +261,7 @@ class Sleeper:
             if not served.router.state.company.here:
                 return False
             why = f"the model sleeps, and is loaded once {join_names(sorted(naps))} leave it memory"
-            asleep.refusal = Declined(why=why, retry_after_s=math.ceil(max(1.0, nap.wake_s)))
+            asleep.refusal = Declined(why=why, retry_after_s=math.ceil(max(1.0, nap.load_s)))
             await self._sleep(LOOK_S)
         return True
 
@@ -304,7 +307,7 @@ class Sleeper:
 
 def _stays_until_s(nap: Nap) -> float:
     """Return the time before which a family makes room for no other."""
-    return nap.loaded_s + STAY * nap.wake_s
+    return nap.loaded_s + STAY * nap.load_s
 
 
 def _pids(served: Served) -> list[int]:

@@ -171,7 +171,7 @@ async def test_the_one_asked_longest_ago_makes_room_once_it_has_stayed() -> None
     assert house.awake == {"a", "b"}
     house.served["a"].router.state.company.here = 0
     # Both have just been asked, and "a" has just come: it stays for five times the seconds of its start.
-    house.sleeper._naps["a"].wake_s = house.sleeper._naps["b"].wake_s = 10.0
+    house.sleeper._naps["a"].load_s = house.sleeper._naps["b"].load_s = 10.0
     house.sleeper._naps["b"].loaded_s = house.now_s
     house.ask("c")
     await asyncio.sleep(0.2)
