@@ -13,13 +13,16 @@ from clover.types import (
     DeviceShape,
     EnergySample,
     FamilySpec,
+    JobView,
     Placement,
     Plan,
     Reading,
     Receipt,
     Routing,
+    RowAnswer,
     State,
     VariantSpec,
+    WaitingRow,
     WorkReport,
 )
 
@@ -337,6 +340,32 @@ class ServerView(Protocol):
 
     def metrics(self) -> bytes:
         """Return Prometheus text."""
+
+
+# --- work that can wait -----------------------------------------------------------------------------------------------
+
+
+class WaitingRows(Protocol):
+    """The rows of batch jobs, as what runs them sees them (`clover.waiting.store.BatchStore`)."""
+
+    def open_jobs(self) -> list[JobView]:
+        """Return the jobs that have rows to answer, the oldest first."""
+
+    async def next_rows(self, job_id: str, count: int) -> list[WaitingRow]:
+        """Lend up to `count` rows of a job that nobody has.  Empty if none is left to lend, the job takes no more
+        answers, or the disk is full.  Lent rows are known in memory only: after a kill they are offered again."""
+
+    async def answered(self, job_id: str, answers: Sequence[RowAnswer | tuple[int, int, bytes]]) -> None:
+        """Keep the answers of rows; once this returns they outlast a kill.  An answer to a row that has one, or whose
+        job has ended, is dropped.  If the disk is full nothing is kept, the rows are offered again once there is room,
+        and nothing is raised."""
+
+    def give_back(self, job_id: str, numbers: Sequence[int]) -> None:
+        """Offer rows again that were lent and not computed."""
+
+    async def repeated(self, job_id: str, rows: int) -> None:
+        """Count rows of a job that were computed once more than needed, beside those that a kill or a full disk made
+        so, which are counted already."""
 
 
 # --- what the controller sees of the runtime --------------------------------------------------------------------------
