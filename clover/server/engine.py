@@ -137,6 +137,8 @@ class Engine:
             stack.push_async_callback(self.ledger.close)  # after all that counts
             if self._succession is None:
                 self.ledger.start()
+        stack.push_async_callback(parts.batches.close)
+        parts.batches.start()
         await parts.windows.close()  # from here on joules count: those of measuring are control's, and of no family
         for served in self.served.values():
             profile = await self._profile(served)

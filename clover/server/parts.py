@@ -23,6 +23,7 @@ from clover.control.solver.client import SolverClient
 from clover.control.state.context import LeastSaving
 from clover.control.state.ledger_files import LedgerFiles, budgets_folder
 from clover.http.audit import Operators
+from clover.http.batches import why_not
 from clover.http.loop_lag import LagWindows
 from clover.profiles import ProfileStore
 from clover.runtime.workers.pool import Pool
@@ -42,6 +43,7 @@ from clover.server.totals import ServerTotals
 from clover.telemetry import otel
 from clover.tenants import Tenants
 from clover.types import FamilySpec
+from clover.waiting.store import BatchStore
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Parts:
     loading: Loading
     cluster: ClusterFollower
     ledger: ServerLedger | None
+    batches: BatchStore
     windows: EnergyWindows
     rollouts: RollOuts
     totals: ServerTotals
@@ -139,6 +142,9 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
         if config.ledger.keep == "on":
             source = LedgerSource(account, machine, all_families.served, controller, operators.audit)
             ledger = ServerLedger(config, source, account, footprint.hardware)
+        batches = BatchStore.from_config(
+            config, clock=grid.now, check=lambda endpoint, model: why_not(all_families.models, endpoint, model)
+        )
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
         totals = ServerTotals(account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster)
@@ -160,6 +166,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             loading=loading,
             cluster=cluster,
             ledger=ledger,
+            batches=batches,
             windows=windows,
             rollouts=rollouts,
             totals=totals,

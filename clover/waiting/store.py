@@ -85,6 +85,8 @@ class BatchStore:
     ) -> None:
         self.path = path
         self.changed: Callable[[], None] = lambda: None
+        self.reason: Callable[[str], str] = lambda job_id: ""
+        """Returns when the rows of a job are planned to run, and why, in words."""
         self.config = config or BatchJobsConfig()
         self.trouble = ""
         """Why the folder cannot be used, or its disk not be written; empty while all is well."""
@@ -608,6 +610,16 @@ class Upload:
         check_room(folder, declared)
         self._fd = folder.open_part(self.name)
         self._folder = folder
+
+    @property
+    def error(self) -> RequestError | None:
+        """What went wrong so far."""
+        return self._error
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that are not yet on the disk."""
+        return self._waiting_bytes
 
     @property
     def full(self) -> bool:
