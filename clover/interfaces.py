@@ -368,6 +368,43 @@ class WaitingRows(Protocol):
         so, which are counted already."""
 
 
+RowDone = Callable[[int, bytes, Receipt | None, str, float | None], None]
+"""Takes the answer of a waiting row: HTTP status, JSON body, receipt, version of the model.  The last argument is not
+None if there is no answer, because the row could not be computed now: seconds after which it may be tried again."""
+
+
+class RowStarter(Protocol):
+    """Starts the requests of waiting rows (`clover.http.waiting.RowRequests`)."""
+
+    def start(self, job: JobView, body: bytes, done: RowDone) -> None:
+        """Start the request `body` of a row of `job`; never raises."""
+
+
+class SpareCapacity(Protocol):
+    """What workers of one family spare, as what runs waiting rows sees it (`clover.runtime.router.waiting.SpareTime`).
+
+    `on`: rows of this family are to run.  `hungry` is called when there is room for rows.  `waiting_rows` were started
+    and are not answered; `answered` rows were in all, with `energy_j` joules in their receipts."""
+
+    on: bool
+    hungry: Callable[[], None]
+    answered: int
+    energy_j: float
+
+    @property
+    def blocked(self) -> str:
+        """Why no row runs now; empty if rows may."""
+
+    @property
+    def waiting_rows(self) -> int: ...
+
+    def room(self) -> int:
+        """Return how many rows to start now."""
+
+    def give_up(self, why: str) -> None:
+        """Let the rows that are with no worker come back unanswered."""
+
+
 # --- what the controller sees of the runtime --------------------------------------------------------------------------
 
 
