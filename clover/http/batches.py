@@ -222,7 +222,9 @@ class BatchRoutes:
         carbon = metadata.get("carbon", "wait")
         if carbon not in ("wait", "now"):
             raise BadRequest("metadata.carbon is wait or now")
-        if fields.endpoint != EMBEDDINGS and not re.fullmatch(r"/v2/models/[A-Za-z0-9._-]{1,128}/infer", fields.endpoint):
+        if fields.endpoint != EMBEDDINGS and not re.fullmatch(
+            r"/v2/models/[A-Za-z0-9._-]{1,128}/infer", fields.endpoint
+        ):
             raise BadRequest(f"endpoint is {EMBEDDINGS} or /v2/models/NAME/infer")
         after = fields.output_expires_after
         output_s = _kept_s(after.get("anchor"), after.get("seconds")) if after else None
@@ -404,7 +406,7 @@ def parse_window(text: str) -> float:
 def _kept_s(anchor: object, seconds: object) -> float:
     """Return how long a file is to be kept; raises BadRequest."""
     text = str(seconds)
-    if anchor != "created_at" or not (text.isascii() and text.isdigit()) or not _SHORTEST_KEPT_S <= int(text[:9]):
+    if anchor != "created_at" or not (text.isascii() and text.isdigit()) or int(text[:9]) < _SHORTEST_KEPT_S:
         raise BadRequest(f"a file expires {_SHORTEST_KEPT_S} seconds or more after created_at")
     return float(int(text[:9]))
 

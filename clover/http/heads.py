@@ -68,10 +68,10 @@ class Head:
     `traceparent` and `tracestate` are the fields of W3C Trace Context as they came, not checked yet.
 
     What the routes add: another `most_bytes` and its `bound`; `receive` makes what takes the body as it comes
-    (`clover.http.chunks.Receiver`), None if the body is kept until it is whole; `refusal` is an answer that follows from the head alone
-    (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose token it carries
-    instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
-    request that infers and whose body is not compressed.
+    (`clover.http.chunks.Receiver`), None if the body is kept until it is whole; `refusal` is an answer that follows
+    from the head alone (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose
+    token it carries instead, `route` the handler that was found for the path and the model it names, `endpoint` the
+    `InferEndpoint` of a request that infers and whose body is not compressed.
     """
 
     def __init__(self) -> None:

@@ -22,6 +22,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -270,7 +271,7 @@ class BatchStore:
         if job.status == "finalizing":
             self._end(job.id, job.ends)
         elif job.status == "validating":
-            self._work(job.id, self._scan(folder, job.id))
+            self._work(job.id, partial(self._scan, folder, job.id))
         elif job.status == "cancelling":
             waited_s = self._monotonic() - self._cancelled_s.get(job.id, -_CANCEL_S)
             if not folder.is_lent(job.id) or waited_s >= _CANCEL_S:
@@ -288,13 +289,13 @@ class BatchStore:
                 self._attend(self._folder, job, self._clock())
         self.changed()
 
-    def _work(self, job_id: str, work: Coroutine[Any, Any, None]) -> None:
+    def _work(self, job_id: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have a task work at a job, alone."""
         self._busy.add(job_id)
 
         async def alone() -> None:
             try:
-                await work
+                await work()
             except (OSError, sqlite3.Error) as error:
                 self._note(reason_of(error), error)  # the next tick tries again
             except Unavailable:
@@ -305,7 +306,7 @@ class BatchStore:
         self._spawn(alone())
 
     def _end(self, job_id: str, ends: str) -> None:
-        self._work(job_id, self._finish(job_id, ends))
+        self._work(job_id, partial(self._finish, job_id, ends))
 
     async def _finish(self, job_id: str, ends: str) -> None:
         folder = self._folder
