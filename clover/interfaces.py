@@ -398,7 +398,7 @@ class SpareCapacity(Protocol):
     @property
     def waiting_rows(self) -> int: ...
 
-    def room(self) -> int:
+    def rows_wanted(self) -> int:
         """Return how many rows to start now."""
 
     def give_up(self, why: str) -> None:

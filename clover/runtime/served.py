@@ -140,19 +140,20 @@ class Served:
         )
         self._know_memory(None)
         self._loop = loop
-        self._spare: SpareTime | None = None
+        self.spare: SpareTime | None = None
+        """What computes rows of batch jobs; None until there are some."""
 
     def spare_time(self) -> SpareTime:
         """Return what computes rows of batch jobs on workers that have nothing else to do."""
-        if self._spare is None:
-            self._spare = SpareTime(
+        if self.spare is None:
+            self.spare = SpareTime(
                 self.router,
                 lambda variant, shape: self._services.get((variant, shape)),
                 lambda: self.targets.get("slo_ms", 0.0),
                 self._loop,
             )
-        self._spare.spec = self.router.spec  # another version may have been loaded
-        return self._spare
+        self.spare.spec = self.router.spec  # another version may have been loaded
+        return self.spare
 
     def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
         """Return whether `standby` may be beside `worker`: memory has room, and the device takes a second process."""

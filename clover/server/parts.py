@@ -40,9 +40,11 @@ from clover.server.periodic import EnergyWindows, Periodic
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
 from clover.server.totals import ServerTotals
+from clover.server.waiting import build_runner
 from clover.telemetry import otel
 from clover.tenants import Tenants
 from clover.types import FamilySpec
+from clover.waiting.runner import Runner
 from clover.waiting.store import BatchStore
 
 
@@ -69,6 +71,7 @@ class Parts:
     cluster: ClusterFollower
     ledger: ServerLedger | None
     batches: BatchStore
+    waiting: Runner
     windows: EnergyWindows
     rollouts: RollOuts
     totals: ServerTotals
@@ -167,6 +170,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             cluster=cluster,
             ledger=ledger,
             batches=batches,
+            waiting=build_runner(config, batches, all_families, account, grid, tenants),
             windows=windows,
             rollouts=rollouts,
             totals=totals,

@@ -265,15 +265,18 @@ class SpareTime(Model):
         """Rows that were submitted and are not answered yet."""
         return self._left
 
-    def room(self) -> int:
+    def rows_wanted(self) -> int:
         """Return how many rows should be submitted now, so that workers do not wait for any."""
+        return max(self._rows_ahead() - self._left, 0)
+
+    def _rows_ahead(self) -> int:
+        """Return how many rows workers should have ahead of them, as far as there are slots."""
         workers, most = 0, 1
         for process in self._state.lanes.processes:
             sizes = [self._size(link) for link in process.links if link.attached and not link.standby]
             workers += bool(sizes)
             most = max([most, *sizes])
-        slots = max(len(self._state.table.state) // _SLOTS_PART, 1)
-        return max(min(_AHEAD * workers * most - self._left, slots - self._held), 0)
+        return min(_AHEAD * workers * most, max(len(self._state.table.state) // _SLOTS_PART, 1) - self._held + self._left)
 
     def lanes_wanted(self) -> set[int]:
         """See `SpareWorkers.lanes_wanted`."""
@@ -305,7 +308,7 @@ class SpareTime(Model):
         if self._finished and not self._delivering:
             self._delivering = True
             self._loop.call_soon(self._deliver)
-        if self.on and self.room():
+        if self.on and 2 * self._left < self._rows_ahead():
             self.hungry()
 
     def _fill(self, process: WorkerLinks, now_ns: int) -> None:
