@@ -47,12 +47,17 @@ def upload(server: ServerProcess, lines: bytes) -> str:
 def lines_of(family: str, bodies: list[Body], count: int) -> bytes:
     """Return the lines of a job that asks for the rows of `bodies` again and again."""
     url = f"/v2/models/{family}/infer"
-    lines = []
-    for number in range(count):
-        document = json.loads(bodies[number % len(bodies)].payload)
+    documents = []
+    for body in bodies:
+        document = json.loads(body.payload)
         document.pop("id")
-        lines.append(json.dumps({"custom_id": f"row-{number}", "method": "POST", "url": url, "body": document}))
-    return "\n".join(lines).encode()
+        document["inputs"][0]["data"] = [round(value, 3) for value in document["inputs"][0]["data"]]
+        documents.append(json.dumps(document, separators=(",", ":")))
+    lines = [
+        f'{{"custom_id":"row-{number}","method":"POST","url":"{url}","body":{documents[number % len(documents)]}}}\n'
+        for number in range(count)
+    ]
+    return "".join(lines).encode()
 
 
 class Job:
@@ -90,6 +95,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="live rows a second")
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of one round")
     parser.add_argument("--rounds", type=int, default=6, help="pairs of rounds")
+    parser.add_argument("--lines", type=int, default=40_000, help="rows of the job, of which each round needs seconds")
     parser.add_argument("--settings", default="", help="further arguments of the server, separated by spaces")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
@@ -99,7 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["fashion", "--state-dir", str(Path(folder) / "state"), *options.settings.split()]
         with served(arguments, log=Path(folder) / "serve.log", start_s=600.0) as server:
-            file = upload(server, lines_of("fashion", bodies, 200_000))
+            file = upload(server, lines_of("fashion", bodies, options.lines))
             load = dict(rate=options.rate, seconds=options.seconds)
             uvloop.run(open_loop(server.url, "fashion", bodies, rate=options.rate, seconds=20.0))  # plans follow
             for number in range(2 * options.rounds):
