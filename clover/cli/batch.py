@@ -7,10 +7,13 @@ same command takes the job up again, which it knows by the digest of the file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import json
 import os
+import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,57 +48,38 @@ class _Server:
 
     def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Any:
         """Send one request and return the document of its answer; raises Unreachable, CommandRefused or ValueError."""
-        with self._opened(method, path, body, headers or {}) as (connection, response):
+        with self._answer(method, path, body, headers or {}) as response:
             text = response.read()
-            connection.close()
         return json.loads(text)
 
     def download(self, name: str, file: IO[bytes]) -> None:
         """Append the contents of a file of the server to `file`."""
-        with self._opened("GET", f"/v1/files/{name}/content", None, {}) as (_, response):
+        with self._answer("GET", f"/v1/files/{name}/content", None, {}) as response:
             while piece := response.read(_PIECE_BYTES):
                 file.write(piece)
 
-    def _opened(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> _Response:
-        return _Response(connect(self.url, self._cacert), self.url, method, path, body, {**self._headers, **headers})
-
-
-class _Response:
-    """The answer to a request while its body is read (`with`); raises Unreachable or CommandRefused."""
-
-    def __init__(
-        self, connection: http.client.HTTPConnection, url: str, method: str, path: str, body: Any, headers: Any
-    ) -> None:
-        self._connection = connection
-        self._url = url
-        self._request = method, path, body, headers
-
-    def __enter__(self) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        method, path, body, headers = self._request
+    @contextlib.contextmanager
+    def _answer(
+        self, method: str, path: str, body: Any, headers: Mapping[str, str]
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request and give its answer, whose body is read inside; raises Unreachable or CommandRefused."""
+        headers = {**self._headers, **headers}
         if isinstance(body, dict):
             body, headers = json.dumps(body).encode(), {**headers, "Content-Type": "application/json"}
+        connection = connect(self.url, self._cacert)
         try:
-            try:
-                self._connection.request(method, path, body, headers, encode_chunked=True)
-            except BrokenPipeError:
-                pass  # refused before all of it was sent: the answer says why
-            response = self._connection.getresponse()
-            text = b"" if response.status == 200 else response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from error
-        if response.status != 200:
-            raise CommandRefused(_message(text) or "the server refused", response.status)
-        return self._connection, response
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._connection.close()
-        if isinstance(error, OSError | http.client.HTTPException):
-            raise self._unreachable(error) from error
-
-    def _unreachable(self, error: BaseException) -> Unreachable:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        hint = untrusted(reason) or "; is the server running, and is --url right?"
-        return Unreachable(f"no answer from {self._url}: {reason}{hint}")
+            with contextlib.suppress(BrokenPipeError):  # refused before all of it was sent: the answer says why
+                connection.request(method, path, body, headers, encode_chunked=True)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise CommandRefused(_message(response.read()) or "the server refused", response.status)
+            yield response
+        except (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            hint = untrusted(reason) or "; is the server running, and is --url right?"
+            raise Unreachable(f"no answer from {self.url}: {reason}{hint}") from error
+        finally:
+            connection.close()
 
 
 def _message(text: bytes) -> str:

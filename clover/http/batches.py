@@ -94,11 +94,14 @@ class BatchRoutes:
     def find(self, path: str) -> tuple[dict[str, Handler], str] | None:
         """Return the methods of a path and the id in it; None if it is none of these."""
         parts = path.split("/")
-        if parts[:2] != ["", "v1"] or not 3 <= len(parts) <= 5:
+        if parts[:2] != ["", "v1"] or len(parts) < 3 or parts[3:4] == [""]:
             return None
-        name = parts[3] if len(parts) > 3 else ""
-        methods = self._paths.get((parts[2], *(["ID"] if name else []), *parts[4:]))
-        return (methods, name) if methods is not None else None
+        methods = self._paths.get((parts[2], *("ID" for _ in parts[3:4]), *parts[4:]))
+        if methods is None:
+            return None
+        if self._store is None:
+            methods = dict.fromkeys(methods, _refuse)
+        return methods, "".join(parts[3:4])
 
     def judge(self, head: Head) -> None:
         """Have the body of an upload received as it comes, and let it be as large as a tenant's files may be."""
@@ -124,8 +127,7 @@ class BatchRoutes:
 
     def _answer(self, exchange: Exchange, work: Callable[[BatchStore], Coroutine[Any, Any, Any]]) -> None:
         """Answer with the JSON that `work` returns, or the error that it raises."""
-        if self._store is None:
-            raise NotImplementedHere("this server does not take batches")
+        assert self._store is not None
         task = self._loop.create_task(_reply(exchange, work(self._store)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -151,8 +153,6 @@ class BatchRoutes:
     def _keep_file(self, exchange: Exchange, body: Body, name: str) -> None:
         upload: Any = body
         if not isinstance(upload, UploadBody):  # it came through another program's server
-            if self._store is None:
-                raise NotImplementedHere("this server does not take batches")
             upload = self._receive(exchange)
             upload.feed(bytes(body))
         try:
@@ -368,6 +368,10 @@ class UploadBody:
         self._early.clear()
         if self._upload is not None:
             self._upload.abort()
+
+
+def _refuse(exchange: Exchange, body: Body, name: str) -> None:
+    raise NotImplementedHere("this server does not take batches")
 
 
 async def _reply(exchange: Exchange, work: Coroutine[Any, Any, Any]) -> None:

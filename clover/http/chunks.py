@@ -6,7 +6,7 @@ every line ends in CRLF, data is followed by CRLF and nothing else, trailers are
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from clover.http.heads import TOKEN, MalformedError
 
@@ -40,7 +40,7 @@ class SizedDecoder:
     __slots__ = ("_left", "body")
 
     def __init__(self, size: int, receiver: Receiver) -> None:
-        self.body = receiver
+        self.body: Any = receiver
         self._left = size
 
     @property
@@ -79,7 +79,7 @@ class ChunkDecoder:
     )
 
     def __init__(self, limit: int, too_large: str, receiver: Receiver | None = None) -> None:
-        self.body: bytearray | Receiver = bytearray() if receiver is None else receiver
+        self.body: Any = bytearray() if receiver is None else receiver
         self._size = 0
         self.done = False
         self._limit = limit

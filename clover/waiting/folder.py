@@ -473,7 +473,7 @@ class JobFolder:
         its files of answers.  Return whether another call is needed."""
         job = self.jobs[job_id]
         if job.status != "finalizing":
-            job = msgspec.structs.replace(job, status="finalizing", ends=ends, finalizing_s=at_s)  # type: ignore[arg-type]
+            job = msgspec.structs.replace(job, status="finalizing", ends=ends, finalizing_s=at_s)
             self._save(job)
         columns = "SELECT number, custom_id FROM rows WHERE job = ? ORDER BY number LIMIT ?"
         rows = self._db.execute(columns, (job.order, _SLICE)).fetchall()
@@ -503,7 +503,7 @@ class JobFolder:
             )
             if size
         ]
-        job = msgspec.structs.replace(job, status=job.ends, ended_s=at_s)  # type: ignore[arg-type]
+        job = msgspec.structs.replace(job, status=job.ends, ended_s=at_s)
         with self._transaction():
             for file in files:
                 os.truncate(self._file(file.id), file.size_bytes)

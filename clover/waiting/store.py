@@ -24,7 +24,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from clover.cache import state_folder
 from clover.config import BatchJobsConfig, ServerConfig
@@ -164,7 +164,8 @@ class BatchStore:
         except (OSError, sqlite3.Error, LedgerError) as error:
             raise self._failed(error) from error
         self._folder, self.trouble = folder, ""
-        self._order = max((item.order for item in (*folder.files.values(), *folder.jobs.values())), default=0)
+        orders = [*(file.order for file in folder.files.values()), *(job.order for job in folder.jobs.values())]
+        self._order = max(orders, default=0)
         self._ticking = asyncio.create_task(self._tick())
         self._resume()
         return folder
@@ -399,7 +400,7 @@ class BatchStore:
         *,
         window: str,
         window_s: float,
-        carbon: Literal["wait", "now"] = "wait",
+        carbon: str = "wait",
         metadata: dict[str, str] | None = None,
         output_s: float | None = None,
     ) -> BatchJob:
@@ -419,7 +420,7 @@ class BatchStore:
             owner=owner,
             endpoint=endpoint,
             model=model,
-            carbon=carbon,
+            carbon="now" if carbon == "now" else "wait",
             window=window,
             input_file=file.id,
             output_file=_new_id("file-"),
@@ -588,8 +589,8 @@ class BatchStore:
 
 
 class Upload:
-    """A file that is being received.  `write` takes its bytes and never waits; `drained` is called whenever fewer than
-    half of `BACKLOG_BYTES` wait for the disk, after more than these did (`full`)."""
+    """A file that is being received.  `write` takes its bytes and never waits; `drained` is called when some are on the
+    disk and it is not `full`."""
 
     def __init__(self, store: BatchStore, owner: str, name: str, most_bytes: int) -> None:
         self.owner = owner
@@ -644,10 +645,9 @@ class Upload:
         try:
             while self._waiting:
                 data, self._waiting = b"".join(self._waiting), []
-                was_full = self.full
                 await self._store._run(_write_all, self._fd, data)
                 self._waiting_bytes -= len(data)
-                if was_full and not self.full:
+                if not self.full:
                     self.drained()
         except (OSError, Unavailable) as error:
             self._error = self._store._refusal(error) if isinstance(error, OSError) else error

@@ -68,7 +68,9 @@ async def answers(store: BatchStore, name: str) -> list[dict[str, Any]]:
     return [json.loads(text) for text in data.splitlines()]
 
 
-async def run_rows(store: BatchStore, job_id: str, count: int, computed: Callable[[int], None] = lambda rows: None) -> None:
+async def run_rows(
+    store: BatchStore, job_id: str, count: int, computed: Callable[[int], None] = lambda rows: None
+) -> None:
     """Answer all rows of a job, `count` at a time; an eighth of them fail."""
     while any(job.id == job_id for job in store.open_jobs()):
         rows = await store.next_rows(job_id, count)

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ def test_a_job_is_answered_row_by_row(tmp_path: Path) -> None:
         await until(lambda: len(store._folder._lent[job.id].returned) == 2)  # type: ignore[union-attr]
         assert [row.number for row in await store.next_rows(job.id, 3)] == [1, 4, 5]
         receipt = Receipt(
-            variant="small", accuracy=88.71234, energy_j=0.5, carbon_mg=0.25, intensity_g_per_kwh=100.0, method="modelled"
+            variant="small",
+            accuracy=88.71234,
+            energy_j=0.5,
+            carbon_mg=0.25,
+            intensity_g_per_kwh=100.0,
+            method="modelled",
         )
         await store.answered(job.id, [RowAnswer(0, 200, b'{"a":\n1}', receipt, "7"), (1, 400, b'{"error":"no"}')])
         assert store.open_jobs()[0].rows_left == 98
@@ -127,7 +133,9 @@ def test_nobody_else_may_read_the_files(tmp_path: Path) -> None:
         ([line(str(number)) for number in range(6)], "row_limit_exceeded", None),
     ],
 )
-def test_an_input_that_cannot_be_run_fails_as_a_whole(tmp_path: Path, items: list[Any], code: str, at: int | None) -> None:
+def test_an_input_that_cannot_be_run_fails_as_a_whole(
+    tmp_path: Path, items: list[Any], code: str, at: int | None
+) -> None:
     async def work(store: BatchStore, clock: Clock) -> None:
         job = await begin(store, as_jsonl(items) or b"\n \n")
         assert job.status == "failed"
@@ -245,7 +253,9 @@ def test_a_clock_that_is_set_back_loses_nothing(tmp_path: Path) -> None:
         job = await ended(store, job.id)
         assert job.status == "completed"
         assert job.ended_s == job.created_s, "never before it began"
-        ids = [item["custom_id"] for item in await answers(store, job.output_file) + await answers(store, job.error_file)]
+        ids = [
+            item["custom_id"] for item in await answers(store, job.output_file) + await answers(store, job.error_file)
+        ]
         assert sorted(ids) == sorted(f"row-{number}" for number in range(40))
 
     with_store(work, tmp_path)
@@ -330,7 +340,9 @@ def test_a_full_disk_refuses_new_work_and_loses_none(tmp_path: Path, monkeypatch
         await run_rows(store, job.id, 20)
         job = await ended(store, job.id)
         assert (job.status, job.completed + job.failed, job.repeated) == ("completed", 60, 20)
-        ids = [item["custom_id"] for item in await answers(store, job.output_file) + await answers(store, job.error_file)]
+        ids = [
+            item["custom_id"] for item in await answers(store, job.output_file) + await answers(store, job.error_file)
+        ]
         assert sorted(ids) == sorted(f"row-{number}" for number in range(60))
         assert store.trouble == ""
 
@@ -348,10 +360,9 @@ def test_a_full_disk_under_the_table_loses_nothing_either(tmp_path: Path) -> Non
         rows = await store.next_rows(job.id, 300)
         (pages,) = folder._db.execute("PRAGMA page_count").fetchone()
         folder._db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(DiskFull):
-            for _ in range(100):
-                metadata = {"n": "x" * 400}
-                await store.create("", job.input_file, ENDPOINT, window="24h", window_s=DAY_S, metadata=metadata)
+        more = partial(store.create, "", job.input_file, ENDPOINT, window="24h", window_s=DAY_S)
+        made = await asyncio.gather(*(more(metadata={"n": "x" * 400}) for _ in range(100)), return_exceptions=True)
+        assert DiskFull in map(type, made)
         folder._db.execute("PRAGMA max_page_count = 1000000")
         await store.answered(job.id, [(row.number, 200, b"{}") for row in rows])
         assert (await ended(store, job.id)).completed == 300
