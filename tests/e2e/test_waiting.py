@@ -16,7 +16,6 @@ from clover.devices.cpu import CpuDevice
 from clover.families import load_family
 from clover.profiles import ProfileStore
 from clover.profiling import key_of
-from tests.e2e.test_demand import MEASURED
 from tests.support import profiles_fixture as synthetic
 from tests.support.waiting_rows import answers, as_jsonl, keep, until
 
@@ -45,7 +44,7 @@ def test_waiting_rows_are_answered_beside_live_ones_which_do_not_see_them(tmp_pa
     )
     cores = tuple(2**power for power in range(9) if 2**power <= len(os.sched_getaffinity(0)))
     profile = msgspec.structs.replace(
-        synthetic.profile(cores, MEASURED),
+        synthetic.profile(cores, synthetic.FASHION),
         family="fashion",
         key=key_of(load_family("fashion"), CpuDevice(), server.config),
     )

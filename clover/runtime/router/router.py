@@ -67,9 +67,6 @@ _ARRAY = np.ndarray  # read on every request: a module's global is found faster 
 class SpareWorkers(WaitingBatches, Protocol):
     """Gives rows that wait to workers without a batch (`runtime.router.waiting.SpareTime`)."""
 
-    def offer(self, now_ns: int) -> None:
-        """Give rows to the workers that have nothing to do."""
-
     def lanes_wanted(self) -> set[int]:
         """Return the lanes that are to have a worker for such rows, if any worker holds their variant."""
 
@@ -364,7 +361,6 @@ class Router(Model):
         """Have workers without a batch compute rows that wait (`runtime.router.waiting`)."""
         self.spare = spare
         self._completion.waiting = spare
-        self.dispatch.spare = spare.offer
 
     def expect_front(self, front_ms: float) -> None:
         """Take HTTP and the front end to add so many milliseconds to a p95, in place of what the profile says."""

@@ -4,8 +4,9 @@ They are below all clients' rows, audits included, by where they wait: outside t
 event loop, when the queue is empty, each worker without a batch is given one batch of them, and no second one behind
 it.  So a client's row waits for at most one batch of waiting rows, and no such row shares a batch with a client's.
 
-A batch of waiting rows is to take at most `PART` of the SLO.  How long batches take is known by the profile, times the
-ratio of what was seen to it (`BatchPace`).  Without a profile, or without an SLO, a batch begins with one row.
+A batch of waiting rows is to take at most `PART` of the SLO, and of the p95 that clients have now: where answers are
+much faster than they need be, they stay so.  How long batches take is known by the profile, times the ratio of what was
+seen to it (`BatchPace`).  Without a profile a batch begins with one row, and without an SLO it stays at that.
 
 A row is answered by the most accurate variant that a worker holds.  One that asks for an accuracy is answered by the
 least accurate variant that reaches it, and waits as long as no worker holds such a variant.
@@ -44,6 +45,7 @@ log = logging.getLogger("clover.waiting")
 
 PART = 0.1
 """Part of the SLO that a batch of waiting rows is to take at most."""
+_LIMIT_NS = 1_000_000_000
 _RISE, _FALL = 0.25, 0.05
 """Weights of a new batch in what is expected of the next one: of one that took longer, and of a shorter one."""
 _AHEAD = 3
@@ -143,6 +145,8 @@ class SpareTime(Model):
         self._left = 0
         self._tries: dict[RouterTicket, int] = {}
         self._alone = 0
+        self._limited_s = 0.0
+        self._limited_until_ns = 0
         self._finished: deque[RouterTicket] = deque()
         self._delivering = False
         router.use_spare(self)
@@ -209,6 +213,7 @@ class SpareTime(Model):
         ticket.submit_ns = self._state.clock()
         self._open.add(ticket)
         self._left += len(slots)
+        self._router.dispatch.spare = self.offer
         self._ready.setdefault(min_accuracy, deque()).extend((ticket, row) for row in range(len(slots)))
         self._router.dispatch.wake()
 
@@ -310,6 +315,8 @@ class SpareTime(Model):
             self._loop.call_soon(self._deliver)
         if self.on and 2 * self._left < self._rows_ahead():
             self.hungry()
+        elif not (self.on or self._open or self._finished):
+            self._router.dispatch.spare = None  # clients' turns take no longer than before the first job
 
     def _fill(self, process: WorkerLinks, now_ns: int) -> None:
         """Give a worker without a batch the rows that come first of those that it may compute."""
@@ -352,7 +359,16 @@ class SpareTime(Model):
 
     def _size(self, link: Link) -> int:
         """Return the rows of a batch for a worker."""
-        return self._pace(link).fitting(PART * self._slo_ms() / 1e3, link.max_batch)
+        return self._pace(link).fitting(self._limit_s(), link.max_batch)
+
+    def _limit_s(self) -> float:
+        """Return how long a batch may take, which is found anew each second."""
+        now_ns = self._state.clock()
+        if now_ns >= self._limited_until_ns:
+            self._limited_until_ns = now_ns + _LIMIT_NS
+            slo_ms, p95_ms = self._slo_ms(), self._router.traffic.p95_ms(now_ns)
+            self._limited_s = PART * (slo_ms if p95_ms is None else min(slo_ms, p95_ms)) / 1e3
+        return self._limited_s
 
     def _pace(self, link: Link) -> BatchPace:
         shape = link.meter.shape

@@ -20,7 +20,7 @@ from clover.runtime.router.tickets import FLYING, FREE, RouterTicket
 from clover.runtime.router.waiting import PART, BatchPace, SpareTime
 from clover.tenants import Tenant
 from clover.types import Receipt
-from tests.support.router_fixture import MS, FakeWorker, House
+from tests.support.router_fixture import MS, SECOND, FakeWorker, House
 
 SMALL, MEDIUM, LARGE = range(3)
 ROW_MS = 1.0
@@ -120,6 +120,23 @@ def test_a_batch_takes_a_tenth_of_the_slo_and_none_is_behind_it(house: WaitingHo
     assert [len(slots) for _, slots in worker.ring.batches] == [1]
     house.settle()
     assert [answer.status for answer in house.answers] == [200] * 9
+
+
+def test_where_clients_are_answered_fast_they_stay_so() -> None:
+    house = WaitingHouse(slo_ms=100.0)
+    (worker,) = house.route(SMALL)
+    for number in range(2):
+        house.wait(9)
+        assert [len(slots) for _, slots in worker.ring.batches] == [4]  # 4 ms of 100
+        house.settle()
+        live = house.ask()
+        house.finish(worker)
+        house.router.close(live)
+        house.loop.now_ns += 2 * SECOND
+        house.wait(9)
+        assert [len(slots) for _, slots in worker.ring.batches] == [1]  # their p95 is 1 ms
+        house.settle()
+        house.loop.now_ns += 20 * SECOND  # no client any more
 
 
 def test_clients_rows_go_first(house: WaitingHouse) -> None:
@@ -365,6 +382,17 @@ def test_who_feeds_it_hears_of_room(house: WaitingHouse) -> None:
     house.finish(worker, busy_ns=2 * MS)
     assert calls[-1] == 4
     house.settle()
+
+
+def test_turns_of_clients_cost_nothing_once_no_row_waits(house: WaitingHouse) -> None:
+    house.route(SMALL)
+    assert house.router.dispatch.spare is None
+    house.wait(3)
+    house.spare.on = False
+    assert house.router.dispatch.spare is not None
+    house.settle()
+    house.ask()
+    assert house.router.dispatch.spare is None
 
 
 def test_several_workers_share_the_rows() -> None:
