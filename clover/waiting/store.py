@@ -530,8 +530,8 @@ class BatchStore:
 
     def give_back(self, job_id: str, numbers: Sequence[int]) -> None:
         """See `WaitingRows.give_back`."""
-        if self._folder is not None and not self._closed:
-            self._spawn(self._run(self._folder.take_back, job_id, list(numbers)))
+        if self._folder is not None and self._thread is not None and not self._closed:
+            self._thread.submit(self._folder.take_back, job_id, list(numbers))
 
     async def repeated(self, job_id: str, rows: int) -> None:
         """See `WaitingRows.repeated`."""
