@@ -69,8 +69,9 @@ INFERENCE_PATHS = "path /v2 /v2/models /v2/models/stats /v2/repository/index /op
 INFERENCE_FOLDERS = "path_beg /v2/models/ /v2/health/ /v1/"
 _BATCHES = "{ path_beg /v1/files /v1/batches }"
 _NO_BATCHES = (
-    """content-type application/json string '{"error": {"message": "a cluster takes no batches yet: ask one of its nodes","""
-    """ "type": "server_error", "param": null, "code": "501"}}'"""
+    "content-type application/json string "
+    """'{"error": {"message": "a cluster takes no batches yet: ask one of its nodes", "type": "server_error", """
+    """"param": null, "code": "501"}}'"""
 )
 
 
