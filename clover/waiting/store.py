@@ -52,7 +52,7 @@ MOST_OF_OWNER = 4
 """Of these, those of one owner."""
 BACKLOG_BYTES = 4 << 20
 """Bytes of an upload that wait for the disk before its connection is read no further."""
-_SCANNED = 200
+_SCANNED = 50
 """Lines that are taken from an input at once."""
 _LINE_ROOM = 4096
 """What a line has beside the body of its request."""
@@ -457,7 +457,7 @@ class BatchStore:
         began_s = self._monotonic()
         while await self._run(folder.scan, job_id, _SCANNED, self._line_bytes, most):
             took_s = self._monotonic() - began_s
-            await asyncio.sleep(took_s)  # live requests have the interpreter for half of the time
+            await asyncio.sleep(3.0 * took_s)  # live requests have the interpreter for most of the time
             began_s = self._monotonic()
         job, now_s = folder.jobs[job_id], max(self._clock(), job.created_s)
         error = None

@@ -293,6 +293,8 @@ def test_through_another_programs_server(tmp_path: Path) -> None:
             return head_text, b"".join([rest, *(exchange.rest or [])])
 
         head, body = await send("POST", "/v1/files", form(PURPOSE, ('"file"; filename="a"', data)))
+        most = state.heads.parse(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n")
+        assert (most.refusal, most.most_bytes) == (None, 1 << 20)
         assert head.startswith(b"HTTP/1.1 200 ")
         assert (await send("GET", f"/v1/files/{json.loads(body)['id']}/content"))[1] == data
         assert (await send("POST", "/v1/files", b"nothing"))[0].startswith(b"HTTP/1.1 400 ")
@@ -310,6 +312,8 @@ def test_an_upload_over_the_quota_is_refused_unread(tmp_path: Path) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 413 ")
         writer.close()
+        packed = await s.http.post("/v1/files", content=b"x", headers={"content-encoding": "gzip"})
+        assert packed.status_code == 415
         await s.upload(b"x" * 600_000)
         answer = await s.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"y" * 700_000)})
         assert answer.status_code == 413
