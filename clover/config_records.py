@@ -80,5 +80,5 @@ class BatchJobsConfig(Section, frozen=True, kw_only=True):
     bytes: Annotated[
         int, _help("most bytes of files and answers of batch jobs that a tenant may keep in state_dir", ge=1 << 20)
     ] = 4 << 30
-    rows: Annotated[int, _help("most rows of batch jobs that may wait", ge=1)] = 1_000_000
+    rows: Annotated[int, _help("most rows of batch jobs of a tenant that may wait", ge=1)] = 1_000_000
     days: Annotated[float, _help("days after which files and ended batch jobs are deleted", gt=0)] = 7.0

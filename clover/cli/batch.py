@@ -215,6 +215,8 @@ def _errors(batch: Mapping[str, Any]) -> list[str]:
 def _progress(batch: Mapping[str, Any]) -> str:
     """Return how far a batch is, in words."""
     counts, clover = batch["request_counts"], batch["clover"]
+    if batch["status"] == "validating":
+        return f"{counts['total']:,} rows are read"
     words = [f"{counts['completed'] + counts['failed']:,} of {counts['total']:,} done"]
     if counts["failed"]:
         words.append(f"{counts['failed']:,} failed")

@@ -105,15 +105,20 @@ class BatchRoutes:
 
     def judge(self, head: Head) -> None:
         """Have the body of an upload received as it comes, and let it be as large as a tenant's files may be."""
-        if self._store is None or head.path != FILES or head.method != "POST" or self._access.door == "application":
+        if self._store is None or head.path != FILES or head.method != "POST":
             return
+        mounted = self._access.door == "application"  # where bodies are kept until they are whole
         if head.refusal is not None and head.refusal[0] == 413:
-            head.refusal = None  # as the body is no larger than those that are kept whole
-        head.most_bytes = self._store.config.bytes + _FORM_BYTES
-        head.bound = ("an upload", " (batch_jobs.bytes)")
-        if head.refusal is None and head.coding:
+            head.refusal = None  # it was judged as another body
+        head.most_bytes = self._limits.body_bytes if mounted else self._store.config.bytes + _FORM_BYTES
+        head.bound = ("an upload", f" ({'limits.body_bytes' if mounted else 'batch_jobs.bytes'})")
+        if head.refusal is not None:
+            return
+        if head.coding:
             head.refusal = (415, "an upload is not compressed", b"")
-        if head.refusal is None:
+        elif head.length > head.most_bytes:
+            head.refusal = (413, head.too_large(), b"")
+        elif not mounted:
             head.receive = self._receive
 
     async def cancel(self) -> None:

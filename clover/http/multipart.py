@@ -12,6 +12,7 @@ from collections.abc import Callable
 from clover.errors import BadRequest
 
 _MOST_BOUNDARY = 70
+_BOUNDARY = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'()+_,-./:=? "
 _MOST_PARTS = 16
 _HEAD_BYTES = 4096
 _FIELD_BYTES = 1024
@@ -54,8 +55,9 @@ class FormReader:
 
     def _first(self, data: bytes) -> bytes | None:
         end = data.find(b"\r\n")
-        line = data[: end if end >= 0 else len(data)]
-        if not b"--".startswith(line[:2]) or len(line) > 2 + _MOST_BOUNDARY or (end >= 0 and len(line) < 3):
+        line = data[:end] if end >= 0 else data.removesuffix(b"\r")
+        begins = b"--".startswith(line[:2]) and len(line) <= 2 + _MOST_BOUNDARY and not line.translate(None, _BOUNDARY)
+        if not begins or (end >= 0 and len(line) < 3):
             raise BadRequest(_NO_FORM)
         if end < 0:
             self._rest = data

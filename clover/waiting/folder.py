@@ -10,8 +10,8 @@ rest of a transaction that never was: the next line is written over it, and open
 kill each row either has its line, or is in the table.
 
 **Computed twice.**  A job counts the rows that were lent (`BatchJob.handed`), without waiting for the disk: a kill of
-the process loses no such count.  What was lent and has no answer when the folder is opened is computed again, and
-counted as repeated.
+the process loses no such count.  What was lent and has no answer when the folder is opened is lent again, and counted
+as repeated: so many rows were computed twice at most.
 """
 
 from __future__ import annotations
@@ -388,9 +388,11 @@ class JobFolder:
         lent.numbers -= back
         for number in back:
             heapq.heappush(lent.returned, number)
-        # Recorded with the next change of the job: the disk may be full.
         repeated = job.repeated + (len(back) if computed else 0)
-        self.jobs[job_id] = msgspec.structs.replace(job, handed=job.handed - len(back), repeated=repeated)
+        job = self.jobs[job_id] = msgspec.structs.replace(job, handed=job.handed - len(back), repeated=repeated)
+        # If the disk is full, it is recorded with the next change of the job.
+        with contextlib.suppress(OSError, sqlite3.Error), self._transaction(waits=False):
+            self._put("jobs", job)
 
     def is_lent(self, job_id: str) -> bool:
         """Return whether some rows of a job are lent."""

@@ -26,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from clover.cache import state_folder
 from clover.config import BatchJobsConfig, ServerConfig
 from clover.errors import BadRequest, Conflict, LedgerError, NotFound, Overloaded, RequestError, TooLarge, Unavailable
@@ -44,11 +46,13 @@ RESERVE_BYTES = 64 << 20
 """What has to be free on the disk for a new file or job, so that answers of those that are there find room."""
 MOST_KEPT = 10_000
 """Files of an owner, and jobs."""
-MOST_UPLOADS = 8
+MOST_UPLOADS = 16
 """Files that come at the same time."""
+MOST_OF_OWNER = 4
+"""Of these, those of one owner."""
 BACKLOG_BYTES = 4 << 20
 """Bytes of an upload that wait for the disk before its connection is read no further."""
-_SCANNED = 200
+_SCANNED = 50
 """Lines that are taken from an input at once."""
 _LINE_ROOM = 4096
 """What a line has beside the body of its request."""
@@ -57,6 +61,7 @@ _CANCEL_S = 10.0
 _RETRY_S = 10.0
 """How long no rows are lent after an answer could not be kept."""
 _CLOSE_S = 5.0
+_DRAIN_STEP_S = 0.01
 
 _UNUSED: Callable[[str, str], str] = lambda endpoint, model: ""  # noqa: E731
 
@@ -176,13 +181,17 @@ class BatchStore:
         words = str(error)
         if self.trouble != words:
             self.trouble = words
-            log.warning("the batch jobs in %s cannot be used (%s): %s", self.path, reason, words)
+            level = logging.INFO if reason == "taken" else logging.WARNING
+            log.log(level, "the batch jobs in %s cannot be used (%s): %s", self.path, reason, words)
         if reason == "taken":
             return Unavailable("another server has the batch jobs until it has ended", retry_after_s=5.0)
         return Unavailable("the batch jobs of this server cannot be read; its log says why", retry_after_s=60.0)
 
     async def close(self) -> None:
         """Let another server have the folder.  A disk that does not answer does not hold up the stop."""
+        end_s = self._monotonic() + _CLOSE_S
+        while self._recording and self._monotonic() < end_s:
+            await asyncio.sleep(_DRAIN_STEP_S)
         self._closed = True
         for upload in list(self._uploads):
             upload.abort()
@@ -329,8 +338,9 @@ class BatchStore:
         TooLarge, DiskFull or Unavailable."""
         folder = await self._opened()
         left = self.left_bytes(owner)
-        if len(self._uploads) >= MOST_UPLOADS:
-            raise Overloaded(f"{MOST_UPLOADS} files are being received, which is the most", retry_after_s=5.0)
+        own = sum(upload.owner == owner for upload in self._uploads)
+        if own >= MOST_OF_OWNER or len(self._uploads) >= MOST_UPLOADS:
+            raise Overloaded(f"{MOST_OF_OWNER} files are received at the same time at most", retry_after_s=5.0)
         self._check_count(sum(file.owner == owner for file in folder.files.values()), "files")
         if declared > left:
             raise TooLarge(_no_room(self.config.bytes))
@@ -442,12 +452,12 @@ class BatchStore:
     async def _scan(self, folder: JobFolder, job_id: str) -> None:
         """Take the lines of a job's input, and have it run, or refuse it."""
         job = folder.jobs[job_id]
-        waiting = sum(other.total - other.completed - other.failed for other in self._open_jobs() if other.id != job_id)
-        most = max(0, self.config.rows - waiting)
+        others = [other for other in self._open_jobs() if other.owner == job.owner and other.id != job_id]
+        most = max(0, self.config.rows - sum(other.total - other.completed - other.failed for other in others))
         began_s = self._monotonic()
         while await self._run(folder.scan, job_id, _SCANNED, self._line_bytes, most):
             took_s = self._monotonic() - began_s
-            await asyncio.sleep(took_s)  # live requests have the interpreter for half of the time
+            await asyncio.sleep(3.0 * took_s)  # live requests have the interpreter for most of the time
             began_s = self._monotonic()
         job, now_s = folder.jobs[job_id], max(self._clock(), job.created_s)
         error = None
@@ -524,14 +534,17 @@ class BatchStore:
             return []
         try:
             return await self._run(folder.lend, job_id, count)
+        except (FileNotFoundError, msgspec.MsgspecError) as error:
+            self._note("input", error)  # somebody removed or changed it: these rows expire
+            return []
         except (OSError, sqlite3.Error) as error:
             self._pause(error)
             return []
 
     def give_back(self, job_id: str, numbers: Sequence[int]) -> None:
         """See `WaitingRows.give_back`."""
-        if self._folder is not None and not self._closed:
-            self._spawn(self._run(self._folder.take_back, job_id, list(numbers)))
+        if self._folder is not None and self._thread is not None and not self._closed:
+            self._thread.submit(self._folder.take_back, job_id, list(numbers))
 
     async def repeated(self, job_id: str, rows: int) -> None:
         """See `WaitingRows.repeated`."""
@@ -540,6 +553,8 @@ class BatchStore:
 
     async def answered(self, job_id: str, answers: Sequence[RowAnswer | tuple[int, int, bytes]]) -> None:
         """See `WaitingRows.answered`."""
+        if self._folder is None or self._closed:
+            raise Unavailable("the batch jobs are closed")
         done = asyncio.get_running_loop().create_future()
         self._answers.append((job_id, [RowAnswer(*answer) for answer in answers], done))
         if not self._recording:
@@ -554,17 +569,19 @@ class BatchStore:
                 waiting, self._answers = self._answers, []
                 try:
                     await self._keep([(job_id, answers) for job_id, answers, _ in waiting])
-                finally:
+                except BaseException:
                     for _, _, done in waiting:
-                        if not done.done():
-                            done.set_result(None)
+                        done.cancel()
+                    raise
+                for _, _, done in waiting:
+                    if not done.done():
+                        done.set_result(None)
         finally:
             self._recording = False
 
     async def _keep(self, answers: list[tuple[str, list[RowAnswer]]]) -> None:
         folder = self._folder
-        if folder is None or self._closed:
-            return
+        assert folder is not None
         try:
             await self._run(folder.record, answers)
         except (OSError, sqlite3.Error) as error:

@@ -145,8 +145,12 @@ async def _work(path: Path, job_id: str) -> None:
     fd = os.open(path / "computed", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     folder = store._folder
     assert folder is not None
+
+    def count(rows: int) -> None:
+        os.write(fd, b"." * rows)
+
     while folder.jobs[job_id].ended_s is None:
-        await run_rows(store, job_id, 16, lambda rows: os.write(fd, b"." * rows) and None)
+        await run_rows(store, job_id, 16, count)
         await asyncio.sleep(0.001)
     await store.close()
 

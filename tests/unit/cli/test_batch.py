@@ -144,18 +144,19 @@ def test_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     async def work(s: Scene) -> None:
         runner = asyncio.create_task(s.answer())
-        rows = [[[1, 2], [3, 4]], body, whole]
+        rows: list[Any] = [[[1, 2], [3, 4]], body, whole]
         Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert await s.type("run", "rows.jsonl", "--model", "numbers") == 0
         assert s.seen == [body] * 3
         assert set(answers("rows.answers.jsonl")) == {"row-1", "row-2", "mine"}
         capsys.readouterr()
-        for rows, model, code, says in (
+        refused: list[tuple[list[Any], str, int, str]] = [
             (["text"], "numbers", 2, "row 1: numbers takes numbers"),
             ([[1, 2]], "words", 2, "row 1: words takes texts"),
             ([whole, whole], "numbers", 1, "line 2: custom_id is that of an earlier line"),
             ([1], "none", 1, "(404)"),
-        ):
+        ]
+        for rows, model, code, says in refused:
             Path("other.jsonl").write_text("\n".join(map(json.dumps, rows)))
             assert await s.type("run", "other.jsonl", "--model", model) == code
             assert says in capsys.readouterr().err

@@ -17,6 +17,8 @@ import pytest
 from clover.config import BatchJobsConfig, LimitsConfig, ListenConfig, ServerConfig, TenantConfig, TokenConfig
 from clover.http import Frontend
 from clover.http.batches import parse_window, why_not
+from clover.http.exchange import Exchange
+from clover.server.asgi import AsgiConnection
 from clover.tenants import Tenants
 from clover.types import OpenAiSpec
 from clover.waiting import store as store_module
@@ -35,8 +37,9 @@ WORDS = family(
 class Scene:
     """A front end with a store, and a client of it."""
 
-    def __init__(self, url: str, store: BatchStore, **client: Any) -> None:
-        self.url = url
+    def __init__(self, front: Frontend, store: BatchStore, **client: Any) -> None:
+        self.front = front
+        url = self.url = front.url
         self.store = store
         self.http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=20.0, **client)
 
@@ -65,7 +68,7 @@ def scene(work: Callable[[Scene], Awaitable[None]], path: Path, *, settings: Any
         given = ServerConfig(listen=config.pop("listen", ListenConfig(port=0)), **config)
         front = Frontend(view, given, asyncio.get_running_loop(), tenants=Tenants(given.tenants), batches=store)
         await front.start()
-        shown = Scene(front.url, store)
+        shown = Scene(front, store)
         try:
             await work(shown)
         finally:
@@ -274,6 +277,34 @@ def test_a_large_upload_goes_to_the_disk_as_it_comes_and_leaves_in_pieces(
     scene(work, tmp_path, limits=LimitsConfig(body_bytes=1 << 20, json_bytes=1 << 20))
 
 
+def test_through_another_programs_server(tmp_path: Path) -> None:
+    data = lines(3)
+
+    async def work(s: Scene) -> None:
+        routes, state = s.front.mount()
+
+        async def send(method: str, path: str, body: bytes = b"") -> tuple[bytes, bytes]:
+            head = f"{method} {path} HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: {len(body)}\r\n\r\n"
+            answer = asyncio.get_running_loop().create_future()
+            exchange = Exchange(AsgiConnection(state, "192.0.2.1", answer), state.heads.parse(head.encode()))
+            routes.dispatch(exchange, body)
+            await answer
+            head_text, _, rest = (exchange.reply or b"").partition(b"\r\n\r\n")
+            return head_text, b"".join([rest, *(exchange.rest or [])])
+
+        head, body = await send("POST", "/v1/files", form(PURPOSE, ('"file"; filename="a"', data)))
+        most = state.heads.parse(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n")
+        assert (most.refusal, most.most_bytes) == (None, 1 << 20)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert (await send("GET", f"/v1/files/{json.loads(body)['id']}/content"))[1] == data
+        assert (await send("POST", "/v1/files", b"nothing"))[0].startswith(b"HTTP/1.1 400 ")
+        await until(lambda: not s.store._uploads)
+        large = state.heads.parse(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n")
+        assert (large.refusal or (0,))[0] == 413
+
+    scene(work, tmp_path, limits=LimitsConfig(body_bytes=1 << 20, json_bytes=1 << 20))
+
+
 def test_an_upload_over_the_quota_is_refused_unread(tmp_path: Path) -> None:
     async def work(s: Scene) -> None:
         reader, writer = await asyncio.open_connection(*s.url.removeprefix("http://").split(":"))
@@ -281,6 +312,8 @@ def test_an_upload_over_the_quota_is_refused_unread(tmp_path: Path) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 413 ")
         writer.close()
+        packed = await s.http.post("/v1/files", content=b"x", headers={"content-encoding": "gzip"})
+        assert packed.status_code == 415
         await s.upload(b"x" * 600_000)
         answer = await s.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a", b"y" * 700_000)})
         assert answer.status_code == 413
