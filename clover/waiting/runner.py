@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,6 +45,9 @@ _BORROWED = 256
 _KEEP_S = 0.2
 """Answers are kept together for so long before they are given to the store."""
 _LOOK_S = 1.0
+_SWITCH_S = 0.0001
+"""While rows run, the thread of the store keeps the interpreter for so long at most: by default that is 5 ms, which
+clients would wait for."""
 _STOP_S = 10.0
 """How long a stop waits for rows that workers compute."""
 _LEAST_SPARE = 0.05
@@ -224,6 +228,8 @@ class Runner:
 
     async def _run(self) -> None:
         """Run rows until no job is left."""
+        interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(interval_s, _SWITCH_S))
         try:
             while True:
                 self._wake.clear()
@@ -237,6 +243,7 @@ class Runner:
                     await asyncio.sleep(_LOOK_S)
                 await self._sleep(_LOOK_S)
         finally:
+            sys.setswitchinterval(interval_s)
             self._task = None
             self._let_go()
 
