@@ -89,18 +89,24 @@ def killed_often(path: Path, rows: int, kills: int, seed: int) -> dict[str, Any]
     not; return what came of it."""
     chance = random.Random(seed)
     job_id = _in_child(_begin, path, rows)
+    computed = path / "computed"
+    computed.touch()
+    most = rows // (kills + 1)  # of one process, so that the job is not done before the last kill
     killed = 0
     while killed < kills:
-        child = _fork(_work, path, job_id)
-        time.sleep(chance.uniform(0.0, 0.06))
+        moment = computed.stat().st_size + chance.randrange(most)
+        child = _fork(_work, path, job_id, most)
+        end_s = time.monotonic() + 1.0
+        while computed.stat().st_size < moment and time.monotonic() < end_s:
+            time.sleep(0.0002)
+        time.sleep(chance.uniform(0.0, 0.004))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         killed += os.WIFSIGNALED(status)
-        assert os.WIFSIGNALED(status), "the job was done too soon"
-    _, status = os.waitpid(_fork(_work, path, job_id), 0)
+    _, status = os.waitpid(_fork(_work, path, job_id, 2 * rows), 0)
     assert status == 0
     found: dict[str, Any] = json.loads(_in_child(_report, path, job_id))
-    return found | {"kills": killed, "computed": (path / "computed").stat().st_size}
+    return found | {"kills": killed, "computed": computed.stat().st_size}
 
 
 def _fork(work: Callable[..., Awaitable[Any]], *arguments: Any) -> int:
@@ -139,15 +145,20 @@ async def _begin(path: Path, rows: int) -> str:
     return job.id
 
 
-async def _work(path: Path, job_id: str) -> None:
+async def _work(path: Path, job_id: str, most: int) -> None:
+    """Answer `most` rows, and wait to be killed then."""
     store = BatchStore(path / "jobs")
     await store.open()
     fd = os.open(path / "computed", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     folder = store._folder
     assert folder is not None
 
+    begin = os.fstat(fd).st_size
+
     def count(rows: int) -> None:
         os.write(fd, b"." * rows)
+        if os.fstat(fd).st_size - begin >= most:
+            signal.pause()
 
     while folder.jobs[job_id].ended_s is None:
         await run_rows(store, job_id, 16, count)

@@ -400,7 +400,7 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path) -> None:
         for call in calls:
             assert (await call).status_code == 403
         assert len((await s.http.get("/v1/files")).json()["data"]) == 1
-        assert not s.store._uploads
+        await until(lambda: not s.store._uploads)
 
     scene(work, tmp_path)
 
