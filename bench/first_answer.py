@@ -183,7 +183,7 @@ def peer(name: str, folder: Path, environment: dict[str, str]) -> Parts:
     """Install another server, start it to the first answer, and once more."""
     code, package = PEERS[name]
     watch, port = Stopwatch(), free_port()
-    python = installed(folder, environment, package, "safetensors", "numpy")
+    python = installed(folder, environment, "torch>=2.6", package, "safetensors", "numpy")
     watch.lap("pip")
     (folder / "server.py").write_text(_NETWORK + code)
     for part in ("first start", "second start"):

@@ -326,6 +326,14 @@ class WorkersConfig(Section, frozen=True, kw_only=True):
     memory_bytes: Annotated[
         int, _help("bytes of addresses of a worker, and of a file that it writes; 0 sets no limit", ge=0)
     ] = 0
+    total_bytes: Annotated[
+        int,
+        _help(
+            "memory of the workers of all models together, in bytes: one with unload_after_s makes room for another "
+            "that is asked; 0 takes what the machine has free",
+            ge=0,
+        ),
+    ] = 0
     sandbox: Annotated[
         Literal["auto", "on", "off"],
         _help(

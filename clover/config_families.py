@@ -115,6 +115,14 @@ class FamilyConfig(Section, frozen=True, kw_only=True):
             le=65_536,
         ),
     ] = 0.0
+    unload_after_s: Annotated[
+        float,
+        _help(
+            "seconds without a request after which the model's workers end; the next request starts them again, and "
+            "waits; 0 never ends them",
+            ge=0,
+        ),
+    ] = 0.0
     feedback_rows: Annotated[
         int,
         _help(

@@ -428,6 +428,13 @@ class Fleet(Protocol):
         """Make exactly `assignments`, atomically, the workers that receive rows, and `routing` how: which share of them
         each variant gets, the batches it forms and how long rows wait for these to fill."""
 
+    @property
+    def asleep(self) -> bool:
+        """Whether its workers have ended because nobody asked the family, and are not all there again."""
+
+    async def wake(self) -> None:
+        """Have the workers of a family that sleeps started, and wait some seconds for the first."""
+
     def observe(self) -> dict[str, float]:
         """Return arrival_rate (rows/s, trailing), p95_ms, queue_rows, rows, and other live figures.
 

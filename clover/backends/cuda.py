@@ -249,8 +249,10 @@ class Runner:
         made: dict[int, Recording] = {}
         try:
             with self._torch.inference_mode(), self._on_stream():
-                for rows in recorded_sizes(self._family.max_batch):
+                # The largest first: what it frees in the shared pool is room for every smaller one, never the reverse.
+                for rows in reversed(recorded_sizes(self._family.max_batch)):
                     made[rows] = record(self._call, [there[:rows] for there in self._inputs if there is not None])
+            made = dict(reversed(made.items()))
             self._wait()
             wrong = self._differs(made) if check else ""
         except RuntimeError as error:

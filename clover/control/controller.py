@@ -16,6 +16,9 @@ lost all its workers is treated as before its start.
 arrives now, or below one worker that answers.  A change that would is refused, with how low capacity would fall and for
 how long, unless the configuration allows it.
 
+**Sleep.**  A family without workers because nobody asks it (`clover.server.sleeper`) is not planned.  What it had in
+force when it fell asleep is in force when it wakes.  A plan that an operator asks for wakes it.
+
 **Guard.**  If a family's answers drift from its profile (`clover.runtime.guard.guard`), its router acts at once.  A
 plan follows that gives up half as much accuracy, or none, so that workers of more accurate variants are there.
 
@@ -143,15 +146,19 @@ class Controller:
         self.context.device_pool.name(name, share)
         self.context.device_pool.assign(self.context.occupied())
 
-    async def start(self, *, initial: bool = True) -> None:
-        """Deploy the first plan of every family (`initial`), then keep polling.  StartError if a first plan cannot be
-        made or applied, or if there are fewer GPUs than families."""
+    async def start(
+        self, *, initial: bool = True, prepare: Callable[[str], Coroutine[Any, Any, None]] | None = None
+    ) -> None:
+        """Deploy the first plan of every family (`initial`), each after `prepare`, then keep polling.  StartError if a
+        first plan cannot be made or applied, or if there are fewer GPUs than families."""
         if short := self.context.device_pool.short():
             raise StartError(short)
         async with self.context.lock:
             await self.context.read_grid()  # families that are served without a plan are priced, too
         if initial:
             for name in list(self.context.families):
+                if prepare is not None:
+                    await prepare(name)
                 with named_wait(f"the first plan of {name} and its workers", log.info):
                     await self.deploy(name)
         self._task = control_task(self._run(), name="clover-controller")
@@ -295,6 +302,8 @@ class Controller:
         context, config = self.context, self.context.config
         grid_s, seen = context.grid.now(), family.observe(context.monotonic())
         family.ledger.observe(grid_s, seen, family.config.budget_horizon_s)
+        if family.fleet.asleep and not context.must_move(family):
+            return
         now_s = context.monotonic()
         self.learner.poll(family)  # before the SLO: services that become known to be slower take its pressure off
         missed, waits = watch_slo(context, family, now_s), watch_waits(family, now_s)

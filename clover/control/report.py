@@ -179,6 +179,7 @@ def _family(context: Context, shadows: Shadows, family: Family, devices: Devices
     return {
         "mode": context.mode_of(family),
         "frozen": context.frozen_of(family),
+        "asleep": family.fleet.asleep,
         "pin": None if pin is None else pin.policy or msgspec.to_builtins(pin.configuration),
         "pin_forced": pin is not None and pin.forced,
         "configuration": msgspec.to_builtins(deployed.configuration) if deployed is not None else [],

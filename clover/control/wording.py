@@ -68,7 +68,9 @@ def _troubles(model: Mapping[str, Any], totals: Mapping[str, Any]) -> Iterator[s
     workers = by_worker(model.get("deployment") or [])
     lacking = [[item.get("variant", "") for item in here if not item.get("ready", True)] for here in workers]
     starting = sum(len(gone) == len(here) for gone, here in zip(lacking, workers, strict=True))
-    if not workers:
+    if model.get("asleep"):
+        pass  # the next request starts them
+    elif not workers:
         yield "has no worker"
     elif starting:
         yield f"has {starting} of {len(workers)} workers that are not ready"

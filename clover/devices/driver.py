@@ -18,6 +18,13 @@ from clover.types import Record
 _FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580"}
 """The first Linux driver of each major version of CUDA (CUDA Toolkit release notes, minor version compatibility)."""
 
+_OLDER_TORCH = {
+    12: "`pip install 'torch<2.11'` (the last that PyPI has for CUDA 12), or `pip install 'torch<2.15' --index-url "
+    "https://download.pytorch.org/whl/cu126`"
+}
+"""Where a torch for an older CUDA is: from 2.11 on PyPI has CUDA 13, the indices of CUDA 12.8 and 12.9 end with 2.11,
+and that of 12.6 with 2.14 (pytorch/pytorch#177975, #187130, #190385)."""
+
 
 class TorchBuild(Record, frozen=True, kw_only=True):
     """What torch says of itself; `cuda` is the version of CUDA that it was built for, "" for none."""
@@ -62,6 +69,11 @@ def check_driver(session: Nvml, torch: TorchBuild | None) -> None:
     least = _FIRST_DRIVER.get(need)
     raise DeviceError(
         f"the NVIDIA driver {driver} supports CUDA {have}.{number % 1000 // 10}, and torch {torch.version} was built "
-        f"for CUDA {torch.cuda}: install a driver for CUDA {need}{f' ({least} or newer)' if least else ''}, or a torch "
-        f"built for CUDA {have} (https://download.pytorch.org/whl has an index for each, cu{have}x)"
+        f"for CUDA {torch.cuda}: install a driver for CUDA {need}{f' ({least} or newer)' if least else ''}, or "
+        f"{older_torch(have)}"
     )
+
+
+def older_torch(cuda: int) -> str:
+    """Return how to install a torch for drivers of this major version of CUDA."""
+    return _OLDER_TORCH.get(cuda, f"a torch built for CUDA {cuda}")

@@ -4,8 +4,9 @@
     nvidia:mig        the same, but only with MIG mode on; also nvidia:mig:0,2
     mig:MIG-...,...   these MIG instances by their UUIDs (or what these begin with), as they are
 
-A scheduler such as Slurm gives a job MIG instances by CUDA_VISIBLE_DEVICES.  If the variable names instances, `nvidia`
-is exactly these.  If it gives numbers of GPUs, `nvidia` is refused, because they are not the driver's numbers.
+A scheduler such as Slurm gives a job GPUs or MIG instances by CUDA_VISIBLE_DEVICES.  If the variable has their UUIDs
+(or what these begin with), `nvidia` is exactly these.  If it has numbers of GPUs, `nvidia` is refused, because they are
+not the driver's numbers.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ log = logging.getLogger("clover.devices")
 
 _NEED_MIG = "mig"
 _MIG_UUID = re.compile(r"MIG-[A-Za-z0-9/-]+")
+_GPU_UUID = re.compile(r"GPU-[A-Za-z0-9-]+")
 
 
 def parse(text: str, rest: str | None) -> DeviceChoice:
@@ -56,9 +58,12 @@ def build(
     try:
         check_driver(opened, torch_build())
         options = {"boot": boot_of(), "exclusive": exclusive, "cores": cores}
+        indices = choice.indices
+        if all(map(_GPU_UUID.fullmatch, uuids)):
+            indices, uuids = indices or _numbers(opened, uuids), ()
         if uuids:
             return _open_named(opened, uuids, cache / "mig", **options)
-        devices = dict[str, Device](open_gpus(opened, choice.indices, cache / "mig", **options))
+        devices = dict[str, Device](open_gpus(opened, indices, cache / "mig", **options))
         _check_modes(devices, need_mig=choice.need_mig)
         return devices
     except BaseException:
@@ -109,10 +114,7 @@ def _open_named(session: Nvml, uuids: tuple[str, ...], folder: Path, **options: 
     found = session.call_sync(find)
     every = [uuid for there in found.values() for uuid in there]
     for given in uuids:
-        fits = [uuid for uuid in every if uuid.startswith(given)]
-        if len(fits) != 1:
-            what = f"fits {len(fits)} of them ({', '.join(fits)})" if fits else "is none of them"
-            raise ConfigError(f"{given} names one MIG instance of this machine, and {what}: see `nvidia-smi -L`")
+        _only(given, every, "MIG instance")
     gpus: dict[str, Device] = {}
     try:
         for index in [index for index, there in found.items() if there]:
@@ -122,6 +124,31 @@ def _open_named(session: Nvml, uuids: tuple[str, ...], folder: Path, **options: 
         _close(gpus)
         raise
     return gpus
+
+
+def _only(given: str, every: list[str], what: str) -> int:
+    """Return which of `every` begins with `given`, by its place; ConfigError if that is not exactly one."""
+    fits = [at for at, uuid in enumerate(every) if uuid.startswith(given)]
+    if len(fits) == 1:
+        return fits[0]
+    why = f"fits {len(fits)} of them ({', '.join(every[at] for at in fits)})" if fits else "is none of them"
+    raise ConfigError(f"{given} names one {what} of this machine, and {why}: see `nvidia-smi -L`")
+
+
+def _numbers(session: Nvml, uuids: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the driver's numbers of the GPUs with these UUIDs, or UUIDs that begin so."""
+
+    def find() -> list[str]:
+        library, found = session.library, []
+        for index in range(int(library.nvmlDeviceGetCount())):
+            try:
+                found.append(str(library.nvmlDeviceGetUUID(library.nvmlDeviceGetHandleByIndex(index))))
+            except library.NVMLError:
+                found.append("")  # it is lost, and if it was meant, none fits
+        return found
+
+    every = session.call_sync(find)
+    return tuple(sorted({_only(given, every, "GPU") for given in uuids}))
 
 
 def _every(library: Any) -> list[int]:
@@ -176,10 +203,10 @@ def _uuids(text: str, given: str) -> tuple[str, ...]:
 
 
 def _assigned(visible: str | None) -> tuple[str, ...]:
-    """Return the MIG instances that the environment assigns, none if it says nothing; ConfigError if it assigns GPUs by
-    numbers that are not the driver's."""
+    """Return the UUIDs of MIG instances or of GPUs that the environment assigns, none if it says nothing; ConfigError
+    if it assigns GPUs by numbers that are not the driver's."""
     parts = [part.strip() for part in (visible or "").split(",")]
-    if visible is not None and all(map(_MIG_UUID.fullmatch, parts)):
+    if visible is not None and any(all(map(uuid.fullmatch, parts)) for uuid in (_MIG_UUID, _GPU_UUID)):
         log.info("CUDA_VISIBLE_DEVICES assigns %s: only these are used", visible)
         return tuple(dict.fromkeys(parts))
     if visible is not None:

@@ -39,6 +39,7 @@ class Xid(Record, frozen=True, kw_only=True):
 
 
 XIDS: Mapping[int, Xid] = {
+    46: Xid(verdict="suspect", text="it stopped processing"),
     48: Xid(verdict="slice", text="an uncorrectable memory error"),
     63: Xid(verdict="suspect", text="memory that failed will be replaced by the next reset"),
     64: Xid(verdict="suspect", text="memory that failed could not be replaced"),
@@ -46,8 +47,14 @@ XIDS: Mapping[int, Xid] = {
     94: Xid(verdict="slice", text="a memory error that ended the programs it met"),
     95: Xid(verdict="lost", text="a memory error that may have met any program"),
     119: Xid(verdict="lost", text="its firmware (GSP) does not answer"),
+    154: Xid(verdict="lost", text="the driver asks for a reset or a reboot"),
 }
 """The errors that mean something here, by number; the others are logged."""
+
+_RECOVERY, _RECOVERY_FIELD = 154, 230
+_GOES_ON = (0, 3, 4)
+"""Values of NVML's field of the recovery action with which programs run on: none (it has recovered), without peers, and
+a reset once all have ended.  After a contained memory error the driver asks for the latter."""
 
 
 def meaning(number: int, gi: int | None) -> Xid | None:
@@ -173,8 +180,19 @@ class XidWatch:
             return
         index = known.get(_address(data.device))
         if index is not None and not self._closing.is_set():
+            if data.eventData == _RECOVERY and (asked := self._recovery(data.device)) in _GOES_ON:
+                log.warning("gpu%d: Xid 154, and it is used on: recovery action %d", index, asked)
+                return
             gi = int(data.gpuInstanceId)
             self._on_xid(index, int(data.eventData), None if gi == NO_INSTANCE else gi)
+
+    def _recovery(self, handle: Any) -> int | None:
+        """Return what the driver says that a GPU needs now; None if it does not say."""
+        try:
+            (field,) = self._nvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_FIELD])
+        except self._nvml.NVMLError:
+            return None
+        return int(field.value.uiVal) if field.nvmlReturn == 0 else None
 
 
 def _address(handle: Any) -> int:

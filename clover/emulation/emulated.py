@@ -36,7 +36,7 @@ STATE = EMULATED_STATE
 """The environment variable that names the state file to the library."""
 
 LATENCY = "CLOVER_NVML_LATENCY"
-"""The environment variable that multiplies how long making (0.3 to 1 s) and removing (1 s) an instance take; "0" for
+"""The environment variable that multiplies how long making (15 to 25 ms) and removing (23 ms) an instance take; "0" for
 tests that do not wait."""
 
 SONAME = "libnvidia-ml.so.1"

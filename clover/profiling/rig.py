@@ -35,7 +35,7 @@ from clover.types import (
     SandboxOrder,
     VariantSpec,
 )
-from clover.worker.frames import HeldMemory, WorkerOrder
+from clover.worker.frames import HeldMemory, Recording, WorkerOrder
 
 log = logging.getLogger("clover.profiling")
 
@@ -123,6 +123,12 @@ class RecordingFindings:
         for variant, refused in recorded.items():
             known = self._refused.get((variant, profile, backend), "")
             self._refused[variant, profile, backend] = known or refused
+
+    def order(self, variant: str, profile: str, backend: str) -> Recording:
+        """Return what the next worker does about recorded launches: the first one compares them, which takes
+        seconds."""
+        refused = self._refused.get((variant, profile, backend))
+        return "check" if refused is None else "skip" if refused else "trust"
 
     def launches(self) -> tuple[RecordedLaunches, ...]:
         """Return what is known, by variant, profile and backend."""
@@ -223,6 +229,7 @@ class Rig:
             artifact_dir=str(self.candidates.artifact(variant, backend, threads, profile)) if compiled else "",
             cores=device.cores(place),
             threads=threads,
+            recording=self.recorded.order(variant.name, place.profile, backend),
             max_batch=self.spec.max_batch,
             visible_devices=device.visible(place),
             place=place.id,

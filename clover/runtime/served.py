@@ -386,6 +386,11 @@ class Served:
         return self.router.ready
 
     @property
+    def asleep(self) -> bool:
+        """Whether it has no worker because nobody asked it, and none is there again yet."""
+        return self.router.state.asleep is not None
+
+    @property
     def tenants(self) -> dict[str, TenantTotals]:
         """What each tenant sent and what that cost; the empty name has what no tenant did, and sums are the model's."""
         used: dict[str, list[tuple[Method, Line]]] = {}

@@ -162,7 +162,8 @@ class Engine:
                 await unplanned.deploy()
             else:
                 self.controller.add(served.spec, served.profile, served.fleet, served.config)
-        await self.controller.start()
+        stack.push_async_callback(parts.sleeper.stop)
+        await self.controller.start(prepare=parts.sleeper.prepare)
         await self.machine.rest()
         for served in self.served.values():
             served.state = "READY"

@@ -199,7 +199,8 @@ class LedgerSource:
                     self._fleet_ns[name] = event["at_ns"]
                     moment_s = at_s - (mono_s - event["at_ns"] / 1e9)
                     what = f"worker of {event['variant']} on {event['at']} {event['what']}: {event['reason']}"
-                    yield EventRow(moment_s, "fault", name, what, _json(event))
+                    kind: EventKind = "transition" if event["what"] == "woken" else "fault"
+                    yield EventRow(moment_s, kind, name, what, _json(event))
 
     def take_left_out(self) -> int:
         """Return how many control calls were left out since the last call, because too many waited."""

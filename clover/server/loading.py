@@ -45,7 +45,7 @@ class Loading:
         self._changed = changed
 
     async def load(self, served: Served, config: str) -> None:
-        """Start the workers of a family that was unloaded; do nothing for a loaded one.
+        """Start the workers of a family that was unloaded or sleeps; do nothing for a loaded one.
 
         `config` is empty, or the JSON of its configuration, whose "name" must be its own.  Raises BadRequest or
         Unavailable.
@@ -60,6 +60,7 @@ class Loading:
                 raise BadRequest("parameter config is not the configuration of this model")
         async with self.changing:
             if served.state == "READY":
+                await served.fleet.wake()
                 return
             try:
                 await self.deploy(served)

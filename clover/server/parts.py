@@ -39,6 +39,7 @@ from clover.server.machine import NEVER_NS, Machine
 from clover.server.periodic import EnergyWindows, Periodic
 from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
+from clover.server.sleeper import Sleeper
 from clover.server.totals import ServerTotals
 from clover.server.waiting import build_runner
 from clover.telemetry import otel
@@ -74,6 +75,7 @@ class Parts:
     waiting: Runner
     windows: EnergyWindows
     rollouts: RollOuts
+    sleeper: Sleeper
     totals: ServerTotals
     control: ServerControl
     periodic: Periodic
@@ -150,7 +152,16 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
         )
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
-        totals = ServerTotals(account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster)
+        sleeper = Sleeper(
+            all_families.served,
+            controller,
+            limit_bytes=config.workers.total_bytes,
+            core_w=account.core_w,
+            held=rollouts.involves,
+        )
+        totals = ServerTotals(
+            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster, sleeper
+        )
         parts = Parts(
             config=config,
             loop=loop,
@@ -173,9 +184,10 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             waiting=build_runner(config, batches, all_families, account, grid, tenants),
             windows=windows,
             rollouts=rollouts,
+            sleeper=sleeper,
             totals=totals,
             control=ServerControl(controller, rollouts, cluster, totals.report),
-            periodic=Periodic(windows, all_families, machine, controller, loading, rollouts, cluster),
+            periodic=Periodic(windows, all_families, machine, controller, loading, rollouts, cluster, sleeper),
             otel=_open_telemetry(config, loop, account, machine),
         )
         failed.pop_all()

@@ -21,6 +21,7 @@ from clover.server.ledger import ServerLedger
 from clover.server.loading import Loading
 from clover.server.machine import Machine
 from clover.server.rollouts import RollOuts
+from clover.server.sleeper import Sleeper
 
 log = logging.getLogger("clover.server")
 
@@ -89,7 +90,9 @@ class Periodic:
         loading: Loading,
         rollouts: RollOuts,
         cluster: ClusterFollower,
+        sleeper: Sleeper,
     ) -> None:
+        self._sleeper = sleeper
         self._windows = windows
         self._families = families
         self._machine = machine
@@ -110,6 +113,7 @@ class Periodic:
             (self._windows.count, "counting the energy"),
             (self._watch_workers, "checking the workers"),
             (self._watch_devices, "checking the devices"),
+            (self._sleeper.poll, "looking for families that may sleep"),
         )
 
     async def _watch_workers(self) -> None:

@@ -167,6 +167,10 @@ class RollOuts:
         """Return the names inside of the versions that are tried: they are no models of their own."""
         return {release.key for release in self._active.values()}
 
+    def involves(self, name: str) -> bool:
+        """Return whether a model, or a version of it (NAME@VERSION), is being rolled out."""
+        return name.partition("@")[0] in self._active
+
     def report(self) -> dict[str, dict[str, Any]]:
         """Return the roll-out of each model that is under way, or was the last."""
         now_s = time.monotonic()
@@ -250,6 +254,7 @@ class RollOuts:
         family = context.families.get(served.name)
         if family is not None:
             one.frozen, family.frozen, family.trial = family.frozen, True, one.spec.version
+        await served.fleet.wake()
         async with context.lock:  # so that a plan that is being carried out is there
             deployment, routing = self._deployment(served)
         profile, one.profile = await profile_for(self._config, families.devices, families.pool, served, one.spec)

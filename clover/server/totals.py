@@ -17,6 +17,7 @@ from clover.server.footprint import Footprint
 from clover.server.ledger import ServerLedger
 from clover.server.machine import Machine
 from clover.server.rollouts import RollOuts
+from clover.server.sleeper import Sleeper
 from clover.tenants import Tenants
 
 
@@ -34,7 +35,9 @@ class ServerTotals:
         ledger: ServerLedger | None,
         rollouts: RollOuts,
         cluster: ClusterFollower,
+        sleeper: Sleeper,
     ) -> None:
+        self._sleeper = sleeper
         self._account = account
         self._footprint = footprint
         self._machine = machine
@@ -53,6 +56,8 @@ class ServerTotals:
             name: model_totals(served, account, sci, tenants=bool(tenants))
             for name, served in self._families.served.items()
         }
+        for name, slept in self._sleeper.report().items():
+            models[name]["sleep"] = slept
         devices = {name: {**line, **machine.about(name)} for name, line in account.devices().items()}
         return {
             "pue": account.pue,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -99,20 +100,58 @@ def answers(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def burn(asked: dict[str, Any]) -> dict[str, Any]:
-    """Multiply matrices for a while, with pauses: power that goes up and down."""
+    """Multiply matrices for a while, with pauses: power that goes up and down.  With `duty`, busy for that part of each
+    tenth of a second."""
     import torch
 
-    a = torch.randn(4096, 4096, device="cuda")
+    size = asked.get("size", 4096)
+    a = torch.randn(size, size, device="cuda")
     until_s = time.monotonic() + asked["seconds"]
     count = 0
+    duty = asked.get("duty")
     while time.monotonic() < until_s:
-        for _ in range(20):
+        began_s = time.monotonic()
+        for _ in range(20 if duty is None else 2):
             a = (a @ a).tanh()
             count += 1
         torch.cuda.synchronize()
-        if count % 200 == 0:
+        if duty is not None:
+            time.sleep((time.monotonic() - began_s) * (1.0 / duty - 1.0))
+        elif count % 200 == 0:
             time.sleep(0.5)
     return {"products": count}
+
+
+def fill(asked: dict[str, Any]) -> dict[str, Any]:
+    """Hold all of the device's memory but `leave` bytes for so many `seconds`; say first that it is held."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    held = torch.empty(max(0, free - asked["leave"]), dtype=torch.uint8, device="cuda")
+    said = {"held": held.numel(), "of": total}
+    print(json.dumps(said), flush=True)
+    time.sleep(asked["seconds"])
+    return said
+
+
+def copies(asked: dict[str, Any]) -> dict[str, Any]:
+    """GB/s of copies to the device, from it and on it, from page-locked memory and from other."""
+    import torch
+
+    size = asked["mib"] << 20
+    there, other = (torch.empty(size, dtype=torch.uint8, device="cuda") for _ in range(2))
+    found = {}
+    for name, pinned in (("pageable", False), ("pinned", True)):
+        here = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        for way, to, source in ((f"h2d_{name}", there, here), (f"d2h_{name}", here, there), ("d2d", other, there)):
+            to.copy_(source)
+            torch.cuda.synchronize()
+            began_s = time.monotonic()
+            for _ in range(10):
+                to.copy_(source, non_blocking=True)
+            torch.cuda.synchronize()
+            found[f"{way}_gb_per_s"] = 10 * size / (time.monotonic() - began_s) / 1e9
+    return found
 
 
 def pinned(asked: dict[str, Any]) -> dict[str, Any]:
@@ -142,8 +181,6 @@ def pinned(asked: dict[str, Any]) -> dict[str, Any]:
         "refused": sorted(refused),
         "size": size,
         "pinned": pinned,
-        "context": context,
-        "hot_path": hot_path,
         "again": sorted(again),
         "works": works,
         "poisoned": poisoned,
@@ -157,7 +194,7 @@ def context(asked: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     imported_s = time.monotonic()
-    free_before, _ = torch.cuda.mem_get_info()
+    free_before, total = torch.cuda.mem_get_info()
     made_s = time.monotonic()
     a = torch.randn(256, 256, device="cuda")
     (a @ a).sum().item()
@@ -167,6 +204,7 @@ def context(asked: dict[str, Any]) -> dict[str, Any]:
         "context_ms": (made_s - imported_s) * 1e3,
         "cublas_ms": (time.monotonic() - made_s) * 1e3,
         "cublas_mib": (free_before - free_after) / 2**20,
+        "context_mib": (total - free_after) / 2**20,  # and what others hold
     }
     print(json.dumps(said), flush=True)
     time.sleep(asked["seconds"])
@@ -174,21 +212,24 @@ def context(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
-    """Microseconds of a batch, median of 200: of a worker's call with and without recorded launches, and of the module
-    alone over inputs that are on the device already."""
+    """Microseconds of a batch, median of `rounds`: of a worker's call with and without recorded launches, of those
+    alone (`bare graph`), and of the module alone over inputs that are on the device already."""
     import torch
 
+    from clover.backends import parity
     from clover.backends.tensors import load_module, with_casts
 
     order = msgspec.convert(asked["order"], CompileOrder)
     variant = order.family.variant(order.variant)
     generator = np.random.default_rng(1)
 
+    rounds = asked.get("rounds", 200)
+
     def timed(call: Any) -> float:
-        for _ in range(20):
+        for _ in range(min(20, rounds)):
             call()
         times = []
-        for _ in range(200):
+        for _ in range(rounds):
             start_ns = time.perf_counter_ns()
             call()
             times.append((time.perf_counter_ns() - start_ns) / 1e3)
@@ -200,14 +241,22 @@ def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
             changed = msgspec.structs.replace(variant, parameters=variant.parameters | {"cuda_graphs": graphs})
             run = loaded(msgspec.structs.replace(order, backend=backend), changed)
             for size in asked["sizes"]:
-                rows = [generator.random((size, *one.bound), np.float32) for one in order.family.inputs]
+                rows = [parity.made_up(one, size, generator) for one in order.family.inputs]
                 found[f"{backend}, {'replayed' if graphs else 'launched'}, {size} rows"] = timed(
                     lambda run=run, rows=rows: run(rows)
                 )
+                if graphs and size in run.recorded:
+
+                    def replay(recording: Any = run._recordings[size]) -> None:
+                        recording.replay()
+                        torch.cuda.synchronize()
+
+                    found[f"{backend}, bare graph, {size} rows"] = timed(replay)
     module = with_casts(load_module(order.family, variant, "cuda"), order.family, variant)
     with torch.inference_mode():
         for size in asked["sizes"]:
-            there = [torch.rand((size, *one.bound), device="cuda") for one in order.family.inputs]
+            made = [parity.made_up(one, size, generator) for one in order.family.inputs]
+            there = [torch.from_numpy(array).to("cuda") for array in made]
 
             def bare(there: Any = there) -> None:
                 module(*there)
@@ -219,28 +268,31 @@ def hot_path(asked: dict[str, Any]) -> dict[str, Any]:
 
 def overlapped(asked: dict[str, Any]) -> dict[str, Any]:
     """Microseconds of a batch in a row of 200: one after another, and with two in flight; how many answers differ."""
+    from clover.backends import parity
+
     order = msgspec.convert(asked["order"], CompileOrder)
     variant = order.family.variant(order.variant)
     run = loaded(order, variant)
     generator = np.random.default_rng(1)
     found: dict[str, Any] = {}
+    rounds = asked.get("rounds", 200)
     for size in asked["sizes"]:
-        batches = [[generator.random((size, *one.bound), np.float32) for one in order.family.inputs] for _ in range(8)]
+        batches = [[parity.made_up(one, size, generator) for one in order.family.inputs] for _ in range(8)]
         truth = [run(batch)[0].copy() for batch in batches]
         begin_ns = time.perf_counter_ns()
-        for number in range(200):
+        for number in range(rounds):
             run(batches[number % 8])
-        found[f"alone, {size} rows"] = (time.perf_counter_ns() - begin_ns) / 200e3
+        found[f"alone, {size} rows"] = (time.perf_counter_ns() - begin_ns) / rounds / 1e3
         flying: list[Any] = []
         wrong = 0
         begin_ns = time.perf_counter_ns()
-        for number in range(200):
+        for number in range(rounds):
             flying.append((number, run.overlap.begin(batches[number % 8])))
             if len(flying) == 2:
                 done, flight = flying.pop(0)
                 wrong += not np.allclose(run.overlap.finish(flight)[0], truth[done % 8], atol=1e-5)
         run.overlap.finish(flying.pop(0)[1])
-        found[f"two in flight, {size} rows"] = (time.perf_counter_ns() - begin_ns) / 200e3
+        found[f"two in flight, {size} rows"] = (time.perf_counter_ns() - begin_ns) / rounds / 1e3
         found[f"wrong, {size} rows"] = wrong
     return found
 
@@ -261,6 +313,8 @@ ACTIONS = {
     "facts": facts,
     "answers": answers,
     "burn": burn,
+    "copies": copies,
+    "fill": fill,
     "pinned": pinned,
     "context": context,
     "hot_path": hot_path,
@@ -271,6 +325,10 @@ ACTIONS = {
 
 def main() -> int:
     """Do what standard input asks for."""
+    if os.environ.get("CLOVER_PLAYED_CUDA"):
+        from tests.support import played_cuda
+
+        played_cuda.install()
     asked = json.loads(sys.stdin.read())
     print(json.dumps(ACTIONS[asked["do"]](asked)))
     return 0

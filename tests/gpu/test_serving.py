@@ -23,12 +23,18 @@ from .conftest import ROOT
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900), pytest.mark.usefixtures("box")]
 
 
-def test_fashion_is_served_by_the_gpu(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of profiles: whichever test comes first measures."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_fashion_is_served_by_the_gpu(cache: Path) -> None:
     """Embedded: the answers are right, and what they cost was measured on the board."""
     settings: dict[str, Any] = {
         "device": "nvidia:0",
         "backends": ("eager",),
-        "cache_dir": str(tmp_path),
+        "cache_dir": str(cache),
         "carbon": "static:300",
         "port": 0,
         "start_s": 300.0,
@@ -48,12 +54,12 @@ def test_fashion_is_served_by_the_gpu(tmp_path: Path) -> None:
         assert re.search(r'clover_[a-z_]*joules[a-z_]*\{[^}]*device="gpu0"[^}]*\} [1-9]', metrics)
 
 
-def test_the_command_serves_and_ends(tmp_path: Path) -> None:
+def test_the_command_serves_and_ends(cache: Path, tmp_path: Path) -> None:
     flags = ["--device", "nvidia:0", "--backends", "eager", "--port", "0", "--carbon", "static:300", "--start-s", "300"]
     out, err = tmp_path / "out", tmp_path / "err"
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "clover.serve", "fashion", "--cache-dir", str(tmp_path / "cache"), *flags],
+            [sys.executable, "-m", "clover.serve", "fashion", "--cache-dir", str(cache), *flags],
             cwd=ROOT,
             stdout=stdout,
             stderr=stderr,

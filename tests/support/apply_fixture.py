@@ -100,6 +100,10 @@ class Rig:
 
     # --- the fleet
 
+    asleep = False
+
+    async def wake(self) -> None: ...
+
     def ready_assignments(self) -> Deployment:
         return tuple(self.workers)
 

@@ -62,9 +62,14 @@ class FakeFleet:
         self.work = WorkReport()
         self.energy_factors: dict[tuple[str, str], float] = {}
         self.front_ms = 0.0
+        self.asleep = False
 
     def ready_assignments(self) -> tuple[Assignment, ...]:
         return tuple(item for item in self.alive if item not in self.dead)
+
+    async def wake(self) -> None:
+        self.calls.append("wake")
+        self.asleep = False
 
     async def spawn(self, assignment: Assignment) -> None:
         self.calls.append(f"spawn {assignment.variant}")

@@ -100,7 +100,9 @@ def _standing(model: dict[str, Any], answer: dict[str, Any]) -> str:
 
 def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Iterator[tuple[str, str]]:
     observed, targets = model.get("observed") or {}, model.get("targets") or {}
-    yield "runs", _runs(model)
+    yield ("asleep" if model.get("asleep") else "runs"), _runs(model)
+    if slept := totals.get("sleep"):
+        yield "sleep", slept["words"]
     if profile := _profile(model):
         yield "profile", profile
     if observed:

@@ -16,6 +16,7 @@ from clover.cli.doctor.software import torch_cuda
 from clover.cli.mig.box import GpuBox
 from clover.cli.mig.state import HIDDEN, GpuState
 from clover.config import ServerConfig
+from clover.devices.driver import older_torch
 from clover.devices.nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, Nvml, NvmlError
 from clover.errors import CloverError
 from clover.settings.check import on_gpus
@@ -25,6 +26,7 @@ _RIGHTS = (
     "none is needed to serve on instances that somebody else made; to cut them, run as root, or give this user the "
     "device of the capability mig/config (in a container NVIDIA_MIG_CONFIG_DEVICES=all)"
 )
+_UVM = "dev/nvidia-uvm"
 _CONFIG = "proc/driver/nvidia/capabilities/mig/config"
 
 
@@ -52,6 +54,9 @@ def examine(config: ServerConfig, folder: Path, root: Path = _ROOT, session: Nvm
     if not gpus:
         state: State = "fault" if wanted else "absent"
         yield Finding(topic="gpu", state=state, text="the driver sees no GPU", remedy="pass one into this container")
+    if (root / "proc/driver/nvidia").exists() and not (root / _UVM).exists():
+        text = f"/{_UVM} is missing: a process without root that may gain no privileges finds no GPU"
+        yield Finding(topic="gpu nodes", state="note", text=text, remedy="nvidia-modprobe -c0 -u, as root after a boot")
     for gpu in gpus:
         yield _gpu(gpu)
     if any(gpu.fixed for gpu in gpus):
@@ -99,7 +104,7 @@ def match(driver: str, knows: tuple[int, int], built_for: str | None, *, wanted:
             topic="driver",
             state="fault" if wanted else "note",
             text=f"{text}; torch is built without CUDA: workers cannot use the GPUs",
-            remedy=f"pip install torch --index-url https://download.pytorch.org/whl/cu{knows[0]}{knows[1]}",
+            remedy="pip install torch (PyPI has builds for CUDA 13)" if knows[0] >= 13 else older_torch(knows[0]),
         )
     major, minor = [*map(int, built_for.split(".")), 0][:2]
     if major > knows[0]:
@@ -107,7 +112,7 @@ def match(driver: str, knows: tuple[int, int], built_for: str | None, *, wanted:
             topic="driver",
             state="fault" if wanted else "note",
             text=f"{text}, but torch is built for CUDA {built_for}: it does not run with this driver",
-            remedy=f"install a driver for CUDA {major} (nvidia.com/drivers), or a torch for CUDA {knows[0]}",
+            remedy=f"install a driver for CUDA {major} (nvidia.com/drivers), or {older_torch(knows[0])}",
         )
     if (major, minor) > knows:
         return Finding(

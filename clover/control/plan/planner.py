@@ -137,6 +137,8 @@ class Planner:
         """Make a plan and act on it as request and mode allow.  PlanError if no plan was made; the decision says what
         happened to a plan that was made."""
         context = self._context
+        if family.fleet.asleep:
+            await family.fleet.wake()
         started_s = context.monotonic()
         family.observe(started_s)
         family.demand.observe(started_s, family.fleet.accuracy_demand())

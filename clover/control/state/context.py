@@ -157,8 +157,9 @@ class Context:
     def count_parked(self) -> None:
         """Count the time that GPUs are parked until now."""
         occupied = self.occupied()
-        taken = {place.device for places in occupied.values() for place in places}
-        may: set[str] = set()
+        asleep = {name for name, family in self.families.items() if family.fleet.asleep}
+        taken = {place.device for name, places in occupied.items() if name not in asleep for place in places}
+        may = {place.device for name in asleep for place in occupied[name]}
         for name, family in self.families.items():
             # A GPU whose workers were lost is to have them again: no plan parked it.
             devices = self.device_pool.devices_for(name, occupied) if family.desired and family.whole else ()

@@ -1,9 +1,8 @@
 """Which GPUs are parked, for how long, and what that spared: for the state, metrics and decisions.
 
-A GPU is parked if a family with a deployment that may leave GPUs without workers (`control.state.sleep.spared_w`) has
-none on it, the GPU answers, and no other family has a worker there.  Parking spares the power of the contexts that are
-not there, as measured at the start or as modelled (`DeviceShape.sleep_method`).  The GPU's meter still counts what it
-draws.
+A GPU is parked if it answers and has no worker, because a plan left it without (`control.state.sleep.spared_w`) or
+because the family with workers there sleeps.  Parking spares the power of the contexts that are not there, as measured
+at the start or as modelled (`DeviceShape.sleep_method`).  The GPU's meter still counts what it draws.
 """
 
 from __future__ import annotations

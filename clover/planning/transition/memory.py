@@ -51,10 +51,16 @@ class MemoryNeeds:
             for item in profile.memory:
                 self._cells[item.variant, item.profile, item.backend] = item.weights_bytes + item.peak_bytes
 
-    def learn(self, cell: Cell, held_bytes: int, context_bytes: int) -> None:
-        """Take what a worker said that it holds for a variant, and beside all of them."""
+    def learn(self, cell: Cell, held_bytes: int, context_bytes: int, *, alone: bool = True) -> None:
+        """Take what a worker said that it holds for a variant, and beside all of them.  A worker that was not `alone`
+        on its slice may have taken another one's memory for its context: then what is known stays."""
         self._cells[cell] = held_bytes
-        self._context[cell[1]] = context_bytes
+        if alone or cell[1] not in self._context:
+            self._context[cell[1]] = context_bytes
+
+    def context_bytes(self, profile: str) -> int:
+        """Return what a process on slices of `profile` holds beside its variants; 0 if that is not known."""
+        return self._context.get(profile, 0)
 
     def process_bytes(self, workers: Iterable[Assignment]) -> int | None:
         """Return the bytes of one process that serves all of `workers`, which are at one placement; None if that is not
@@ -65,7 +71,7 @@ class MemoryNeeds:
             if held is None:
                 return None
             total += held
-            context = self._context.get(item.placement.profile, 0)
+            context = self.context_bytes(item.placement.profile)
         return total + context
 
 

@@ -98,6 +98,8 @@ class SimulatedFleet:
     ready at once where a worker is, which holds it already.  `exact`: `observe` returns the true rate, not one counted
     over a window."""
 
+    asleep = False
+
     def __init__(
         self,
         model: FleetModel,
@@ -210,6 +212,9 @@ class SimulatedFleet:
     def ready_assignments(self) -> tuple[Assignment, ...]:
         """Return the workers that are ready now."""
         return tuple(self._ready)
+
+    async def wake(self) -> None:
+        """See `clover.interfaces.Fleet.wake`: it never sleeps."""
 
     async def spawn(self, assignment: Assignment) -> None:
         """Add a worker, which is ready after `load_s`."""

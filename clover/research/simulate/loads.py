@@ -4,6 +4,7 @@
     diurnal[:U]     U in the mean: U (1 + 0.4 cos(2 pi (h - 14) / 24)), h the hour of the day (UTC); busiest at 14:00
     bursts[:U]      U, and 1.6 U in bursts of one to three steps; one begins in a quiet step with probability 1/24
     surges[:U]      U, and 2.5 U in every third hour
+    doubling[:U]    U, 2 U, U and U / 2, an hour each, again and again: doubles and halves
     FILE            arrival times, one a line, in seconds from the start of the simulation, ascending; counted by step
 
 U is a part of BASE's capacity (the best variant on whole devices), 0.6 where none is given; `R/s` in its place is rows
@@ -31,6 +32,7 @@ _LONGEST = 3
 _LARGEST = 3.0
 _SURGE = 2.5
 _SURGE_EVERY_H = 3
+_DOUBLING = (1.0, 2.0, 1.0, 0.5)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Load:
         if self.kind == "surges":
             hours_in = [int((index + 0.5) * step_s // 3600.0) for index in range(steps)]
             return [mean * (_SURGE if hour % _SURGE_EVERY_H == _SURGE_EVERY_H - 1 else 1.0) for hour in hours_in]
+        if self.kind == "doubling":
+            hours_in = [int((index + 0.5) * step_s // 3600.0) for index in range(steps)]
+            return [mean * _DOUBLING[hour % len(_DOUBLING)] for hour in hours_in]
         return [mean] * steps
 
     def scaled(self, part: float) -> Load:
@@ -93,7 +98,7 @@ def _bursts(mean: float, steps: int, seed: int) -> list[float]:
 def parse(text: str) -> Load:
     """Return the load that `text` names; ConfigError if it names none."""
     kind, colon, rest = text.partition(":")
-    if kind in ("constant", "diurnal", "bursts", "surges"):
+    if kind in ("constant", "diurnal", "bursts", "surges", "doubling"):
         rest, per_s, _ = rest.partition("/s")
         try:
             level = float(rest) if colon else BASE_LOAD
@@ -116,7 +121,8 @@ def _of_file(path: Path) -> Load:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"--load {path}: {error.strerror or error}; it is constant:U, diurnal, bursts, or a file of times"
+            f"--load {path}: {error.strerror or error}; it is constant:U, diurnal, bursts, surges, doubling, or a "
+            "file of times"
         ) from error
     return Load(f"arrivals of {path.name}", "file", 0.0, tuple(_times(path, data)), hashlib.sha256(data).hexdigest())
 

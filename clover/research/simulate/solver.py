@@ -17,11 +17,12 @@ import msgspec
 from clover.interfaces import Policy
 from clover.policies import build
 from clover.policies.plans import plan_fixed, routing_fixed
+from clover.research.simulate.peers import PEERS
 from clover.types import Configuration, Plan, Routing, State
 
 _DRAWING = ("clover", "clover-artifact", "blover")
 """Policies whose random numbers depend on the seed and the grid time."""
-_PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike")
+_PURE = ("objective", "base", "base:fitted", "static", "co2opt", "oracle", "oracle:alike", *PEERS.values())
 # Fields of a state that are the same for a whole memory, stand in the key by themselves, or are read by none of _PURE.
 _ASIDE = {"family", "profile", "devices", "share", "intensity", "grid_s", "p95_ms", "queue_rows", "routing", "seed"}
 _ASKED = tuple(name for name in State.__struct_fields__ if name not in _ASIDE)

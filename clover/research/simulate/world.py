@@ -31,6 +31,7 @@ from clover.research.simulate.flow import FleetModel
 from clover.research.simulate.forecasts import PERFECT, Forecast
 from clover.research.simulate.horizon_bound import CostBound, cost_bound
 from clover.research.simulate.loads import Load
+from clover.research.simulate.peers import PEERS
 from clover.research.simulate.records import Accounting, RunInput
 from clover.research.simulate.solver import Memory
 from clover.research.simulate.surprises import NONE, Surprises, factors, truth
@@ -279,6 +280,7 @@ def scheme(text: str) -> Scheme:
     lambda of its own as POLICY@L; ConfigError if there is no such policy."""
     policy, at, lam = text.partition("@")
     policy, *words = policy.split("+")
+    policy = PEERS.get(policy, policy)
     build(policy)  # refuse an unknown policy before anything runs
     unknown = [word for word in words if word not in (*_CHAINS, SHARED)]
     if unknown or sum(word in _CHAINS for word in words) > 1:

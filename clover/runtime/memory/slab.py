@@ -305,6 +305,13 @@ class Slab:
                 found[slot] = "".join(char if char.isprintable() else "?" for char in said)
         return found
 
+    def release(self) -> None:
+        """Give the memory of all rows back: they are zeros until they are written again.  No slot may be in use."""
+        regions = (*self.layout.inputs, *self.layout.outputs)
+        start = -(-min(region.offset for region in regions) // _PAGE_BYTES) * _PAGE_BYTES
+        if start < self.layout.bytes:
+            self._map.madvise(mmap.MADV_REMOVE, start, self.layout.bytes - start)
+
     def close(self) -> None:
         """Close the descriptor and unmap.  Views that are still held keep the mapping (not the slab) alive."""
         if self.fd >= 0:

@@ -419,10 +419,13 @@ class Admission:
             self._completion.recall(ticket)
             self._dispatch.wake()
             return
+        asleep = state.asleep
+        if asleep is not None:
+            asleep.ask()
         live = state.lanes.live
         chain = state.lanes.chain_for(min_accuracy) if cascade and not self._standby.on else None
         if chain is not None and not state.lanes.is_live(chain.lanes[0]):
-            chain = None
+            chain = chain if asleep is not None and state.coming >> chain.lanes[0] & 1 else None
         mask = 1 << chain.lanes[0] if chain is not None else state.lanes.mask(min_accuracy)
         variant = state.demand.ask(min_accuracy, len(ticket.slots), now_ns) if min_accuracy > 0.0 else -1
         key = self._shape_key(ticket) if self._varies else 0
@@ -445,7 +448,7 @@ class Admission:
                 state.batcher.weigh(slot, self._weights.weigh(slot))
         if len(slots) == 1:
             lane = state.lanes.choose(mask)
-            if ticket.awaits < 0 and self._behind(lane, chain is not None):
+            if ticket.awaits < 0 and asleep is None and self._behind(lane, chain is not None):
                 lane = self._in_time(ticket, lane, 1, timeout_ns, now_ns)
             ticket.variants = [lane]
             state.table.state[slots[0]] = QUEUED
@@ -474,6 +477,8 @@ class Admission:
             raise state.record_refusal(
                 BadRequest(f"no variant of this model reaches an accuracy of {min_accuracy:g} %")
             )
+        if state.asleep is not None and state.coming & state.lanes.able(min_accuracy):
+            return
         if variant < 0:
             if not state.coming:
                 raise state.record_refusal(Unavailable("no worker that is accurate enough is ready", retry_after_s=1.0))
@@ -496,7 +501,7 @@ class Admission:
         ticket.variants = lanes.tolist()
         stops = [*(np.flatnonzero(np.diff(lanes)) + 1).tolist(), len(slots)]
         start = 0
-        for stop in stops if ticket.awaits < 0 else ():
+        for stop in stops if ticket.awaits < 0 and self._state.asleep is None else ():
             lane = ticket.variants[start]
             if stop - start > self._max_batch or self._behind(lane, ticket.chain is not None):
                 found = self._in_time(ticket, lane, stop - start, timeout_ns, now_ns)

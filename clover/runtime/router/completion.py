@@ -317,7 +317,13 @@ class Completion:
         ticket.retry_after_s = retry_after_s
         ticket.done_ns = now_ns
         state.traffic.record_outcome(
-            status, ticket.arrival_ns, ticket.submit_ns, now_ns, ticket.queue_ns, ticket.compute_ns, ticket.awaits < 0
+            status,
+            ticket.arrival_ns,
+            ticket.submit_ns,
+            now_ns,
+            ticket.queue_ns,
+            ticket.compute_ns,
+            ticket.awaits < 0 and ticket.arrival_ns >= state.awake_ns,
         )
         if ticket.tenant is not None:
             state.traffic.for_tenant(ticket.tenant.name).count(status)
@@ -351,6 +357,9 @@ class Completion:
         for ticket in self._state.deadlines.due(now_ns):
             if ticket.paths and self._escalation.keep_all(ticket):
                 self.finish(ticket, 200, "", now_ns)
+            elif self._state.asleep is not None:
+                refusal = self._state.asleep.refusal
+                self.finish(ticket, 503, refusal.why, now_ns, refusal.retry_after_s)
             elif ticket.awaits >= 0 and not self._state.lanes.mask(ticket.min_accuracy):
                 self.end_unserved(ticket, now_ns)
             else:

@@ -55,7 +55,7 @@ from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.relief import StandbyRouting, StandbyWorkers
 from clover.runtime.router.retry import Retry
-from clover.runtime.router.state import RouterState
+from clover.runtime.router.state import Asleep, RouterState
 from clover.runtime.router.tenant_gate import TenantGate
 from clover.runtime.router.tickets import CLOSED, DONE, PENDING, RouterTicket
 from clover.tenants import Tenant
@@ -129,8 +129,8 @@ class Router(Model):
 
     @property
     def ready(self) -> bool:
-        """Whether some worker takes rows."""
-        return self.state.lanes.live != 0
+        """Whether some worker takes rows, or one is started for the next row."""
+        return self.state.lanes.live != 0 or self.state.asleep is not None
 
     @property
     def idle(self) -> bool:
@@ -462,6 +462,8 @@ class Router(Model):
         Atomic between two requests: new workers are attached before old ones are detached, rows that wait for a variant
         which no longer has a worker move to one that has, and rows that need not wait any more leave at once."""
         self.state.lanes.set(workers, routing)
+        if self.state.lanes.live:
+            self.end_sleep()
         self.set_standby(standby)
 
     def set_standby(self, standby: StandbyWorkers | None) -> None:
@@ -474,9 +476,21 @@ class Router(Model):
         self.state.lanes.set_background(workers)
         self._reroute()
 
-    def join(self, entry: Entry) -> None:
-        """Let one more worker (a respawned one) receive rows, under the present routing."""
-        self.route([*self.state.lanes.entries(), entry], self.state.lanes.routing, self.standby)
+    def join(self, *entries: Entry) -> None:
+        """Let further workers (respawned ones) receive rows, under the present routing."""
+        self.route([*self.state.lanes.entries(), *entries], self.state.lanes.routing, self.standby)
+
+    def fall_asleep(self, wanted: Callable[[], None]) -> None:
+        """Let rows wait from now on until a worker is there, which there will be after `wanted` was called: with each
+        request that waits."""
+        self.state.asleep = Asleep(wanted)
+
+    def end_sleep(self) -> None:
+        """Count rows that come from now on as those of a family that is awake; does nothing for one that is."""
+        if self.state.asleep is not None:
+            self.state.awake_ns = self.state.now_ns()
+            self.state.asleep.awake.set()
+            self.state.asleep = None
 
     def leave(self, worker: WorkerHandle, on_idle: Callable[[], None], *, served: bool = False, lane: int = -1) -> None:
         """Give `worker` no new batch (of `lane`; -1: of any); call `on_idle` once it holds none of these, or has to

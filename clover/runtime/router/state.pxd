@@ -44,6 +44,8 @@ cdef class RouterState:
     cdef readonly Company company
     cdef readonly object clock
     cdef public uint64_t coming
+    cdef public object asleep
+    cdef public int64_t awake_ns
     cdef public bint stranded
     cdef public bint tenanted
     cdef public object lost

@@ -3,6 +3,7 @@ that are here, and the clock."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from array import array
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from clover.runtime.router.lanes import MAX_LINKS, Lanes
 from clover.runtime.router.links import WorkerHandle
 from clover.runtime.router.tickets import Deadlines, SlotTable
 from clover.runtime.router.traffic import Traffic
-from clover.types import FamilySpec
+from clover.types import Declined, FamilySpec
 
 FOREVER_NS = 1 << 60
 """A deadline further away is this far away: 36 years."""
@@ -38,6 +39,26 @@ def _ignore(worker: WorkerHandle, reason: str) -> None:
     """Do nothing about a lost worker, until the router says what to do."""
 
 
+class Asleep:
+    """A family without workers, which wakes when it is asked: until then rows wait, each within its own deadline.
+
+    `wanted` is called with each request that waits; `awake` is set once a worker is there.  `refusal`: the answer (503)
+    to requests whose deadline passes before.
+    """
+
+    def __init__(self, wanted: Callable[[], None]) -> None:
+        self.wanted = wanted
+        self.awake = asyncio.Event()
+        self.refusal = Declined(why="the model is being loaded", retry_after_s=1.0)
+        self.requests = 0
+        """Requests that waited, and were answered or refused by now or wait still."""
+
+    def ask(self) -> None:
+        """Count a request that waits."""
+        self.requests += 1
+        self.wanted()
+
+
 def slots_in_turn(spec: FamilySpec) -> int:
     """Return how many slots rows that come one by one take in turn: those of two batches, or of as many rows as fit
     into 64 MiB, but at least of one batch."""
@@ -52,7 +73,8 @@ class RouterState:
     rows that wait, `timeout_ns` the time that a row without a timeout of its own may take; `lost` is called with a
     worker that broke the protocol of its ring, and why.  `coming` has bit i set while a worker of lane i is being
     restarted; `stranded` is true if rows may wait for a lane that has no worker.  `tenanted`: some row so far was a
-    tenant's.
+    tenant's.  `asleep`: what is known of a family whose workers were ended because nobody asked it, until one is there
+    again; `awake_ns`: when that was.
     """
 
     def __init__(
@@ -77,6 +99,8 @@ class RouterState:
         self.table = SlotTable(slots, self.batcher, slots_in_turn(spec))
         self.deadlines = Deadlines()
         self.coming = 0
+        self.asleep: Asleep | None = None
+        self.awake_ns = 0
         self.stranded = False
         self.tenanted = False
         self.clock = clock

@@ -110,6 +110,8 @@ class FamilyFleet:
         self._step_times = StepTimes()
         self._no_room: dict[tuple[Assignment, Assignment], int] = {}
         """Until when (ns) the second is not tried beside the first again."""
+        self._beside: set[int] = set()
+        """Processes that started while another one was on their slice."""
 
     # --- what the controller drives -----------------------------------------------------------------------------------
 
@@ -269,7 +271,13 @@ class FamilyFleet:
 
     def held_bytes(self, placement: Placement) -> int:
         """Return the bytes that the workers at `placement` hold, those that leave included; 0 if that is not known."""
-        return held_bytes(self._workers_at(placement))
+        known = self.memory.needs.context_bytes(placement.profile)
+
+        def context(worker: FleetWorker) -> int:
+            said = worker.context_bytes
+            return min(said, known) if known and worker.pid in self._beside else said
+
+        return held_bytes(self._workers_at(placement), context)
 
     def overlapped(self, placement: Placement) -> bool:
         """Return whether a process, also one that leaves, is on some part of `placement`."""
@@ -304,6 +312,8 @@ class FamilyFleet:
 
         async def noted(item: Assignment) -> FleetWorker:
             began_ns = self._clock()
+            on_cores = self.memory.room(item.placement).free  # where a process counts its own pages alone
+            alone = on_cores or not self.overlapped(item.placement)
             try:
                 worker = await start(item)
             except CloverError as error:
@@ -314,7 +324,11 @@ class FamilyFleet:
                     self._no_room.update(((one, item), until_ns) for one in beside)
                 raise
             self._step_times.record_start(item, (self._clock() - began_ns) / _SECOND_NS)
-            learn(self.memory.needs, item, worker)
+            alone = on_cores or (alone and not self.overlapped(item.placement))
+            learn(self.memory.needs, item, worker, alone=alone)
+            if not alone:
+                live = {member.worker.pid for member in self.members.all() if member.worker is not None}
+                self._beside = (self._beside & live) | {worker.pid}
             return worker
 
         return noted
@@ -347,6 +361,52 @@ class FamilyFleet:
         """See `Fleet.decline`."""
         self.router.decline(declined, wanted)
 
+    # --- sleep --------------------------------------------------------------------------------------------------------
+
+    @property
+    def asleep(self) -> bool:
+        """See `Fleet.asleep`."""
+        return self.members.asleep or bool(self.members.waking)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether its workers can end now: no row is here, all of them are there, and none is being replaced."""
+        spawned = self.members.spawned.values()
+        settled = all(member.ready and member.respawn is None and not member.dying for member in spawned)
+        return settled and self.empty and not self.asleep and bool(self.routed) and not self.members.leaving
+
+    def record(self, what: str, reason: str) -> None:
+        """Append what happened to all of the family to the events."""
+        member = self.members.spawned[self.routed[0]]
+        self.members.record(member, what, reason)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row is here, waiting, computed, or answered and unread."""
+        slots = self.router.state.table.free
+        return bool(slots.free == slots.slots)
+
+    async def put_to_sleep(self, wanted: Callable[[], None]) -> None:
+        """End all workers, if `may_sleep`, but keep what is planned; `wanted` is called with each request that waits
+        then, and has to call `start_again`."""
+        if self.may_sleep:
+            self.router.fall_asleep(wanted)
+            await self.members.put_to_sleep()
+
+    def start_again(self) -> None:
+        """Start the workers of a family that sleeps."""
+        if self.members.asleep:
+            self.members.wake()
+
+    async def wake(self) -> None:
+        """See `Fleet.wake`."""
+        asleep = self.router.state.asleep
+        if asleep is not None:
+            asleep.wanted()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GIVEN_UP_S):
+                    await asleep.awake.wait()
+
     # --- what the server drives ---------------------------------------------------------------------------------------
 
     @property
@@ -366,8 +426,9 @@ class FamilyFleet:
     @property
     def missing(self) -> int:
         """How many placements lack a worker that is ready, for some assignment that is to receive rows; assignments of
-        one placement share a worker."""
-        return len({item.placement for item in set(self.routed).difference(self.ready_assignments())})
+        one placement share a worker.  0 while it sleeps."""
+        missing = set(self.routed).difference(self.ready_assignments()) if not self.asleep else set()
+        return len({item.placement for item in missing})
 
     @property
     def given_up(self) -> int:
@@ -403,7 +464,8 @@ class FamilyFleet:
         """Kill workers that fell silent, and start or end standby workers; call it about once a second."""
         for worker, reason in self._silence.poll():
             self.members.kill(worker, reason)
-        self.standby_crew.tend()
+        if not self.asleep:
+            self.standby_crew.tend()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return every worker for people, and every member without one: where, what, which process, in which state.

@@ -58,20 +58,22 @@ def holds(worker: FleetWorker, assignment: Assignment) -> bool:
     return worker.backend_of(assignment.variant) == assignment.backend
 
 
-def learn(needs: MemoryNeeds, item: Assignment, worker: FleetWorker) -> None:
-    """Let `needs` know what a worker that was started for `item` holds, if it said so."""
+def learn(needs: MemoryNeeds, item: Assignment, worker: FleetWorker, *, alone: bool = True) -> None:
+    """Let `needs` know what a worker that was started for `item`, `alone` on its slice or not, holds, if it said so."""
     for held in worker.held:
         cell = (held.variant, item.placement.profile, worker.backend_of(held.variant))
-        needs.learn(cell, held.weights_bytes + held.peak_bytes, worker.context_bytes)
+        needs.learn(cell, held.weights_bytes + held.peak_bytes, worker.context_bytes, alone=alone)
 
 
-def held_bytes(workers: Iterable[FleetWorker]) -> int:
-    """Return the bytes that `workers` hold together; 0 if one of them did not say."""
+def held_bytes(workers: Iterable[FleetWorker], context: Callable[[FleetWorker], int] | None = None) -> int:
+    """Return the bytes that `workers` hold together; 0 if one of them did not say.  `context`: what one holds beside
+    its variants, by default what it said."""
     total = 0
     for worker in workers:
         if not worker.held:
             return 0
-        total += worker.context_bytes + sum(held.weights_bytes + held.peak_bytes for held in worker.held)
+        beside = context(worker) if context is not None else worker.context_bytes
+        total += beside + sum(held.weights_bytes + held.peak_bytes for held in worker.held)
     return total
 
 

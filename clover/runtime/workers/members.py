@@ -16,6 +16,8 @@ A worker may hold several variants (`FleetWorker.resident`), and members at one 
 variant a ready worker there holds is ready at once, without a process of its own.  A member that leaves closes its lane
 in the router; the last one ends the process.  If the process dies, all of its members get one new worker together,
 started with a variant that is routed.  Members whose variant the new worker left out get one of their own.
+
+A family that nobody asks may sleep: its workers end, and its members stay, until `wake` starts workers for them again.
 """
 
 from __future__ import annotations
@@ -70,6 +72,10 @@ class Members:
         self.routed: tuple[Assignment, ...] = ()
         self.awaited: tuple[Assignment, ...] = ()
         self.closing = False
+        self.asleep = False
+        self.waking: set[Member] = set()
+        """Members that slept, and whose first worker since then neither is there nor failed to start.  Rows wait for
+        all of them: else an early one would be asked what the plan has others answer."""
         self.one_process = one_process
         self.restarts = 0
         self.given_up = 0
@@ -102,7 +108,8 @@ class Members:
         """Let rows wait in the router while the first few restarts of a routed member are under way, and for workers
         that are awaited."""
         routed = [self.spawned[item] for item in self.routed if item in self.spawned]
-        restarting = [one.assignment for one in routed if not one.serving and one.failures < _HELD_FAILURES]
+        missing = [one for one in routed if not one.serving or self.waking]
+        restarting = [one.assignment for one in missing if one.failures < _HELD_FAILURES]
         self._router.expect_workers(self.lanes[item.variant] for item in (*restarting, *self.awaited))
 
     # --- begin and end ------------------------------------------------------------------------------------------------
@@ -235,6 +242,25 @@ class Members:
         there = [member for member in self.leaving if member.assignment.placement == placement]
         await asyncio.gather(*(member.gone.wait() for member in there if not member.given_up))
 
+    async def put_to_sleep(self) -> None:
+        """End the workers of all members, which stay: standby workers for good, the others until `wake`."""
+        self.asleep = True
+        staying = [member for member in self.spawned.values() if not member.standby]
+        parting = [self._part(left) for left in map(self._split_off, staying) if left is not None]
+        self.set_hold()
+        await asyncio.gather(self.end(*(set(self.spawned) - {one.assignment for one in staying})), *parting)
+
+    def wake(self) -> None:
+        """Start workers for the members that `put_to_sleep` left without one."""
+        self.asleep = False
+        crews: dict[Placement, list[Member]] = {}
+        for member in self.spawned.values():
+            if not member.ready and member.respawn is None:
+                crews.setdefault(member.assignment.placement, []).append(member)
+        for crew in crews.values():
+            self.waking.update(crew)
+            self._restart(crew, woken=True)
+
     async def end_all(self) -> None:
         """Drain the workers of all members at once."""
         await asyncio.gather(self.end(*self.spawned), *self._letting_go)
@@ -282,6 +308,10 @@ class Members:
         if member is None:
             return None
         self.routed = tuple(item for item in self.routed if item != assignment)
+        self.waking.discard(member)
+        if not self.spawned:
+            self.asleep = False  # there is nothing to wake
+            self._router.end_sleep()
         if member.respawn is not None:
             if not any(other.respawn is member.respawn for other in self.spawned.values()):
                 member.respawn.cancel()
@@ -364,10 +394,10 @@ class Members:
         self.set_hold()
         self._router.died(worker, reason, blame=blame)
 
-    def _restart(self, crew: Sequence[Member]) -> None:
+    def _restart(self, crew: Sequence[Member], *, woken: bool = False) -> None:
         """Start a worker in the background for members that are to share it."""
         if crew:
-            task = asyncio.get_running_loop().create_task(self.respawn(*crew))
+            task = asyncio.get_running_loop().create_task(self.respawn(*crew, woken=woken))
             for member in crew:
                 member.respawn = task
 
@@ -376,20 +406,24 @@ class Members:
         there = [member for member in crew if self.spawned.get(member.assignment) is member]
         return sorted(there, key=lambda member: (member.assignment not in self.routed, member.standby))
 
-    async def respawn(self, *members: Member) -> None:
-        """Start workers for `members`, which shared one, each attempt later than the one before, until one is ready."""
+    async def respawn(self, *members: Member, woken: bool = False) -> None:
+        """Start workers for `members`, which shared one, each attempt later than the one before, until one is ready.
+        `woken`: they slept, so that the first attempt is made at once and is no restart."""
         crew = self._remaining(members)
         while crew:
-            await self.sleep(crew[0].backoff_s)
-            crew = self._remaining(crew)
-            if not crew:
-                return
-            self._count_restart(crew)
+            if not woken:
+                await self.sleep(crew[0].backoff_s)
+                crew = self._remaining(crew)
+                if not crew:
+                    return
+                self._count_restart(crew)
             first, item = crew[0], crew[0].assignment
             try:
                 await self.bring_up(*crew)
                 break
             except CloverError as error:  # of the worker, the zygote or the device: none of them ends the attempts
+                woken = False
+                self._wake_up(crew)
                 crew = self._remaining(crew)
                 if first in crew:
                     self.set_hold()
@@ -397,7 +431,7 @@ class Members:
                     log.warning("%s: %s at %s: %s", self._router.name, item.variant, item.placement.id, error)
         crew = self._remaining(crew)
         alone = [member for member in crew if not member.ready and not self.take_resident(member)]
-        self._rejoin([member for member in crew if member.ready])
+        self._rejoin([member for member in crew if member.ready], woken=woken)
         self._restart(alone)
 
     def _count_restart(self, crew: Sequence[Member]) -> None:
@@ -407,19 +441,25 @@ class Members:
             member.restarts += 1
         self.restarts += not all(member.standby for member in crew)
 
-    def _rejoin(self, crew: Sequence[Member]) -> None:
+    def _rejoin(self, crew: Sequence[Member], *, woken: bool = False) -> None:
         """Let the new worker of these members do what the one before it did."""
         for member in crew:
             member.respawn = None
-        self.set_hold()
-        for member in crew:
-            entry = self.entry(member)
-            if member.standby:
-                self.on_standby_ready()
-            elif member.assignment in self.routed and entry is not None:
-                self._router.join(entry)
+        self._wake_up(crew)
+        if any(member.standby for member in crew):
+            self.on_standby_ready()
         for member in crew[:1]:
-            self.record(member, "restarted", "")
+            if not woken:
+                self.record(member, "restarted", "")
+
+    def _wake_up(self, crew: Sequence[Member]) -> None:
+        """Let all members that have a worker get rows, once no other one wakes than `crew`."""
+        self.waking.difference_update(crew)
+        self.set_hold()
+        routed = [self.spawned[item] for item in self.routed if not self.waking]
+        # Together, or rows that wait for one of them would move to another.
+        if entries := [entry for entry in map(self.entry, routed) if entry is not None]:
+            self._router.join(*entries)
 
     # --- workers that others ask to end -------------------------------------------------------------------------------
 

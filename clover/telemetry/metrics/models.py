@@ -207,6 +207,13 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: single(float(model.served.ready)),
     ),
     MetricSpec(
+        "clover_asleep",
+        "1 while a model has no workers because nobody asked it (unload_after_s), else 0.",
+        GAUGE,
+        _MODEL,
+        lambda model: single(float(model.served.asleep)),
+    ),
+    MetricSpec(
         "clover_slo_seconds",
         "Target for the p95 of the latency of a model, in seconds; absent if it is served without a plan.",
         GAUGE,

@@ -173,6 +173,8 @@ def test_batches_are_replayed_in_the_next_larger_size_that_was_recorded():
 
     run = recorded(lambda x: x.relu() + 1, family(), record=record)
     assert run.recorded == (1, 2, 3, 4, 6, 8)
+    assert [len(item.outputs) for item in made] == [8, 6, 4, 3, 2, 1], "what a larger one frees is room for the next"
+    made.reverse()
     replays = [item.replays for item in made]
     for rows in range(1, 9):
         array = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)

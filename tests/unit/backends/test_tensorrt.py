@@ -222,6 +222,7 @@ def test_tf32_is_allowed_to_tf32_alone(tmp_path):
     asked = set(tensorrt.compile_settings("fp32", tmp_path)) | {"arg_inputs"}
     assert asked <= facts.PARAMETERS["dynamo.compile"]
     assert not asked & facts.GONE
+    assert "immutable_weights" not in asked, "false builds engines to refit: slower, and wrong in TensorRT 11"
     for name, default in facts.DEFAULTS.items():
         assert tensorrt.compile_settings("fp32", tmp_path)[name] != default
 

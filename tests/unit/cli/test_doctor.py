@@ -267,6 +267,17 @@ def test_instances_that_may_not_be_changed_serve(tmp_path: Path) -> None:
     assert "none is needed to serve on instances that somebody else made" in rights.remedy
 
 
+def test_a_missing_node_of_cuda_is_said(tmp_path: Path) -> None:
+    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
+    for there in (False, True):
+        with contextlib.closing(Nvml(FakeNvml(Board(mig=None)))) as session:
+            config = ServerConfig(workers=WorkersConfig(device="nvidia"))
+            found = [item.topic for item in gpu.examine(config, tmp_path, tmp_path, session)]
+        assert ("gpu nodes" in found) is not there
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev/nvidia-uvm").touch()
+
+
 def test_who_may_cut_instances(tmp_path: Path) -> None:
     assert gpu.rights(tmp_path, uid=0).state == "works"
     assert "cannot be read" in gpu.rights(tmp_path, uid=1000).text

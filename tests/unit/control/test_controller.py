@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -380,7 +381,7 @@ def test_trouble_with_one_family_does_not_keep_the_controller_from_others(caplog
         await rig.settled()
         broken = rig.controller.add(spec(), profile(), rig.fleet, FamilyConfig(family="toy", name="broken"))
         rig.controller.context.families = {"broken": broken, **rig.controller.context.families}
-        broken.fleet = None  # type: ignore[assignment]
+        broken.fleet = SimpleNamespace(asleep=False)  # type: ignore[assignment]
         rig.chain.g_per_kwh = 500.0
         await rig.look(10.0)
         assert (rig.last["family"], len(rig.actions)) == ("toy", 2)

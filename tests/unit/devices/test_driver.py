@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from clover.devices.driver import TorchBuild, check_driver, torch_build
+from clover.devices.driver import TorchBuild, check_driver, older_torch, torch_build
 from clover.devices.nvml import Nvml
 from clover.errors import DeviceError
 
@@ -69,5 +69,9 @@ def test_an_older_driver_is_refused_with_both_versions_and_what_to_install() -> 
     with pytest.raises(DeviceError) as caught:
         check_driver(opened, TorchBuild(version="2.15.0+cu130", cuda="13.0"))
     opened.close()
-    for words in ("535.216.01 supports CUDA 12.2", "2.15.0+cu130 was built for CUDA 13.0", "580 or newer", "cu12x"):
-        assert words in str(caught.value)
+    said = str(caught.value)
+    for words in ("535.216.01 supports CUDA 12.2", "2.15.0+cu130 was built for CUDA 13.0", "580 or newer"):
+        assert words in said
+    assert "'torch<2.11'" in said, "an index cu12x for each does not exist"
+    assert "whl/cu126" in said
+    assert older_torch(11) == "a torch built for CUDA 11"

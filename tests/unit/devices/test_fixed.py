@@ -239,6 +239,24 @@ def test_a_scheduler_assigns_instances_by_the_environment(
         devices.build(WorkersConfig(device="nvidia"), tmp_path)
 
 
+def test_a_scheduler_assigns_gpus_by_their_uuids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = FakeNvml(Board("GPU-a1"), Board("GPU-b2", mig=None), Board("GPU-b3", mig=None))
+    monkeypatch.setattr("clover.devices.nvidia.Nvml", lambda: Nvml(fake))
+    for visible, names in {"GPU-b3,GPU-a1": ["gpu0", "gpu2"], "GPU-b2": ["gpu1"], "GPU-a": ["gpu0"]}.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = devices.build(WorkersConfig(device="nvidia"), tmp_path)
+        assert list(found) == names
+        devices.close(found)
+    for visible, words in {
+        "GPU-b": r"GPU-b names one GPU of this machine, and fits 2 of them \(GPU-b2, GPU-b3\)",
+        "GPU-x": "and is none of them",
+        "GPU-a1,MIG-GPU-a1-1": "name those to use by their numbers",
+    }.items():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(ConfigError, match=words):
+            devices.build(WorkersConfig(device="nvidia"), tmp_path)
+
+
 # --- MIG mode required ------------------------------------------------------------------------------------------------
 
 

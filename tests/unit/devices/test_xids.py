@@ -76,6 +76,40 @@ def test_errors_are_passed_on_with_their_gpu_and_instance(caplog: pytest.LogCapt
     assert "gpu1: its errors (Xid) are not watched: Not Supported" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("action", "passed_on"),
+    [(0, False), (3, False), (4, False), (1, True), (2, True), ("not supported", True), ("unknown field", True)],
+)
+def test_xid_154_is_a_loss_unless_the_driver_lets_programs_run_on(
+    action: int | str, passed_on: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It comes as well when a GPU has recovered, and after an error that one slice alone met."""
+    library = Library()
+
+    def fields(handle: int, asked: list[int]) -> list[Any]:
+        assert (handle, asked) == (100, [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+        if action == "not supported":
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        known = isinstance(action, int)
+        return [SimpleNamespace(nvmlReturn=0 if known else 3, value=SimpleNamespace(uiVal=action if known else 0))]
+
+    library.nvmlDeviceGetFieldValues = fields  # type: ignore[attr-defined]
+    seen: list[int] = []
+
+    def on_xid(index: int, number: int, gi: int | None) -> None:
+        seen.append(number)
+        if number == 31:
+            watch.close()
+
+    watch = XidWatch(library, (0,), on_xid)
+    for item in (event(100, 154), event(100, 31)):
+        library.events.put(item)
+    watch.start()
+    watch.join()
+    assert seen == ([154, 31] if passed_on else [31])
+    assert ("Xid 154, and it is used on" in caplog.text) is not passed_on
+
+
 def test_a_driver_without_events_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     library = Library()
     library.nvmlEventSetCreate = lambda: (_ for _ in ()).throw(pynvml.NVMLError(13))  # type: ignore[method-assign]
@@ -89,9 +123,9 @@ def test_a_driver_without_events_is_said_once(caplog: pytest.LogCaptureFixture) 
 @pytest.mark.parametrize(
     ("number", "gi", "verdict"),
     [
-        *[(number, gi, "lost") for number in (79, 95, 119) for gi in (None, 2)],
+        *[(number, gi, "lost") for number in (79, 95, 119, 154) for gi in (None, 2)],
         *[(number, 2, "slice") for number in (48, 94)],
-        *[(number, None, "suspect") for number in (48, 63, 64, 94)],
+        *[(number, None, "suspect") for number in (46, 48, 63, 64, 94)],
         (31, None, ""),
     ],
 )

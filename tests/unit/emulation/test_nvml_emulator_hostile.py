@@ -264,7 +264,7 @@ def test_waiting_for_a_lost_board_fails_at_once(box: Path, child: Child) -> None
 
 def test_making_and_removing_take_as_long_as_on_real_boards(child: Child) -> None:
     child.run("import time")
-    child.run("os.environ['CLOVER_NVML_LATENCY'] = '0.1'")
+    child.run("os.environ['CLOVER_NVML_LATENCY'] = '10'")
     try:
         child.run(
             "def timed(act):\n"
@@ -276,5 +276,5 @@ def test_making_and_removing_take_as_long_as_on_real_boards(child: Child) -> Non
         gone_s, _ = child("timed(lambda: destroy(0, instances()[0][0]))")
     finally:
         child.run("os.environ['CLOVER_NVML_LATENCY'] = '0'")
-    assert 0.03 <= made_s < 1.0
-    assert 0.1 <= gone_s < 1.0
+    assert 0.15 <= made_s < 2.0, "ten times 15 ms"
+    assert 0.23 <= gone_s < 2.0

@@ -61,6 +61,7 @@ def test_workers_are_looked_at_each_second_while_a_meter_takes_its_time() -> Non
             "machine": SimpleNamespace(watch=hang),
             "controller": SimpleNamespace(context=None),
             "loading": None,
+            "sleeper": SimpleNamespace(poll=hang),
         }
         periodic = Periodic(**parts, rollouts=watched, cluster=watched)
         turning = [each_second(turn, what, lambda _: asyncio.sleep(0)) for turn, what in periodic.turns()]

@@ -160,7 +160,10 @@ def beginning(monkeypatch: pytest.MonkeyPatch, profile_for: Any, **stable: Any) 
     """Return a server whose model has no roll-out yet, and what the controller knows of the model."""
     scene = Scene()
     scene.rollouts._active.clear()
-    fleet = SimpleNamespace(routed=(), routing=None)
+
+    async def wake() -> None: ...
+
+    fleet = SimpleNamespace(routed=(), routing=None, wake=wake)
     vars(scene.stable).update(state="READY", ready=True, unmeasured="", fleet=fleet, **stable)
     del scene.families.served["toy@2"]
     found = SimpleNamespace(frozen=False, trial="", deployed=None, mode=None)

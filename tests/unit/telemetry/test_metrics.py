@@ -73,6 +73,7 @@ def source() -> Any:
         traffic=traffic,
         ready=True,
         left_out=SimpleNamespace(lines=7),
+        asleep=False,
         fleet=SimpleNamespace(
             restarts=2,
             missing=1,

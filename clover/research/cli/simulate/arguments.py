@@ -57,7 +57,7 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
     add(
         "--load",
         default="constant:0.6",
-        help="constant:U, diurnal[:U], bursts[:U], surges[:U] (U: part of BASE's capacity), or a "
+        help="constant:U, diurnal[:U], bursts[:U], surges[:U], doubling[:U] (U: part of BASE's capacity), or a "
         "FILE of arrival times in seconds [constant:0.6]",
     )
     add("--gpus", metavar="N", type=int, default=None, help="simulated A100s with MIG [2]")

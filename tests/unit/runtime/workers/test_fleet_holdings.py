@@ -66,6 +66,34 @@ def test_a_fleet_knows_what_is_resident_where_and_what_it_takes_to_start() -> No
     asyncio.run(story())
 
 
+def test_a_worker_that_starts_beside_another_says_nothing_new_of_contexts() -> None:
+    """On a GPU it cannot tell another one's memory from its context."""
+
+    async def story() -> None:
+        house = House()
+        contexts = [7, 1000, 9]
+
+        async def start(item: Assignment) -> Worker:
+            worker = await house.start(item)
+            worker.held, worker.context_bytes = holding(item.variant).held, contexts.pop(0)
+            worker.resident = {item.variant: 0}
+            return worker
+
+        house.fleet.members.start = house.fleet._timed_start(start)
+        needs = house.fleet.memory.needs
+        await house.fleet.spawn(at(0, "small"))
+        await house.fleet.spawn(at(0, "large"))
+        assert needs.process_bytes([at(0, "small"), at(0, "large")]) == 227, "not 1,220"
+        assert house.fleet.held_bytes(at(0).placement) == 2 * 117
+        await house.fleet.drain(at(0, "small"))
+        assert house.fleet.held_bytes(at(0).placement) == 117, "also once it is alone"
+        await house.fleet.spawn(at(1, "small"))
+        assert needs.context_bytes("1c") == 9
+        house.slab.close()
+
+    asyncio.run(story())
+
+
 def test_newer_starts_count_more() -> None:
     times = StepTimes()
     times.record_start(at(0), 1.0)
