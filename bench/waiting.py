@@ -106,7 +106,7 @@ def main() -> None:
         arguments = ["fashion", "--state-dir", str(Path(folder) / "state"), *options.settings.split()]
         with served(arguments, log=Path(folder) / "serve.log", start_s=600.0) as server:
             file = upload(server, lines_of("fashion", bodies, options.lines))
-            load = dict(rate=options.rate, seconds=options.seconds)
+            load = {"rate": options.rate, "seconds": options.seconds}
             uvloop.run(open_loop(server.url, "fashion", bodies, rate=options.rate, seconds=20.0))  # plans follow
             for number in range(2 * options.rounds):
                 kind = "with" if number % 4 in (1, 2) else "without"

@@ -1,4 +1,4 @@
-"""The requests of waiting rows: read, submitted and answered by the code that does so for clients, without a connection.
+"""The requests of waiting rows: read, submitted and answered by the code that does so for clients.
 
     requests = RowRequests(spare, limits, tenants)
     requests.start(job, row.body, done)     # done(status, body, receipt, version, again_s), later or at once

@@ -319,7 +319,9 @@ class Runner:
     async def _feed(self, job: JobView, spare: SpareCapacity) -> None:
         """Start rows of a job while there is room for them."""
         mine = self._running.setdefault(job.id, _Running())
-        while not (self._stopped or spare.blocked or self._monotonic() < self._paused_until_s.get(job.model, -math.inf)):
+        while not (self._stopped or spare.blocked):
+            if self._monotonic() < self._paused_until_s.get(job.model, -math.inf):
+                return
             if spare.rows_wanted() <= 0:
                 return
             if not mine.borrowed:
@@ -401,9 +403,10 @@ class Runner:
         if job is None:
             return ""
         spare = self._spare(job.model)
-        if spare is None or spare.blocked:
+        planned = self.schedule is not None and job_id in self.schedule.jobs
+        if spare is None or (spare.blocked and (not planned or self._jobs_now([job]))):
             return f"waits for the model: {spare.blocked if spare is not None else 'it takes no rows that wait now'}"
-        if self.schedule is None or job_id not in self.schedule.jobs:
+        if self.schedule is None or not planned:
             return "runs now, to see how many rows a second this machine spares"
         return self.schedule.reason(job_id)
 

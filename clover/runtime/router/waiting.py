@@ -60,8 +60,8 @@ _SLOTS_PART = 4
 
 
 class BatchPace:
-    """How long batches take on one kind of worker: as `service` says, times what was seen.  None: nothing is known until
-    a batch was seen, and then rows are taken for equally long."""
+    """How long batches take on one kind of worker: as `service` says, times what was seen.  None: nothing is known
+    until a batch was seen, and then rows are taken for equally long."""
 
     def __init__(self, service: Service | None) -> None:
         self.service = service
@@ -261,6 +261,8 @@ class SpareTime(Model):
         lanes = self._state.lanes
         if self._router.closed_reason:
             return self._router.closed_reason
+        if self._state.asleep is not None:
+            return "it sleeps, and is woken for them"
         if not lanes.live:
             return "no worker is ready"
         return "its workers are being changed" if lanes.leaving else ""
@@ -281,7 +283,8 @@ class SpareTime(Model):
             sizes = [self._size(link) for link in process.links if link.attached and not link.standby]
             workers += bool(sizes)
             most = max([most, *sizes])
-        return min(_AHEAD * workers * most, max(len(self._state.table.state) // _SLOTS_PART, 1) - self._held + self._left)
+        part = max(len(self._state.table.state) // _SLOTS_PART, 1)
+        return min(_AHEAD * workers * most, part - self._held + self._left)
 
     def lanes_wanted(self) -> set[int]:
         """See `SpareWorkers.lanes_wanted`."""

@@ -9,7 +9,6 @@ import pytest
 
 from clover.config import LimitsConfig, TenantConfig
 from clover.http.waiting import RowRequests
-from clover.interfaces import Model
 from clover.planning.model.queueing import Service
 from clover.runtime.router.waiting import SpareTime
 from clover.tenants import Tenants
@@ -141,7 +140,7 @@ def test_a_row_that_cannot_run_now_comes_again() -> None:
     assert (status, body, receipt, again_s) == (503, None, None, 1.0)
 
 
-def test_the_model_is_no_other(model: Model | None = None) -> None:
+def test_every_method_that_reading_a_request_calls_is_there() -> None:
     """Every method that reading a request calls is there."""
     rows = Rows()
     assert rows.spare is not None

@@ -226,6 +226,9 @@ async def test_rows_of_a_model_that_is_blocked_or_gone_wait() -> None:
     await world.step()
     assert world.spare.waiting == []
     assert "no worker is ready" in world.runner.reason("a")
+    world.spare.blocked = "it sleeps, and is woken for them"
+    await world.step()
+    assert world.spare.on  # which wakes it
     world.spare.blocked, world.served = "", False
     await world.step()
     assert world.spare.waiting == []
@@ -235,6 +238,21 @@ async def test_rows_of_a_model_that_is_blocked_or_gone_wait() -> None:
     assert len(world.spare.waiting) == 8
     assert "how many rows" in world.runner.reason("a")
     assert world.runner.reason("x") == ""
+
+
+@in_a_loop
+async def test_rows_do_not_wake_a_model_outside_their_hours() -> None:
+    world = World(Store(job()))
+    await world.try_out()
+    world.spare.blocked = "it sleeps, and is woken for them"
+    await world.step()
+    assert not world.spare.on
+    assert "waits for the model" not in world.runner.reason("a")
+    world.runs = ("a",)
+    await world.step(PLAN_S)
+    await world.step()
+    assert world.spare.on
+    assert world.runner.reason("a") == "waits for the model: it sleeps, and is woken for them"
 
 
 @in_a_loop

@@ -125,7 +125,7 @@ def test_a_batch_takes_a_tenth_of_the_slo_and_none_is_behind_it(house: WaitingHo
 def test_where_clients_are_answered_fast_they_stay_so() -> None:
     house = WaitingHouse(slo_ms=100.0)
     (worker,) = house.route(SMALL)
-    for number in range(2):
+    for _ in range(2):
         house.wait(9)
         assert [len(slots) for _, slots in worker.ring.batches] == [4]  # 4 ms of 100
         house.settle()
