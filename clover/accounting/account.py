@@ -353,12 +353,12 @@ class Account:
         """Return the lines of each device, by name; `grams_method` is how its grams are known.
 
         Joules sum up: `measured_j` = active, waiting (rows of batch jobs), front end, control, idle, idle_no_request,
-        awake, unowned, foreign, unattributed and carried; so do grams, to `total_g`.  `rest_j` is all idle energy, in
-        whichever lines.  `method` is how the joules are known, `intensity` how the intensities of the grams are.  `watts` are those of the last
-        window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at rest, `awake_w` what
-        contexts add on a GPU; `shared` names others that compute on it, for `shared_s` so far; `ratio` is measured over
-        modelled energy; `restarts` counts how often the meter began anew.  No reading came for `unmetered_s`; the
-        energy of `unknown_s` will never be known.  Modelled joules may be off by `uncertainty_low` to
+        awake, unowned, foreign, unattributed and carried; so do grams, to `total_g`. `rest_j` is all idle energy, in
+        whichever lines. `method` is how the joules are known, `intensity` how the intensities of the grams are. `watts`
+        are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at
+        rest, `awake_w` what contexts add on a GPU; `shared` names others that compute on it, for `shared_s` so far;
+        `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew. No reading came for
+        `unmetered_s`; the energy of `unknown_s` will never be known. Modelled joules may be off by `uncertainty_low` to
         `uncertainty_high` (relative, absent if no range is known), the active ones by `active_uncertainty_low` to
         `active_uncertainty_high`.
         """
