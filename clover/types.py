@@ -971,6 +971,8 @@ class JobView(NamedTuple):
     carbon: Literal["wait", "now"]
     created_s: float
     endpoint: str = ""
+    rows: int = 0
+    """Its rows in all, answered ones included."""
 
 
 class BatchFile(Record, frozen=True, kw_only=True):

@@ -143,13 +143,14 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
         cluster = ClusterFollower(
             controller.context, account.totals, lambda device: float(account.devices()[device]["idle_w"])
         )
-        ledger: ServerLedger | None = None
-        if config.ledger.keep == "on":
-            source = LedgerSource(account, machine, all_families.served, controller, operators.audit)
-            ledger = ServerLedger(config, source, account, footprint.hardware)
         batches = BatchStore.from_config(
             config, clock=grid.now, check=lambda endpoint, model: why_not(all_families.models, endpoint, model)
         )
+        waiting = build_runner(config, batches, all_families, account, grid, tenants)
+        ledger: ServerLedger | None = None
+        if config.ledger.keep == "on":
+            source = LedgerSource(account, machine, all_families.served, controller, operators.audit, waiting.waited)
+            ledger = ServerLedger(config, source, account, footprint.hardware)
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
         sleeper = Sleeper(
@@ -160,7 +161,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             held=rollouts.involves,
         )
         totals = ServerTotals(
-            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster, sleeper
+            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster, sleeper, waiting
         )
         parts = Parts(
             config=config,
@@ -181,7 +182,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             cluster=cluster,
             ledger=ledger,
             batches=batches,
-            waiting=build_runner(config, batches, all_families, account, grid, tenants),
+            waiting=waiting,
             windows=windows,
             rollouts=rollouts,
             sleeper=sleeper,

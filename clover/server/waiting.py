@@ -24,12 +24,17 @@ def build_runner(
         found = [served for served in families.served.values() if served.router is model and served.state == "READY"]
         return found[0].spare_time() if found else None
 
-    def live_busy_s() -> tuple[float, int]:
+    def live() -> tuple[float, int, int]:
         served = list(families.served.values())
         busy_s = sum(account.busy_ns(device) for device in families.devices) / 1e9
         waiting_s = sum(item.spare.busy_s for item in served if item.spare is not None)
-        return busy_s - waiting_s, sum(len(item.router.state.lanes.processes) for item in served)
+        workers = sum(len(item.router.state.lanes.processes) for item in served)
+        return busy_s - waiting_s, workers, sum(sum(item.traffic.codes.values()) for item in served)
 
+    def past(hour: int) -> float | None:
+        return grid.history.mean(hour)
+
+    speed = config.carbon.trace_speed
     starter = RowRequests(spare, config.limits, tenants)
-    load = Load(live_busy_s, grid.now)
-    return Runner(store, starter, spare, load, planner(grid), now=grid.now, speed=config.carbon.trace_speed)
+    load = Load(live, grid.now)
+    return Runner(store, starter, spare, load, planner(grid), now=grid.now, past=past, speed=speed)

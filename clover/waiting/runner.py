@@ -48,10 +48,28 @@ _LOOK_S = 1.0
 _SWITCH_S = 0.0001
 """While rows run, the thread of the store keeps the interpreter for so long at most: by default that is 5 ms, which
 clients would wait for."""
+_CLIENTS_S = 5.0
+"""Clients are taken to be there for so long after their last request."""
+_PAUSES, _LEAST_PAUSE_S = 3.0, 0.001
+"""While clients are there, the pause after reading a row is so many times as long as reading it took, and so long at
+least: answers of clients come from the same thread."""
 _STOP_S = 10.0
 """How long a stop waits for rows that workers compute."""
 _LEAST_SPARE = 0.05
 """The part of a machine that is taken to be spare at least, when a rate is made into seconds of the machine."""
+
+@dataclass
+class Waited:
+    """What answered rows of a model took, and what they would have emitted if their jobs had started as soon as they
+    came, by the intensity that the grid turned out to have then.  Rows of hours without a reading are not counted."""
+
+    rows: int = 0
+    joules: float = 0.0
+    grams: float = 0.0
+    at_once_g: float = 0.0
+    accuracy_rows: float = 0.0
+    """Rows x percent."""
+
 
 Planner = Callable[[Sequence[Job], Callable[[float], float]], Awaitable[Schedule]]
 """Makes a schedule of jobs; the function says which part of the machine is spare in the hour that begins at a time."""
@@ -90,21 +108,25 @@ class SpareRate:
 
 
 class Load:
-    """Which part of the machine live rows leave: `busy_s` returns the seconds that workers computed them so far, all
-    workers together, and how many workers there are."""
+    """Which part of the machine live rows leave: `seen` returns the seconds that workers computed them so far, all
+    workers together, how many workers there are, and how many requests clients sent so far."""
 
-    def __init__(self, busy_s: Callable[[], tuple[float, int]], now: Callable[[], float]) -> None:
+    def __init__(self, seen: Callable[[], tuple[float, int, int]], now: Callable[[], float]) -> None:
         self.spare = 1.0
         """Over the last second or more."""
         self.hours = History()
         """By the hour of grid time."""
-        self._busy_s = busy_s
+        self._seen = seen
         self._now = now
         self._last: tuple[float, float] | None = None
+        self._requests = 0
+        self._asked_s = -math.inf
 
     def observe(self, at_s: float) -> None:
         """Look at what workers did until `at_s` (monotonic)."""
-        busy_s, workers = self._busy_s()
+        busy_s, workers, requests = self._seen()
+        if requests != self._requests:
+            self._requests, self._asked_s = requests, at_s
         if self._last is not None and at_s - self._last[0] >= _LOOK_S and workers:
             used_s = max(busy_s - self._last[1], 0.0)
             self.spare = min(max(1.0 - used_s / (workers * (at_s - self._last[0])), 0.0), 1.0)
@@ -112,6 +134,10 @@ class Load:
         elif self._last is not None and at_s - self._last[0] < _LOOK_S:
             return
         self._last = at_s, busy_s
+
+    def has_clients(self, at_s: float) -> bool:
+        """Return whether a client asked any model in the last seconds before `at_s` (monotonic)."""
+        return at_s - self._asked_s <= _CLIENTS_S
 
     def ahead(self) -> Callable[[float], float]:
         """Return which part will be spare in the hour that begins at a time."""
@@ -162,7 +188,8 @@ class Runner:
     """Runs the rows of `store`.  `spare` returns what the workers of a model spare; None while its rows wait whatever
     is planned (it is unloaded, or another version is rolled out).
 
-    `now` is grid time, of which `speed` seconds pass in a second.  Call `changed` when a job comes or goes.
+    `now` is grid time, of which `speed` seconds pass in a second; `past` returns the mean intensity that an hour of it
+    had (gCO2e/kWh), None if nothing is known of that hour.  Call `changed` when a job comes or goes.
     """
 
     def __init__(
@@ -174,10 +201,13 @@ class Runner:
         make_plan: Planner,
         *,
         now: Callable[[], float],
+        past: Callable[[int], float | None] = lambda hour: None,
         speed: float = 1.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.schedule: Schedule | None = None
+        self.waited: dict[str, Waited] = {}
+        """By model."""
         self.rates: dict[str, SpareRate] = {}
         """By model."""
         self._store = store
@@ -186,6 +216,7 @@ class Runner:
         self._load = load
         self._make_plan = make_plan
         self._now = now
+        self._past = past
         self._speed = speed
         self._monotonic = monotonic
         self._running: dict[str, _Running] = {}
@@ -319,13 +350,18 @@ class Runner:
     async def _feed(self, job: JobView, spare: SpareCapacity) -> None:
         """Start rows of a job while there is room for them."""
         mine = self._running.setdefault(job.id, _Running())
+        began_s = self._monotonic()
+        urgent = self.schedule is not None and job.id in self.schedule.urgent
+        gentle = not urgent and self._load.has_clients(began_s)
         while not (self._stopped or spare.blocked):
-            if self._monotonic() < self._paused_until_s.get(job.model, -math.inf):
+            now_s = self._monotonic()
+            if now_s < self._paused_until_s.get(job.model, -math.inf) or spare.rows_wanted() <= 0:
                 return
-            if spare.rows_wanted() <= 0:
+            if now_s - began_s >= _LOOK_S:  # workers are faster than rows are read: it may be another job's turn
+                self._wake.set()
                 return
             if not mine.borrowed:
-                if self._monotonic() < mine.empty_until_s:
+                if now_s < mine.empty_until_s:
                     return
                 mine.borrowed.extend(await self._store.next_rows(job.id, _BORROWED))
                 if not mine.borrowed:
@@ -336,7 +372,8 @@ class Runner:
             self._in_flight += 1
             mine.started += 1
             self._starter.start(job, row.body, partial(self._done, job, row.number))
-            await asyncio.sleep(0)  # clients' requests are read between two rows
+            pause_s = max(_PAUSES * (self._monotonic() - now_s), _LEAST_PAUSE_S) if gentle else 0.0
+            await asyncio.sleep(pause_s)  # clients' requests are read between two rows
 
     def _give_back(self, job_id: str) -> None:
         """Give the rows of a job back that were not started."""
@@ -374,9 +411,29 @@ class Runner:
             self._paused_until_s[job.model] = self._monotonic() + again_s
             self._store.give_back(job.id, [number])
             return
+        if receipt is not None:
+            self._count(job, receipt)
         self._answers.setdefault(job.id, []).append(RowAnswer(number, status, body, receipt, version))
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep(), name="clover: answers of waiting rows")
+
+    def _count(self, job: JobView, receipt: Receipt) -> None:
+        """Count what a row emitted, and would have if all rows of its job that were answered before had run from the
+        start on, at the rate at which they ran."""
+        rate = self.rates[job.model]
+        before_s = self._speed * (job.rows - job.rows_left) * (rate.seconds / rate.rows if rate.rows else 0.0)
+        hour = math.floor((job.created_s + before_s) / HOUR_S)
+        grams = at_once_g = receipt.carbon_mg / 1e3
+        if hour < math.floor(self._now() / HOUR_S):
+            if (then := self._past(hour)) is None or receipt.intensity_g_per_kwh <= 0.0:
+                return
+            at_once_g *= then / receipt.intensity_g_per_kwh
+        waited = self.waited.setdefault(job.model, Waited())
+        waited.rows += 1
+        waited.joules += receipt.energy_j
+        waited.grams += grams
+        waited.at_once_g += at_once_g
+        waited.accuracy_rows += receipt.accuracy
 
     async def _keep(self) -> None:
         """Give answers to the store, those of a moment together, until there are none."""

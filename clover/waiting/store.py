@@ -522,6 +522,7 @@ class BatchStore:
                 job.carbon,
                 job.created_s,
                 job.endpoint,
+                job.total,
             )
             for job in self._open_jobs()
             if job.status == "in_progress" and job.total > job.completed + job.failed and job.id not in self._busy

@@ -59,6 +59,8 @@ def test_waiting_rows_are_answered_beside_live_ones_which_do_not_see_them(tmp_pa
             file = await keep(store, as_jsonl(map(row, range(WAITING))))
             job = await store.create("", file.id, ENDPOINT, window="24h", window_s=86_400.0)
             await until(lambda: bool(parts.waiting.state()))
+            (found,) = parts.control.state()["totals"]["waiting"]
+            assert (found["job"], found["carbon"]) == (job.id, "wait")
 
             async def ask() -> None:
                 for _ in range(LIVE // 5):
@@ -80,6 +82,7 @@ def test_waiting_rows_are_answered_beside_live_ones_which_do_not_see_them(tmp_pa
             assert all(line["response"]["body"]["outputs"][0]["shape"] == [1, 10] for line in lines)
             assert {line["clover"]["receipt"]["variant"] for line in lines} == {"xlarge"}
 
+            assert parts.totals.report()["models"]["fashion"]["waited"]["rows"] == WAITING - 1
             assert sum(served.traffic.rows) == LIVE
             assert served.traffic.codes == {200: LIVE}
             assert served.traffic.latency.count == LIVE

@@ -29,7 +29,8 @@ def in_a_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 
 
 def job(name: str = "a", rows: int = 1000, model: str = "toy", **more: Any) -> JobView:
-    return JobView(name, model, "", rows, **{"deadline_s": 86_400.0, "carbon": "wait", "created_s": 0.0, **more})
+    given = {"rows": rows, "deadline_s": 86_400.0, "carbon": "wait", "created_s": 0.0, **more}
+    return JobView(name, model, "", rows, **given)
 
 
 class Store:
@@ -102,10 +103,11 @@ class World:
     runs: tuple[str, ...] = ()
     plans: list[tuple[float, list[Job]]] = field(default_factory=list)
     served: bool = True
+    past: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spare = Spare()
-        self.load = Load(lambda: (0.0, 1), lambda: self.now_s)
+        self.load = Load(lambda: (0.0, 1, self.requests), lambda: self.now_s)
         self.runner = Runner(
             self.store,
             self,
@@ -113,6 +115,7 @@ class World:
             self.load,
             self.plan,
             now=lambda: self.now_s,
+            past=lambda hour: self.past.get(hour),
             monotonic=lambda: self.now_s,
         )
 
@@ -256,6 +259,33 @@ async def test_rows_do_not_wake_a_model_outside_their_hours() -> None:
 
 
 @in_a_loop
+async def test_what_waiting_avoided_is_counted_by_what_the_grid_turned_out_to_be() -> None:
+    world = World(Store(job(rows=7300)))
+    await world.try_out()
+    waited = world.runner.waited["toy"]
+    assert (waited.grams, waited.at_once_g) == pytest.approx((waited.rows * 1e-4, waited.rows * 1e-4))
+    await world.step()
+    counted, rate = waited.rows, world.runner.rates["toy"].rows_per_s
+    world.past = {0: 600.0}  # twice that of the receipts
+    world.now_s = 7200.0
+    world.runs = ("a",)
+    await world.step()
+    world.spare.answer()
+    assert waited.rows == counted + 8
+    assert waited.at_once_g - waited.grams == pytest.approx(8 * 1e-4)
+    assert waited.joules == pytest.approx(2.0 * waited.rows)
+    # Those that would not have run in the first hour: of the second nothing is known.
+    world.store.jobs["a"] = world.store.jobs["a"]._replace(rows=int(7300 + 4800 * rate))
+    for hour, known in ((1, False), (1, True)):
+        world.past = {hour: 150.0} if known else {}
+        before, before_g = waited.rows, waited.at_once_g - waited.grams
+        await world.step(0.0)
+        world.spare.answer()
+        assert waited.rows == before + 8 * known
+        assert waited.at_once_g - waited.grams == pytest.approx(before_g - 8 * 0.5e-4 * known)
+
+
+@in_a_loop
 async def test_errors_are_answers() -> None:
     world = World(Store(job(rows=3)))
     await world.step()
@@ -324,7 +354,7 @@ def test_a_rate_forgets_what_is_long_ago() -> None:
 
 def test_live_rows_leave_a_part_of_the_machine() -> None:
     busy, now_s = [0.0], [0.0]
-    load = Load(lambda: (busy[0], 2), lambda: now_s[0])
+    load = Load(lambda: (busy[0], 2, 0), lambda: now_s[0])
     assert load.spare == 1.0
     for at in range(10):
         load.observe(float(at))
