@@ -58,6 +58,7 @@ _STOP_S = 10.0
 _LEAST_SPARE = 0.05
 """The part of a machine that is taken to be spare at least, when a rate is made into seconds of the machine."""
 
+
 @dataclass
 class Waited:
     """What answered rows of a model took, and what they would have emitted if their jobs had started as soon as they

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -103,6 +103,7 @@ class World:
     runs: tuple[str, ...] = ()
     plans: list[tuple[float, list[Job]]] = field(default_factory=list)
     served: bool = True
+    requests: int = 0
     past: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -283,6 +284,34 @@ async def test_what_waiting_avoided_is_counted_by_what_the_grid_turned_out_to_be
         world.spare.answer()
         assert waited.rows == before + 8 * known
         assert waited.at_once_g - waited.grams == pytest.approx(before_g - 8 * 0.5e-4 * known)
+
+
+@in_a_loop
+async def test_rows_are_read_with_pauses_while_clients_are_there_unless_their_job_is_urgent() -> None:
+    world = World(Store(job()), runs=("a",))
+    await world.try_out()
+
+    async def pauses_s() -> set[float]:
+        """What the runner waited for between the rows that it started in a step."""
+        with pytest.MonkeyPatch.context() as patch:
+            waited_s, sleep = [], asyncio.sleep
+            patch.setattr(asyncio, "sleep", lambda seconds: waited_s.append(seconds) or sleep(0.0))
+            await world.step()
+        world.spare.answer()
+        assert len(waited_s) == 8
+        return set(waited_s)
+
+    assert await pauses_s() == {0.0}
+    world.requests += 1
+    assert await pauses_s() == {0.001}
+    assert world.runner.schedule is not None
+    waiting = world.runner.schedule
+    world.runner.schedule = replace(waiting, urgent=("a",))
+    assert await pauses_s() == {0.0}
+    world.runner.schedule = waiting
+    assert await pauses_s() == {0.001}
+    world.now_s += 5.0
+    assert await pauses_s() == {0.0}
 
 
 @in_a_loop
