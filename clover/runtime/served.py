@@ -109,6 +109,8 @@ class Served:
         self.reason = ""
         self.unmeasured = ""
         """Why it is served without a profile, if it is to have one."""
+        self.wake_s: float | None = None
+        """Seconds from a request to its first worker, the last time that it slept."""
         self.left_out = LeftOut()
         self._passed_over: dict[tuple[str, str], int] = {}
         self._alone: dict[str, int] = {}  # until when (ns), by profiles of slices where one with several variants died

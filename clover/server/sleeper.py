@@ -236,6 +236,7 @@ class Sleeper:
         nap.waking_j += waking_j
         nap.asleep_s, nap.loaded_s, nap.asked_s = None, woken_s, woken_s
         nap.wakes, nap.wake_s, nap.waited = nap.wakes + 1, woken_s - began_s, nap.waited + asleep.requests
+        served.wake_s = nap.wake_s
         if failed:
             log.warning("%s does not wake: its workers do not start; further starts are tried", served.name)
             served.router.end_sleep()

@@ -599,7 +599,7 @@ def test_workers_are_hardened():
                 assert not [item for item in environment if "SECRET" in item]
                 assert "OMP_WAIT_POLICY=PASSIVE" in environment
                 # Only what it was given: standard streams, control, slab (and its map), ring's map, bells, lifeline.
-                assert len(os.listdir(f"/proc/{worker.pid}/fd")) <= 10
+                assert len(os.listdir(f"/proc/{worker.pid}/fd")) <= 11
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_SECRET", "x")

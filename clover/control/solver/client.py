@@ -137,9 +137,15 @@ class SolverClient:
                 "PYTHONPATH": os.pathsep.join(paths),
                 "CLOVER_SOLVER_PARENT": str(os.getpid()),
             }
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "clover.control.solver.process"), stdin=PIPE, stdout=PIPE, env=environment
+            command = sys.executable, "-P", "-m", "clover.control.solver.process"
+            starting = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=environment)
             )
+            try:
+                self._process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                self._process = await starting  # or nothing would end it
+                raise
             self.starts += 1
         return self._process
 

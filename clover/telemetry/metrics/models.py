@@ -214,6 +214,13 @@ MODELS: tuple[MetricSpec[ModelReading], ...] = (
         lambda model: single(float(model.served.asleep)),
     ),
     MetricSpec(
+        "clover_wake_seconds",
+        "Time from a request to a sleeping model until its first worker, in seconds, the last time; absent before.",
+        GAUGE,
+        _MODEL,
+        lambda model: single(model.served.wake_s) if model.served.wake_s is not None else (),
+    ),
+    MetricSpec(
         "clover_slo_seconds",
         "Target for the p95 of the latency of a model, in seconds; absent if it is served without a plan.",
         GAUGE,

@@ -74,6 +74,7 @@ def source() -> Any:
         ready=True,
         left_out=SimpleNamespace(lines=7),
         asleep=False,
+        wake_s=0.5,
         fleet=SimpleNamespace(
             restarts=2,
             missing=1,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
@@ -8,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 
 from clover.control.solver.client import SolverClient
 from clover.control.solver.process import serve
@@ -19,6 +22,7 @@ from clover.errors import PlanError, PolicyFault
 from clover.policies import build
 from clover.types import GroupCount
 from tests.support.profiles_fixture import state
+from tests.support.servers import children
 
 pytestmark = pytest.mark.slow
 
@@ -125,6 +129,31 @@ def test_a_process_that_cannot_be_started_is_told_as_a_plan_that_cannot_be_made(
         await solver.close()
 
     asyncio.run(story())
+
+
+def test_a_process_whose_start_is_cancelled_ends() -> None:
+    """A process that starts while the server stops: nobody else would end it."""
+
+    async def story(turns: int) -> None:
+        solver = SolverClient()
+        asking = asyncio.ensure_future(solver.propose(state(), "objective"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert asking.cancelled()
+        assert solver.pid is None
+        assert [pid for pid in children() if _is_solver(pid)] == []
+
+    for turns in range(2, 12):
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(story(turns))
+
+
+def _is_solver(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return b"clover.control.solver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def test_the_process_ends_with_its_input_and_never_loads_torch() -> None:
