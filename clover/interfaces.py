@@ -383,8 +383,8 @@ class RowStarter(Protocol):
 class SpareCapacity(Protocol):
     """What workers of one family spare, as what runs waiting rows sees it (`clover.runtime.router.waiting.SpareTime`).
 
-    `on`: rows of this family are to run.  `hungry` is called when there is room for rows.  `waiting_rows` were started
-    and are not answered; `answered` rows were in all, with `energy_j` joules in their receipts."""
+    `on`: rows of this family are to run.  `hungry` is called when there is room for rows.  `answered` rows were in all,
+    with `energy_j` joules in their receipts."""
 
     on: bool
     hungry: Callable[[], None]
@@ -394,9 +394,6 @@ class SpareCapacity(Protocol):
     @property
     def blocked(self) -> str:
         """Why no row runs now; empty if rows may."""
-
-    @property
-    def waiting_rows(self) -> int: ...
 
     def rows_wanted(self) -> int:
         """Return how many rows to start now."""

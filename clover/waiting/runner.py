@@ -387,7 +387,7 @@ class Runner:
 
     def _observe(self, model: str, spare: SpareCapacity) -> None:
         """Take note of the rows that a model answered."""
-        running = spare.on and not spare.blocked and spare.waiting_rows > 0
+        running = spare.on and not spare.blocked  # also while rows are read more slowly than workers compute them
         rate = self.rates.setdefault(model, SpareRate())
         rate.observe(spare.answered, spare.energy_j, self._monotonic(), self._load.spare, running=running)
 

@@ -74,10 +74,6 @@ class Spare:
         self.blocked = ""
         self.waiting: list[tuple[str, int, RowDone]] = []
 
-    @property
-    def waiting_rows(self) -> int:
-        return len(self.waiting)
-
     def rows_wanted(self) -> int:
         return 8 - len(self.waiting)
 
