@@ -29,6 +29,7 @@ COMMANDS: dict[str, Place | tuple[dict[str, Place], str]] = {
     "family": (FAMILY, "List families, make one of your model, write its digests"),
     "ctl": ("clover.cli.ctl", "Show what a running server does; change targets, pin variants"),
     "infer": ("clover.cli.infer", "Ask a model of a running server with files or text"),
+    "batch": ("clover.cli.batch", "Have a file of rows answered in the grid's clean hours"),
     "carbon": ("clover.cli.carbon", "Show the carbon intensity of grids, now and to come, live"),
     "report": ("clover.report.cli", "Report emissions and savings of a time, from the ledger"),
     "doctor": ("clover.cli.doctor", "Check this machine: what works, what would, and how"),

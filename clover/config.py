@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from clover.config_families import FamilyConfig, TenantConfig, TokenConfig
-from clover.config_records import LedgerConfig, LogConfig, OtelConfig, ReportConfig, RolloutConfig
+from clover.config_records import BatchJobsConfig, LedgerConfig, LogConfig, OtelConfig, ReportConfig, RolloutConfig
 from clover.config_section import SECRETS, Section
 from clover.config_section import described as _help
 
 __all__ = [
     "SECRETS",
+    "BatchJobsConfig",
     "CarbonConfig",
     "ControllerConfig",
     "EmbodiedConfig",
@@ -365,8 +366,9 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     otel: OtelConfig = OtelConfig()
     report: ReportConfig = ReportConfig()
     rollout: RolloutConfig = RolloutConfig()
+    batch_jobs: BatchJobsConfig = BatchJobsConfig()
     cache_dir: Annotated[str, _help("folder of profiles and artifacts; default: $XDG_CACHE_HOME/clover")] = ""
-    state_dir: Annotated[str, _help("folder of the ledger; $XDG_STATE_HOME/clover by default")] = ""
+    state_dir: Annotated[str, _help("folder of the ledger and of batch jobs; $XDG_STATE_HOME/clover by default")] = ""
     require_manifest: Annotated[
         bool, _help("refuse families without manifest.sha256 (clover family manifest writes one)")
     ] = False

@@ -74,3 +74,11 @@ class RolloutConfig(Section, frozen=True, kw_only=True):
     root: Annotated[
         str, _help("folder that new versions must lie in; by default the one that the served family's folder lies in")
     ] = ""
+
+
+class BatchJobsConfig(Section, frozen=True, kw_only=True):
+    bytes: Annotated[
+        int, _help("most bytes of files and answers of batch jobs that a tenant may keep in state_dir", ge=1 << 20)
+    ] = 4 << 30
+    rows: Annotated[int, _help("most rows of batch jobs of a tenant that may wait", ge=1)] = 1_000_000
+    days: Annotated[float, _help("days after which files and ended batch jobs are deleted", gt=0)] = 7.0

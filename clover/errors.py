@@ -201,6 +201,12 @@ class Unavailable(RequestError):
     status = 503
 
 
+class NotImplementedHere(RequestError):
+    """What is asked for is not done by this server."""
+
+    status = 501
+
+
 _SHORT = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
 
 

@@ -13,13 +13,16 @@ from clover.types import (
     DeviceShape,
     EnergySample,
     FamilySpec,
+    JobView,
     Placement,
     Plan,
     Reading,
     Receipt,
     Routing,
+    RowAnswer,
     State,
     VariantSpec,
+    WaitingRow,
     WorkReport,
 )
 
@@ -337,6 +340,66 @@ class ServerView(Protocol):
 
     def metrics(self) -> bytes:
         """Return Prometheus text."""
+
+
+# --- work that can wait -----------------------------------------------------------------------------------------------
+
+
+class WaitingRows(Protocol):
+    """The rows of batch jobs, as what runs them sees them (`clover.waiting.store.BatchStore`)."""
+
+    def open_jobs(self) -> list[JobView]:
+        """Return the jobs that have rows to answer, the oldest first."""
+
+    async def next_rows(self, job_id: str, count: int) -> list[WaitingRow]:
+        """Lend up to `count` rows of a job that nobody has.  Empty if none is left to lend, the job takes no more
+        answers, or the disk is full.  Lent rows are known in memory only: after a kill they are offered again."""
+
+    async def answered(self, job_id: str, answers: Sequence[RowAnswer | tuple[int, int, bytes]]) -> None:
+        """Keep the answers of rows; once this returns they outlast a kill.  An answer to a row that has one, or whose
+        job has ended, is dropped.  If the disk is full nothing is kept, the rows are offered again once there is room,
+        and nothing is raised."""
+
+    def give_back(self, job_id: str, numbers: Sequence[int]) -> None:
+        """Offer rows again that were lent and not computed."""
+
+    async def repeated(self, job_id: str, rows: int) -> None:
+        """Count rows of a job that were computed once more than needed, beside those that a kill or a full disk made
+        so, which are counted already."""
+
+
+RowDone = Callable[[int, bytes, Receipt | None, str, float | None], None]
+"""Takes the answer of a waiting row: HTTP status, JSON body, receipt, version of the model.  The last argument is not
+None if there is no answer, because the row could not be computed now: seconds after which it may be tried again."""
+
+
+class RowStarter(Protocol):
+    """Starts the requests of waiting rows (`clover.http.waiting.RowRequests`)."""
+
+    def start(self, job: JobView, body: bytes, done: RowDone) -> None:
+        """Start the request `body` of a row of `job`; never raises."""
+
+
+class SpareCapacity(Protocol):
+    """What workers of one family spare, as what runs waiting rows sees it (`clover.runtime.router.waiting.SpareTime`).
+
+    `on`: rows of this family are to run.  `hungry` is called when there is room for rows.  `answered` rows were in all,
+    with `energy_j` joules in their receipts."""
+
+    on: bool
+    hungry: Callable[[], None]
+    answered: int
+    energy_j: float
+
+    @property
+    def blocked(self) -> str:
+        """Why no row runs now; empty if rows may."""
+
+    def rows_wanted(self) -> int:
+        """Return how many rows to start now."""
+
+    def give_up(self, why: str) -> None:
+        """Let the rows that are with no worker come back unanswered."""
 
 
 # --- what the controller sees of the runtime --------------------------------------------------------------------------

@@ -6,7 +6,7 @@ worker orders cross process boundaries and are never pickled.  Units stand in th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -934,3 +934,97 @@ class Decision(Record, frozen=True, kw_only=True):
     operator: str = ""
     count: int = 1
     last_at: str = ""
+
+
+# --- work that can wait -----------------------------------------------------------------------------------------------
+
+
+class WaitingRow(NamedTuple):
+    """One line of a batch job: `number` counts its lines from 0 on, `body` is the JSON of the request."""
+
+    job_id: str
+    number: int
+    custom_id: str
+    model: str
+    body: bytes
+
+
+class RowAnswer(NamedTuple):
+    """The answer to a waiting row: the HTTP `status` that the request would have got, the JSON of its `body`, what it
+    cost, and the version of the model that gave it."""
+
+    number: int
+    status: int
+    body: bytes
+    receipt: Receipt | None = None
+    version: str = ""
+
+
+class JobView(NamedTuple):
+    """A batch job that has rows left, as the runner sees it.  Times are grid time."""
+
+    id: str
+    model: str
+    tenant: str
+    rows_left: int
+    deadline_s: float
+    carbon: Literal["wait", "now"]
+    created_s: float
+    endpoint: str = ""
+    rows: int = 0
+    """Its rows in all, answered ones included."""
+
+
+class BatchFile(Record, frozen=True, kw_only=True):
+    """A file of the files API.  `order` rises with each file; `expires_s` is None if it stays until it is deleted."""
+
+    id: str
+    order: int
+    owner: str
+    name: str
+    purpose: str
+    size_bytes: int
+    created_s: float
+    expires_s: float | None = None
+
+
+JobStatus = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+]
+
+
+class BatchJob(Record, frozen=True, kw_only=True):
+    """One batch of the batches API, as OpenAI describes it.  `ends` is the status that it is being finalised to."""
+
+    id: str
+    order: int
+    owner: str
+    endpoint: str
+    model: str
+    carbon: Literal["wait", "now"]
+    window: str
+    input_file: str
+    output_file: str
+    error_file: str
+    metadata: dict[str, str]
+    status: JobStatus
+    created_s: float
+    deadline_s: float
+    in_progress_s: float | None = None
+    finalizing_s: float | None = None
+    cancelling_s: float | None = None
+    ended_s: float | None = None
+    expires_s: float | None = None
+    ends: Literal["", "completed", "expired", "cancelled"] = ""
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    repeated: int = 0
+    energy_j: float = 0.0
+    carbon_mg: float = 0.0
+    scanned_bytes: int = 0
+    scanned_lines: int = 0
+    output_bytes: int = 0
+    error_bytes: int = 0
+    handed: int = 0
+    errors: tuple[dict[str, Any], ...] = ()

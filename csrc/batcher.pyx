@@ -646,6 +646,19 @@ cdef class Batcher:
         n = self._form(now_ns, &worker)
         return (worker, n) if n else None
 
+    cpdef bint claim(self, worker, int64_t now_ns) except -1:
+        """Count a batch of rows that were not queued here as out, if the worker is attached and it and its group have
+        nothing out; return whether it was counted."""
+        cdef int32_t index = self._worker(worker), lane = self._workers[index].lane
+        cdef Group *group = &self._groups[self._workers[index].group]
+        if lane == NONE or group.outstanding:
+            return False
+        self._workers[index].outstanding += 1
+        group.lane = lane
+        group.since_ns = now_ns
+        count_out(group, &self._workers[0], &self._lanes[0], 1)
+        return True
+
     cpdef credit(self, worker, int64_t now_ns=0):
         """Count a batch of the worker as finished, at `now_ns` (0: not known).  ValueError if it has none out."""
         cdef int32_t index = self._worker(worker)

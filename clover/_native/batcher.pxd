@@ -101,6 +101,7 @@ cdef class Batcher:
     cpdef list take_dropped(self)
     cpdef expect(self, Py_ssize_t lane, int64_t expected_ns)
     cpdef tuple dispatch(self, int64_t now_ns, out)
+    cpdef bint claim(self, worker, int64_t now_ns) except -1
     cpdef credit(self, worker, int64_t now_ns=*)
     cpdef int32_t depth(self, Py_ssize_t lane=*) except? -1
     cpdef bint saturated(self, Py_ssize_t lane) except -1

@@ -22,6 +22,7 @@ cdef class Account:
     cdef object _front_end_w
     cdef dict _looked_up
     cdef dict _answered
+    cdef dict _waiting
     cdef dict _work
     cdef object _prices
     cdef object _spans

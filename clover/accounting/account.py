@@ -11,7 +11,7 @@ from clover.accounting.host import HostCpu
 from clover.accounting.meters import WorkerMeter
 from clover.accounting.prices import Prices
 from clover.accounting.spans import Spans, Work
-from clover.accounting.usage import UsageBook, attribute_active, count_rows
+from clover.accounting.usage import UsageBook, add_waiting, attribute_active, count_rows, count_waiting
 from clover.types import EnergySample, Method, Reading, Receipt, WorkReport
 
 _SECOND_NS = 1_000_000_000
@@ -58,6 +58,8 @@ class Account:
         self._work: dict[tuple[str, str, Method], Work] = {}
         self._answered: dict[str, int] = {}
         """Rows of each family that were answered since the front end's energy was last split by them."""
+        self._waiting: dict[str, int] = {}
+        """Those of them that are rows of batch jobs."""
         self._prices = Prices(pue)
         self._spans = Spans()
         self._feedback = ProfileFeedback()
@@ -137,6 +139,12 @@ class Account:
         """Count answered rows, by which the energy of the front end is split."""
         self._answered[family] = self._answered.get(family, 0) + rows
 
+    def count_waiting(self, meter: WorkerMeter, tenant: str, rows: int) -> None:
+        """Count rows of batch jobs that a worker answered.  They take the front end as others do."""
+        self.count_answered(meter.family, rows)
+        self._waiting[meter.family] = self._waiting.get(meter.family, 0) + rows
+        count_waiting(self.usage, meter, tenant, rows)
+
     def close_window(self, sample: EnergySample, reading: Reading, now_ns: int = 0) -> None:
         """Close the window of `sample.device` at `sample.at_ns`.
 
@@ -174,7 +182,11 @@ class Account:
         for meter, part_j in closed.audits:
             spans.for_family(meter.family).control.add_active(part_j, prices)
             self._line(sample, "control", meter.family).add(part_j, prices)
-        for meter, part_j in (*closed.active, *closed.audits):
+        for meter, tenant, part_j in closed.waiting:
+            self._line(sample, "waiting", meter.family, meter).add(part_j, prices)
+            add_waiting(self.usage, sample, meter, tenant, part_j, prices)
+        waiting = [(meter, part_j) for meter, _, part_j in closed.waiting]
+        for meter, part_j in (*closed.active, *closed.audits, *waiting):
             if meter.device == sample.device:  # and not what a worker of a GPU uses of its host
                 self._work.setdefault((meter.family, meter.variant, sample.method), Work()).metered_j += part_j
         for meter, rows, gone_on, right, expected_j, computed in closed.rows:
@@ -208,6 +220,7 @@ class Account:
         """Split what the front end and control used over the families by rows answered; evenly, if none were."""
         answered, self._answered = self._answered, dict.fromkeys(self._answered, 0)
         looked_up, self._looked_up = self._looked_up, {}
+        waiting, self._waiting = self._waiting, {}
         if not closed.seconds:  # what these rows took is unknown
             return
         if not answered:  # before the first family is served
@@ -220,11 +233,12 @@ class Account:
         for family, rows in answered.items():
             part = rows / total if total else 1.0 / len(answered)
             span = self._spans.for_family(family)
+            live = 1.0 - waiting.get(family, 0) / rows if rows else 1.0
             for line, share, active_j in (
                 ("front_end", span.front_end, closed.front_end_j),
                 ("control", span.control, closed.control_j),
             ):
-                share.add_active(part * active_j, closed.prices)
+                share.add_active(live * part * active_j, closed.prices)
                 self._line(sample, line, family).add(part * active_j, closed.prices)
             if rows:
                 own_j = max(part * caused_j - looked_up.get(family, 0.0), 0.0)
@@ -338,13 +352,13 @@ class Account:
     def devices(self) -> dict[str, dict[str, float | str]]:
         """Return the lines of each device, by name; `grams_method` is how its grams are known.
 
-        Joules sum up: `measured_j` = active, front end, control, idle, idle_no_request, awake, unowned, foreign,
-        unattributed and carried; so do grams, to `total_g`.  `rest_j` is all idle energy, in whichever lines.  `method`
-        is how the joules are known, `intensity` how the intensities of the grams are.  `watts` are those of the last
-        window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at rest, `awake_w` what
-        contexts add on a GPU; `shared` names others that compute on it, for `shared_s` so far; `ratio` is measured over
-        modelled energy; `restarts` counts how often the meter began anew.  No reading came for `unmetered_s`; the
-        energy of `unknown_s` will never be known.  Modelled joules may be off by `uncertainty_low` to
+        Joules sum up: `measured_j` = active, waiting (rows of batch jobs), front end, control, idle, idle_no_request,
+        awake, unowned, foreign, unattributed and carried; so do grams, to `total_g`. `rest_j` is all idle energy, in
+        whichever lines. `method` is how the joules are known, `intensity` how the intensities of the grams are. `watts`
+        are those of the last window (absent while the meter gives no new reading: `frozen` is 1), `idle_w` those at
+        rest, `awake_w` what contexts add on a GPU; `shared` names others that compute on it, for `shared_s` so far;
+        `ratio` is measured over modelled energy; `restarts` counts how often the meter began anew. No reading came for
+        `unmetered_s`; the energy of `unknown_s` will never be known. Modelled joules may be off by `uncertainty_low` to
         `uncertainty_high` (relative, absent if no range is known), the active ones by `active_uncertainty_low` to
         `active_uncertainty_high`.
         """
@@ -372,6 +386,7 @@ class Account:
                 by_line.setdefault(key.line, []).append(booked)
         joules = {line: sum(part.joules for part in parts) for line, parts in by_line.items()}
         active_j, idle_j = joules.get("active", 0.0), sum(joules.get(line, 0.0) for line in IDLE)
+        waiting_j = joules.get("waiting", 0.0)
         front_end_j, control_j = joules.get("front_end", 0.0), joules.get("control", 0.0)
         receipts_j = sum(joules for (name, _), joules in self.receipts_j.items() if family in (None, name))
         kept_j = sum(joules for name, joules in self._kept_j.items() if family in (None, name))
@@ -380,11 +395,12 @@ class Account:
             "idle_j": idle_j,
             "front_end_j": front_end_j,
             "control_j": control_j,
-            "energy_j": active_j + idle_j + front_end_j + control_j,
+            "waiting_j": waiting_j,
+            "energy_j": active_j + waiting_j + idle_j + front_end_j + control_j,
             "carbon_g": sum(part.grams for parts in by_line.values() for part in parts),
             "receipts_j": receipts_j,
             "idle_no_request_j": idle_j - kept_j,
-            "unbilled_j": active_j + kept_j + front_end_j - receipts_j,
+            "unbilled_j": active_j + waiting_j + kept_j + front_end_j - receipts_j,
         }
 
     def per_row(self) -> dict[tuple[str, str, Method], tuple[float, float]]:

@@ -17,7 +17,7 @@ _RATIO_MEMORY = 0.95
 """Weight of earlier windows in the measured/modelled ratio: about twenty windows count."""
 
 LINES = (
-    *("active", "front_end", "control", "idle", "idle_no_request", "awake"),
+    *("active", "waiting", "front_end", "control", "idle", "idle_no_request", "awake"),
     *("unowned", "foreign", "unattributed", "carried"),
 )
 """The lines of a device, whose joules sum to what its meter showed, and whose grams sum to what that cost."""
@@ -111,7 +111,8 @@ class Learnable(NamedTuple):
 class ClosedWindow(NamedTuple):
     """A window of a device, split over its workers.
 
-    `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client;
+    `active` and `idle` are the joules of each worker, `audits` those that it spent on rows that answer no client, and
+    `waiting` by tenant those that it spent on rows of batch jobs;
     `kept` is the part of `idle` that its slice drew while it computed, `awake_j` that which contexts on a GPU draw.
     `unowned_j` are the idle joules of slices without a
     worker, `foreign_j` those of slices that are not the server's,
@@ -122,6 +123,7 @@ class ClosedWindow(NamedTuple):
 
     active: Parts
     audits: Parts
+    waiting: list[tuple[WorkerMeter, str, float]]
     idle: Parts
     kept: Parts
     rows: list[WorkerRows]
@@ -159,7 +161,7 @@ class ClosedWindow(NamedTuple):
                 yield meter, "awake", part_j * awake
 
 
-NOTHING = ClosedWindow([], [], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
+NOTHING = ClosedWindow([], [], [], [], [], [], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (), [])
 
 
 @dataclass
@@ -240,7 +242,7 @@ class DeviceAccount:
 
     def _active_uncertainty(self) -> tuple[float, float] | None:
         """Return how far off active joules may be; of those while others computed, all may be theirs."""
-        ours_j = sum(self.lines[line].joules for line in ("active", "front_end", "control", "unattributed"))
+        ours_j = sum(self.lines[line].joules for line in ("active", "waiting", "front_end", "control", "unattributed"))
         if self.shared_active_j <= 0.0 or ours_j <= 0.0:
             return self.active_uncertainty
         low, high = self.active_uncertainty or (-METER_ERROR.get(self.method, 0.0), METER_ERROR.get(self.method, 0.0))
@@ -323,7 +325,12 @@ class DeviceAccount:
         modelled = [(meter, meter.window_modelled_j) for meter in worked]
         busy = [(meter, float(meter.window_busy_ns)) for meter in worked]
         kept = [(meter, meter.window_idle_j) for meter in worked if meter.window_idle_j]
-        audited = {meter: meter.window_audits / meter.window_rows for meter in worked if meter.window_audits}
+        waited = {meter: meter.waiting_parts() for meter in worked if meter.window_waiting}
+        audited = {
+            meter: meter.window_audits / (meter.window_rows - meter.waiting_rows)
+            for meter in worked
+            if meter.window_audits
+        }
         held = {meter: share / self._looks for meter, share in self._held.items()}
         foreign_part = self._foreign / self._looks
         was_frozen = self._looks > 1
@@ -375,6 +382,13 @@ class DeviceAccount:
                 if meter in expected
             ]
         unattributed_j = max(left_j - front_end_j - control_j - sum(part_j for _, part_j in active), 0.0)
+        waiting = [
+            (meter, tenant, part_j * part)
+            for meter, part_j in active
+            for tenant, part in waited.get(meter, {}).items()
+        ]
+        if waited:
+            active = [(meter, part_j * (1.0 - sum(waited.get(meter, {}).values()))) for meter, part_j in active]
         audits = [(meter, part_j * audited[meter]) for meter, part_j in active if meter in audited]
         active = [(meter, part_j * (1.0 - audited.get(meter, 0.0))) for meter, part_j in active]
         idle = [(meter, idle_j * share) for meter, share in held.items()]
@@ -399,6 +413,7 @@ class DeviceAccount:
         closed = ClosedWindow(
             active,
             audits,
+            waiting,
             idle,
             kept,
             rows,
@@ -422,6 +437,7 @@ class DeviceAccount:
         self.rest_j += closed.unowned_j + closed.foreign_j + held_j
         for line, joules in (
             ("active", sum(part_j for _, part_j in closed.active)),
+            ("waiting", sum(part_j for _, _, part_j in closed.waiting)),
             ("front_end", closed.front_end_j),
             ("control", closed.control_j + sum(part_j for _, part_j in closed.audits)),
             ("idle", kept_j),

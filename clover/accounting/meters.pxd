@@ -38,6 +38,7 @@ cdef class WorkerMeter:
     cdef double _latest_j
     cdef public dict window_tenants
     cdef public tuple tenant_parts
+    cdef public dict window_waiting
 
     @cython.locals(most_ns=int64_t, size=int, warm_j=double, per_row=double, part=double, joules=double, idle_j=double)
     cpdef double add(self, int rows, int64_t busy_ns, int64_t cpu_ns, int64_t pause_ns=*, int failed=*)

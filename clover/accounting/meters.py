@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from clover.types import FamilyProfile
@@ -111,6 +111,7 @@ class WorkerMeter:
         "window_modelled_j",
         "window_right",
         "window_tenants",
+        "window_waiting",
         "window_wasted",
     )
 
@@ -168,6 +169,8 @@ class WorkerMeter:
         """By tenant: rows of the window under way, and the joules that its profile expects of them."""
         self.tenant_parts: tuple[tuple[str, float], ...] = ()
         """Which part of its joules each tenant has, by the last window in which it finished a batch."""
+        self.window_waiting: dict[str, list[float]] = {}
+        """The same as `window_tenants` for rows of batch jobs; the empty tenant is none."""
 
     def add(self, rows: int, busy_ns: int, cpu_ns: int, pause_ns: int = 0, failed: int = 0) -> float:
         """Count a finished batch; return what it took, in joules a row: active ones, corrected by `ratio`, and the idle
@@ -235,6 +238,24 @@ class WorkerMeter:
             if tenant:
                 self._answered_by[tenant] = self._answered_by.get(tenant, 0) + 1
 
+    def record_waiting(self, tenants: Iterable[str]) -> None:
+        """Charge the rows of the last batch, which were those of batch jobs, to these tenants, one a row."""
+        for tenant in tenants:
+            work = self.window_waiting.setdefault(tenant, [0.0, 0.0])
+            work[0] += 1.0
+            work[1] += self._latest_j
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows of the window under way that are those of batch jobs."""
+        return int(sum([work[0] for work in self.window_waiting.values()])) if self.window_waiting else 0
+
+    def waiting_parts(self) -> dict[str, float]:
+        """Return by tenant which part of the worker's joules of the window the rows of batch jobs took."""
+        by = 1 if self.window_modelled_j > 0.0 else 0
+        whole = self.window_modelled_j if by else float(self.window_rows)
+        return {tenant: work[by] / whole for tenant, work in self.window_waiting.items()} if whole > 0.0 else {}
+
     def collect_answered(self) -> tuple[int, dict[str, int]]:
         """Return how many rows were answered since the last call, and how many of these were each tenant's."""
         taken = self.answered, self._answered_by
@@ -261,14 +282,16 @@ class WorkerMeter:
 
     @property
     def window_useful(self) -> int:
-        """Rows of the window under way that were of use to a client: neither audits nor computed in vain."""
-        return self.window_rows - self.window_audits - self.window_wasted
+        """Rows of the window under way that were of use to a client: neither audits, nor of batch jobs, nor computed in
+        vain."""
+        return self.window_rows - self.window_audits - self.window_wasted - self.waiting_rows
 
     def forget_window(self) -> None:
         """Begin a new window, after one was closed or dropped."""
         if self.window_rows:
             self.tenant_parts = self._parts()
             self.window_tenants = {}
+            self.window_waiting = {}
         self.window_wasted = 0
         self._closed_rows = self.rows
         self.window_gone_on = 0
@@ -279,12 +302,14 @@ class WorkerMeter:
         self.window_modelled_j = 0.0
 
     def _parts(self) -> tuple[tuple[str, float], ...]:
-        """Return which part of the joules of the window's rows each tenant has; audits are no tenant's."""
+        """Return which part of the joules of the window's rows each tenant has, without rows of batch jobs; audits are
+        no tenant's."""
         if not self.window_tenants:
             return ()
         by = 1 if self.window_modelled_j > 0.0 else 0
         rows = self.window_rows
         whole = (self.window_modelled_j if by else float(rows)) * (1.0 - self.window_audits / rows)
+        whole -= sum([work[by] for work in self.window_waiting.values()])
         whole = max(whole, sum([work[by] for work in self.window_tenants.values()]))
         if whole <= 0.0:
             return ()

@@ -2,7 +2,8 @@
 
 Active joules of a worker in a window are split over tenants by the joules that its profile expects of their rows (by
 rows, without a profile).  If no batch ended in a window, it is split as the window before.  The empty tenant gets what
-is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.by_variant`.
+is left: rows that no tenant sent, and the rounding.  So sums over tenants are those of `Account.by_variant`, of its
+lines `active` and `waiting`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from clover.types import EnergySample, Method
 NO_TENANT = ""
 CACHED = "(cached)"
 """Stands for the variant of answers that were kept from earlier requests; no variant can have that name."""
+WAITING = "(waiting)"
+"""Stands for the variant of rows of batch jobs."""
 
 
 class UsageKey(NamedTuple):
@@ -49,6 +52,22 @@ class Usage:
 
 
 UsageBook = dict[UsageKey, Usage]
+
+
+def count_waiting(book: UsageBook, meter: WorkerMeter, tenant: str, rows: int) -> None:
+    """Count `rows` rows of batch jobs that a worker answered, on a line of their own."""
+    book.setdefault(_waiting_key(meter, meter.device, tenant), Usage()).rows += rows
+
+
+def add_waiting(
+    book: UsageBook, sample: EnergySample, meter: WorkerMeter, tenant: str, joules: float, prices: Sequence[Price]
+) -> None:
+    """Add the active energy that rows of a tenant's batch jobs took of a worker."""
+    _line(book.setdefault(_waiting_key(meter, sample.device, tenant), Usage()), sample.method).add(joules, prices)
+
+
+def _waiting_key(meter: WorkerMeter, device: str, tenant: str) -> UsageKey:
+    return UsageKey(meter.family, WAITING, device, meter.placement, tenant)
 
 
 def count_cached(book: UsageBook, family: str, tenant: str, rows: int) -> None:

@@ -35,6 +35,7 @@ from clover.planning.budget.forecast import (
     History,
     Outlook,
     Sample,
+    expect,
     hours_of,
     outlook,
     values,
@@ -166,13 +167,23 @@ class Grid:
     async def outlook(self, reading: Reading, rates: History, *, grid_s: float, until_s: float, rate: float) -> Outlook:
         """Return what to expect, hour by hour, from `grid_s` until `until_s`: intensities as the source foresees them,
         otherwise by the history, and loads (rows/s) that follow `rates` from `rate` on."""
-        ahead = await self._hours_ahead(reading, grid_s, max(until_s, grid_s))
-        made_from = ForecastInput(
-            self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider
-        )
+        made_from = await self._forecast_input(reading, rates, grid_s, max(until_s, grid_s), rate=rate)
         parts = outlook(made_from, now_s=grid_s, until_s=until_s)
         self._compare(math.floor(grid_s / HOUR_S), [step.g_per_kwh for step in parts.steps[1 : DAY + 1]])
         return parts
+
+    async def hours(self, reading: Reading, *, grid_s: float, until_s: float) -> tuple[Floats, str]:
+        """Return the intensities (gCO2e/kWh) of the hour of `grid_s` and those after it until `until_s`, as `outlook`
+        expects them, and in words what they were made from."""
+        until_s = max(until_s, grid_s + 1.0)
+        made_from = await self._forecast_input(reading, History(), grid_s, until_s, rate=0.0)
+        return expect(made_from, *hours_of(grid_s, until_s))
+
+    async def _forecast_input(
+        self, reading: Reading, rates: History, grid_s: float, until_s: float, *, rate: float
+    ) -> ForecastInput:
+        ahead = await self._hours_ahead(reading, grid_s, until_s)
+        return ForecastInput(self.history, rates, reading.g_per_kwh, rate, provider=ahead.means, name=ahead.provider)
 
     def _compare(self, hour: int, expected: list[float]) -> None:
         """Once an hour, record what is `expected` after `hour`, and compare earlier expectations with the hours that

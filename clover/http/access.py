@@ -38,6 +38,8 @@ _SHOWN = ("/v2/clover/state", "/v2/clover/decisions", "/v2/clover/audit")
 """What is read below the path of the commands."""
 _ASKING = ("/infer", "/feedback", "/v1/embeddings")
 """So end the paths of those who ask models."""
+_WAITING = ("/v1/files", "/v1/batches")
+"""So begin the paths of those whose work can wait."""
 _PAGES = ("/dashboard", "/dashboard/try")
 _ASSETS = "/dashboard/assets/"
 
@@ -82,7 +84,7 @@ def scope_of(path: str) -> str:
         return CONTROL
     if _is_for_operators(path):
         return READ
-    return INFER if path.endswith(_ASKING) else ""
+    return INFER if path.endswith(_ASKING) or path.startswith(_WAITING) else ""
 
 
 class Access:

@@ -6,6 +6,8 @@ every line ends in CRLF, data is followed by CRLF and nothing else, trailers are
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from clover.http.heads import TOKEN, MalformedError
 
 CHUNKS = 65_536
@@ -17,8 +19,47 @@ _FIELD_TEXT = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _SIZE, _DATA, _DATA_END, _TRAILER = range(4)
 
 
+class Receiver(Protocol):
+    """Takes a body as it comes.  `full`: no more should be read before it takes less; its length is the bytes that it
+    holds."""
+
+    @property
+    def full(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def __iadd__(self, data: memoryview) -> Receiver: ...
+
+    def abort(self) -> None:
+        """Forget the body, which will not be whole."""
+
+
+class SizedDecoder:
+    """Gives a `receiver` the body of `size` bytes, with the methods of `ChunkDecoder`."""
+
+    __slots__ = ("_left", "body")
+
+    def __init__(self, size: int, receiver: Receiver) -> None:
+        self.body: Any = receiver
+        self._left = size
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it came."""
+        return not self._left
+
+    def feed(self, data: bytes, pos: int) -> int:
+        """Take bytes of `data` from `pos` on; return the position after the last one taken."""
+        end = min(len(data), pos + self._left)
+        if end > pos:
+            self.body += memoryview(data)[pos:end]
+            self._left -= end - pos
+        return end
+
+
 class ChunkDecoder:
-    """Decodes one chunked body of at most `limit` bytes: feed it until `done`; the body grows in `body`.
+    """Decodes one chunked body of at most `limit` bytes: feed it until `done`; the body grows in `body`, which may be a
+    `Receiver`.
 
     `too_large` is the error of a longer one.
     """
@@ -29,6 +70,7 @@ class ChunkDecoder:
         "_left",
         "_limit",
         "_line",
+        "_size",
         "_state",
         "_too_large",
         "_trailer_bytes",
@@ -36,8 +78,9 @@ class ChunkDecoder:
         "done",
     )
 
-    def __init__(self, limit: int, too_large: str) -> None:
-        self.body = bytearray()
+    def __init__(self, limit: int, too_large: str, receiver: Receiver | None = None) -> None:
+        self.body: Any = bytearray() if receiver is None else receiver
+        self._size = 0
         self.done = False
         self._limit = limit
         self._too_large = too_large
@@ -122,6 +165,7 @@ class ChunkDecoder:
         self._chunks += 1
         if self._chunks > CHUNKS:
             raise MalformedError(413, "the request body has too many chunks")
-        if len(self.body) + self._left > self._limit:
+        self._size += self._left
+        if self._size > self._limit:
             raise MalformedError(413, self._too_large)
         self._state = _DATA

@@ -18,6 +18,7 @@ cdef class Incoming(Outgoing):
     cdef object _view
     cdef Py_ssize_t _filled
     cdef object _chunks
+    cdef object _receiver
     cdef Exchange _current
     cdef DirectReceive _direct
     cdef bint _paused

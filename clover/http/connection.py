@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from clover._native.wire import cut, head_end, part
 from clover.http.addresses import client_of, is_loopback
-from clover.http.chunks import ChunkDecoder
+from clover.http.chunks import ChunkDecoder, Receiver, SizedDecoder
 from clover.http.exchange import Exchange
 from clover.http.heads import Head, MalformedError, check_prefix
 from clover.http.held import HeldRequests
@@ -43,6 +43,8 @@ log = logging.getLogger("clover.http")
 SWEEP_S = 0.5
 _LINGER_S = 2.0
 _BLANK_LINES = 4
+_PROGRESS_BYTES = 1 << 20
+"""The deadline of a body begins anew with so many bytes of one that is received as it comes."""
 _NO_HEAD = Head()
 _LATE = (504, "the deadline passed before the request was read, as more came than the server can answer", b"")
 
@@ -73,6 +75,7 @@ class Incoming(Outgoing):
         "_late",
         "_let_go",
         "_paused",
+        "_receiver",
         "_tail",
         "_view",
         "_waited_ns",
@@ -95,7 +98,8 @@ class Incoming(Outgoing):
         self._body: NDArray[np.uint8] | None = None
         self._view: memoryview | None = None
         self._filled = 0
-        self._chunks: ChunkDecoder | None = None
+        self._chunks: ChunkDecoder | SizedDecoder | None = None
+        self._receiver: Receiver | None = None  # that takes the body as it comes
         self._current: Exchange | None = None  # whose body is being received
         self._direct: DirectReceive | None = None  # if that goes straight into slots
         self._paused = False  # we stopped reading
@@ -273,7 +277,14 @@ class Incoming(Outgoing):
             status, text, fields = refusal
             exchange.fail(status, text, fields)
             return pos + need
-        if head.chunked:
+        if head.receive is not None:
+            receiver = self._receiver = head.receive(exchange)
+            self._chunks = (
+                ChunkDecoder(head.most_bytes, head.too_large(), receiver)
+                if head.chunked
+                else SizedDecoder(need, receiver)
+            )
+        elif head.chunked:
             self._chunks = ChunkDecoder(head.most_bytes, head.too_large())
         elif size - pos >= need:
             body = part(data, pos, pos + need) if need else b""
@@ -342,16 +353,26 @@ class Incoming(Outgoing):
             self._awaited = None
             self._take(exchange, body)
             self._mark()  # to resume reading
+        elif exchange.head.receive is not None:
+            body.abort()  # type: ignore[union-attr]
         if isinstance(body, memoryview):
             self.state.give_buffer(body.obj)  # type: ignore[arg-type]
 
     def _feed_chunks(self, data: bytes, pos: int) -> tuple[int, bool]:
         chunks = self._chunks
         assert chunks is not None
+        begin = pos
         pos = chunks.feed(data, pos)
+        receiver = self._receiver
         if chunks.done:
-            self._chunks = None
+            self._chunks = self._receiver = None
             self._dispatch_current(chunks.body)
+        elif receiver is not None:
+            self._filled += pos - begin
+            if self._filled >= _PROGRESS_BYTES:
+                self._filled, self._waited_s = 0, 0.0
+            if receiver.full:
+                self._stall(b"")
         return pos, chunks.done
 
     def _complete_body(self) -> None:
@@ -421,6 +442,9 @@ class Incoming(Outgoing):
         if self.phase == BODY:
             self.phase = IDLE
         self._chunks = None
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.abort()
         if self._view is not None:
             self._view = None
             self._body = None
@@ -511,6 +535,16 @@ class Incoming(Outgoing):
                 self.feed(b"")
             if not self._paused and self._transport is not None:
                 self._transport.resume_reading()
+
+    def refuse_body(self, exchange: Exchange, status: int, text: str) -> None:
+        """Answer a request whose body still comes with an error, and end the connection."""
+        if self._current is exchange:
+            self._fail(status, text)
+
+    def drained(self) -> None:
+        """Read on, now that what takes the body as it comes is not full any more."""
+        if self._transport is not None:
+            self._resume()
 
     def is_last(self, exchange: object) -> bool:
         """Return whether no request received so far comes after `exchange`."""

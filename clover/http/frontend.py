@@ -27,6 +27,7 @@ from clover.http.server_state import HttpStats, RequestIds, RequestTracer, Serve
 from clover.http.streams import EventStreams
 from clover.interfaces import ServerView
 from clover.tenants import Tenants
+from clover.waiting.store import BatchStore
 
 log = logging.getLogger("clover.http")
 
@@ -106,6 +107,7 @@ class Frontend:
         mounted: Mounted | None = None,
         monotonic_s: Callable[[], float] = monotonic,
         tracer: RequestTracer | None = None,
+        batches: BatchStore | None = None,
     ) -> None:
         self._mounted = mounted or Mounted({})
         self._config = config
@@ -120,6 +122,7 @@ class Frontend:
         self._listeners: list[_Listener] = []
         self._view = view
         self._tracer = tracer
+        self._batches = batches
         for control in (False, True) if config.listen.control else (False,):
             access = Access(config.listen, control=control, tenants=tenants, grants=self._operators.grants)
             self._listen(access, self._mounted.paths)
@@ -143,7 +146,7 @@ class Frontend:
     def _listen(self, access: Access, paths: Mapping[str, Methods]) -> _Listener:
         """Add the routes of one way in, with what its requests share, and return it."""
         config = self._config
-        routes = Routes(self._view, config, self._loop, access, paths, self._operators.audit)
+        routes = Routes(self._view, config, self._loop, access, paths, self._operators.audit, self._batches)
         state = ServerState(
             routes.judge,
             config.limits,
@@ -405,6 +408,7 @@ class Frontend:
             connection.abort()
         for listener in self._listeners:
             await listener.routes.calls.cancel()
+            await listener.routes.batches.cancel()
         await asyncio.sleep(0)  # lets the transports report their loss
         self._servers.clear()
 

@@ -28,6 +28,7 @@ cdef class Head:
     cdef public bint authorised
     cdef public object tenant
     cdef public bytes bearer
+    cdef public object receive
     cdef public tuple refusal
     cdef public object route
     cdef public object endpoint

@@ -67,10 +67,11 @@ class Head:
 
     `traceparent` and `tracestate` are the fields of W3C Trace Context as they came, not checked yet.
 
-    What the routes add: a lower `most_bytes` and its `bound`; `refusal` is an answer that follows from the head alone
-    (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose token it carries
-    instead, `route` the handler that was found for the path and the model it names, `endpoint` the `InferEndpoint` of a
-    request that infers and whose body is not compressed.
+    What the routes add: another `most_bytes` and its `bound`; `receive` makes what takes the body as it comes
+    (`clover.http.chunks.Receiver`), None if the body is kept until it is whole; `refusal` is an answer that follows
+    from the head alone (status, text, further header lines), `authorised` whether it carries the token, `tenant` whose
+    token it carries instead, `route` the handler that was found for the path and the model it names, `endpoint` the
+    `InferEndpoint` of a request that infers and whose body is not compressed.
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class Head:
         self.authorised = False
         self.tenant: Tenant | None = None
         self.bearer = b""
+        self.receive: Any = None
         self.refusal: tuple[int, str, bytes] | None = None
         self.route: Any = None
         self.endpoint: Any = None
@@ -344,6 +346,7 @@ def fill_head(known: Head, values: Values) -> Head:
     head.authorised = known.authorised
     head.tenant = known.tenant
     head.bearer = known.bearer
+    head.receive = known.receive
     head.refusal = known.refusal
     head.route = known.route
     head.endpoint = known.endpoint

@@ -1,4 +1,6 @@
-"""Answers that stay open: server-sent events (WHATWG HTML, "text/event-stream"), one message to all of them.
+"""Answers that leave in pieces: server-sent events, and long files (`send_pieces`).
+
+Server-sent events (WHATWG HTML, "text/event-stream") are answers that stay open, one message to all of them.
 
 A message is made once and sent to every stream as it is.  What a stream holds is bounded: a client that has left
 `UNREAD_BYTES` unread when a message comes is dropped, and connects again by itself.  The greeting is not counted: it is
@@ -9,11 +11,13 @@ stream is refused (503).
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
+from clover.errors import CloverError
 from clover.http.exchange import Exchange
 from clover.http.outgoing import Outgoing
 
@@ -129,3 +133,46 @@ class EventStreams:
             if isinstance(stream.exchange.connection, Outgoing):
                 stream.exchange.connection.hang_up()
         self._open = []
+
+
+_PIECE_BYTES = 256 << 10
+_AHEAD_BYTES = 1 << 20
+"""What a client may leave unread of a long answer before no more of it is read from the disk."""
+_POLL_S = 0.01
+
+
+async def send_pieces(exchange: Exchange, size: int, read: Callable[[int, int], Awaitable[bytes]]) -> None:
+    """Answer with a body of `size` bytes of which `read(start, size)` returns a piece, never more than a few at once.
+    The connection stays open.  It ends early if a piece cannot be read."""
+    connection = exchange.connection
+    assert isinstance(connection, Outgoing)
+    while connection.exchanges and connection.exchanges[0] is not exchange:
+        await asyncio.sleep(_POLL_S)
+    fields = b"Connection: close\r\n" if exchange.close else b""
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nX-Content-Type-Options: nosniff\r\n"
+        b"Content-Length: %d\r\nx-request-id: %b\r\n%b\r\n"
+    ) % (size, exchange.request_id or exchange.issue(), fields)
+    if not connection.push(head, _AHEAD_BYTES):
+        connection.hang_up()
+        return
+    done = size if exchange.head.method == "HEAD" else 0
+    while done < size and exchange.connection is not None:
+        try:
+            piece = await read(done, min(_PIECE_BYTES, size - done))
+        except (CloverError, OSError) as error:
+            log.warning("a long answer was cut off: %s", error)
+            piece = b""
+        if not piece:
+            connection.hang_up()
+            return
+        while not connection.push(piece, _AHEAD_BYTES):
+            if exchange.connection is None or connection.closing:
+                connection.hang_up()
+                return
+            await asyncio.sleep(_POLL_S)
+        done += len(piece)
+    if exchange.connection is not None:
+        connection.state.stats.record_answer(200)
+        exchange.reply = b""
+        connection.on_reply()

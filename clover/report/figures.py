@@ -63,7 +63,7 @@ def _local(at: float, zone: tzinfo) -> str:
     return f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M}"
 
 
-_AXIS = {"fixed": "fixed mix", "base": "BASE"}
+_AXIS = {"fixed": "fixed mix", "base": "BASE", "at once": "at once"}
 """Names that fit below the bars of a narrow page."""
 
 

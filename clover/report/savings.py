@@ -20,6 +20,11 @@ KINDS = {
         "what serving with the best variant alone would have cost more",
         "the best variant on all devices of this server, at the same load: serving without Clover",
     ),
+    "at once": (
+        "starting at once",
+        "what waiting for cleaner hours brought to rows of batch jobs, idle power apart",
+        "each job started as soon as it came, at the rate at which its rows ran, by what the grid turned out to be",
+    ),
 }
 """Counterfactuals in the order in which they are shown: the most telling first."""
 

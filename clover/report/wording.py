@@ -14,6 +14,8 @@ from clover.telemetry.ledger.schema import DAY_S, HOUR_S
 
 JOULES_PER_KWH = 3.6e6
 _UNITS = ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh"), (1.0, "Wh"), (1e-3, "mWh"), (1e-6, "µWh"))
+AT_ONCE = "at once"
+"""What waiting rows are compared with."""
 _ALMOST_ALL = 0.95
 _LEAST_MISSING_S = 2.0
 """Seconds that may be missing without a word, as clocks and flushes have them."""
@@ -66,6 +68,11 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def least_part(report: Report) -> float:
+    """Return the least part of the emissions that a comparison of variants covers; 1 without any."""
+    return min((item.part_of_emitted for item in report.saved if item.against != AT_ONCE), default=1.0)
+
+
 def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
     """Return the answers of a report: how much, where it went, saved against what, how sure, where are gaps.  If there
     was too little load to save on, this comes first."""
@@ -78,6 +85,7 @@ def headline(report: Report, zone: tzinfo) -> tuple[tuple[str, str], ...]:
             "Saved",
             f"Not said of such a load: `{program()} report --comparisons`." if light else _saved_sentence(report),
         ),
+        *(("Waiting", _waited_words(item)) for item in report.saved if item.against == AT_ONCE),
         ("How sure", _sure(report)),
         ("Gaps", _gaps(report, zone)),
     )
@@ -134,16 +142,22 @@ def _served_words(report: Report) -> str:
 
 
 def _saved_sentence(report: Report) -> str:
-    if not report.saved:
+    compared = [item for item in report.saved if item.against != AT_ONCE]
+    if not compared:
         return "Nothing can be compared: the ledger has no counterfactual of this period."
-    text = "; ".join(saved_words(item) for item in report.saved) + "."
-    least = min(item.part_of_emitted for item in report.saved)
+    text = "; ".join(saved_words(item) for item in compared) + "."
+    least = least_part(report)
     if least < _ALMOST_ALL:
         text += (
             f" Compared is what serving these rows took, {percent(least)} of the electricity's grams; the rest was "
             "used before the first row that could be compared, or by models that had no comparison."
         )
     return text
+
+
+def _waited_words(item: SavedFigure) -> str:
+    rows = "1 row" if item.rows == 1 else f"{number(item.rows)} rows"
+    return f"{saved_words(item, accuracy=False)}, by {rows} of batch jobs, which emitted {mass(item.own_g)}."
 
 
 def saved_words(item: SavedFigure, *, accuracy: bool = True) -> str:

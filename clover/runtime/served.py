@@ -36,6 +36,7 @@ from clover.runtime.memory.slab import Layout, Slab
 from clover.runtime.router.lane_pace import ProfiledPace, pace_by
 from clover.runtime.router.router import Router
 from clover.runtime.router.traffic import TenantTotals, Traffic
+from clover.runtime.router.waiting import SpareTime
 from clover.runtime.workers import sandboxes
 from clover.runtime.workers.fleet import FamilyFleet
 from clover.runtime.workers.output import LeftOut
@@ -140,6 +141,21 @@ class Served:
             standby=self._standby_policy,
         )
         self._know_memory(None)
+        self._loop = loop
+        self.spare: SpareTime | None = None
+        """What computes rows of batch jobs; None until there are some."""
+
+    def spare_time(self) -> SpareTime:
+        """Return what computes rows of batch jobs on workers that have nothing else to do."""
+        if self.spare is None:
+            self.spare = SpareTime(
+                self.router,
+                lambda variant, shape: self._services.get((variant, shape)),
+                lambda: self.targets.get("slo_ms", 0.0),
+                self._loop,
+            )
+        self.spare.spec = self.router.spec  # another version may have been loaded
+        return self.spare
 
     def _may_stand(self, worker: Assignment, standby: Assignment) -> bool:
         """Return whether `standby` may be beside `worker`: memory has room, and the device takes a second process."""

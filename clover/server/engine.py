@@ -137,6 +137,8 @@ class Engine:
             stack.push_async_callback(self.ledger.close)  # after all that counts
             if self._succession is None:
                 self.ledger.start()
+        stack.push_async_callback(parts.batches.close)
+        parts.batches.start()
         await parts.windows.close()  # from here on joules count: those of measuring are control's, and of no family
         for served in self.served.values():
             profile = await self._profile(served)
@@ -176,6 +178,9 @@ class Engine:
         if self._succession is not None:
             stack.push_async_callback(self._succession.settle)
         parts.periodic.start(stack)
+        stack.push_async_callback(parts.waiting.stop)
+        parts.batches.changed, parts.batches.reason = parts.waiting.changed, parts.waiting.reason
+        parts.waiting.changed()
         if waiting := [served for served in self.served.values() if served.unmeasured or self._doubts(served)]:
             measuring = Measuring(self.config, parts.families, self.devices, parts.loading, self.ledger)
             self._measuring = control_task(measuring.run(waiting), name="clover: measuring")
@@ -190,6 +195,7 @@ class Engine:
         life, loading = self.life, self.parts.loading
         if not life.draining:
             life.draining = True
+            await self.parts.waiting.stop()
             if self.frontend is not None and life.handing is not None:
                 await self.frontend.linger(self.config.limits.drain_s, life.handing)
             self._close()

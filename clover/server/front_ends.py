@@ -35,7 +35,14 @@ class FrontEnds:
         config, tenants, operators = parts.config, parts.tenants, parts.operators
         tracer = parts.otel.tracer if parts.otel is not None else None
         self.http = Frontend(
-            view, config, parts.loop, tenants=tenants, operators=operators, mounted=mounted, tracer=tracer
+            view,
+            config,
+            parts.loop,
+            tenants=tenants,
+            operators=operators,
+            mounted=mounted,
+            tracer=tracer,
+            batches=parts.batches,
         )
         self.lag = parts.lag
         self._probes = LoopLag(parts.loop, self.lag.record)

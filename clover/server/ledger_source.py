@@ -29,6 +29,7 @@ from clover.telemetry.ledger.snapshot import (
     Snapshot,
 )
 from clover.types import Decision, Reading, words_of
+from clover.waiting.runner import Waited
 
 AGAINST = {"matched": "fixed", "base": "base"}
 """What the ledger calls the counterfactuals."""
@@ -70,7 +71,9 @@ class LedgerSource:
         served: Mapping[str, Served],
         controller: Controller,
         audit: AuditLog | None = None,
+        waited: Mapping[str, Waited] = {},
     ) -> None:
+        self._waited = waited
         self._account = account
         self._machine = machine
         self._served = served
@@ -175,6 +178,19 @@ class LedgerSource:
                     shadow_right=float(sums.shadow_right),
                     error_g=self._counted_error((model, kind), sums.errors(shadow.off, meter_off).total),
                 )
+        for model, waited in self._waited.items():
+            methods = methods_of(devices.values())
+            counts[model, DEFAULT, "at once"] = ComparedCounts(
+                label="emulated" if "emulated" in methods else "modelled",
+                rows=waited.rows,
+                own=Amount(waited.joules, waited.grams),
+                shadow=Amount(waited.joules, waited.at_once_g),
+                own_right=waited.accuracy_rows,
+                shadow_right=waited.accuracy_rows,
+                error_g=self._counted_error(
+                    (model, "at once"), meter_error(methods, devices) * abs(waited.at_once_g - waited.grams)
+                ),
+            )
         return counts
 
     def _counted_error(self, key: tuple[str, str], error_g: float) -> float:

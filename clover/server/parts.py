@@ -23,6 +23,7 @@ from clover.control.solver.client import SolverClient
 from clover.control.state.context import LeastSaving
 from clover.control.state.ledger_files import LedgerFiles, budgets_folder
 from clover.http.audit import Operators
+from clover.http.batches import why_not
 from clover.http.loop_lag import LagWindows
 from clover.profiles import ProfileStore
 from clover.runtime.workers.pool import Pool
@@ -40,9 +41,12 @@ from clover.server.rollout_files import RolloutFiles
 from clover.server.rollouts import RollOuts
 from clover.server.sleeper import Sleeper
 from clover.server.totals import ServerTotals
+from clover.server.waiting import build_runner
 from clover.telemetry import otel
 from clover.tenants import Tenants
 from clover.types import FamilySpec
+from clover.waiting.runner import Runner
+from clover.waiting.store import BatchStore
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Parts:
     loading: Loading
     cluster: ClusterFollower
     ledger: ServerLedger | None
+    batches: BatchStore
+    waiting: Runner
     windows: EnergyWindows
     rollouts: RollOuts
     sleeper: Sleeper
@@ -137,9 +143,13 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
         cluster = ClusterFollower(
             controller.context, account.totals, lambda device: float(account.devices()[device]["idle_w"])
         )
+        batches = BatchStore.from_config(
+            config, clock=grid.now, check=lambda endpoint, model: why_not(all_families.models, endpoint, model)
+        )
+        waiting = build_runner(config, batches, all_families, account, grid, tenants)
         ledger: ServerLedger | None = None
         if config.ledger.keep == "on":
-            source = LedgerSource(account, machine, all_families.served, controller, operators.audit)
+            source = LedgerSource(account, machine, all_families.served, controller, operators.audit, waiting.waited)
             ledger = ServerLedger(config, source, account, footprint.hardware)
         windows = EnergyWindows(grid, all_families, machine, account, controller, footprint, ledger)
         rollouts = RollOuts(config, files, all_families, controller, loading, life, forget=windows.forget)
@@ -151,7 +161,7 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             held=rollouts.involves,
         )
         totals = ServerTotals(
-            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster, sleeper
+            account, footprint, machine, all_families, tenants, controller, ledger, rollouts, cluster, sleeper, waiting
         )
         parts = Parts(
             config=config,
@@ -171,6 +181,8 @@ def build(config: ServerConfig, given: Mapping[str, FamilySpec], pool: Pool, *, 
             loading=loading,
             cluster=cluster,
             ledger=ledger,
+            batches=batches,
+            waiting=waiting,
             windows=windows,
             rollouts=rollouts,
             sleeper=sleeper,

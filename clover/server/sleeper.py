@@ -10,6 +10,9 @@ one makes room that may sleep, has no rows, was asked longest ago, and was there
 took.  Without such a family rows wait for one, and are refused at their deadline with the names of those that have the
 memory.
 
+Rows of batch jobs wake a family when their hours come, if there is memory: they have no other family make room.  While
+they run it stays awake, and they give way to clients' rows of another family that need the memory.
+
 Families that are being measured or rolled out, that are frozen, or whose workers are being changed stay awake.
 """
 
@@ -134,11 +137,13 @@ class Sleeper:
     # --- falling asleep -----------------------------------------------------------------------------------------------
 
     async def poll(self) -> None:
-        """Put those to sleep that nobody asked for as long as their setting says, and measure what each has of memory,
-        now and then."""
+        """Put those to sleep that nobody asked for as long as their setting says, wake those whose waiting rows are to
+        run, and measure what each has of memory, now and then."""
         now_s = self._clock()
         for served in list(self._served.values()):
             nap = self._observe(served, now_s)
+            if _runs_waiting(served):
+                self.wake(served, waiting=True)
             if nap.asleep_s is None and now_s - nap.asked_s >= served.config.unload_after_s and self._may_sleep(served):
                 await self._put_to_sleep(served, nap)
             elif now_s >= nap.measured_s + MEASURE_S and served.state == "READY" and not served.fleet.asleep:
@@ -151,7 +156,7 @@ class Sleeper:
         nap = self._naps.get(served.name)
         if nap is None:
             nap = self._naps[served.name] = Nap(now_s, requests, loaded_s=now_s)
-        if requests != nap.requests or served.router.state.company.here:
+        if requests != nap.requests or served.router.state.company.here or _runs_waiting(served):
             nap.asked_s, nap.requests = now_s, requests
         return nap
 
@@ -202,17 +207,19 @@ class Sleeper:
 
     # --- waking -------------------------------------------------------------------------------------------------------
 
-    def wake(self, served: Served) -> None:
-        """Start the workers of a family that sleeps, once there is room; does nothing for another, or twice."""
+    def wake(self, served: Served, *, waiting: bool = False) -> None:
+        """Start the workers of a family that sleeps, once there is room; does nothing for another, or twice.
+        `waiting`: for rows that can wait, so that only room that is there counts."""
         if served.router.state.asleep is not None and served.name not in self._waking:
-            task = self._waking[served.name] = control_task(self._wake(served), name=f"clover: waking {served.name}")
+            woken = self._wake(served, waiting)
+            task = self._waking[served.name] = control_task(woken, name=f"clover: waking {served.name}")
             task.add_done_callback(lambda _: self._waking.pop(served.name, None))
 
-    async def _wake(self, served: Served) -> None:
+    async def _wake(self, served: Served, waiting: bool) -> None:
         began_s, nap, asleep = self._clock(), self._naps[served.name], served.router.state.asleep
         assert asleep is not None
         async with self._one:  # one after the other: each knows what memory those before it took
-            if not await self._make_room(served, nap, asleep):
+            if not await self._make_room(served, nap, asleep, waiting):
                 return
             asleep.refusal = Declined(why="the model is being loaded", retry_after_s=math.ceil(max(1.0, nap.load_s)))
             began_load_s = self._clock()
@@ -244,18 +251,25 @@ class Sleeper:
         served.fleet.record("woken", words)
         log.info("%s %s", served.name, words)
 
-    async def _make_room(self, served: Served, nap: Nap, asleep: Asleep) -> bool:
-        """Have other families make room for one; return whether there is room: False if no row waits any more."""
+    async def _make_room(self, served: Served, nap: Nap, asleep: Asleep, waiting: bool) -> bool:
+        """Have other families make room for one; return whether there is room: False if no client's row waits for it
+        (any more)."""
         while not await self._fits(nap):
+            if waiting and not served.router.state.company.here:
+                return False
             now_s = self._clock()
             loaded = [other for other in self._served.values() if other is not served and not other.fleet.asleep]
             if not loaded:
                 log.warning("%s may need more memory than there is, and is loaded as no other is", served.name)
                 return True
             naps = {other.name: self._observe(other, now_s) for other in loaded}
-            stayed = [other for other in loaded if now_s >= _stays_until_s(naps[other.name]) and self._may_sleep(other)]
-            if stayed:
-                first = min(stayed, key=lambda other: naps[other.name].asked_s)
+            stayed = [other for other in loaded if now_s >= _stays_until_s(naps[other.name])]
+            ready = [other for other in stayed if self._may_sleep(other)]
+            for other in stayed if not ready else ():
+                if other.spare is not None and other.spare.on and other.config.unload_after_s > 0.0:
+                    other.spare.give_up(f"{served.name} needs the memory")
+            if ready:
+                first = min(ready, key=lambda other: naps[other.name].asked_s)
                 await self._put_to_sleep(first, naps[first.name], f"{served.name} needs its memory")
                 continue
             if not served.router.state.company.here:
@@ -303,6 +317,11 @@ class Sleeper:
         for task in self._waking.values():
             task.cancel()
         await asyncio.gather(*self._waking.values(), return_exceptions=True)
+
+
+def _runs_waiting(served: Served) -> bool:
+    """Return whether rows of batch jobs are to run now."""
+    return served.spare is not None and served.spare.on
 
 
 def _stays_until_s(nap: Nap) -> float:

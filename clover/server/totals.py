@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from clover.server.machine import Machine
 from clover.server.rollouts import RollOuts
 from clover.server.sleeper import Sleeper
 from clover.tenants import Tenants
+from clover.waiting.runner import Runner
 
 
 class ServerTotals:
@@ -36,7 +38,9 @@ class ServerTotals:
         rollouts: RollOuts,
         cluster: ClusterFollower,
         sleeper: Sleeper,
+        waiting: Runner,
     ) -> None:
+        self._waiting = waiting
         self._sleeper = sleeper
         self._account = account
         self._footprint = footprint
@@ -58,6 +62,9 @@ class ServerTotals:
         }
         for name, slept in self._sleeper.report().items():
             models[name]["sleep"] = slept
+        for name, waited in self._waiting.waited.items():
+            if name in models:
+                models[name]["waited"] = dataclasses.asdict(waited)
         devices = {name: {**line, **machine.about(name)} for name, line in account.devices().items()}
         return {
             "pue": account.pue,
@@ -71,6 +78,7 @@ class ServerTotals:
             "rollouts": self._rollouts.report(),
             "cluster": self._cluster.report(),
             "sandbox": machine.sandbox(),
+            "waiting": self._waiting.state(),
         }
 
 

@@ -22,7 +22,7 @@ TOKEN = "token"
 PROVIDER = "carbon.provider"
 """One table a provider of carbon intensity; JSON on the command line and in the environment."""
 
-_PREFIXED = ("embodied", "energy", "ledger", "log", "otel", "report", "rollout")
+_PREFIXED = ("batch_jobs", "embodied", "energy", "ledger", "log", "otel", "report", "rollout")
 _PREFIX = {section: f"{section}_" for section in _PREFIXED}
 _PREFIX["limits"] = "limit_"
 _NAMED = {

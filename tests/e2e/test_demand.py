@@ -131,16 +131,6 @@ def test_a_server_that_stops_does_not_wait_for_workers_that_do_not_come(tmp_path
     asyncio.run(main())
 
 
-MEASURED = {
-    "tiny": (85.4, 0.4),
-    "small": (89.7, 0.6),
-    "medium": (91.2, 1.2),
-    "large": (92.6, 2.4),
-    "xlarge": (93.5, 5.0),
-}
-"""Percent, and milliseconds a row on one core, of the variants of `fashion` in this test's profile."""
-
-
 @pytest.mark.usefixtures("forked_zygotes")
 def test_the_default_policy_plans_for_rows_of_which_some_ask_for_an_accuracy(tmp_path: Path) -> None:
     """Its plans are weighed beside workers that hold several variants, and a row may ask for any of these."""
@@ -156,7 +146,7 @@ def test_the_default_policy_plans_for_rows_of_which_some_ask_for_an_accuracy(tmp
     )
     cores = tuple(2**power for power in range(9) if 2**power <= len(os.sched_getaffinity(0)))
     profile = msgspec.structs.replace(
-        synthetic.profile(cores, MEASURED),
+        synthetic.profile(cores, synthetic.FASHION),
         family="fashion",
         key=key_of(load_family("fashion"), CpuDevice(), server.config),
     )
@@ -172,7 +162,7 @@ def test_the_default_policy_plans_for_rows_of_which_some_ask_for_an_accuracy(tmp
             while not planned():
                 for least in (0.0, 0.0, 90.0, 0.0, 93.0):
                     answer = await serving.ainfer(row, min_accuracy=least)
-                    assert all(MEASURED[variant][0] >= least for variant in answer.variants)
+                    assert all(synthetic.FASHION[variant][0] >= least for variant in answer.variants)
                 with pytest.raises(BadRequest, match="no variant of this model reaches an accuracy of 99 %"):
                     await serving.ainfer(row, min_accuracy=99.0)
             said = await control.command("set", {"slo_ms": 600.0}, "me")

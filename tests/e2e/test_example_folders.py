@@ -165,10 +165,13 @@ def test_embedder(example: Example) -> None:
     needs("tokenizers", "openai")
     shell = example("embedder", "make.py")
     shell.type("python make.py")
-    with shell.serving():
+    with shell.serving(CLOVER_STATE_DIR=str(shell.folder / "state")):
         *pages, receipt = shell.type("python ask.py").splitlines()
+        waited = shell.type("python batch.py").splitlines()
     assert pages[0].startswith(("exceptions: ", "raise: ", "assert: ")), pages
     assert receipt.startswith('receipt: variant="mean", ')
+    assert waited[-4].startswith("completed: "), waited
+    assert re.fullmatch(r"\S+: [\d.e-]+ mg CO2e", waited[-1]), waited
 
 
 def test_fastapi_app(example: Example) -> None:

@@ -256,6 +256,9 @@ def test_what_passes_and_what_a_node_sees(short_path: Path) -> None:
                 assert (refused.status, [*refused.json()]) == (403, ["error"])
             for path in ("/v2", "/v2/models/toy", "/v2/health/live", "/v1/models", "/v2/repository/index"):
                 assert (await client.send("GET", path)).status == 200
+            for path in ("/v1/files", "/v1/batches/batch_1"):
+                refused = await client.send("GET", path)
+                assert (refused.status, refused.json()["error"]["code"]) == (501, "501")
             await client.close()
             foreign = await raw(it.north, b"GET /v2 HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
             assert foreign.startswith(b"HTTP/1.1 421 ")

@@ -18,8 +18,10 @@ import clover
 from clover.config import FamilyConfig, ServerConfig
 from clover.errors import Overloaded, Unavailable
 from clover.runtime.served import Served
+from clover.waiting.schedule import PlannedHour, Schedule
 from tests.support.servers import children, until
 from tests.support.toy_family import TOY, expected, settings
+from tests.support.waiting_rows import as_jsonl, ended, keep
 
 ROW = np.array([[0.1, 0.9, 0.3, 0.2]], np.float32)
 NIGHT_S = 3600.0
@@ -119,6 +121,67 @@ def test_a_family_sleeps_and_wakes_with_its_plan_and_nothing_else_wakes_it(toy_c
 
     asyncio.run(main())
     assert children() == before
+
+
+def test_waiting_rows_wake_a_family_once_and_only_in_their_hours(toy_cache: Path, tmp_path: Path) -> None:
+    line = {"method": "POST", "url": "/v2/models/toy/infer"}
+    line["body"] = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 4], "data": ROW[0].tolist()}]}
+
+    async def main() -> None:
+        chosen = settings(toy_cache) | {"state_dir": str(tmp_path), "unload_after_s": NIGHT_S}
+        async with clover.Server(TOY, **chosen) as server:
+            house = House(server)
+            served, parts = house.served(), server.engine.parts
+
+            async def begin() -> str:
+                lines = as_jsonl({"custom_id": f"row-{number}", **line} for number in range(200))
+                file = await keep(parts.batches, lines)
+                job = await parts.batches.create("", file.id, line["url"], window="24h", window_s=86_400.0)
+                await until(lambda: any(found["job"] == job.id for found in parts.waiting.state()))
+                return job.id
+
+            await house.ask()
+            await house.pass_night()
+            assert asleep(served)
+            job = await begin()
+            await until(lambda: served.spare is not None and served.spare.on)
+            await house.sleeper.poll()
+            await until(lambda: served.spare.answered > 0)
+            await house.pass_night()  # nobody but its waiting rows asks it
+            assert (await ended(parts.batches, job)).completed == 200
+            await until(lambda: house.sleeper.report()["toy"]["wakes"] == 1)
+            assert house.sleeper.report()["toy"]["waited"] == 0
+            assert served.traffic.codes == {200: 1}
+            # The hours of another job come later, and it does not wake the family before.
+            await until(lambda: not served.spare.on)
+            await house.pass_night()
+            assert asleep(served)
+            later = time.time() + NIGHT_S
+            plans: list[Any] = []
+
+            async def plan(jobs: Any, spare: Any) -> Schedule:
+                plans.append(jobs)
+                rows = {job.id: job.rows for job in jobs}
+                hours = (PlannedHour(later, later + NIGHT_S, rows, 100.0),)
+                return Schedule(time.time(), hours, (), {job.id: job for job in jobs}, 300.0)
+
+            parts.waiting._make_plan = plan
+            parts.waiting.rates["toy"].seconds = 60.0  # it is known
+            await begin()
+            await until(lambda: bool(plans and plans[-1]))
+            await house.sleeper.poll()
+            (found,) = parts.waiting.state()
+            assert found["why"].startswith("runs ")
+            assert asleep(served)
+            assert not house.pids()
+            later = time.time()
+            parts.waiting._planned = (0.0, 0, ())
+            await until(lambda: served.spare.on)
+            await house.sleeper.poll()
+            await until(lambda: not served.fleet.asleep)
+            assert served.traffic.codes == {200: 1}
+
+    asyncio.run(main())
 
 
 def test_a_deadline_that_a_start_does_not_meet_is_answered_with_when_to_come_back(toy_cache: Path) -> None:

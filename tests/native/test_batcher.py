@@ -99,6 +99,25 @@ def test_the_background_alone_leaves_only_for_a_worker_that_has_nothing_out(kern
     assert (b.next_event_ns(50), dispatched(b, 50)) == (50, (0, [4, 3]))  # it joins the batch of a client
 
 
+def test_a_batch_that_was_not_queued_is_for_a_worker_that_has_nothing_out(kernels: SimpleNamespace) -> None:
+    b = kernels.batcher.Batcher(2, 3, 8)
+    assert not b.claim(0, 1)  # it is not attached
+    b.attach(0, 0, 4, 2, 0)
+    b.attach(1, 1, 4, 2, 0)  # in its group
+    assert b.claim(0, 1)
+    assert not b.claim(0, 1)
+    assert not b.claim(1, 1)
+    b.push(1, 3, 100, 1)
+    assert dispatched(b) == (1, [3])  # the other credit is there for clients
+    b.push(0, 4, 100, 1)
+    assert dispatched(b) is None
+    b.credit(0, 5)
+    assert dispatched(b, 5) == (0, [4])
+    assert not b.claim(0, 5)
+    with pytest.raises(IndexError):
+        b.claim(3, 1)
+
+
 def test_the_rows_ahead_are_ones_own_and_as_many_of_each_other_client(kernels: SimpleNamespace) -> None:
     b = kernels.batcher.Batcher(2, 1, 64)
     b.push_many(0, list(range(20)), 100, 1, client=1)
@@ -885,6 +904,12 @@ class Life(RuleBasedStateMachine):
     @rule(patient=st.booleans())
     def be_patient(self, patient: bool) -> None:
         self.real.patient = self.twin.patient = patient
+
+    @rule(worker=st.integers(0, WORKERS - 1))
+    def claim(self, worker: int) -> None:
+        claimed = self.both("claim", worker, self.now_ns)
+        assert claimed == (worker in self.lane_of and self.idle(worker))
+        self.out_of[worker] += claimed
 
     @rule(worker=st.integers(0, WORKERS - 1))
     def credit(self, worker: int) -> None:

@@ -274,6 +274,15 @@ class Batcher:
                 return index, n
         return None
 
+    def claim(self, worker: int, now_ns: int) -> bool:
+        self._check(worker, len(self._workers))
+        found = self._workers[worker]
+        if found.lane is None or self._out(found.group):
+            return False
+        found.outstanding += 1
+        self._groups[found.group].lane, self._groups[found.group].since_ns = found.lane, now_ns
+        return True
+
     def credit(self, worker: int, now_ns: int = 0) -> None:
         self._check(worker, len(self._workers))
         if self._workers[worker].outstanding == 0:

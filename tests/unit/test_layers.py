@@ -50,7 +50,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"planning.budget"}),
     frozenset({"cluster.planning"}),
     frozenset({"accounting", "policies", "backends", "devices", "carbon", "energy"}),
-    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "importing", "advice"}),
+    frozenset({"runtime", "runtime.cascade", "runtime.memory", "report", "importing", "advice", "waiting"}),
     frozenset({"runtime.guard", "worker"}),
     frozenset({"runtime.router", "emulation"}),
     frozenset({"runtime.workers", "runtime.embedded_inputs"}),

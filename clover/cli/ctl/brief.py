@@ -63,6 +63,8 @@ def show(answer: dict[str, Any], console: Console) -> None:
         _line("sci", sci["words"], console)
     if ledger := (answer.get("totals") or {}).get("ledger"):
         _line("ledger", _ledger(ledger), console)
+    for job in (answer.get("totals") or {}).get("waiting") or []:
+        _line("waiting", f"{job['job']}: {job['rows_left']:,} rows for {job['model']}; {job['why']}", console)
     totals = (answer.get("totals") or {}).get("models", {})
     light = (answer.get("idle") or {}).get("light", False)
     for name, model in answer["models"].items():
@@ -141,6 +143,10 @@ def _model(model: dict[str, Any], totals: dict[str, Any], *, light: bool) -> Ite
     if "carbon_g" in totals:
         emitted, used = totals["carbon_g"], totals.get("energy_j", 0.0)
         yield "carbon", f"{grams(emitted)} of CO2e and {joules(used)} so far, idle power of its workers included"
+    if (waited := totals.get("waited")) and waited["rows"]:
+        avoided_g = waited["at_once_g"] - waited["grams"]
+        less = f"{grams(abs(avoided_g))} {'less' if avoided_g >= 0.0 else 'MORE'} than if started at once"
+        yield "waited", f"{waited['rows']:,} rows of batch jobs emitted {grams(waited['grams'])}: {less}"
     if model.get("terms"):
         yield "budget", model["terms"].partition(";")[0]
     budget = model.get("budget") or {}

@@ -341,7 +341,7 @@ def call(
     url: str, method: str, path: str, body: dict[str, Any] | None, *, token: str = "", cacert: str = ""
 ) -> dict[str, Any] | list[Any]:
     """Send one request and return the decoded answer; ValueError for a bad URL, Unreachable, or CommandRefused."""
-    connection = _connection(url, cacert)
+    connection = connect(url, cacert)
     headers = {"Accept": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -369,7 +369,8 @@ def call(
     return answer
 
 
-def _connection(url: str, cacert: str) -> http.client.HTTPConnection:
+def connect(url: str, cacert: str) -> http.client.HTTPConnection:
+    """Return a connection to a server, which is opened with the first request; ValueError for a bad URL."""
     if url.startswith("unix:"):
         return UnixConnection(url.removeprefix("unix:").removeprefix("//"), _TIMEOUT_S)
     parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")

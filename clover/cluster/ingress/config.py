@@ -67,6 +67,12 @@ TOKEN_VARIABLE = "CLOVER_INGRESS_TOKEN"
 
 INFERENCE_PATHS = "path /v2 /v2/models /v2/models/stats /v2/repository/index /openapi.json"
 INFERENCE_FOLDERS = "path_beg /v2/models/ /v2/health/ /v1/"
+_BATCHES = "{ path_beg /v1/files /v1/batches }"
+_NO_BATCHES = (
+    "content-type application/json string "
+    """'{"error": {"message": "a cluster takes no batches yet: ask one of its nodes", "type": "server_error", """
+    """"param": null, "code": "501"}}'"""
+)
 
 
 class IngressOrigin(Record, frozen=True, kw_only=True):
@@ -363,6 +369,7 @@ def _http_frontend(settings: IngressSettings, origin: IngressOrigin) -> list[str
         f"  acl inference {INFERENCE_PATHS}",
         f"  acl inference {INFERENCE_FOLDERS}",
         f"  http-request return status 403 {_json(_REFUSED)} unless inference",
+        f"  http-request return status 501 {_NO_BATCHES} if {_BATCHES}",
         f"  http-request wait-for-body time {_ms(settings.body_s)} if METH_POST",
         f"  http-request set-header {ORIGIN_HEADER} {origin.name}",
         "  http-request set-var(txn.named) str(yes) if { req.hdr(x-request-id) -m found }",

@@ -82,7 +82,7 @@ class EmbeddingRoutes:
         models = [  # a version of its own, NAME@VERSION while a new one is being rolled out, is no further model
             _describe_model(name)
             for name, model in self._models().items()
-            if _embeds(model.spec) and named.client_name(name) == name
+            if embeds(model.spec) and named.client_name(name) == name
         ]
         exchange.finish_json({"object": "list", "data": models})
 
@@ -119,12 +119,13 @@ class EmbeddingRoutes:
 
     def _model(self, name: str) -> Model:
         model = self._models().get(name)
-        if model is None or not _embeds(model.spec):
+        if model is None or not embeds(model.spec):
             raise NotFound("no model of that name that embeds text is served; GET /v1/models lists them")
         return model
 
 
-def _embeds(spec: FamilySpec) -> bool:
+def embeds(spec: FamilySpec) -> bool:
+    """Return whether a family answers /v1/embeddings."""
     return spec.openai is not None and spec.openai.embeddings
 
 

@@ -27,6 +27,7 @@ from clover.http.api import metadata, named, openapi
 from clover.http.api.control_calls import COMMANDS, DOCUMENT_BYTES, ControlCalls, limit_of, object_of
 from clover.http.api.embeddings import MODELS_PATH, PATH, EmbeddingRoutes
 from clover.http.audit import AuditLog
+from clover.http.batches import BatchRoutes
 from clover.http.content_encoding import Inflation
 from clover.http.exchange import Exchange
 from clover.http.heads import Head
@@ -35,6 +36,7 @@ from clover.http.oip.request import JSON_BOUND
 from clover.http.oip.tensors import Body
 from clover.http.server_state import TURN_BYTES, ServerState
 from clover.interfaces import Model, ServerView, SplitModel
+from clover.waiting.store import BatchStore
 
 log = logging.getLogger("clover.http")
 
@@ -70,6 +72,7 @@ class Routes:
         access: Access,
         mounted: Mapping[str, Methods] | None = None,
         audit: AuditLog | None = None,
+        batches: BatchStore | None = None,
     ) -> None:
         self._view = view
         self._limits = config.limits
@@ -102,6 +105,7 @@ class Routes:
             self._paths[f"/v2/clover/{verb}"] = {"POST": self.calls.command}
         embeddings = EmbeddingRoutes(view.models, config.limits)
         self._paths[PATH] = {"POST": embeddings.embed}
+        self.batches = BatchRoutes(batches, config.limits, loop, access)
         self._paths[MODELS_PATH] = {"GET": embeddings.list_models}
         self._embedding_model: Methods = {"GET": embeddings.show_model}
         self._paths.update(mounted or {})
@@ -139,6 +143,7 @@ class Routes:
         if head.refusal is not None and head.method == "POST" and changes(head.path):
             self.calls.record_refusal(head)
         self._bound(head)
+        self.batches.judge(head)
         if head.refusal is None and head.method == "POST" and head.path.endswith("/infer"):
             with contextlib.suppress(NotFound):
                 methods, name = self._find(head.path)
@@ -183,7 +188,7 @@ class Routes:
             handler = methods.get(head.method)
             if handler is None:
                 if head.method != "HEAD" or "GET" not in methods:
-                    allow = "GET, HEAD" if "GET" in methods else "POST"
+                    allow = ", ".join("GET, HEAD" if method == "GET" else method for method in methods)
                     exchange.fail(405, "this path does not take that method", b"Allow: %b\r\n" % allow.encode())
                     return
                 handler = methods["GET"]
@@ -258,6 +263,8 @@ class Routes:
                 return methods, parts[4]
         elif len(parts) == 4 and parts[:3] == ["", "v1", "models"]:
             return self._embedding_model, parts[3]
+        elif (found := self.batches.find(path)) is not None:
+            return found
         raise NotFound("Request for unknown model or path")
 
     def _model(self, name: str) -> Model:

@@ -147,25 +147,34 @@ def outlook(known: ForecastInput, *, now_s: float, until_s: float, seasons: bool
     Without `seasons`, hours of which no provider says anything are persistence.  The first part lasts until the end of
     the running hour; there are at most `limit` (at least 4) of them.  Empty if the horizon is over.
     """
-    g_per_kwh, rate, provider = known.g_per_kwh, known.rate, known.provider
     if not until_s > now_s:
         return Outlook((), "")
+    rate = known.rate
     hour, count = hours_of(now_s, until_s)
     seconds = np.full(count, HOUR_S)
     seconds[0] -= now_s - hour * HOUR_S
     seconds[-1] -= (hour + count) * HOUR_S - until_s
-    past = known.intensities.hourly(hour) if seasons else np.empty(0)
-    expected = forecast(past, g_per_kwh, count)
+    expected, label = expect(known, hour, count, seasons=seasons)
     load = load_forecast(known.rates, hour, rate, count)[1:] if seasons else np.full(count, rate)
+    load[0] = rate
+    return Outlook(group_hours(seconds, expected, load * seconds, limit), label)
+
+
+def expect(known: ForecastInput, hour: int, count: int, *, seasons: bool = True) -> tuple[Floats, str]:
+    """Return the intensities (gCO2e/kWh) of `count` hours from the running one (`hour`) on, and in words what they were
+    made from."""
+    past = known.intensities.hourly(hour) if seasons else np.empty(0)
+    expected = forecast(past, known.g_per_kwh, count)
     label = f"seasonal, {len(past) / DAY:.0f} days known" if len(past) > DAY else "persistence"
+    provider = known.provider
     if provider is not None and np.isfinite(provider[1:count]).any():
         given = np.full(count, np.nan)
         given[: min(count, len(provider))] = provider[:count]
         there = np.isfinite(given)
         expected = np.where(there, given, expected)
         label = known.name if there[1:].all() else f"{known.name} for {int(there.sum())} h, then {label}"
-    expected[0], load[0] = g_per_kwh, rate
-    return Outlook(group_hours(seconds, expected, load * seconds, limit), label)
+    expected[0] = known.g_per_kwh
+    return expected, label
 
 
 def hours_of(now_s: float, until_s: float) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from clover.report.wording import (
     energy,
     entries_words,
     grid_words,
+    least_part,
     light_words,
     mass,
     missing_words,
@@ -196,7 +197,7 @@ def _saved_text(report: Report, sheet: ChartSheet) -> str:
         "Part",
         "Accuracy given up, points",
     )
-    least = min(item.part_of_emitted for item in report.saved)
+    least = least_part(report)
     return (
         paragraph(
             "A saving is a difference to something that did not happen: what the same rows would have emitted, served "

@@ -20,6 +20,7 @@ cdef class Completion:
     cdef Escalation _escalation
     cdef Monitor _monitor
     cdef Account _account
+    cdef public object waiting
     cdef list _finished
     cdef object _memory_refusals
     cdef list _withdrawn

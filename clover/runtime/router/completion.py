@@ -7,7 +7,9 @@ so that workers get their next batches before answers are written.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from operator import mul
+from typing import Protocol
 
 from clover.accounting.account import Account
 from clover.runtime.memory.rows import InputDigests
@@ -28,6 +30,19 @@ log = logging.getLogger("clover.router")
 _ROUNDING = 1e-6  # rows x percent
 
 
+class WaitingBatches(Protocol):
+    """Takes batches of rows of batch jobs back (`runtime.router.waiting`)."""
+
+    def complete(
+        self, link: Link, batch: Batch, status: int, refused: Mapping[int, str], busy_ns: int, energy_j: float
+    ) -> None:
+        """Settle the rows of a completed batch, which took `energy_j` joules a row; `refused` has the reasons, by slot,
+        for rows that the worker could not take."""
+
+    def lose(self, batch: Batch, *, blame: bool) -> None:
+        """Take back a batch whose worker died; `blame`: its rows may be the cause."""
+
+
 class Completion:
     """Takes what workers completed and ends tickets."""
 
@@ -46,6 +61,8 @@ class Completion:
         self._escalation = escalation
         self._monitor = monitor
         self._account = account
+        self.waiting: WaitingBatches | None = None
+        """What takes batches of rows of batch jobs back; None until the first row of one comes."""
         self._finished: list[RouterTicket] = []
         self._memory_refusals = MemoryRefusals(InputDigests(state.memory, state.spec))
         self._withdrawn = [0] * len(state.accuracy)
@@ -107,16 +124,21 @@ class Completion:
         end_ns = min(max(end_ns, least_ns), now_ns)
         start_ns = min(max(start_ns, least_ns), end_ns)
         busy_ns = end_ns - start_ns
-        pace = state.lanes.paces[link.lane]
-        # Of a worker that several lanes share, the batch before is another lane's, and the batcher adds its time.
-        pace.record_batch(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
-        state.batcher.expect(link.lane, pace.least_ns)
+        if not batch.waiting:
+            pace = state.lanes.paces[link.lane]
+            # Of a worker that several lanes share, the batch before is another lane's, and the batcher adds its time.
+            pace.record_batch(now_ns - batch.sent_ns, now_ns - (least_ns if process.shared else batch.sent_ns))
+            state.batcher.expect(link.lane, pace.least_ns)
         state.batcher.credit(link.index, end_ns)
         meter = link.meter
         energy_j = meter.add(count, busy_ns, cpu_ns, start_ns - process.ended_ns, status)
         if batch.tenants is not None:
             meter.charge(batch.tenants)
         process.ended_ns = end_ns
+        if batch.waiting and self.waiting is not None:
+            self.waiting.complete(link, batch, status, refused or {}, busy_ns, energy_j)
+            state.lanes.forget_idle(link)
+            return
         if status and self._retry.after_failure(batch, now_ns, by_chance=status == NO_MEMORY):
             meter.record_wasted(count)
         else:
@@ -243,6 +265,9 @@ class Completion:
             log.warning("%s: the ring of worker %d is corrupt: %s", state.name, worker.pid, error)
         links = process.links[:]
         batches = sorted([batch for link in links for batch in link.batches.values()], key=lambda batch: batch.id)
+        for at, batch in enumerate(batches):
+            if batch.waiting and self.waiting is not None:
+                self.waiting.lose(batch, blame=blame and at < len(batches) - untaken)
         state.traffic.lost_workers += 1
         held = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
         log.warning("%s: worker %d died (%s) with %s in flight", state.name, worker.pid, reason, held)
@@ -257,7 +282,8 @@ class Completion:
         def poisoned(ticket: RouterTicket) -> None:
             self.finish(ticket, 503, "the request was being computed by two workers that died", now_ns)
 
-        self._retry.after_death(batches, untaken, now_ns, poisoned, blame=blame)
+        clients = [batch for batch in batches if not batch.waiting]
+        self._retry.after_death(clients, untaken, now_ns, poisoned, blame=blame)
 
     def move_stranded(self, now_ns: int) -> None:
         """Move rows that wait for a lane without a worker to another lane, and give up audits that do."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from clover.runtime.router.completion import Completion
-from clover.runtime.router.links import Batch, WorkerHandle
+from clover.runtime.router.links import Batch, Link, WorkerHandle
 from clover.runtime.router.monitor import Monitor
 from clover.runtime.router.relief import StandbyRouting
 from clover.runtime.router.state import RouterState
@@ -52,6 +53,8 @@ class Dispatch:
         self._room_ns = 0
         self._yield_ns = 0  # no sooner than then if hurried
         self.busy = False
+        self.spare: Callable[[int], None] | None = None
+        """Called at the end of each turn, when clients' rows have the workers that they need; None if nothing waits."""
         self._audits.wake = self.wake
 
     def run_turn(self) -> None:
@@ -69,6 +72,8 @@ class Dispatch:
             self._completion.settle_stranded(now_ns)
         self._completion.deliver()
         self._set_timer(now_ns)
+        if self.spare is not None:
+            self.spare(now_ns)
 
     def wake(self) -> None:
         """Schedule a turn at the end of the event loop's own, unless one is scheduled."""
@@ -129,21 +134,12 @@ class Dispatch:
             if ordered != slots:  # rows that lie together are read in place, whichever body was complete first
                 out[:count] = ordered
                 slots = ordered
-            for slot in slots:
-                state.table.state[slot] = FLYING
             batch = Batch(self._batch_id, slots, now_ns)
             if state.tenanted:
                 batch.tenants = state.table.tenants(slots)
-            link.record_sent(batch, now_ns)
-            try:
-                # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
-                sent = link.worker.ring.submit(self._batch_id, out, count, link.place)
-                if sent == 2:
-                    link.worker.bell()
-                elif sent == 0:
-                    broken.append((link.worker, "its ring is full"))
-            except (ValueError, OSError) as error:
-                broken.append((link.worker, f"its ring cannot be written: {error}"))
+            why = self._send(link, batch, now_ns)
+            if why:
+                broken.append((link.worker, why))
             formed = batcher.dispatch(now_ns, out)
         if batcher.dropped:
             self._completion.too_late(batcher.take_dropped(), now_ns)
@@ -155,6 +151,35 @@ class Dispatch:
                 self.busy = self.busy or saturated
         for worker, reason in broken:
             state.lost(worker, reason)
+
+    def _send(self, link: Link, batch: Batch, now_ns: int) -> str:
+        """Send a batch, whose slots are in `_out`, to its worker; return why that cannot be, empty if it was sent."""
+        for slot in batch.slots:
+            self._state.table.state[slot] = FLYING
+        link.record_sent(batch, now_ns)
+        try:
+            # Credits are fewer than the ring's frames, so only a worker that corrupted its ring makes it look full.
+            sent = link.worker.ring.submit(batch.id, self._out, len(batch.slots), link.place)
+            if sent == 2:
+                link.worker.bell()
+        except (ValueError, OSError) as error:
+            return f"its ring cannot be written: {error}"
+        return "" if sent else "its ring is full"
+
+    def send_waiting(self, link: Link, slots: list[int], now_ns: int) -> bool:
+        """Give a worker a batch of rows that wait outside the queue (`runtime.router.waiting`); return False, having
+        done nothing, if the worker has a batch already."""
+        if not self._state.batcher.claim(link.index, now_ns):
+            return False
+        self._batch_id += 1
+        slots = sorted(slots)
+        self._out[: len(slots)] = slots
+        batch = Batch(self._batch_id, slots, now_ns)
+        batch.waiting = True
+        why = self._send(link, batch, now_ns)
+        if why:
+            self._state.lost(link.worker, why)
+        return True
 
     def _set_timer(self, now_ns: int) -> None:
         """Keep one timer, for the nearest deadline or, if batches wait to fill, the end of the nearest wait."""

@@ -5,6 +5,7 @@ cdef class Batch:
     cdef public list slots
     cdef public int64_t sent_ns
     cdef public list tenants
+    cdef public bint waiting
 
 cdef class WorkerLinks:
     cdef public object worker

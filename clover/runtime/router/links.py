@@ -38,15 +38,16 @@ class WorkerHandle(Protocol):
 
 class Batch:
     """Rows sent to a worker under one number.  `tenants` has the name of the tenant of each row (empty: none); None if
-    no tenant sent anything yet."""
+    no tenant sent anything yet.  `waiting`: its rows are those of batch jobs (`runtime.router.waiting`)."""
 
-    __slots__ = ("id", "sent_ns", "slots", "tenants")
+    __slots__ = ("id", "sent_ns", "slots", "tenants", "waiting")
 
     def __init__(self, number: int, slots: list[int], sent_ns: int) -> None:
         self.id = number
         self.slots = slots
         self.sent_ns = sent_ns
         self.tenants: list[str] | None = None
+        self.waiting = False
 
 
 class WorkerLinks:

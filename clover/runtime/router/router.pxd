@@ -39,6 +39,7 @@ cdef class Router(Model):
     cdef Completion _completion
     cdef readonly Account account
     cdef readonly double front_ms
+    cdef readonly object spare
     cdef list _fixed_in
     cdef list _fixed_out
 

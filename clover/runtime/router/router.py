@@ -12,6 +12,7 @@ Parts, each in a module beside this one:
 `relief`         bursts: standby workers take what the plan's workers cannot serve in time
 `retry`          rows of workers that died, and of batches that failed, are queued again
 `demand`         rows that need a variant without a worker wait for one that may come
+`waiting`        rows of batch jobs: computed by workers that have nothing else to do
 
 Routing.  The plan's quotas are kept row by row over the variants that have a worker now and meet the request's minimum
 accuracy; if the plan gives none of those a share, the cheapest of them serves.  If it gives a variant a wait, rows of
@@ -32,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -45,7 +46,7 @@ from clover.interfaces import Model
 from clover.runtime.memory.rows import FixedRows, Memory, read_rows, write_array, write_bytes
 from clover.runtime.router import cached_answers
 from clover.runtime.router.admission import Admission
-from clover.runtime.router.completion import Completion
+from clover.runtime.router.completion import Completion, WaitingBatches
 from clover.runtime.router.dispatch import Dispatch
 from clover.runtime.router.escalation import Escalation
 from clover.runtime.router.lane_pace import ProfiledPace
@@ -61,6 +62,16 @@ from clover.tenants import Tenant
 from clover.types import Declined, FamilyProfile, FamilySpec, Receipt, Routing
 
 _ARRAY = np.ndarray  # read on every request: a module's global is found faster than numpy's attribute
+
+
+class SpareWorkers(WaitingBatches, Protocol):
+    """Gives rows that wait to workers without a batch (`runtime.router.waiting.SpareTime`)."""
+
+    def lanes_wanted(self) -> set[int]:
+        """Return the lanes that are to have a worker for such rows, if any worker holds their variant."""
+
+    def give_up(self, why: str) -> None:
+        """Give the rows that are with no worker back."""
 
 
 class Router(Model):
@@ -109,6 +120,7 @@ class Router(Model):
         self.gate = TenantGate(state, self.admission)
         self.account = account
         self.front_ms = 0.0  # what HTTP adds to a p95
+        self.spare: SpareWorkers | None = None
         self._fixed_in = FixedRows.from_tensors(memory, "input", spec.inputs)
         self._fixed_out = FixedRows.from_tensors(memory, "output", spec.outputs)
         self.expect(profile)
@@ -345,6 +357,11 @@ class Router(Model):
         if self.cached is not None:
             self.cached.cache.clear()
 
+    def use_spare(self, spare: SpareWorkers) -> None:
+        """Have workers without a batch compute rows that wait (`runtime.router.waiting`)."""
+        self.spare = spare
+        self._completion.waiting = spare
+
     def expect_front(self, front_ms: float) -> None:
         """Take HTTP and the front end to add so many milliseconds to a p95, in place of what the profile says."""
         self.front_ms = front_ms
@@ -363,7 +380,9 @@ class Router(Model):
             "arrival_rate": traffic.arrivals.per_s(now_ns),
             "served_rate": traffic.served.per_s(now_ns),
             "queue_rows": float(lanes.waiting()),
-            "in_flight_rows": float(sum(len(batch.slots) for link in lanes.links for batch in link.batches.values())),
+            "in_flight_rows": float(
+                sum(len(batch.slots) for link in lanes.links for batch in link.batches.values() if not batch.waiting)
+            ),
             "free_slots": float(self.state.table.free.free),
             "rows": float(rows),
             "awaiting_rows": float(self.demand.waiting),
@@ -392,6 +411,8 @@ class Router(Model):
     def fail_waiting(self, message: str) -> None:
         """Answer everything that waits with 503 (at unload, and after a drain that took too long)."""
         self._completion.fail_pending(message, self.state.now_ns())
+        if self.spare is not None:
+            self.spare.give_up(message)
 
     def stop(self) -> None:
         """Cancel the timer; nothing may be submitted afterwards."""

@@ -5,7 +5,8 @@ They are members (`clover.runtime.workers.members`) that get no rows until the r
 (`clover.runtime.router.relief`), and that no transition sees.
 
 Workers that answer audits are such members too.  If the plan routes no rows to the best variant, a worker that holds it
-anyway answers the audits.  No process is started for that.
+anyway answers the audits.  No process is started for that.  The same holds for the variants that rows of batch jobs are
+answered by (`clover.runtime.router.waiting`).
 """
 
 from __future__ import annotations
@@ -152,21 +153,25 @@ class StandbyCrew:
         self.report()
 
     def _auditors(self) -> list[Assignment]:
-        """Return the best variant at each placement whose worker holds it; none if rows are routed to it anywhere."""
-        best = self._router.guard.best
-        if best < 0 or not self._router.audits.on:
-            return []
-        name = self._router.traffic.variants[best]
-        if any(item.variant == name for item in self._members.routed):
-            return []
-        there: set[Placement] = set()
+        """Return the variants that answer audits, or rows of batch jobs, at each placement whose worker holds them;
+        without those that rows are routed to anywhere."""
+        router = self._router
+        best = router.guard.best
+        lanes = {best} if best >= 0 and router.audits.on else set()
+        if router.spare is not None:
+            lanes |= router.spare.lanes_wanted()
+        there: set[tuple[Placement, int]] = set()
         auditors = []
-        for item in self._members.routed:
-            member = self._members.spawned.get(item)
-            backend = member.worker.backend_of(name) if member is not None and member.worker is not None else ""
-            if backend and item.placement not in there:
-                there.add(item.placement)
-                auditors.append(msgspec.structs.replace(item, variant=name, backend=backend))
+        for lane in sorted(lanes):
+            name = router.traffic.variants[lane]
+            if any(item.variant == name for item in self._members.routed):
+                continue
+            for item in self._members.routed:
+                member = self._members.spawned.get(item)
+                backend = member.worker.backend_of(name) if member is not None and member.worker is not None else ""
+                if backend and (item.placement, lane) not in there:
+                    there.add((item.placement, lane))
+                    auditors.append(msgspec.structs.replace(item, variant=name, backend=backend))
         return auditors
 
     async def _enlist(self, member: Member) -> None:

@@ -139,8 +139,8 @@ class QualityRow(SpanRow, frozen=True):
 
 class SavedRow(SpanRow, frozen=True):
     """A comparison within a boundary: what was used and emitted for `rows` rows, and what the counterfactual `against`
-    would have: `base`, or `fixed` (the best fixed mix at the accuracy that was served).  `error_g` is half of the 95 %
-    interval of the grams saved."""
+    would have: `base`, `fixed` (the best fixed mix at the accuracy that was served), or `at once` (batch jobs
+    without waiting).  `error_g` is half of the 95 % interval of the grams saved."""
 
     model: str
     boundary: str

@@ -6,6 +6,7 @@ The tokenizer and the vectors (latent semantic analysis) are made of Python's ow
     $ python make.py  # writes tokenizer.json and vectors.safetensors
     $ python -m clover serve . --carbon static:400  # leave it running; the rest in a second terminal
     $ python ask.py "raise an error when a condition is false"
+    $ python batch.py  # all pages as work that can wait, in the grid's clean hours
 """
 
 from pydoc_data.topics import topics

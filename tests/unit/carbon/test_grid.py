@@ -119,6 +119,8 @@ async def test_a_forecast_is_asked_for_once_an_hour_and_holds_while_the_source_h
         now = await grid.read()
         grid_s = time.grid.now()
         seen = await grid.outlook(now, History(), grid_s=grid_s, until_s=6 * HOUR, rate=1.0)
+        hours, label = await grid.hours(now, grid_s=grid_s, until_s=6 * HOUR)
+        assert (hours.tolist(), label) == ([step.g_per_kwh for step in seen.steps], seen.label)
         return [step.g_per_kwh for step in seen.steps]
 
     assert await expected() == pytest.approx([100.0, 200.0, 300.0, 400.0, 500.0, 600.0])

@@ -291,6 +291,23 @@ def test_a_load_that_is_too_little_to_save_on_is_said_first_and_compared_on_requ
     assert [name for name, _ in headline(busy, UTC)] == ["Emitted", "Where", "Saved", "How sure", "Gaps"]
 
 
+def test_what_waiting_avoided_has_a_line_of_its_own_however_little_the_load() -> None:
+    def saved(against: str, other: float) -> SavedRow:
+        return SavedRow(0, HOUR, "m", "server", against, "modelled", 500, 9.0, 9.0, other, other, 46e3, 46e3, 0.1)
+
+    rows = [saved("base", 9.5), saved("at once", 12.0)]
+    for idle_j, named in ((90.0, "Not said of such a load"), (1.0, "against BASE")):
+        used = [line(joules=10.0), line(joules=idle_j, name="idle")]
+        found = report(LedgerRows(lines=used, saved=rows))
+        head = dict(headline(found, UTC))
+        assert head["Waiting"] == "3 g (25 %) against starting at once, by 500 rows of batch jobs, which emitted 9 g."
+        assert named in head["Saved"]
+        assert "at once" not in head["Saved"]
+        assert "starting at once" in report_page(found, UTC)
+    alone = dict(headline(report(LedgerRows(lines=[line()], saved=rows[1:])), UTC))
+    assert alone["Saved"].startswith("Nothing can be compared")
+
+
 @pytest.mark.parametrize(("rows", "words"), [(1, "1 row was answered"), (1200, "1,200 rows were answered")])
 def test_rows_are_counted_in_words(rows: int, words: str) -> None:
     found = msgspec.structs.replace(report(LedgerRows(lines=[line()])), rows=rows)

@@ -38,7 +38,7 @@ class FakeEngine(FakeView):
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.tenants, self.operators = Tenants(config.tenants), Operators.from_config(config)
-        self.otel = None
+        self.otel = self.batches = None
         self.frontend: Any = None
         self.life = Life()
         self.lag = LagWindows()

@@ -66,6 +66,7 @@ class Family:
         )
         self.fleet = Fleet(self.router.state, Placement(device=device, profile="1c", start=0, size=1))
         self.slab = SimpleNamespace(release=lambda: None)
+        self.spare: Any = None
 
 
 class House:
@@ -182,6 +183,68 @@ async def test_the_one_asked_longest_ago_makes_room_once_it_has_stayed() -> None
     await until(lambda: "c" in house.awake)
     assert len(house.awake) == 2
     await house.sleeper.stop()
+
+
+class Spare:
+    """Waiting rows of a family: some are computed while they are to run, unless they gave way."""
+
+    def __init__(self, family: Any) -> None:
+        self.on = False
+        self.gave_up: list[str] = []
+        self._family = family
+
+    def give_up(self, why: str) -> None:
+        self.gave_up.append(why)
+        self._family.fleet.settled = True
+
+
+@night
+async def test_waiting_rows_wake_a_family_once_in_their_hours_and_keep_it_awake() -> None:
+    house = House("a")
+    one = house.served["a"]
+    spare = one.spare = Spare(one)
+    await house.pass_s(1.0)
+    await house.pass_s(60.0)
+    assert house.awake == set()
+    await house.pass_s(600.0)  # outside their hours
+    await asyncio.sleep(0.0)
+    assert house.awake == set()
+    spare.on = True
+    for _ in range(5):
+        await house.pass_s(100.0)
+        await until(lambda: house.awake == {"a"} and house.sleeper.report()["a"]["wakes"] == 1)
+    assert house.sleeper.report()["a"]["waited"] == 0  # no client did
+    spare.on = False
+    await house.pass_s(59.0)
+    assert house.awake == {"a"}
+    await house.pass_s(2.0)
+    assert house.awake == set()
+
+
+@night
+async def test_waiting_rows_take_no_memory_from_others_and_give_way() -> None:
+    house = House("a", "b", limit=120 * MB, after_s=3600.0)
+    one, other = house.served["a"], house.served["b"]
+    await house.pass_s(1.0)
+    await house.sleeper._put_to_sleep(one, house.sleeper._naps["a"])
+    assert house.awake == {"b"}
+    spare = one.spare = Spare(one)
+    spare.on = True
+    for _ in range(3):
+        await house.pass_s(100.0)
+        await until(lambda: not house.sleeper._waking)
+    assert house.awake == {"b"}
+    await house.pass_s(3600.0)  # nobody asked "b", which sleeps
+    await until(lambda: not house.sleeper._waking)
+    await house.pass_s(1.0)
+    await until(lambda: house.awake == {"a"} and not house.sleeper._waking)
+    one.fleet.settled = False  # rows are being computed
+    house.ask("b")
+    await until(lambda: house.awake == {"b"})
+    assert spare.gave_up == ["b needs the memory"]
+    await house.pass_s(1.0)
+    assert house.awake == {"b"}
+    assert other.router.state.company.here == 1
 
 
 @night

@@ -421,9 +421,14 @@ async def test_nothing_is_attached_for_audits_if_the_plan_has_the_best_variant(h
         guard=SimpleNamespace(best=1),
         audits=SimpleNamespace(on=True),
         traffic=SimpleNamespace(variants=("small", "large")),
+        spare=None,
     )
     assert crew._auditors() == []
     house.fleet.route((SMALL,), ONLY["small"])
+    assert crew._auditors() == [LARGE]
+    crew._router.audits.on = False
+    assert crew._auditors() == []
+    crew._router.spare = SimpleNamespace(lanes_wanted=lambda: {0, 1})  # rows of batch jobs want the best variant, too
     assert crew._auditors() == [LARGE]
     await house.fleet.stop()
 
