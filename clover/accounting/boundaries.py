@@ -1,7 +1,7 @@
 """What is counted: the boundaries within which a score holds, as lines of the account.  A saving is the server's.
 
-    workers   active energy of the variants, and the idle power of the cores and slices that workers hold, with what
-              their contexts draw on GPUs
+    workers   active energy of the variants, for live rows and for those of batch jobs, and the idle power of the
+              cores and slices that workers hold, with what their contexts draw on GPUs
     server    also the front end, control, and the idle power of the server's cores and slices that no worker holds
     machine   also all else that meters saw: other programs, and what is not the server's
 
@@ -22,7 +22,7 @@ Boundary = Literal["workers", "server", "machine"]
 BOUNDARIES: tuple[Boundary, ...] = get_args(Boundary)
 DEFAULT: Boundary = "server"
 
-_WORKERS = ("active", "idle", "idle_no_request", "awake")
+_WORKERS = ("active", "waiting", "idle", "idle_no_request", "awake")
 WITHIN: Mapping[Boundary, tuple[str, ...]] = {
     "workers": _WORKERS,
     "server": (*_WORKERS, "front_end", "control", "unowned"),
@@ -31,7 +31,7 @@ WITHIN: Mapping[Boundary, tuple[str, ...]] = {
 """The lines of a device's account that lie within each boundary."""
 PARTS: Mapping[str, tuple[str, ...]] = {
     "idle power": ("idle", "idle_no_request", "awake", "unowned", "carried"),
-    "workers' active": ("active",),
+    "workers' active": ("active", "waiting"),
     "front end and control": ("front_end", "control"),
     "other programs": ("foreign", "unattributed"),
 }

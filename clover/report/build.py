@@ -61,7 +61,8 @@ NOT_COVERED = (
     "and whatever the PUE leaves out of the data centre."
 )
 LINE_ABOUT = {
-    "active": "computing answers",
+    "active": "computing answers to live requests",
+    "waiting": "computing the rows of batch jobs",
     "front_end": "HTTP and forming batches",
     "control": "planning, measuring, starting and loading workers, answers that no client gets (audits)",
     "idle": "idle power of cores and slices while workers computed on them",

@@ -45,7 +45,7 @@ from clover.server.waiting import build_runner
 from clover.telemetry import otel
 from clover.tenants import Tenants
 from clover.types import FamilySpec
-from clover.waiting.runner import Runner
+from clover.waiting.runner import BatchRunner
 from clover.waiting.store import BatchStore
 
 
@@ -72,7 +72,7 @@ class Parts:
     cluster: ClusterFollower
     ledger: ServerLedger | None
     batches: BatchStore
-    waiting: Runner
+    waiting: BatchRunner
     windows: EnergyWindows
     rollouts: RollOuts
     sleeper: Sleeper

@@ -20,7 +20,7 @@ from clover.server.machine import Machine
 from clover.server.rollouts import RollOuts
 from clover.server.sleeper import Sleeper
 from clover.tenants import Tenants
-from clover.waiting.runner import Runner
+from clover.waiting.runner import BatchRunner
 
 
 class ServerTotals:
@@ -38,7 +38,7 @@ class ServerTotals:
         rollouts: RollOuts,
         cluster: ClusterFollower,
         sleeper: Sleeper,
-        waiting: Runner,
+        waiting: BatchRunner,
     ) -> None:
         self._waiting = waiting
         self._sleeper = sleeper

@@ -9,13 +9,13 @@ from clover.http.waiting import RowRequests
 from clover.runtime.router.waiting import SpareTime
 from clover.server.families import ServedFamilies
 from clover.tenants import Tenants
-from clover.waiting.runner import Load, Runner, planner
+from clover.waiting.runner import BatchRunner, LiveLoad, planner
 from clover.waiting.store import BatchStore
 
 
 def build_runner(
     config: ServerConfig, store: BatchStore, families: ServedFamilies, account: Account, grid: Grid, tenants: Tenants
-) -> Runner:
+) -> BatchRunner:
     """Return what runs the rows of `store`; it does nothing before its `changed` is called."""
 
     def spare(name: str) -> SpareTime | None:
@@ -36,5 +36,5 @@ def build_runner(
 
     speed = config.carbon.trace_speed
     starter = RowRequests(spare, config.limits, tenants)
-    load = Load(live, grid.now)
-    return Runner(store, starter, spare, load, planner(grid), now=grid.now, past=past, speed=speed)
+    load = LiveLoad(live, grid.now)
+    return BatchRunner(store, starter, spare, load, planner(grid), now=grid.now, past=past, speed=speed)

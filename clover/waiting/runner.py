@@ -1,12 +1,12 @@
 """Runs the rows of batch jobs: in the hours that the schedule names, as far as workers have nothing else to do.
 
-    store ---- rows ----> Runner ---- requests ----> SpareCapacity of each model (workers without a batch)
+    store ---- rows ----> BatchRunner ---- requests ----> SpareCapacity of each model (workers without a batch)
       ^                     |  ^                          |
       +----- answers -------+  +------- answers ----------+
 
 **The rate.**  How many rows a second a machine spares is seen while rows run: `SpareRate` counts only time in which
 they could.  So a model's first rows run at once, for `TRIAL_S`, whatever the hour.  What is seen is made into seconds
-of the whole machine by the part of it that live rows left (`Load`), which is known in all hours.
+of the whole machine by the part of it that live rows left (`LiveLoad`), which is known in all hours.
 
 **Plans** are made anew with each job that comes or goes, each hour of the grid, and every `PLAN_S`.
 
@@ -31,7 +31,7 @@ from clover.interfaces import RowStarter, SpareCapacity, WaitingRows
 from clover.planning.budget.forecast import DAY, HOUR_S, History
 from clover.types import JobView, Reading, Receipt, RowAnswer, WaitingRow
 from clover.waiting.forecasts import IssuedForecasts, hours_ahead, spare_ahead
-from clover.waiting.schedule import Job, Schedule, plan
+from clover.waiting.schedule import PendingJob, Schedule, plan
 
 log = logging.getLogger("clover.waiting")
 
@@ -72,7 +72,7 @@ class Waited:
     """Rows x percent."""
 
 
-Planner = Callable[[Sequence[Job], Callable[[float], float]], Awaitable[Schedule]]
+Planner = Callable[[Sequence[PendingJob], Callable[[float], float]], Awaitable[Schedule]]
 """Makes a schedule of jobs; the function says which part of the machine is spare in the hour that begins at a time."""
 
 
@@ -108,7 +108,7 @@ class SpareRate:
         return self.rows / self.seconds if self.seconds > 0.0 else 0.0
 
 
-class Load:
+class LiveLoad:
     """Which part of the machine live rows leave: `seen` returns the seconds that workers computed them so far, all
     workers together, how many workers there are, and how many requests clients sent so far."""
 
@@ -163,7 +163,7 @@ def planner(grid: HoursOfGrid) -> Planner:
     """Return what plans by the forecasts of `grid`, as far as those of the last weeks were right."""
     issued = IssuedForecasts()
 
-    async def make(jobs: Sequence[Job], spare: Callable[[float], float]) -> Schedule:
+    async def make(jobs: Sequence[PendingJob], spare: Callable[[float], float]) -> Schedule:
         grid_s = grid.now()
         hour = math.floor(grid_s / HOUR_S)
         until_s = max([grid_s + DAY * HOUR_S, *(job.deadline_s for job in jobs)])
@@ -185,7 +185,7 @@ class _Running:
     """The store had no more rows to lend; it is not asked again before (monotonic)."""
 
 
-class Runner:
+class BatchRunner:
     """Runs the rows of `store`.  `spare` returns what the workers of a model spare; None while its rows wait whatever
     is planned (it is unloaded, or another version is rolled out).
 
@@ -198,7 +198,7 @@ class Runner:
         store: WaitingRows,
         starter: RowStarter,
         spare: Callable[[str], SpareCapacity | None],
-        load: Load,
+        load: LiveLoad,
         make_plan: Planner,
         *,
         now: Callable[[], float],
@@ -336,10 +336,10 @@ class Runner:
         self.schedule = await self._make_plan([self._describe(job) for job in known], self._load.ahead())
         self._planned = now_s, hour, names
 
-    def _describe(self, job: JobView) -> Job:
+    def _describe(self, job: JobView) -> PendingJob:
         rate = self.rates[job.model]
         row_s = self._speed * rate.spare_s / rate.rows
-        return Job(job.id, job.rows_left, job.deadline_s, job.carbon, row_s, rate.joules / rate.rows)
+        return PendingJob(job.id, job.rows_left, job.deadline_s, job.carbon, row_s, rate.joules / rate.rows)
 
     def _jobs_now(self, jobs: Sequence[JobView]) -> list[JobView]:
         """Return the jobs that run now, that of the earliest deadline first, and those whose rate is not known."""

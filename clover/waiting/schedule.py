@@ -1,7 +1,7 @@
 """Plans the hours in which waiting rows run: the cleanest ones in which no job can become late.
 
     hours = hours_ahead(now_s, [210, 150, 61, 58, 90])          # gCO2e/kWh from the running hour on
-    job = Job("batch_1", rows=200_000, deadline_s=now_s + 5 * 3600, carbon="wait", row_s=0.036, row_j=0.1)
+    job = PendingJob("batch_1", rows=200_000, deadline_s=now_s + 5 * 3600, carbon="wait", row_s=0.036, row_j=0.1)
     schedule = plan(now_s, [job], hours)
     schedule.running(now_s)        # (): nothing runs now
     schedule.reason("batch_1")     # "runs 02:00 to 04:00 UTC: 60 g/kWh instead of 210 now"
@@ -69,7 +69,7 @@ class Hour:
 
 
 @dataclass(frozen=True)
-class Job:
+class PendingJob:
     """What is left of a batch job: `rows` without an answer, wanted by `deadline_s`.
 
     A row takes `row_s` seconds of the machine if it is given all that is spare, and `row_j` joules above idle.  With
@@ -100,7 +100,7 @@ class Schedule:
     now_s: float
     hours: tuple[PlannedHour, ...]
     urgent: tuple[str, ...]
-    jobs: Mapping[str, Job]
+    jobs: Mapping[str, PendingJob]
     gco2e_kwh: float
     """The intensity of now, NaN if no hours are known."""
 
@@ -154,7 +154,7 @@ class _Parts:
 
 def plan(
     now_s: float,
-    jobs: Sequence[Job],
+    jobs: Sequence[PendingJob],
     intensity: Sequence[Hour],
     *,
     spare: float | Callable[[float], float] = 1.0,
@@ -310,7 +310,7 @@ def _cost(parts: _Parts, taken: Sequence[float], awake: bool) -> float:
 
 
 def _assign(
-    taken: Iterable[tuple[int, float]], ordered: Sequence[Job], work: Sequence[float]
+    taken: Iterable[tuple[int, float]], ordered: Sequence[PendingJob], work: Sequence[float]
 ) -> dict[int, dict[str, float]]:
     """Return the rows of each hour by job, if seconds are `taken` of hours (by their place) in their order.
 

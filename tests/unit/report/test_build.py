@@ -17,7 +17,7 @@ from clover.accounting.boundaries import WITHIN
 from clover.accounting.devices import LINES
 from clover.errors import LedgerError
 from clover.report.breakdowns import BY, NO_TENANT, NOBODY, BreakdownRules, breakdowns_of
-from clover.report.build import LedgerRows, ReportOptions, report_of
+from clover.report.build import LINE_ABOUT, LedgerRows, ReportOptions, report_of
 from clover.report.making import report_from
 from clover.report.records import Report
 from clover.report.render.page import report_page
@@ -135,6 +135,10 @@ LINE = st.builds(
     st.floats(-10.0, 1e6),
     st.sampled_from(["gpu0", "host"]),
 )
+
+
+def test_every_line_of_the_account_is_said_what_it_is() -> None:
+    assert set(LINE_ABOUT) == set(LINES)
 
 
 @settings(max_examples=examples(60))

@@ -7,7 +7,7 @@ import pytest
 
 from clover.planning.budget.forecast import DAY, HOUR_S, WEEK, Floats, forecast
 from clover.waiting.forecasts import IssuedForecasts, hours_ahead, spare_ahead
-from clover.waiting.schedule import Hour, Job, plan
+from clover.waiting.schedule import Hour, PendingJob, plan
 
 WEEKS = 6
 
@@ -63,7 +63,7 @@ def test_forecasts_that_mislead_leave_nothing_to_wait() -> None:
     issued = wrong(past)
     assert issued.trust(past, hour)[0] == pytest.approx(-1.0, abs=0.1)
     now_s = hour * HOUR_S
-    job = Job("a", 3600.0, now_s + 20 * HOUR_S, "wait", 1.0, 1.0)
+    job = PendingJob("a", 3600.0, now_s + 20 * HOUR_S, "wait", 1.0, 1.0)
     ahead = hours_ahead(now_s, forecast(past, past[-1], DAY))
     assert plan(now_s, [job], ahead).running(now_s) == ()
     assert plan(now_s, [job], ahead, margin_gco2e_kwh=issued.margin(past, hour)).running(now_s) == ("a",)
@@ -107,7 +107,7 @@ def test_waiting_is_hardly_worse_than_at_once_on_a_grid_without_a_pattern(days: 
         for hour in range(begin, begin + DAY):
             now_s = hour * HOUR_S
             past = real[: hour + 1]
-            job = Job("a", left, (begin + DAY) * HOUR_S, "wait", 1.0, 1.0)
+            job = PendingJob("a", left, (begin + DAY) * HOUR_S, "wait", 1.0, 1.0)
             ahead = hours_ahead(now_s, forecast(past, past[-1], DAY + 1))
             margin = issued.margin(past, hour)
             if plan(now_s, [job], ahead, margin_gco2e_kwh=margin).running(now_s):

@@ -12,8 +12,8 @@ import pytest
 from clover.interfaces import RowDone
 from clover.planning.budget.forecast import History
 from clover.types import JobView, Reading, Receipt, RowAnswer, WaitingRow
-from clover.waiting.runner import PLAN_S, TRIAL_S, Load, Runner, SpareRate, planner
-from clover.waiting.schedule import Job, PlannedHour, Schedule
+from clover.waiting.runner import PLAN_S, TRIAL_S, BatchRunner, LiveLoad, SpareRate, planner
+from clover.waiting.schedule import PendingJob, PlannedHour, Schedule
 
 RECEIPT = Receipt(
     variant="large", accuracy=90.0, energy_j=2.0, carbon_mg=0.1, intensity_g_per_kwh=300.0, method="modelled"
@@ -97,15 +97,15 @@ class World:
     store: Store
     now_s: float = 0.0
     runs: tuple[str, ...] = ()
-    plans: list[tuple[float, list[Job]]] = field(default_factory=list)
+    plans: list[tuple[float, list[PendingJob]]] = field(default_factory=list)
     served: bool = True
     requests: int = 0
     past: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spare = Spare()
-        self.load = Load(lambda: (0.0, 1, self.requests), lambda: self.now_s)
-        self.runner = Runner(
+        self.load = LiveLoad(lambda: (0.0, 1, self.requests), lambda: self.now_s)
+        self.runner = BatchRunner(
             self.store,
             self,
             lambda model: self.spare if self.served else None,
@@ -116,7 +116,7 @@ class World:
             monotonic=lambda: self.now_s,
         )
 
-    async def plan(self, jobs: Sequence[Job], spare: Any) -> Schedule:
+    async def plan(self, jobs: Sequence[PendingJob], spare: Any) -> Schedule:
         self.plans.append((self.now_s, list(jobs)))
         runs = {item.id: item.rows for item in jobs if item.id in self.runs}
         hours = (PlannedHour(self.now_s, self.now_s + 3600.0, runs, 100.0),)
@@ -379,7 +379,7 @@ def test_a_rate_forgets_what_is_long_ago() -> None:
 
 def test_live_rows_leave_a_part_of_the_machine() -> None:
     busy, now_s = [0.0], [0.0]
-    load = Load(lambda: (busy[0], 2, 0), lambda: now_s[0])
+    load = LiveLoad(lambda: (busy[0], 2, 0), lambda: now_s[0])
     assert load.spare == 1.0
     for at in range(10):
         load.observe(float(at))
@@ -402,7 +402,7 @@ async def test_plans_go_by_the_grids_forecast() -> None:
         async def hours(self, reading: Reading, *, grid_s: float, until_s: float) -> tuple[Any, str]:
             return [300.0, 200.0, 50.0, *[250.0] * 30], "test"
 
-    schedule = await planner(Hours())([Job("a", 100.0, 86_400.0, "wait", 1.0, 1.0)], lambda start_s: 1.0)
+    schedule = await planner(Hours())([PendingJob("a", 100.0, 86_400.0, "wait", 1.0, 1.0)], lambda start_s: 1.0)
     assert schedule.running(1800.0) == ()
     assert schedule.running(2 * 3600.0) == ("a",)
     assert "50 g/kWh" in schedule.reason("a")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clover.waiting.schedule import CUSHION_S, Hour, Job, Schedule, plan
+from clover.waiting.schedule import CUSHION_S, Hour, PendingJob, Schedule, plan
 
 HOUR_S = 3600.0
 NOW_S = 1_700_000_000.0 - 1_700_000_000.0 % HOUR_S
@@ -23,10 +23,10 @@ def hours(*values: float, step_s: float = HOUR_S, start_s: float = NOW_S) -> lis
     return [Hour(start_s + at * step_s, start_s + (at + 1) * step_s, value) for at, value in enumerate(values)]
 
 
-def job(name: str, work_h: float, window_h: float, carbon: str = "wait", row_j: float = 10.0) -> Job:
+def job(name: str, work_h: float, window_h: float, carbon: str = "wait", row_j: float = 10.0) -> PendingJob:
     """A job whose rows take a second each, due `window_h` from now, the cushion not counted."""
     deadline_s = NOW_S + window_h * HOUR_S + CUSHION_S
-    return Job(name, work_h * HOUR_S, deadline_s, "now" if carbon == "now" else "wait", row_s=1.0, row_j=row_j)
+    return PendingJob(name, work_h * HOUR_S, deadline_s, "now" if carbon == "now" else "wait", row_s=1.0, row_j=row_j)
 
 
 def taken_h(schedule: Schedule) -> dict[float, float]:
@@ -76,7 +76,7 @@ def test_what_could_become_late_starts_now_and_says_so() -> None:
 
 
 def test_jobs_that_cannot_be_in_time_run_before_all_that_can_wait() -> None:
-    late = Job("late", 3600, NOW_S - 10, "wait", 1.0, 1.0)
+    late = PendingJob("late", 3600, NOW_S - 10, "wait", 1.0, 1.0)
     schedule = plan(NOW_S, [job("b", 1, 20), late], hours(*range(30, 0, -1)))
     assert schedule.urgent == ("late",)
     assert schedule.running(NOW_S) == ("late",)
@@ -156,7 +156,7 @@ def by_hour(parts: list[float]) -> Callable[[float], float]:
     return lambda start_s: parts[min(39, max(0, round((start_s - NOW_S) / HOUR_S)))]
 
 
-def possible(jobs: list[Job], grid: list[Hour], parts: list[float], reserve: float = 0.0) -> bool:
+def possible(jobs: list[PendingJob], grid: list[Hour], parts: list[float], reserve: float = 0.0) -> bool:
     """Whether all jobs can be done by their deadlines (less the cushion), the earliest first."""
     edges = [hour.start_s for hour in grid] + [grid[-1].end_s]
     until = np.cumsum([0.0] + [parts[at] * HOUR_S for at in range(len(grid))])
@@ -168,7 +168,7 @@ def possible(jobs: list[Job], grid: list[Hour], parts: list[float], reserve: flo
 
 @given(JOBS, GRIDS, SPARE, st.sampled_from([0.0, 0.1, 0.4]))
 def test_no_plan_asks_for_more_than_there_is_and_none_is_late_that_need_not_be(
-    jobs: list[Job], values: list[float], parts: list[float], reserve: float
+    jobs: list[PendingJob], values: list[float], parts: list[float], reserve: float
 ) -> None:
     grid = hours(*values)
     schedule = plan(NOW_S, jobs, grid, spare=by_hour(parts), reserve=reserve)
@@ -191,7 +191,7 @@ def test_no_plan_asks_for_more_than_there_is_and_none_is_late_that_need_not_be(
 
 @given(JOBS, GRIDS, st.floats(0.05, 0.5))
 def test_what_waits_can_still_be_answered_at_the_reserve_whenever_it_is_looked_at(
-    jobs: list[Job], values: list[float], reserve: float
+    jobs: list[PendingJob], values: list[float], reserve: float
 ) -> None:
     """After each hour of a plan, what is left fits into the rest of its window at 1 - reserve of the machine."""
     grid = hours(*values)
@@ -214,7 +214,7 @@ def test_what_waits_can_still_be_answered_at_the_reserve_whenever_it_is_looked_a
 
 
 @given(JOBS, GRIDS, SPARE)
-def test_no_fill_of_hours_is_cheaper(jobs: list[Job], values: list[float], parts: list[float]) -> None:
+def test_no_fill_of_hours_is_cheaper(jobs: list[PendingJob], values: list[float], parts: list[float]) -> None:
     """Beside the linear program of the module's heading."""
     optimize = pytest.importorskip("scipy.optimize")
     grid = hours(*values)
@@ -243,10 +243,12 @@ def test_no_fill_of_hours_is_cheaper(jobs: list[Job], values: list[float], parts
 
 
 @given(JOBS, GRIDS, st.sampled_from([0.0, 0.1]))
-def test_no_worse_than_at_once_if_the_forecast_is_right(jobs: list[Job], values: list[float], reserve: float) -> None:
+def test_no_worse_than_at_once_if_the_forecast_is_right(
+    jobs: list[PendingJob], values: list[float], reserve: float
+) -> None:
     grid = hours(*values)
     waiting = [own for own in jobs if own.carbon == "wait"]
-    at_once = [Job(own.id, own.rows, own.deadline_s, "now", own.row_s, own.row_j) for own in waiting]
+    at_once = [PendingJob(own.id, own.rows, own.deadline_s, "now", own.row_s, own.row_j) for own in waiting]
     if waiting and possible(waiting, grid, [1.0] * 40, reserve):
         later, now = (plan(NOW_S, each, grid, reserve=reserve).grams() for each in (waiting, at_once))
         assert later <= now * (1 + 1e-9) + 1e-9
@@ -254,7 +256,7 @@ def test_no_worse_than_at_once_if_the_forecast_is_right(jobs: list[Job], values:
 
 @given(JOBS, GRIDS, st.integers(0, 7), st.floats(0.0, 20.0))
 def test_a_later_deadline_or_fewer_rows_never_cost_more(
-    jobs: list[Job], values: list[float], which: int, more_h: float
+    jobs: list[PendingJob], values: list[float], which: int, more_h: float
 ) -> None:
     grid = hours(*values)
     waiting = [own for own in jobs if own.carbon == "wait"]
@@ -264,15 +266,17 @@ def test_a_later_deadline_or_fewer_rows_never_cost_more(
     own = waiting[which]
     grams = plan(NOW_S, waiting, grid, reserve=0.0).grams()
     for other in (
-        Job(own.id, own.rows, own.deadline_s + more_h * HOUR_S, "wait", own.row_s, own.row_j),
-        Job(own.id, own.rows / (1.0 + more_h), own.deadline_s, "wait", own.row_s, own.row_j),
+        PendingJob(own.id, own.rows, own.deadline_s + more_h * HOUR_S, "wait", own.row_s, own.row_j),
+        PendingJob(own.id, own.rows / (1.0 + more_h), own.deadline_s, "wait", own.row_s, own.row_j),
     ):
         changed = [*waiting[:which], other, *waiting[which + 1 :]]
         assert plan(NOW_S, changed, grid, reserve=0.0).grams() <= grams * (1 + 1e-9) + 1e-9
 
 
 @given(JOBS, GRIDS, st.floats(0.0, 1e5))
-def test_merging_runs_never_makes_a_plan_dearer_or_late(jobs: list[Job], values: list[float], wake_j: float) -> None:
+def test_merging_runs_never_makes_a_plan_dearer_or_late(
+    jobs: list[PendingJob], values: list[float], wake_j: float
+) -> None:
     grid = hours(*values)
     waiting = [own for own in jobs if own.carbon == "wait"]
     if not waiting or not possible(waiting, grid, [1.0] * 40, 0.1):
