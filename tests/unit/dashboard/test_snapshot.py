@@ -14,7 +14,7 @@ from clover.types import Reading
 from tests.support.control_fixture import Rig
 
 JOULES = {"active": 30.0, "front_end": 2.0, "control": 3.0, "idle": 12.0, "idle_no_request": 8.0, "unowned": 9.0}
-JOULES |= {"awake": 0.0, "foreign": 20.0, "unattributed": 10.0, "carried": 6.0}
+JOULES |= {"awake": 0.0, "foreign": 20.0, "unattributed": 10.0, "carried": 6.0, "waiting": 0.0}
 TOTALS: dict[str, Any] = {
     "pue": 1.5,
     "saved": {

@@ -402,7 +402,7 @@ def test_embodied_carbon_and_grams_a_row_say_how_they_are_known() -> None:
         ]
         ledger.charge(365 * 86_400 * SECOND, workers)
         lines = {"active_g": 9.0, "idle_g": 1.0, "front_end_g": 0.0, "control_g": 0.0, "unowned_g": 0.0}
-        lines |= {"awake_g": 0.0, "idle_no_request_g": 0.0}
+        lines |= {"awake_g": 0.0, "idle_no_request_g": 0.0, "waiting_g": 0.0}
         models = {"m": (100, {"carbon_g": 10.0}), "g": (1, {"carbon_g": 0.0})}
         report = sci({"cpu0": {**lines, "method": "measured"}}, models, ledger, intensities={"synthetic"}, pue=1.5)
         chain: Any = SimpleNamespace(last=None, errors={}, live={})
