@@ -16,11 +16,12 @@ in time.  Wanted are the cheapest y with
     y(h) <= spare seconds of h,    sum of y until t  >=  R(t)  for every t
 
 **The reserve.**  R(t) asks for more than deadlines do: what is left at t must be answerable at `1 - reserve` of the
-spare seconds that remain, by `CUSHION_S` before the deadline.  So
+spare seconds that remain, by `CUSHION_S` before the deadline, together with what may still come
+(`waiting.arrivals`): up to A(t, d) seconds between t and d.  So, for all d from t to the last hour,
 
-    R(t) = max over deadlines d >= t of  D(d) - (1 - reserve) (C(d) - C(t))
+    R(t) = max over d of  D(d) + min(A(t, d), r(t, d)) - r(t, d),    r(t, d) = (1 - reserve) (C(d) - C(t))
 
-If R(now) is above 0, the jobs up to the deadline that makes it so are *urgent*: they start now.
+If R(now) is above 0, the jobs up to the last d for which that is so are *urgent*: they start now.
 
 **Why the greedy is optimal.**  Walk through the hours, and whenever R(t) asks for more seconds than were taken, take
 the cheapest of those until t that are left.  The first time, it takes the cheapest set S of seconds until t1.  An
@@ -51,12 +52,17 @@ from typing import Literal
 
 import numpy as np
 
+from clover.waiting.arrivals import ToCome
+
 RESERVE = 0.1
 """The part of the spare seconds that plans do not rely on to be in time."""
 CUSHION_S = 600.0
 """Seconds before its deadline at which a job is planned to be done: two plans, and a worker that has to start."""
 _LEAST_S = 1e-9
 _MOST_TRIALS = 8
+_MANY_JOBS = 256
+"""Jobs from which on deadlines are moved to whole multiples of `CUSHION_S`: work grows with the square of their number.
+"""
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,7 @@ def plan(
     *,
     spare: float | Callable[[float], float] = 1.0,
     reserve: float = RESERVE,
+    to_come: ToCome | None = None,
     margin_gco2e_kwh: float = 0.0,
     kept_on_w: float | Callable[[float], float] = 0.0,
     wake_j: float = 0.0,
@@ -170,6 +177,7 @@ def plan(
     any hours all jobs run now.
     `spare`, `kept_on_w`: for the hour that begins at a time, the part of the machine that is free (0 to 1), and the
     watts that stay on because waiting rows run (0 if the machine does not sleep then).
+    `to_come`: the most work that may still come between times.
     `reserve` is 0 to below 1.  `margin_gco2e_kwh` is added to hours to come.
     `awake`: waiting rows run already, so that to go on wakes nothing.
     """
@@ -193,24 +201,31 @@ def plan(
     # A job that does not wait is due when all of them can be done.
     now_done_s = float(np.interp(sum(job.rows * job.row_s for job in known if job.carbon == "now"), until, edges))
     due = {job.id: max(now_s, job.deadline_s - CUSHION_S) for job in known}
+    if len(known) > _MANY_JOBS:  # fewer deadlines, none of them later
+        due = {name: max(now_s, due_s // CUSHION_S * CUSHION_S) for name, due_s in due.items()}
     due |= {job.id: min(due[job.id], now_done_s) for job in known if job.carbon == "now"}
     ordered = sorted(known, key=lambda job: (due[job.id], job.deadline_s, job.id))
     due_s = np.minimum([due[job.id] for job in ordered], hours[-1].end_s)
     work = np.array([max(job.rows * job.row_s, 10.0 * _LEAST_S) for job in ordered])
     needed = np.cumsum(work)
     by_then = np.interp(due_s, edges, until)
-    short = needed - (1.0 - reserve) * by_then
-    last_urgent = max(np.flatnonzero(short > _LEAST_S).tolist(), default=-1)
-    urgent = tuple(job.id for job in ordered[: last_urgent + 1] if job.carbon == "wait")
     late = needed > by_then + _LEAST_S
     at_once = needed[late | np.array([job.carbon == "now" for job in ordered])].max(initial=0.0)
 
-    # Stretches of time between hours and deadlines, and what has to be done by the end of each.
-    cuts = np.unique(np.concatenate((edges, due_s)))
-    cuts = cuts[cuts <= (hours[-1].end_s if late.any() else due_s[-1])]
+    # Stretches of time between hours and deadlines, and what has to be done by the end of each (a cut).
+    ends = np.unique(np.concatenate((edges, due_s)))
+    cuts = ends[ends <= (hours[-1].end_s if late.any() else due_s[-1])]
     done = np.interp(cuts, edges, until)
-    most = np.append(np.maximum.accumulate(short[::-1])[::-1], -math.inf)  # over the deadlines from each one on
-    least = most[np.searchsorted(due_s, cuts)] + (1.0 - reserve) * done
+    remain = (1.0 - reserve) * np.maximum(0.0, np.interp(ends, edges, until) - done[:, None])  # from a cut to an end
+    asked = np.append(0.0, needed)[np.searchsorted(due_s, ends, "right")] - remain
+    if to_come is not None:
+        asked += np.minimum(to_come(cuts, ends), remain)
+    asked[ends < cuts[:, None]] = -math.inf
+    urgent_until_s = ends[asked[0] > _LEAST_S].max(initial=-math.inf)
+    urgent = tuple(
+        job.id for job, at_s in zip(ordered, due_s, strict=True) if job.carbon == "wait" and at_s <= urgent_until_s
+    )
+    least = asked.max(axis=1)
     least = np.minimum(done, np.maximum(least, at_once))
     least[-1] = min(done[-1], needed[-1])
     places = np.searchsorted([hour.end_s for hour in hours], cuts[1:]).tolist()

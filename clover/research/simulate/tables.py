@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -15,6 +16,7 @@ from clover.quantities import grams
 from clover.research.simulate.machine import MachineDay
 from clover.research.simulate.minutes import Minutes
 from clover.research.simulate.records import Accounting, Results, RunInput, Summary
+from clover.research.simulate.waiting import Arrival, Outcome
 from clover.terminal import Column, filled, fitting, legend, milliseconds, needed, sheet
 
 TITLES: dict[Accounting, str] = {
@@ -189,6 +191,45 @@ MACHINE_COLUMNS = (
     Column("accuracy", "percent, weighted with the rows that each variant answered"),
     Column("p95", "95th percentile of latency in the worst step", spare=1),
 )
+
+
+WAITING_COLUMNS = (
+    Column("trace", right=False),
+    Column("hours", "of rows, those of each hour a job"),
+    Column("saved (modelled)", "part of what they emit above idle power if all start as they come"),
+    Column("foresight", "the same with all intensities known"),
+    Column("captured", "saved, as a part of that"),
+    Column("late", "jobs that were late, and would not be if all started as they come"),
+    Column("late at once", "jobs that are late whatever is planned", spare=1),
+)
+
+
+@dataclass(frozen=True)
+class WaitingTrace:
+    """What became of rows that may wait on a trace."""
+
+    name: str
+    hours: int
+    jobs: Sequence[Arrival]
+    at_once: Outcome
+    planned: Outcome
+    known: Outcome
+
+
+def show_waiting(found: Sequence[WaitingTrace], console: Console) -> None:
+    """Print what rows that may wait save."""
+    rows = []
+    for own in found:
+        whole = own.at_once.grams
+        saved, foresight = 1.0 - own.planned.grams / whole, 1.0 - own.known.grams / whole
+        before, after = own.at_once.late(own.jobs), own.planned.late(own.jobs)
+        captured = f"{saved / foresight:.2f}" if foresight > 0.0005 else ""
+        late = (str(len(after - before)), str(len(before)))
+        rows.append((own.name, str(own.hours), _part(saved), _part(foresight), captured, *late))
+    shown = fitting(WAITING_COLUMNS, rows, filled(WAITING_COLUMNS, rows), console.width)
+    console.print(sheet(WAITING_COLUMNS, rows, shown))
+    console.print()
+    console.print(Text(legend(WAITING_COLUMNS, shown, console.width)), soft_wrap=True)
 
 
 def show_machine(found: Sequence[Sequence[MachineDay]], power: CpuPower | None, about: str, console: Console) -> None:

@@ -389,12 +389,13 @@ def test_live_rows_leave_a_part_of_the_machine() -> None:
 
 
 @in_a_loop
-async def test_plans_go_by_the_grids_forecast() -> None:
+async def test_plans_go_by_the_grids_forecast_and_by_the_jobs_that_came() -> None:
     class Hours:
         history = History()
+        now_s = 1800.0
 
         def now(self) -> float:
-            return 1800.0
+            return self.now_s
 
         async def priced(self) -> Reading:
             return Reading(g_per_kwh=300.0, at_s=0.0, provider="test")
@@ -402,7 +403,21 @@ async def test_plans_go_by_the_grids_forecast() -> None:
         async def hours(self, reading: Reading, *, grid_s: float, until_s: float) -> tuple[Any, str]:
             return [300.0, 200.0, 50.0, *[250.0] * 30], "test"
 
-    schedule = await planner(Hours())([PendingJob("a", 100.0, 86_400.0, "wait", 1.0, 1.0)], lambda start_s: 1.0)
+    grid = Hours()
+    make = planner(grid)
+    schedule = await make([PendingJob("a", 100.0, 86_400.0, "wait", 1.0, 1.0)], lambda start_s: 1.0)
     assert schedule.running(1800.0) == ()
     assert schedule.running(2 * 3600.0) == ("a",)
     assert "50 g/kWh" in schedule.reason("a")
+
+    # After a job of an hour that was due in two, another such one may come: not all is left to the last two hours.
+    def until(name: str, work_s: float, due_s: float) -> PendingJob:
+        return PendingJob(name, work_s, grid.now_s + due_s, "wait", 1.0, 1.0)
+
+    grid.now_s += 86_400.0
+    others = planner(grid)
+    await make([until("b", 3600.0, 7200.0)], lambda start_s: 1.0)
+    grid.now_s += 86_400.0
+    ours, theirs = [await each([until("c", 6000.0, 3 * 3600.0)], lambda start_s: 1.0) for each in (make, others)]
+    assert ours.running(grid.now_s) == ("c",)
+    assert theirs.running(grid.now_s) == ()

@@ -134,6 +134,29 @@ def test_a_sleeping_machine_is_woken_once() -> None:
     assert asleep.running(NOW_S) == ()
 
 
+def test_room_is_kept_for_what_may_still_come() -> None:
+    def four_hours_within_six(from_s: np.ndarray, until_s: np.ndarray) -> np.ndarray:
+        return np.where(until_s - from_s[:, None] >= 6 * HOUR_S, 4 * HOUR_S, 0.0)
+
+    grid = hours(*range(30, 0, -1))
+    alone = plan(NOW_S, [job("a", 4, 20)], grid, reserve=0.0)
+    assert taken_h(alone) == pytest.approx({16.0: 1.0, 17.0: 1.0, 18.0: 1.0, 19.0: 1.0})
+    # Whatever comes at 14:00 and is due at 20:00, the job fits before or behind it: two hours are done by then.
+    beside = plan(NOW_S, [job("a", 4, 20)], grid, reserve=0.0, to_come=four_hours_within_six)
+    assert taken_h(beside) == pytest.approx({12.0: 1.0, 13.0: 1.0, 18.0: 1.0, 19.0: 1.0})
+    assert beside.urgent == ()
+    urgent = plan(NOW_S, [job("a", 4, 7)], grid, reserve=0.0, to_come=four_hours_within_six)
+    assert urgent.urgent == ("a",)
+
+
+def test_ten_thousand_jobs_are_planned_by_whole_ten_minutes() -> None:
+    rng = random.Random(2)
+    jobs = [job(str(at), rng.uniform(0.001, 0.01), rng.uniform(1.0, 160.0)) for at in range(10_000)]
+    schedule = plan(NOW_S, jobs, hours(*(rng.uniform(50, 400) for _ in range(168))))
+    done = finished_s(schedule)
+    assert all(done[own.id] <= own.deadline_s for own in jobs)
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="reserve"):
         plan(NOW_S, [], [], reserve=1.0)

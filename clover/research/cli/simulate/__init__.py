@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib.util
 import logging
+import math
 import os
 import sys
 import time
@@ -17,19 +19,22 @@ import msgspec
 from rich.console import Console
 
 from clover import settings, terminal
+from clover.carbon.trace import TraceSource
 from clover.cli import profile
 from clover.cli.progress import Progress
 from clover.energy import cpu_power
-from clover.errors import CloverError, ConfigError
+from clover.errors import BadRequest, CloverError, ConfigError
+from clover.http.batches import parse_window
+from clover.planning.budget.forecast import HOUR_S
 from clover.research.cli.simulate.arguments import HOURS, MIXES, POLICIES, SCENARIO_G_PER_KWH, parser
-from clover.research.simulate import day, families, forecasts, loads, machine, minutes, parametric, world
+from clover.research.simulate import day, families, forecasts, loads, machine, minutes, parametric, waiting, world
 from clover.research.simulate.day import Day
 from clover.research.simulate.families import Known
 from clover.research.simulate.page import page
 from clover.research.simulate.paper import SEEDS, Paper, PaperOptions
 from clover.research.simulate.records import Results, Run, RunInput
 from clover.research.simulate.surprises import Surprises, parse_lost
-from clover.research.simulate.tables import show, show_machine, show_minutes
+from clover.research.simulate.tables import WaitingTrace, show, show_machine, show_minutes, show_waiting
 from clover.research.simulate.work import execute, results
 from clover.research.simulate.world import Case, Rules, SimulatedMachine, Trace, World
 
@@ -56,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return DONE
         if given.minutes is not None:
             _minutes(given, words, console)
+            return DONE
+        if given.waiting_share is not None:
+            _waiting(given, console)
             return DONE
         result = _simulate(given, words)
         show(result, console)
@@ -174,6 +182,35 @@ def _days(given: argparse.Namespace, console: Console) -> None:
         show_machine(days, power, "; ".join(about), console)
 
 
+def _waiting(given: argparse.Namespace, console: Console) -> None:
+    """Print what rows that may wait emit: at once, as planned, and with all intensities known."""
+    _check(given)
+    load = loads.parse(given.load)
+    if load.kind == "file" or load.per_s:
+        raise ConfigError("--waiting-share takes a --load in parts of the machine's capacity, as constant:0.6")
+    try:
+        window_s = parse_window(given.within)
+    except BadRequest:
+        raise ConfigError(f"--within is a time from 15m to 7d, as 24h, not {given.within!r}") from None
+    found = []
+    for trace in _traces(given):
+        source, end_s = trace.source, trace.start_s + trace.hours * HOUR_S
+        past_s, last_s = trace.start_s - waiting.PAST_H * HOUR_S, end_s + window_s + HOUR_S
+        if isinstance(source, TraceSource):  # which begins and ends somewhere
+            past_s, last_s = max(past_s, source.start_s), min(last_s, source.end_s)
+        hours = math.floor((min(end_s, last_s - window_s - HOUR_S) - trace.start_s) / HOUR_S)
+        if hours < 1:
+            raise ConfigError(f"{trace.name} ends before rows could wait {given.within}: an earlier --start")
+        with Progress("simulate", f"playing {trace.name}"):
+            grid = waiting.Grid(*asyncio.run(waiting.hourly(source, past_s, last_s)))
+            jobs, spare = waiting.waiting_rows(load, given.waiting_share, window_s, trace.start_s, hours)
+            at_once = waiting.play_at_once(jobs, grid, spare=spare)
+            planned = waiting.play(jobs, grid, grid.expected, spare=spare)
+            known = waiting.play(jobs, grid, grid.known, spare=spare, careful=False)
+        found.append(WaitingTrace(trace.name, hours, jobs, at_once, planned, known))
+    show_waiting(found, console)
+
+
 def _find_profiled(given: argparse.Namespace, own: SimulatedMachine, name: str) -> Known:
     """Return the profile of a family, which is measured quickly if there is none; ConfigError if it cannot be."""
     confidence = parametric.parse(given.confidence)
@@ -233,6 +270,7 @@ def _check(given: argparse.Namespace) -> None:
         ("pue", 1.0, 10.0),
         ("minutes", 0.5, 24 * 60.0),
         ("gust", 1.0, 100.0),
+        ("waiting_share", 0.001, 1.0),
         ("jobs", 1, 256),
         ("accuracy_budget", 0.0, 100.0),
         ("budget_horizon_h", 1.0, 8784.0),
@@ -256,6 +294,10 @@ def _check(given: argparse.Namespace) -> None:
         raise ConfigError("--rate is for --machine; --load constant:R/s elsewhere")
     if given.machine and (given.scenario or given.minutes is not None or given.output):
         raise ConfigError("--machine prints a table, without --scenario, --minutes and -o")
+    if given.waiting_share is not None and (
+        given.machine or given.scenario or given.minutes is not None or given.output or given.families
+    ):
+        raise ConfigError("--waiting-share prints a table, without FAMILY, --machine, --scenario, --minutes and -o")
     if given.machine and not given.families:
         raise ConfigError("--machine needs a FAMILY")
     if given.minutes is not None and (given.misprofiled or given.lost_gpu):

@@ -232,6 +232,15 @@ def _add_kinds(group: argparse._ArgumentGroup) -> None:
         help="with --minutes: play it again with VARIANT (or auto) standing by, as with --relief of serve",
     )
     add(
+        "--waiting-share",
+        metavar="S",
+        type=float,
+        default=None,
+        help="play the part S of the rows as batch jobs that may wait (`clover batch run`): what they emit at once, as "
+        "a server plans them, and with all intensities known; --load is of the machine, and no FAMILY is needed",
+    )
+    add("--within", metavar="TIME", default="24h", help="with --waiting-share: how long they may wait, 15m to 7d [24h]")
+    add(
         "--scenario",
         choices=("paper", "day"),
         default=None,
