@@ -165,15 +165,21 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def load_sets(folder: Path) -> list[LoadSet]:
-    """Return the sets of SLOs of the artifact's `folder`."""
-    measured: dict[str, list[Measured]] = {}
-    for path in sorted(folder.glob("prof_data/*.csv")):
-        measured[path.stem] = [
+def measured_in(folder: Path) -> dict[str, list[Measured]]:
+    """Return what was measured of each network of the artifact in `folder`."""
+    return {
+        path.stem: [
             Measured(int(slices), int(batch), int(processes), float(rows_s) * int(processes), float(seconds))
             for slices, batch, processes, rows_s, seconds in _table(path)[1:]
             if float(rows_s) > 0.0  # 0: it did not run
         ]
+        for path in sorted(folder.glob("prof_data/*.csv"))
+    }
+
+
+def load_sets(folder: Path) -> list[LoadSet]:
+    """Return the sets of SLOs of the artifact's `folder`."""
+    measured = measured_in(folder)
     latencies, rates = (_table(folder / name) for name in _SLO_FILES)
     sets = []
     for at, (slos, loads) in enumerate(zip(latencies, rates, strict=True), start=1):

@@ -30,7 +30,7 @@ import numpy as np
 from bench.common import show, write_json
 from clover.carbon.trace import TraceSource
 from clover.planning.budget.forecast import DAY, HOUR_S, WEEK, Floats
-from clover.research.simulate.waiting import PAST_H, Arrival, Grid, Outcome, hourly, play, play_at_once
+from clover.research.simulate.waiting import PAST_H, Arrival, HourlyGrid, Outcome, hourly, play, play_at_once
 
 _WAKE_S = 1.0
 _WORK_S = (1.0, 3600.0)
@@ -101,7 +101,7 @@ def answer(question: Question) -> Year:
     """Play one year."""
     actual, _, issued = question.trace.partition(":")
     first, values = asyncio.run(_read(actual))
-    grid = Grid(first, values)
+    grid = HourlyGrid(first, values)
     if issued:
         begin, foretold = asyncio.run(_read(issued))
         by_hour = dict(enumerate(foretold.tolist(), begin))
@@ -134,12 +134,12 @@ async def _read(path: str) -> tuple[int, Floats]:
     return await hourly(source, source.start_s, source.end_s)
 
 
-def _daily(grid: Grid, rng: np.random.Generator) -> list[Arrival]:
+def _daily(grid: HourlyGrid, rng: np.random.Generator) -> list[Arrival]:
     days = np.arange(grid.first + PAST_H, grid.first + len(grid.g_per_kwh) - 3 * DAY, DAY) * HOUR_S
     return [Arrival(at_s, 4 * HOUR_S, at_s + DAY * HOUR_S) for at_s in (days + rng.uniform(0.0, 86_400.0, len(days)))]
 
 
-def _mixed(grid: Grid, rng: np.random.Generator, jobs_a_day: float) -> list[Arrival]:
+def _mixed(grid: HourlyGrid, rng: np.random.Generator, jobs_a_day: float) -> list[Arrival]:
     """Return jobs whose work and windows are uniform by their logarithm."""
     begin, end = grid.first + PAST_H, grid.first + len(grid.g_per_kwh) - 9 * DAY
     count = rng.poisson(jobs_a_day * (end - begin) / DAY)

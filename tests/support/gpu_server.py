@@ -82,7 +82,8 @@ async def parked(cache: Path) -> dict[str, Any]:
         (busy,) = (name for name, item in state.items() if not item["parked"])
         asked, failed = load.asked, load.failed
         disturb.lose(cache / "emulated" / f"{BOX}-3.nvml", int(busy.removeprefix("gpu")))
-        await until(lambda: devices(running)[busy]["lost"] and set(pids_on(running)) - {busy}, 60.0)
+        await until(lambda: devices(running)[busy]["lost"] and not devices(running)[busy]["layout"], 60.0)
+        await until(lambda: pids_on(running), 60.0)
         await until(lambda: load.asked > asked + 20, 60.0)
         found["woken"] = sorted(name for name, item in devices(running).items() if item["layout"])
         found |= {"busy": busy, "failed_before": failed, "failed": load.failed, "reasons": load.reasons[:3]}

@@ -3,27 +3,36 @@
 Answers of an emulated slice are computed on the CPU, so accuracy and the choice of backend are those measured there.
 Time and power are not the CPU's.  If a pace file has rows of the family they are taken; otherwise
 
-    ms(batch, slices) = ms of the batch on one core x SLICE_RATIO / speed(slices).
+    ms(batch, slices) = ms of the batch on one core x SLICE_RATIO / speed.
 
 **SLICE_RATIO** is a convention and no property of any GPU: one compute slice is paced 64 times *slower* than one core
 of the machine that measured.  A slice then keeps a core busy for 1/64 of its time at most, and two cores can compute
-the answers of dozens of slices in time.  Batch sizes and variants keep the proportions they have on the CPU.
+the answers of dozens of slices in time.  On one slice, batch sizes and variants keep the proportions they have on the
+CPU.
 
-**Speed** of n slices, in units of one, is measured: images a second of ResNet-50, ResNet-152, DenseNet-121 and
-MobileNetV2 in batches of 8 on MIG instances of 1, 2, 3, 4 and 7 slices of an A100 (profiles published with ParvaGPU,
-SC'24); the mean over the four of the ratio to one slice.  It saturates (seven slices are three times one), because
-batches of 8 do not fill a large instance: that is what makes partitioning worth the trouble.
+**Speed** of n slices, in units of one, is
 
-**Power** of n slices above idle, while a batch runs: (BUSY_W u + LOW_W (1 - u)) n / 7, where u = speed(n) / n is the
-share of the instance's multiprocessors that is busy.  BUSY_W is what an A100 was published to draw above idle in
-training and inference of convolutional nets (a ResNet-50 in large batches: 173 W in all, some 52 W of them idle);
-LOW_W is what an instance draws above idle merely for having work.  Both are an A100's, whichever GPU is emulated.
+    min(n^FILLED, max(1, growth / ROWS x max(1, row_ms / HEAVY_MS)^STEEP)).
+
+`growth` is how many times longer than a row alone the batch takes on one core, `row_ms` what a row of the largest batch
+takes there.  A batch that leaves one slice with room gains nothing from a second one; one that fills all of them gains
+n^FILLED.  The figures were fitted to eight networks on MIG instances of an A100-80GB, one process each
+(`bench.slice_speed`; profiles published with ParvaGPU, SC'24).  A GPU's batches have a larger fixed part than a core's,
+so ROWS rows have to come together, but in very heavy networks one is enough.  What is not in the data: growth on a core
+(taken as the number of rows), any network between 11.5 and 15.5 GFLOP a row, and more than one transformer, BERT, which
+was left out of the fit and gains 2.5 at most where this says 6.3.
+
+**Power** of n slices above idle, while a batch runs: (BUSY_W u + LOW_W (1 - u)) n / 7, where u = speed / n is the share
+of the instance's multiprocessors that is busy.  BUSY_W is what an A100 was published to draw above idle in training and
+inference of convolutional nets (a ResNet-50 in large batches: 173 W in all, some 52 W of them idle); LOW_W is what an
+instance draws above idle merely for having work.  Both are an A100's, whichever GPU is emulated.
 
 Nothing here was measured on a GPU.  Every figure is labelled "analytical", as are results that use it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -48,23 +57,21 @@ from clover.types import (
     Placement,
 )
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the calculation changes."""
 
 SLICE_RATIO = 64.0
 """How many times slower than one core of this machine one compute slice is paced."""
 
-SLICES = (1, 2, 3, 4, 7)
-IMAGES_PER_S = {
-    "resnet50": (358.3, 687.3, 1072.4, 1292.7, 1600.0),
-    "resnet152": (168.2, 326.6, 496.5, 588.1, 593.9),
-    "densenet121": (296.5, 549.5, 651.2, 652.7, 634.0),
-    "mobilenetv2": (738.9, 1380.6, 1573.7, 1575.4, 1557.5),
-}
-"""Measured on MIG instances of an A100 with `SLICES` compute slices, batches of 8."""
+SLICES = 7
+"""Compute slices of a whole GPU."""
 
-SPEED = tuple(sum(row[at] / row[0] for row in IMAGES_PER_S.values()) / len(IMAGES_PER_S) for at in range(len(SLICES)))
-"""1, 1.90, 2.57, 2.86, 3.06."""
+FILLED = 0.95
+ROWS = 3.3
+HEAVY_MS = 223.0
+"""10.7 GFLOP (multiply-adds) at what a ResNet-50 takes on a core: 85 ms for 4.09 (`bench/results/networks.md`)."""
+STEEP = 8.0
+"""Not fitted: between the heaviest network that gains nothing alone and the lightest that does, none was published."""
 
 BUSY_W = 120.0
 LOW_W = 15.0
@@ -73,29 +80,26 @@ BASE_LOAD = 0.6
 _CORE = "1c"
 
 
-def speed(slices: int) -> float:
-    """Return the throughput of an instance of `slices` compute slices in units of one; linear between measured sizes.
+def speed(slices: int, growth: float, row_ms: float) -> float:
+    """Return the throughput of an instance of `slices` compute slices in units of one, for a batch that takes `growth`
+    times as long as a row alone on one core, where a row of the largest batch takes `row_ms`.
 
     Raises ProfileError outside of what was measured.
     """
-    if not SLICES[0] <= slices <= SLICES[-1]:
+    if not 1 <= slices <= SLICES:
         raise ProfileError(f"an instance of {slices} compute slices has no known speed: give its rows in a pace file")
-    above = next(at for at, size in enumerate(SLICES) if size >= slices)
-    if SLICES[above] == slices:
-        return SPEED[above]
-    low, high = SLICES[above - 1], SLICES[above]
-    return SPEED[above - 1] + (slices - low) / (high - low) * (SPEED[above] - SPEED[above - 1])
+    return min(math.pow(slices, FILLED), max(1.0, growth / ROWS * max(1.0, row_ms / HEAVY_MS) ** STEEP))
 
 
-def watts(slices: int) -> float:
-    """Return the watts above idle that an instance of `slices` compute slices draws while a batch runs."""
-    busy = speed(slices) / slices
-    return (BUSY_W * busy + LOW_W * (1.0 - busy)) * slices / SLICES[-1]
+def watts(slices: int, speed: float) -> float:
+    """Return the watts above idle of an instance of `slices` compute slices while a batch runs at `speed`."""
+    busy = speed / slices
+    return (BUSY_W * busy + LOW_W * (1.0 - busy)) * slices / SLICES
 
 
 def slices_of(place: Placement) -> int:
     """Return the compute slices of an instance; a GPU that is not partitioned has all seven."""
-    return place.slices if "g." in place.profile else SLICES[-1]
+    return place.slices if "g." in place.profile else SLICES
 
 
 def profiles_of(shapes: Iterable[DeviceShape]) -> dict[str, int]:
@@ -140,7 +144,7 @@ def emulate(
     else:
         all_notes.append(
             f"times of slices are analytical: one slice is paced {SLICE_RATIO:g} times slower than one core of this "
-            "machine, larger ones by measured throughputs of four convolutional nets on MIG slices of an A100; watts "
+            "machine, larger ones by a curve fitted to throughputs of eight networks on MIG slices of an A100; watts "
             f"are {BUSY_W:g} W above idle for a busy A100, in proportion"
         )
     all_notes += [f"on the CPU, where answers come from: {note}" for note in measured.notes if "energy is" not in note]
@@ -172,10 +176,13 @@ def _memory(measured: FamilyProfile, latency: Sequence[LatencyMeasurement]) -> t
 
 def _calculate(measured: FamilyProfile, variant: str, profile: str, slices: int) -> list[LatencyMeasurement]:
     cells = profiles.measurements(measured, variant, _CORE)
+    first, last = cells[0], cells[-1]
     measurements = []
     for cell in cells:
-        ms = cell.mean_ms * SLICE_RATIO / speed(slices)
-        measurements.append(_cell(cell, profile, cell.batch, ms, watts(slices), "analytical"))
+        growth = cell.mean_ms / (first.mean_ms / first.batch)
+        gain = speed(slices, growth, last.mean_ms / last.batch)
+        ms = cell.mean_ms * SLICE_RATIO / gain
+        measurements.append(_cell(cell, profile, cell.batch, ms, watts(slices, gain), "analytical"))
     return measurements
 
 

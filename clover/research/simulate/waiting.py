@@ -1,7 +1,7 @@
 """Plays batch jobs through the hours of a grid: at once, as planned, and with the intensity of all hours known.
 
     jobs = [Arrival(at_s=0.0, work_s=4 * 3600.0, deadline_s=24 * 3600.0)]
-    grid = Grid(first=0, g_per_kwh=np.array([300.0] * 12 + [100.0] * 24))
+    grid = HourlyGrid(first=0, g_per_kwh=np.array([300.0] * 12 + [100.0] * 24))
     play(jobs, grid, grid.known).grams / play_at_once(jobs, grid).grams       # 0.33...
 
 What decides is the server's own code: `clover.waiting.schedule` plans with each job and each hour, by forecasts as they
@@ -47,7 +47,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Grid:
+class HourlyGrid:
     """The intensity (gCO2e/kWh) of the hours from `first` (since 1970) on.  `issued`: what a provider expected of each
     hour a day ahead; None: forecasts are the pattern of the past, as a server makes them."""
 
@@ -116,7 +116,7 @@ def waiting_rows(load: Load, share: float, window_s: float, start_s: float, hour
 
 
 def play_at_once(
-    jobs: Sequence[Arrival], grid: Grid, *, spare: Spare = lambda start_s: 1.0, wake_s: float = 0.0
+    jobs: Sequence[Arrival], grid: HourlyGrid, *, spare: Spare = lambda start_s: 1.0, wake_s: float = 0.0
 ) -> Outcome:
     """Return what becomes of `jobs` if each starts as soon as it comes, the earliest deadline first."""
     return _Machine(jobs, grid, spare, wake_s).play(lambda now_s, left: [(job, math.inf) for job in left])
@@ -124,7 +124,7 @@ def play_at_once(
 
 def play(
     jobs: Sequence[Arrival],
-    grid: Grid,
+    grid: HourlyGrid,
     expected: Callable[[int], Floats],
     *,
     spare: Spare = lambda start_s: 1.0,
@@ -179,7 +179,7 @@ class _Machine:
     """A machine while jobs are played on it."""
 
     jobs: Sequence[Arrival]
-    grid: Grid
+    grid: HourlyGrid
     spare: Spare
     wake_s: float
     running: bool = False

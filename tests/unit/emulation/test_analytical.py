@@ -50,7 +50,7 @@ A100 = (
     geometry.SliceProfile(name="7g.40gb", slices=7, size=8, starts=(0,), most=1),
 )
 NAMES = ("1g.5gb", "2g.10gb", "3g.20gb", "4g.20gb", "7g.40gb")
-NAMED = dict(zip(NAMES, analytical.SLICES, strict=True))
+NAMED = dict(zip(NAMES, (1, 2, 3, 4, 7), strict=True))
 
 
 def a100(name: str) -> DeviceShape:
@@ -88,32 +88,45 @@ def cell(profile: FamilyProfile, variant: str, shape: str, batch: int) -> Latenc
 # --- the constants ----------------------------------------------------------------------------------------------------
 
 
-def test_speeds_are_the_means_of_measured_ratios() -> None:
-    assert list(analytical.SPEED) == pytest.approx([1.0, 1.895, 2.568, 2.860, 3.061], abs=1e-3)
-    assert [analytical.speed(slices) for slices in analytical.SLICES] == list(analytical.SPEED)
-    assert analytical.speed(5) == pytest.approx((2 * analytical.speed(4) + analytical.speed(7)) / 3)
+def test_small_batches_gain_nothing_large_ones_what_was_published() -> None:
+    assert [analytical.speed(slices, 1, 85) for slices in range(1, 8)] == [1.0] * 7
+    filled = [analytical.speed(slices, 32, 85) for slices in (2, 3, 4, 7)]
+    assert filled == pytest.approx([1.88, 2.92, 3.44, 5.39], rel=0.2), "the means of the networks, BERT among them"
+    assert analytical.speed(7, 1, 330) > 5, "a VGG's row fills slices by itself"
     for slices in (0, 8):
         with pytest.raises(ProfileError, match="no known speed"):
-            analytical.speed(slices)
+            analytical.speed(slices, 1, 1)
+
+
+@given(st.integers(1, 7), st.floats(0.5, 1e4), st.floats(1.0, 10.0), st.floats(1e-4, 1e5), st.floats(1.0, 10.0))
+def test_speed_and_watts_grow_with_slices_batches_and_heavier_rows(
+    slices: int, growth: float, more: float, row_ms: float, heavier: float
+) -> None:
+    speed = analytical.speed(slices, growth, row_ms)
+    assert 1 <= speed <= slices
+    assert speed <= analytical.speed(slices, growth, row_ms * heavier)
+    larger = analytical.speed(slices, growth * more, row_ms)
+    assert speed <= larger
+    assert growth / speed <= growth * more / larger * (1 + 1e-9), "a larger batch takes no less time"
+    if slices < 7:
+        next_speed = analytical.speed(slices + 1, growth, row_ms)
+        assert speed <= next_speed
+        watts, next_watts = analytical.watts(slices, speed), analytical.watts(slices + 1, next_speed)
+        assert watts < next_watts
+        # The same work costs more on a larger slice, which it fills less.
+        assert watts / speed <= next_watts / next_speed
 
 
 def test_the_page_on_emulated_gpus_quotes_these_figures() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "emulated.md").read_text(encoding="utf-8")
     words = " ".join(page.split())
-    speeds = [f"{value:.2f}".removesuffix(".00") for value in analytical.SPEED]
-    assert f"is {', '.join(speeds[:-1])} and {speeds[-1]}:" in words
+    assert f"less than {analytical.ROWS:g} times as long" in words
+    eight_rows, many = analytical.speed(7, 8, 0), analytical.speed(7, 99, 0)
+    assert f"gain {eight_rows:.2f} if it takes 8 times as long, and {many:.2f}" in words
+    assert f"more than {analytical.HEAVY_MS:g} ms" in words
     assert f"{analytical.SLICE_RATIO:g} times *slower*" in words
-    assert f"draws {analytical.watts(1):.0f} W, a whole GPU {analytical.watts(7):.0f} W above idle" in words
-
-
-def test_watts_follow_multiprocessors_and_how_busy_they_are() -> None:
-    assert analytical.watts(1) == pytest.approx(120 / 7), "one slice is always busy"
-    seven = analytical.SPEED[-1] / 7
-    assert analytical.watts(7) == pytest.approx(120 * seven + 15 * (1 - seven))
-    watts = [analytical.watts(slices) for slices in range(1, 8)]
-    assert watts == sorted(watts)
-    joules = [analytical.watts(slices) / analytical.speed(slices) for slices in analytical.SLICES]
-    assert joules == sorted(joules), "the same work costs more on a larger slice, which it fills less"
+    low, high = (analytical.watts(7, analytical.speed(7, growth, 0)) for growth in (1, 99))
+    assert f"a slice draws {analytical.watts(1, 1):.0f} W above idle, a whole GPU {low:.0f} to {high:.0f} W" in words
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -127,9 +140,11 @@ def test_times_are_those_of_one_core_slowed_by_a_stated_ratio() -> None:
     for m in made.latency:
         core = cell(measured, m.variant, "1c", m.batch)
         slices = NAMED[m.profile]
-        assert m.mean_ms == pytest.approx(core.mean_ms * 64 / analytical.speed(slices))
+        rows = profiles.measurements(measured, m.variant, "1c")
+        speed = analytical.speed(slices, core.mean_ms / rows[0].mean_ms, rows[-1].mean_ms / rows[-1].batch)
+        assert m.mean_ms == pytest.approx(core.mean_ms * 64 / speed)
         assert m.p50_ms == m.p95_ms == m.p99_ms == m.mean_ms
-        assert m.energy_j_per_row == pytest.approx(analytical.watts(slices) * m.mean_ms / 1e3 / m.batch)
+        assert m.energy_j_per_row == pytest.approx(analytical.watts(slices, speed) * m.mean_ms / 1e3 / m.batch)
         assert (m.energy_method, m.samples, m.cv, m.threads) == ("analytical", 0, 0.0, 1)
         assert m.cpu_s_per_row == core.cpu_s_per_row
     assert made.accuracy == measured.accuracy

@@ -202,7 +202,7 @@ def _waiting(given: argparse.Namespace, console: Console) -> None:
         if hours < 1:
             raise ConfigError(f"{trace.name} ends before rows could wait {given.within}: an earlier --start")
         with Progress("simulate", f"playing {trace.name}"):
-            grid = waiting.Grid(*asyncio.run(waiting.hourly(source, past_s, last_s)))
+            grid = waiting.HourlyGrid(*asyncio.run(waiting.hourly(source, past_s, last_s)))
             jobs, spare = waiting.waiting_rows(load, given.waiting_share, window_s, trace.start_s, hours)
             at_once = waiting.play_at_once(jobs, grid, spare=spare)
             planned = waiting.play(jobs, grid, grid.expected, spare=spare)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clover.carbon.trace import TraceSource
 from clover.research.cli.simulate import main
 from clover.research.simulate import loads
-from clover.research.simulate.waiting import Arrival, Grid, hourly, play, play_at_once, waiting_rows
+from clover.research.simulate.waiting import Arrival, HourlyGrid, hourly, play, play_at_once, waiting_rows
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 WAVE = 300.0 - 200.0 * np.sin(np.arange(60 * 24) * np.pi / 12.0)
@@ -22,7 +22,7 @@ WAVE = 300.0 - 200.0 * np.sin(np.arange(60 * 24) * np.pi / 12.0)
 
 def test_a_job_waits_for_the_clean_hours() -> None:
     jobs = [Arrival(0.0, 4 * HOUR_S, 24 * HOUR_S)]
-    grid = Grid(0, np.array([300.0] * 12 + [100.0] * 24))
+    grid = HourlyGrid(0, np.array([300.0] * 12 + [100.0] * 24))
     at_once, known = play_at_once(jobs, grid), play(jobs, grid, grid.known, careful=False)
     assert at_once.done_s == [4 * HOUR_S]
     assert at_once.grams == pytest.approx(4 * HOUR_S * 300.0 / 3.6e6)
@@ -32,7 +32,7 @@ def test_a_job_waits_for_the_clean_hours() -> None:
 
 def test_live_rows_leave_a_part_and_a_start_costs_its_seconds() -> None:
     jobs = [Arrival(1800.0, HOUR_S, 9 * HOUR_S)]
-    grid = Grid(0, np.array([100.0] * 12))
+    grid = HourlyGrid(0, np.array([100.0] * 12))
     found = play_at_once(jobs, grid, spare=lambda start_s: 0.5, wake_s=60.0)
     assert found.done_s == [1800.0 + 2 * HOUR_S]
     assert (found.grams, found.starts) == (pytest.approx((HOUR_S + 60.0) * 100.0 / 3.6e6), 1)
@@ -40,16 +40,16 @@ def test_live_rows_leave_a_part_and_a_start_costs_its_seconds() -> None:
 
 def test_the_earliest_deadline_comes_first_and_what_the_hours_do_not_hold_is_late() -> None:
     jobs = [Arrival(0.0, 2 * HOUR_S, 9 * HOUR_S), Arrival(HOUR_S, HOUR_S, 2.5 * HOUR_S), Arrival(0.0, 60.0, 10.0)]
-    found = play_at_once(jobs, Grid(0, np.full(5, 100.0)))
+    found = play_at_once(jobs, HourlyGrid(0, np.full(5, 100.0)))
     assert found.done_s == [3 * HOUR_S + 60.0, 2 * HOUR_S, 60.0]
     assert found.late(jobs) == {2}
     never = [Arrival(0.0, 9 * HOUR_S, 8 * HOUR_S)]
-    assert play_at_once(never, Grid(0, np.full(5, 100.0))).done_s == [math.inf]
+    assert play_at_once(never, HourlyGrid(0, np.full(5, 100.0))).done_s == [math.inf]
 
 
 def test_a_machine_that_sleeps_is_woken_once() -> None:
     jobs = [Arrival(0.0, 3 * HOUR_S, 47 * HOUR_S)]
-    grid = Grid(0, np.array([300.0, 100.0, 300.0] + [101.0, 101.5, 102.0] + [300.0] * 42))
+    grid = HourlyGrid(0, np.array([300.0, 100.0, 300.0] + [101.0, 101.5, 102.0] + [300.0] * 42))
     apart, merged = (play(jobs, grid, grid.known, careful=False, idle=0.8, wake_s=wake_s) for wake_s in (1.0, 600.0))
     assert (apart.starts, merged.starts) == (2, 1)
 
@@ -66,7 +66,7 @@ def test_nothing_is_late_that_need_not_be_once_such_jobs_were_seen(drawn: list[t
         for week in range(2)
         for at_s, work_s, window_s in drawn
     ]
-    grid = Grid(0, WAVE)
+    grid = HourlyGrid(0, WAVE)
     planned, at_once = play(jobs, grid, grid.expected), play_at_once(jobs, grid)
     if not at_once.late(jobs):
         assert all(job < len(drawn) for job in planned.late(jobs))
@@ -74,7 +74,7 @@ def test_nothing_is_late_that_need_not_be_once_such_jobs_were_seen(drawn: list[t
 
 
 def test_provider_forecasts_are_taken_for_a_day() -> None:
-    grid = Grid(0, WAVE, issued=WAVE + 7.0)
+    grid = HourlyGrid(0, WAVE, issued=WAVE + 7.0)
     expected = grid.expected(40 * 24)
     assert expected[0] == WAVE[40 * 24]
     assert expected[1:24] == pytest.approx(WAVE[40 * 24 + 1 : 41 * 24] + 7.0)
