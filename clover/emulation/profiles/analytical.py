@@ -88,7 +88,7 @@ def speed(slices: int, growth: float, row_ms: float) -> float:
     """
     if not 1 <= slices <= SLICES:
         raise ProfileError(f"an instance of {slices} compute slices has no known speed: give its rows in a pace file")
-    return min(math.pow(slices, FILLED), max(1.0, growth / ROWS * max(1.0, row_ms / HEAVY_MS) ** STEEP))
+    return min(math.pow(slices, FILLED), max(1.0, growth / ROWS * math.pow(max(1.0, row_ms / HEAVY_MS), STEEP)))
 
 
 def watts(slices: int, speed: float) -> float:
