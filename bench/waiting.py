@@ -1,9 +1,10 @@
 """Live rows beside waiting ones: latency of a steady load with and without a batch job, in rounds that take turns.
 
     python -m bench.waiting [--family fashion] [--rate 200] [--seconds 10] [--rounds 6] [--json FILE]
+    python -m bench.waiting --family efficientnet_lite --rate 5 --lines 2000
 
 The server has the defaults of a first start and a profile of its own.  The job has `carbon: now`, so that its rows run
-whenever a worker has nothing else to do.  Every answer is checked for its id.
+whenever a worker has nothing else to do.  Every answer is checked for its id.  Rows are those of `bench.headline`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from typing import Any
 
 import uvloop
 
-from bench.common import ServerProcess, cpu_seconds, fashion_rows, json_bodies, served, show, tree, write_json
+from bench.common import ServerProcess, cpu_seconds, served, show, tree, write_json
+from bench.headline_requests import bodies_of, rows_of
+from bench.headline_work import variant_work
 from bench.load import Body, open_loop
+from clover import families
 
 BOUNDARY = "a-boundary-of-the-bench"
+_ROWS = 512
 
 
 def call(server: ServerProcess, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> Any:
@@ -44,14 +49,15 @@ def upload(server: ServerProcess, lines: bytes) -> str:
     return str(answer["id"])
 
 
-def lines_of(family: str, bodies: list[Body], count: int) -> bytes:
+def lines_of(family: str, bodies: list[Body], count: int, *, pictures: bool) -> bytes:
     """Return the lines of a job that asks for the rows of `bodies` again and again."""
     url = f"/v2/models/{family}/infer"
     documents = []
     for body in bodies:
         document = json.loads(body.payload)
         document.pop("id")
-        document["inputs"][0]["data"] = [round(value, 3) for value in document["inputs"][0]["data"]]
+        if pictures:
+            document["inputs"][0]["parameters"] = {"content_type": "base64"}
         documents.append(json.dumps(document, separators=(",", ":")))
     lines = [
         f'{{"custom_id":"row-{number}","method":"POST","url":"{url}","body":{documents[number % len(documents)]}}}\n'
@@ -85,6 +91,8 @@ class Job:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.show()["status"] == "completed":
+            raise RuntimeError("the job ended before its round did: give it more --lines")
         call(self._server, "POST", f"/v1/batches/{self.id}/cancel")
         self.wait("cancelled", "completed")
 
@@ -92,6 +100,7 @@ class Job:
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", default="fashion")
     parser.add_argument("--rate", type=float, default=200.0, help="live rows a second")
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of one round")
     parser.add_argument("--rounds", type=int, default=6, help="pairs of rounds")
@@ -99,28 +108,32 @@ def main() -> None:
     parser.add_argument("--settings", default="", help="further arguments of the server, separated by spaces")
     parser.add_argument("--json", default="", help="also write the figures to this file")
     options = parser.parse_args()
-    images, _ = fashion_rows()
-    bodies = json_bodies(images, 512)
+    family = options.family
+    work = variant_work(f"{family}:{families.load_family(family).variants[0].name}")
+    rows_sent = rows_of(family)[0][:_ROWS]
+    bodies, in_json = (bodies_of(work, rows_sent, binary=binary) for binary in (work.pictures, False))
     figures: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["fashion", "--state-dir", str(Path(folder) / "state"), *options.settings.split()]
+        arguments = [family, "--state-dir", str(Path(folder) / "state"), *options.settings.split()]
         with served(arguments, log=Path(folder) / "serve.log", start_s=600.0) as server:
-            file = upload(server, lines_of("fashion", bodies, options.lines))
+            file = upload(server, lines_of(family, in_json, options.lines, pictures=work.pictures))
             load = {"rate": options.rate, "seconds": options.seconds}
-            uvloop.run(open_loop(server.url, "fashion", bodies, rate=options.rate, seconds=20.0))  # plans follow
+            while server.get("/v2/clover/state")["totals"]["models"][family]["unmeasured"]:
+                time.sleep(1.0)
+            uvloop.run(open_loop(server.url, family, bodies, rate=options.rate, seconds=20.0))  # plans follow
             for number in range(2 * options.rounds):
                 kind = "with" if number % 4 in (1, 2) else "without"
                 before_s = cpu_seconds(tree(server.process.pid))
                 rows = 0
                 if kind == "with":
-                    with Job(server, "fashion", file) as job:
+                    with Job(server, family, file) as job:
                         time.sleep(1.0)
                         begin, before_s = job.show()["request_counts"], cpu_seconds(tree(server.process.pid))
-                        result = uvloop.run(open_loop(server.url, "fashion", bodies, seed=number // 2, **load))
+                        result = uvloop.run(open_loop(server.url, family, bodies, seed=number // 2, **load))
                         rows = job.show()["request_counts"]["completed"] - begin["completed"]
                 else:
                     time.sleep(1.0)
-                    result = uvloop.run(open_loop(server.url, "fashion", bodies, seed=number // 2, **load))
+                    result = uvloop.run(open_loop(server.url, family, bodies, seed=number // 2, **load))
                 figures[kind].append(
                     {
                         "p50_ms": result.latency_ms(0.5),
@@ -138,7 +151,7 @@ def main() -> None:
         [kind, *(statistics.median(row[column] for row in rounds) for column in columns)]
         for kind, rounds in figures.items()
     ]
-    show(f"fashion at {options.rate:g}/s, medians of {options.rounds} rounds (measured)", ["", *columns], table)
+    show(f"{family} at {options.rate:g}/s, medians of {options.rounds} rounds (measured)", ["", *columns], table)
     for kind, rounds in figures.items():
         print(f"{kind}: p95 of each round (ms)", *(format(row["p95_ms"], ".3g") for row in rounds))
     write_json(options.json, {"rounds": figures, "state": state})

@@ -7,6 +7,7 @@ same command takes the job up again, which it knows by the digest of the file.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -129,7 +130,7 @@ def _parser(environment: Mapping[str, str]) -> CommandParser:
         "file",
         metavar="FILE",
         help="a row a line: .txt texts; .npy rows of numbers; else JSON: a text, a list of numbers, the body of an "
-        "infer request, or a line of OpenAI's batches",
+        "infer request, or a line of OpenAI's batches; or a folder, each file of which is a row, as a picture",
     )
     run.add_argument("--model", required=True, metavar="NAME", help="the model that answers")
     run.add_argument(
@@ -264,10 +265,21 @@ def _say(text: str) -> None:
 def _digest(source: Path, model: str) -> str:
     """Return the digest of a file and the model that it is for."""
     found = hashlib.sha256(model.encode() + b"\0")
-    with open(source, "rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            found.update(piece)
+    for path in _files(source) if source.is_dir() else [source]:
+        if path != source:
+            found.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                found.update(piece)
     return found.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder by name, but not the hidden ones and those of its folders."""
+    found = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not found:
+        raise ValueError(f"{folder} has no files")
+    return found
 
 
 def _find(server: _Server, digest: str) -> dict[str, Any] | None:
@@ -344,42 +356,43 @@ class _Asking:
         except CommandRefused:
             embeds = False
         if embeds and source.suffix == ".jsonl":  # which may have bodies of infer requests
-            first = next(iter(_json_rows(source)), (0, None))[1]
+            first = next(iter(_json_rows(source)), ("", None))[1]
             embeds = isinstance(first, str) or (isinstance(first, dict) and first.get("url") == "/v1/embeddings")
         return cls(model, described["inputs"], embeds)
 
     def lines(self, source: Path) -> Iterator[bytes]:
         """Yield the lines of a batch; raises ValueError for a row that cannot be sent."""
-        for number, row in _rows(source):
+        for name, row in _rows(source):
             if isinstance(row, dict) and "custom_id" in row:
                 line = row
             else:
-                line = {"custom_id": f"row-{number}", "method": "POST", "url": self.endpoint}
+                line = {"custom_id": name, "method": "POST", "url": self.endpoint}
                 try:
                     line["body"] = self._body(row)
                 except ValueError as error:
-                    raise ValueError(f"{source}, row {number}: {error}") from None
+                    raise ValueError(f"{source}, {name}: {error}") from None
             yield json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
     def _body(self, row: Any) -> dict[str, Any]:
         if isinstance(row, dict):
             return row
         if self._embeds:
+            row = row.decode() if isinstance(row, bytes) else row
             if not isinstance(row, str):
                 raise ValueError(f"{self.model} takes texts")
             return {"model": self.model, "input": row}
         if len(self._tensors) != 1:
             raise ValueError(f"{self.model} takes {len(self._tensors)} inputs: send bodies of infer requests")
         [tensor] = self._tensors
-        data = list(_flat(row))
+        as_base64 = isinstance(row, bytes)
+        data = [base64.b64encode(row).decode()] if as_base64 else list(_flat(row))
         shape = [int(size) for size in tensor["shape"][1:]]
         if min(shape, default=1) < 0:
             shape = _shape(row)
         if (tensor["datatype"] == "BYTES") != all(isinstance(value, str) for value in data):
             raise ValueError(f"{self.model} takes {'texts' if tensor['datatype'] == 'BYTES' else 'numbers'}")
-        return {
-            "inputs": [{"name": tensor["name"], "shape": [1, *shape], "datatype": tensor["datatype"], "data": data}]
-        }
+        found = {"name": tensor["name"], "shape": [1, *shape], "datatype": tensor["datatype"], "data": data}
+        return {"inputs": [found | {"parameters": {"content_type": "base64"}} if as_base64 else found]}
 
 
 def _flat(row: Any) -> Iterator[Any]:
@@ -398,28 +411,32 @@ def _shape(row: Any) -> list[int]:
     return shape or [1]
 
 
-def _rows(source: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of a file with their numbers, from 1 on."""
-    if source.suffix == ".npy":
+def _rows(source: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a file with the `custom_id` of each: its number, from 1 on.  Of a folder, the contents and
+    names of its files."""
+    if source.is_dir():
+        for path in _files(source):
+            yield path.name, path.read_bytes()
+    elif source.suffix == ".npy":
         import numpy as np
 
         for number, row in enumerate(np.load(source, mmap_mode="r", allow_pickle=False), 1):
-            yield number, row.tolist()
+            yield f"row-{number}", row.tolist()
     elif source.suffix == ".txt":
         with open(source, encoding="utf-8") as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
-                    yield number, text.rstrip("\n")
+                    yield f"row-{number}", text.rstrip("\n")
     else:
         yield from _json_rows(source)
 
 
-def _json_rows(source: Path) -> Iterator[tuple[int, Any]]:
+def _json_rows(source: Path) -> Iterator[tuple[str, Any]]:
     with open(source, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
                 try:
-                    yield number, json.loads(text)
+                    yield f"row-{number}", json.loads(text)
                 except ValueError as error:
                     raise ValueError(f"{source}, line {number} is not JSON: {error}") from None
 

@@ -329,6 +329,7 @@ class BatchRunner:
                 continue
             self._used[model] = spare
             spare.hungry, spare.on = self._wake.set, model in models
+            spare.urgent = any(job.model == model and self._is_urgent(job) for job in running)
             self._observe(model, spare)
         ids = {job.id for job in running}
         for job_id in list(self._running):
@@ -364,12 +365,14 @@ class BatchRunner:
         trials = [job for job in jobs if not self.rates.setdefault(job.model, SpareRate()).known]
         return [*(by_id[job_id] for job_id in planned if job_id in by_id), *trials]
 
+    def _is_urgent(self, job: JobView) -> bool:
+        return self.schedule is not None and job.id in self.schedule.urgent
+
     async def _feed(self, job: JobView, spare: SpareCapacity) -> None:
         """Start rows of a job while there is room for them."""
         mine = self._running.setdefault(job.id, _Running())
         began_s = self._monotonic()
-        urgent = self.schedule is not None and job.id in self.schedule.urgent
-        gentle = not urgent and self._load.has_clients(began_s)
+        gentle = not self._is_urgent(job) and self._load.has_clients(began_s)
         while not (self._stopped or spare.blocked):
             now_s = self._monotonic()
             if now_s < self._paused_until_s.get(job.model, -math.inf) or spare.rows_wanted() <= 0:

@@ -19,4 +19,4 @@ cdef InferRequest _decode(Signature signature, bytes text, object binary)
     entry=DeclaredInput, seen=object, shape=list, at=Py_ssize_t, end=Py_ssize_t, body_bytes=Py_ssize_t, placed=list
 )
 cdef list _read_inputs(Signature signature, InferRequest request, object listed, bytes text, object binary)
-cdef _rows_from_json(DeclaredInput entry, object data, list shape, bytes text)
+cdef _rows_from_json(DeclaredInput entry, object item, list shape, bytes text)

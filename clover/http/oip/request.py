@@ -47,6 +47,9 @@ REQUEST_PARAMETERS = (
     "binary_data_output",
 )
 """The parameters of a request that `read_parameters` reads."""
+CONTENT_TYPE, BASE64 = "content_type", "base64"
+"""The parameter of an input of BYTES whose strings are base64, as MLServer has it (docs.seldon.ai/mlserver, "Content
+Types").  Other values say nothing that the server would need to know."""
 OUTPUT_PARAMETERS = ("binary_data", "classification", "shared_memory_region")
 """The parameters of an output that `read_outputs` reads."""
 
@@ -281,7 +284,7 @@ def _read_inputs(signature: Signature, request: InferRequest, listed: Any, text:
             if (size is not None) == ("data" in item):
                 raise BadRequest(f"it has {'neither data nor' if size is None else 'both data and'} binary_data_size")
             if size is None:
-                rows = _rows_from_json(entry, item["data"], shape, text)
+                rows = _rows_from_json(entry, item, shape, text)
             else:
                 rows = rows_from_binary(entry, binary[at : at + size], shape)
                 placed.append((entry, shape, at, size))
@@ -303,10 +306,12 @@ def keep_shape(request: InferRequest, entry: DeclaredInput, shape: list[int]) ->
         request.shapes = {**request.shapes, entry.index: tuple(shape[1:])}
 
 
-def _rows_from_json(entry: DeclaredInput, data: Any, shape: list[int], text: bytes) -> Rows:
-    """Return the rows of a tensor of a checked shape from its `data` in the JSON `text`."""
+def _rows_from_json(entry: DeclaredInput, item: Any, shape: list[int], text: bytes) -> Rows:
+    """Return the rows of a tensor of a checked shape from its data in the JSON `text`, in which it is `item`."""
+    data = item["data"]
     if entry.is_bytes:
-        return tensors.bytes_from_json(data, shape)
+        parameters = item.get("parameters") or {}
+        return tensors.bytes_from_json(data, shape, parameters.get(CONTENT_TYPE) == BASE64)
     booleans = text.find(b"true") >= 0 or text.find(b"false") >= 0
     return tensors.numbers_from_json(entry.datatype, data, shape, booleans)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from base64 import b64decode
 from itertools import chain
 from typing import Any
 
@@ -128,17 +129,23 @@ def _integral(flat: list[Any], datatype: Datatype) -> list[Any]:
     return [int(element) for element in flat]
 
 
-def bytes_from_json(data: Any, shape: list[int]) -> list[bytes]:
-    """Return BYTES rows in OIP form from JSON strings; raises BadRequest for anything else."""
+def bytes_from_json(data: Any, shape: list[int], as_base64: bool) -> list[bytes]:
+    """Return BYTES rows in OIP form from JSON strings, which are the elements themselves, or `as_base64`; raises
+    BadRequest for anything else."""
     flat = flatten(data, shape)
     if set(map(type, flat)) - {str}:
-        raise BadRequest("a BYTES tensor takes strings only; other bytes travel as binary data")
+        raise BadRequest(
+            "a BYTES tensor takes strings only; other bytes travel as binary data, or in base64 if the input has "
+            'parameters {"content_type": "base64"}'
+        )
     rows = shape[0]
     each = len(flat) // rows
     try:
-        elements = [pack_element(text.encode()) for text in flat]
+        elements = [pack_element(b64decode(text, validate=True) if as_base64 else text.encode()) for text in flat]
     except UnicodeEncodeError:
         raise BadRequest("a string is not valid Unicode") from None
+    except ValueError as error:
+        raise BadRequest(f"an element is not base64: {error}") from None
     return [b"".join(elements[row * each : (row + 1) * each]) for row in range(rows)]
 
 

@@ -6,7 +6,9 @@ it.  So a client's row waits for at most one batch of waiting rows, and no such 
 
 A batch of waiting rows is to take at most `PART` of the SLO, and of the p95 that clients have now: where answers are
 much faster than they need be, they stay so.  How long batches take is known by the profile, times the ratio of what was
-seen to it (`BatchPace`).  Without a profile a batch begins with one row, and without an SLO it stays at that.
+seen to it (`BatchPace`).  Without a profile a batch begins with one row, and without an SLO it stays at that.  If
+one row takes longer than `PART` of the SLO, one of several workers is left free while clients ask, unless a job is
+about to be late.
 
 A row is answered by the most accurate variant that a worker holds.  One that asks for an accuracy is answered by the
 least accurate variant that reaches it, and waits as long as no worker holds such a variant.
@@ -105,7 +107,7 @@ class SpareTime(Model):
     profile; `slo_ms` the SLO in force, 0 for none.
 
     `hungry` is called when there is room for rows again.  `on`: rows of this family are to run, so that a worker that
-    holds the best variant is asked to answer them.
+    holds the best variant is asked to answer them.  `urgent`: a job may be late if they run more slowly than they can.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class SpareTime(Model):
         self.closed_reason = ""
         self.most_rows = max(1, len(state.table.state) // 2)
         self.timeout_ns = state.timeout_ns
-        self.on = False
+        self.on = self.urgent = False
         self.hungry: Callable[[], None] = _ignore
         self.answered = 0
         """Rows answered."""
@@ -145,7 +147,8 @@ class SpareTime(Model):
         self._left = 0
         self._tries: dict[RouterTicket, int] = {}
         self._alone = 0
-        self._limited_s = 0.0
+        self._limited_s = self._part_s = 0.0
+        self._has_clients = False
         self._limited_until_ns = 0
         self._finished: deque[RouterTicket] = deque()
         self._delivering = False
@@ -310,9 +313,9 @@ class SpareTime(Model):
         state = self._state
         lanes = state.lanes
         if self._open and not (state.batcher.depth() or lanes.relieved or self.blocked):
-            for process in list(lanes.processes):
-                if not process.held and not process.broken:
-                    self._fill(process, now_ns)
+            free = [process for process in lanes.processes if not process.held and not process.broken]
+            for process in free[self._left_free() :]:
+                self._fill(process, now_ns)
         if self._finished and not self._delivering:
             self._delivering = True
             self._loop.call_soon(self._deliver)
@@ -320,6 +323,15 @@ class SpareTime(Model):
             self.hungry()
         elif not (self.on or self._open or self._finished):
             self._router.dispatch.spare = None  # clients' turns take no longer than before the first job
+
+    def _left_free(self) -> int:
+        """Return how many workers without a batch get none."""
+        lanes = self._state.lanes
+        self._limit_s()
+        if self.urgent or not self._has_clients or len(lanes.processes) < 2:
+            return 0
+        links = [link for link in lanes.links if link.attached and not link.standby]
+        return int(any(self._pace(link).seconds(1) > self._part_s for link in links))
 
     def _fill(self, process: WorkerLinks, now_ns: int) -> None:
         """Give a worker without a batch the rows that come first of those that it may compute."""
@@ -370,6 +382,7 @@ class SpareTime(Model):
         if now_ns >= self._limited_until_ns:
             self._limited_until_ns = now_ns + _LIMIT_NS
             slo_ms, p95_ms = self._slo_ms(), self._router.traffic.p95_ms(now_ns)
+            self._has_clients, self._part_s = p95_ms is not None, PART * slo_ms / 1e3
             self._limited_s = PART * (slo_ms if p95_ms is None else min(slo_ms, p95_ms)) / 1e3
         return self._limited_s
 

@@ -26,6 +26,7 @@ WORDS = family(
     [tensor("VECTOR", "FP32", 3)],
     openai=OpenAiSpec(embeddings=True),
 )
+FACES = family("faces", [tensor("picture", "BYTES", 1, max_bytes=64)], [tensor("y", "FP32", 1)])
 NUMBERS = family("numbers", [tensor("x", "FP32", 2, 2)], [tensor("y", "FP32", 1)])
 RECEIPT = Receipt(
     variant="small", accuracy=90.0, energy_j=0.1, carbon_mg=0.5, intensity_g_per_kwh=100.0, method="modelled"
@@ -57,7 +58,7 @@ class Scene:
 
 def scene(work: Any, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        view = FakeView(FakeModel(WORDS), FakeModel(NUMBERS))
+        view = FakeView(FakeModel(WORDS), FakeModel(NUMBERS), FakeModel(FACES))
         store = BatchStore(path / "jobs", check=partial(why_not, view.models()))
         config = ServerConfig(listen=ListenConfig(port=0))
         front = Frontend(view, config, asyncio.get_running_loop(), batches=store)
@@ -151,8 +152,8 @@ def test_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert set(answers("rows.answers.jsonl")) == {"row-1", "row-2", "mine"}
         capsys.readouterr()
         refused: list[tuple[list[Any], str, int, str]] = [
-            (["text"], "numbers", 2, "row 1: numbers takes numbers"),
-            ([[1, 2]], "words", 2, "row 1: words takes texts"),
+            (["text"], "numbers", 2, "row-1: numbers takes numbers"),
+            ([[1, 2]], "words", 2, "row-1: words takes texts"),
             ([whole, whole], "numbers", 1, "line 2: custom_id is that of an earlier line"),
             ([1], "none", 1, "(404)"),
         ]
@@ -168,6 +169,29 @@ def test_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert await s.type(*again, "--within", "1m") == 1
         assert "completion_window" in capsys.readouterr().err
         assert await s.type("run") == 2
+        runner.cancel()
+
+    scene(work, tmp_path, monkeypatch)
+
+
+def test_a_folder_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(s: Scene) -> None:
+        runner = asyncio.create_task(s.answer())
+        folder = Path("pictures")
+        (folder / "more").mkdir(parents=True)
+        assert await s.type("run", "pictures", "--model", "faces") == 2  # no files
+        for name, data in (("b.jpg", b"\xff\xd8"), ("a.jpg", b""), (".hidden", b"x")):
+            (folder / name).write_bytes(data)
+        assert await s.type("run", "pictures", "--model", "numbers", "--output", "x") == 2
+        assert await s.type("run", "pictures/", "--model", "faces") == 0
+        assert [row["inputs"][0]["data"] for row in s.seen] == [[""], ["/9g="]]
+        assert set(answers("pictures.answers.jsonl")) == {"a.jpg", "b.jpg"}
+        again = ("run", "pictures", "--model", "faces", "--output")
+        assert await s.type(*again, "same.jsonl") == 0
+        assert len(s.seen) == 2  # the same files are one job
+        (folder / "b.jpg").rename(folder / "c.jpg")
+        assert await s.type(*again, "other.jsonl") == 0
+        assert set(answers("other.jsonl")) == {"a.jpg", "c.jpg"}
         runner.cancel()
 
     scene(work, tmp_path, monkeypatch)

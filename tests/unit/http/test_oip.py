@@ -430,6 +430,19 @@ def test_bytes() -> None:
         assert d.post(INFER, one(bad_data, [2, 2], "BYTES")).status == 400
 
 
+def test_bytes_in_base64() -> None:
+    d = echo("BYTES", 2, max_bytes=64)
+    sent = one(["/wA=", ""], [1, 2], "BYTES", parameters={"binary_data_output": True})
+    sent["inputs"][0]["parameters"] = {"content_type": "base64"}
+    assert split(d.post(INFER, sent))[1] == packed(b"\xff\0", b"")
+    for bad in (["/wA", ""], ["/w A=", ""], ["\u00e9", ""], [1, 2], ["/wA="]):
+        sent["inputs"][0]["data"] = bad
+        answer = d.post(INFER, sent)
+        assert (answer.status, "input 'IN': " in answer.json()["error"]) == (400, True)
+    sent["inputs"][0] |= {"data": ["/wA=", ""], "parameters": {"content_type": "str"}}
+    assert split(d.post(INFER, sent))[1] == packed(b"/wA=", b"")
+
+
 @pytest.mark.parametrize("rows", [(1 << 31) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 def test_more_rows_than_there_can_be_are_refused(rows: int) -> None:
     d = Driver(FakeView(FakeModel(echo_family())))

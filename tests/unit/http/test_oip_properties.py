@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,11 @@ def test_tensors_survive_binary(case: tuple[str, Any]) -> None:
 @given(st.integers(1, 4), st.integers(0, 4), st.data())
 def test_bytes_survive(rows: int, each: int, data: st.DataObject) -> None:
     elements = data.draw(st.lists(st.text(max_size=6), min_size=rows * each, max_size=rows * each))
-    packed = tensors.bytes_from_json(elements, [rows, each])
+    packed = tensors.bytes_from_json(elements, [rows, each], False)
     assert tensors.bytes_from_binary(b"".join(packed), [rows, each]) == packed
     assert orjson.loads(tensors.bytes_to_json(packed)) == elements
+    coded = [b64encode(text.encode()).decode() for text in elements]
+    assert tensors.bytes_from_json(coded, [rows, each], True) == packed
 
 
 @given(st.binary(max_size=64), st.integers(1, 3), st.integers(0, 4))

@@ -67,7 +67,7 @@ class Spare:
     """Workers with room for eight rows; a test answers them."""
 
     def __init__(self) -> None:
-        self.on = False
+        self.on = self.urgent = False
         self.hungry = lambda: None
         self.answered = 0
         self.energy_j = 0.0

@@ -139,6 +139,30 @@ def test_where_clients_are_answered_fast_they_stay_so() -> None:
         house.loop.now_ns += 20 * SECOND  # no client any more
 
 
+def test_while_clients_ask_a_worker_is_left_free_if_a_row_takes_longer_than_a_batch_should() -> None:
+    house = WaitingHouse(slo_ms=9.0)  # a row takes 1 ms
+    house.route(SMALL, SMALL)
+
+    def busy() -> int:
+        house.wait(9)
+        found = sum(bool(worker.ring.batches) for worker in house.workers)
+        house.settle()
+        return found
+
+    assert busy() == 2  # nobody asks
+    live = house.ask()
+    house.settle()
+    house.router.close(live)
+    house.loop.now_ns += 2 * SECOND
+    assert busy() == 1
+    house.spare.urgent = True
+    assert busy() == 2
+    house.spare.urgent = False
+    house.slo_ms = 11.0
+    house.loop.now_ns += 2 * SECOND
+    assert busy() == 2
+
+
 def test_clients_rows_go_first(house: WaitingHouse) -> None:
     (worker,) = house.route(SMALL)
     house.wait(8)
