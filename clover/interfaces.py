@@ -383,8 +383,8 @@ class RowStarter(Protocol):
 class SpareCapacity(Protocol):
     """What workers of one family spare, as what runs waiting rows sees it (`clover.runtime.router.waiting.SpareTime`).
 
-    `on`: rows of this family are to run; `urgent`: as fast as they can.  `hungry` is called when there is room for rows.
-    `answered` rows were in all, with `energy_j` joules in their receipts."""
+    `on`: rows of this family are to run; `urgent`: as fast as they can.  `hungry` is called when there is room for
+    rows.  `answered` rows were in all, with `energy_j` joules in their receipts."""
 
     on: bool
     urgent: bool
