@@ -2,6 +2,7 @@
 
     python -m bench.day TRACE.csv [--schemes base,clover] [--hour-s 10] [--hours 24] [--peak RATE] [--json FILE]
     python -m bench.day TRACE.csv --schemes base,budget,static+cascade,budget+cascade --accuracy-budget 0.5
+    python -m bench.day TRACE.csv --schemes budget+cascade/now,budget+cascade/wait --hours 48 --waiting-share 0.33
     python -m bench.day TRACE.csv --simulated [--family fashion]
 
 `base` is BASE and `clover` the server's objective; the others are policies by their names, `budget`, `static` and
@@ -16,6 +17,9 @@ hours differ by what answered and not by which images happened to come.  All get
 CPU seconds are measured (the workers' own CPU clocks); joules are measured or modelled as the energy meter of the box
 allows, and labelled.  The images are held out: thresholds were chosen on others.
 
+`/wait` or `/now` behind a scheme sends `--waiting-share` of the rows as batch jobs instead of requests: one in each
+hour but the last 24, due within a day of the grid, which waits for clean hours or starts at once.
+
 `--simulated` plays the day on the virtual clock instead (`python -m clover simulate --scenario day`), and prints what
 every hour ran: all of that is modelled, but for accuracies, which were counted on the same held-out images.
 """
@@ -23,6 +27,7 @@ every hour ran: all of that is modelled, but for accuracies, which were counted 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 import threading
@@ -36,13 +41,15 @@ import msgspec
 import numpy as np
 import uvloop
 
-from bench.common import ServerProcess, binary_bodies, fashion_rows, served, show, write_json
+from bench.common import ServerProcess, binary_bodies, fashion_rows, json_bodies, served, show, write_json
 from bench.load import Body, Check, Result, Sample, open_loop, quantile
 from bench.oracle import expected, scorer
+from bench.waiting import call, lines_of, upload
 from clover.research.simulate import day, families, loads, world
 from clover.research.simulate.work import summaries
 
 HOURS = 24
+_TRIAL_ROWS = 8000
 
 
 class Walk:
@@ -69,12 +76,54 @@ def demand(peak: float, hour_s: float, mean: float = 0.8, swing: float = 0.2) ->
     return lambda t: peak * (mean + swing * math.cos(2 * math.pi * (t / hour_s - 15) / 24))
 
 
+class BatchJobs:
+    """The part of a day's rows that are batch jobs, one an hour.
+
+    A first job is from before the day, so that the server knows how many rows a second it spares."""
+
+    def __init__(self, server: ServerProcess, carbon: str, options: argparse.Namespace) -> None:
+        self._server, self._carbon = server, carbon
+        self._bodies = json_bodies(fashion_rows()[0], 512)
+        hour_s, rate = options.hour_s, demand(options.waiting_share * options.peak, options.hour_s)
+        self._rows = [round(hour_s * rate((hour + 0.5) * hour_s)) for hour in range(options.hours - HOURS)]
+        self.send(_TRIAL_ROWS, "now")
+        while self.counts()["rows"] < _TRIAL_ROWS:
+            time.sleep(0.1)
+        self._before = self.counts()
+
+    def send_hour(self, hour: int) -> None:
+        """Send the rows of an hour, if it has some."""
+        if hour < len(self._rows):
+            self.send(self._rows[hour], self._carbon)
+
+    def send(self, rows: int, carbon: str) -> None:
+        """Send a job of as many rows."""
+        file = upload(self._server, lines_of("fashion", self._bodies, rows, pictures=False))
+        job = {"input_file_id": file, "endpoint": "/v2/models/fashion/infer", "completion_window": "24h"}
+        call(self._server, "POST", "/v1/batches", json.dumps({**job, "metadata": {"carbon": carbon}}).encode())
+
+    def counts(self) -> dict[str, float]:
+        """Return rows, joules and grams that were answered so far, and how many jobs are late."""
+        jobs = call(self._server, "GET", "/v1/batches?limit=100")["data"]
+        return {
+            "rows": sum(job["request_counts"]["completed"] for job in jobs),
+            "joules": sum(job["clover"]["energy_j"] for job in jobs),
+            "grams": sum(job["clover"]["carbon_g"] for job in jobs),
+            "late": sum((job["completed_at"] or 0) > job["expires_at"] or bool(job["expired_at"]) for job in jobs),
+        }
+
+    def of_day(self) -> dict[str, float]:
+        """Return the same of the day alone."""
+        return {key: value - self._before[key] for key, value in self.counts().items()}
+
+
 @dataclass(slots=True)
 class Marks:
-    """Cumulative worker CPU seconds and the state of the server at every hour's end."""
+    """Cumulative worker CPU seconds, the state of the server, and what waited, at every hour's end."""
 
     cpu_s: list[float] = field(default_factory=list)
     states: list[dict[str, Any]] = field(default_factory=list)
+    waited: list[dict[str, float]] = field(default_factory=list)
 
 
 def worker_cpu_s(metrics: dict[str, float]) -> float:
@@ -82,21 +131,28 @@ def worker_cpu_s(metrics: dict[str, float]) -> float:
     return sum(value for name, value in metrics.items() if name.startswith("clover_worker_cpu_seconds_total"))
 
 
-def run(server: ServerProcess, bodies: list[Body], check: Check, options: argparse.Namespace) -> tuple[Result, Marks]:
+def run(
+    server: ServerProcess, bodies: list[Body], check: Check, options: argparse.Namespace, carbon: str
+) -> tuple[Result, Marks]:
     """Drive one day; a thread reads the server's state in the middle and its counters at the end of each hour."""
     marks = Marks()
+    jobs = BatchJobs(server, carbon, options) if carbon else None
+    peak = options.peak * (1.0 - options.waiting_share if jobs else 1.0)
     stop = threading.Event()
     begin = time.monotonic()
 
     def watch() -> None:
         marks.cpu_s.append(worker_cpu_s(server.metrics()))
         for hour in range(options.hours):
+            if jobs is not None:
+                jobs.send_hour(hour)
             if stop.wait(max(0.0, begin + (hour + 0.5) * options.hour_s - time.monotonic())):
                 return
             marks.states.append(server.get("/v2/clover/state"))
             if stop.wait(max(0.0, begin + (hour + 1) * options.hour_s - time.monotonic())):
                 return
             marks.cpu_s.append(worker_cpu_s(server.metrics()))
+            marks.waited += [jobs.of_day()] if jobs is not None else []
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -106,7 +162,7 @@ def run(server: ServerProcess, bodies: list[Body], check: Check, options: argpar
                 server.url,
                 "fashion",
                 Walk(bodies, options.hour_s, options.seed),
-                rate=demand(options.peak, options.hour_s),
+                rate=demand(peak, options.hour_s),
                 seconds=options.hours * options.hour_s,
                 seed=options.seed,
                 check=check,
@@ -160,9 +216,16 @@ def by_hour(result: Result, marks: Marks, hour_s: float, rows_of_set: int) -> li
                 "cpu_ms_per_req": 1e3 * (marks.cpu_s[hour + 1] - marks.cpu_s[hour]) / max(1, len(good)),
                 "j_per_req": sum(s.energy_j for s in good) / max(1, len(good)),
                 "g_per_1000": sum(s.carbon_mg for s in good) / max(1, len(good)),
+                "cores": (marks.cpu_s[hour + 1] - marks.cpu_s[hour]) / hour_s,
+                "waiting": _rise(marks.waited, "rows", hour),
             }
         )
     return rows
+
+
+def _rise(counted: list[dict[str, float]], key: str, hour: int) -> float:
+    """Return by how much a count rose in an hour."""
+    return counted[hour][key] - (counted[hour - 1][key] if hour else 0.0) if counted else 0.0
 
 
 def deployment_text(state: dict[str, Any]) -> str:
@@ -259,6 +322,7 @@ def main() -> None:
     parser.add_argument("--hours", type=int, default=HOURS, help="grid hours to replay")
     parser.add_argument("--peak", type=float, default=450.0, help="requests a second at the daily peak")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--waiting-share", type=float, default=0.33, help="part of the rows that are batch jobs")
     parser.add_argument("--accuracy-budget", type=float, default=0.5, help="points below the best variant")
     parser.add_argument("--accuracy-floor", default="", help="percent; the default of the server otherwise")
     parser.add_argument("--slo-ms", default="", help="p95 target; the default of the server otherwise")
@@ -285,11 +349,15 @@ def main() -> None:
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.schemes.split(","):
-            with served([*shared, *words_of(name, options, best)], log=Path(folder) / "server.log") as server:
-                result, marks = run(server, bodies, check, options)
+            scheme, _, carbon = name.partition("/")
+            words = [*shared, *words_of(scheme, options, best), "--state-dir", f"{folder}/{name.replace('/', '-')}"]
+            with served(words, log=Path(folder) / "server.log") as server:
+                result, marks = run(server, bodies, check, options, carbon)
             rows = by_hour(result, marks, options.hour_s, len(images))
             targets = marks.states[-1]["models"]["fashion"]["targets"]
-            report[name] = {"hours": rows, "day": totals(rows), "targets": targets, "mismatched": result.mismatched()}
+            waited = {f"waiting_{key}": value for key, value in marks.waited[-1].items()} if marks.waited else {}
+            day = {**totals(rows), **waited}
+            report[name] = {"hours": rows, "day": day, "targets": targets, "mismatched": result.mismatched()}
             show(f"{name}: targets {targets}", list(rows[0]), [list(row.values()) for row in rows])
     days = {name: part["day"] for name, part in report.items()}
     base = days["base"] if "base" in days else next(reversed(days.values()))
