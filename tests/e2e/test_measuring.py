@@ -69,7 +69,7 @@ def measured_later(monkeypatch: pytest.MonkeyPatch, profiles: Path, folder: Path
 
     async def measure(spec: FamilySpec, config: ServerConfig, environment: dict[str, str]) -> None:
         await begun.wait()
-        shutil.copytree(profiles, folder / "profiles", dirs_exist_ok=True)
+        shutil.copytree(profiles, folder / "profiles", ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
 
     monkeypatch.setattr("clover.server.measuring.measure_beside", measure)
     return begun.set
