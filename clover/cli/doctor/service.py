@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 from clover import carbon, families
 from clover.cache import cache_folder, state_folder
 from clover.cli.doctor.findings import Finding, State
-from clover.config import ServerConfig
+from clover.config import FamilyConfig, ServerConfig
+from clover.devices.tables import CONTEXT_GDDR_W, CONTEXT_HBM_W
 from clover.errors import CloverError
+from clover.profiles import ProfileStore
 from clover.telemetry import otel
 from clover.types import Reading
 
@@ -45,7 +47,29 @@ def _families(config: ServerConfig) -> Iterator[Finding]:
             yield Finding(topic="family", state="fault", text=str(error))
         else:
             names = ", ".join(variant.name for variant in spec.variants)
-            yield Finding(topic="family", state="works", text=f"{item.name or spec.name}: {names}")
+            text = f"{item.name or spec.name}: {names}{_sleep(config, item, spec.name)}"
+            yield Finding(topic="family", state="works", text=text)
+
+
+def _sleep(config: ServerConfig, item: FamilyConfig, family: str) -> str:
+    """Return in words what sleep would give back of a family that was profiled here: "" if it was not, or sleeps."""
+    try:
+        kept = ProfileStore(cache_folder(config.cache_dir)).kept()
+        profile = next((one for one in kept if one.family == family), None)
+    except CloverError:  # the folder has a finding of its own
+        profile = None
+    if profile is None or item.unload_after_s:
+        return ""
+    base, backends = profile.base, profile.backend
+    held = profile.context_bytes.get(base.profile, 0) + sum(
+        one.weights_bytes + one.peak_bytes
+        for one in profile.memory
+        if one.profile == base.profile and one.backend == backends.get(one.variant)
+    )
+    words = f"; while nobody asks it, unload_after_s would give back {base.count * held / 1e6:.0f} MB (by its profile)"
+    if base.profile.endswith("c"):
+        return words
+    return f"{words}, and of a GPU that no other family uses {CONTEXT_HBM_W:g} to {CONTEXT_GDDR_W:g} W (published)"
 
 
 def folder(given: str) -> Finding:

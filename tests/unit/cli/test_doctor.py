@@ -23,7 +23,7 @@ from clover.config import CarbonConfig, EnergyConfig, OtelConfig, ServerConfig, 
 from clover.devices.nvml import LIBRARY_NOT_FOUND, Nvml
 from clover.emulation import emulated
 from clover.energy.calibrate import Calibration, CalibrationStep
-from clover.types import Reading
+from clover.types import MemoryMeasurement, Reading
 from clover.worker import landlock, seccomp
 from tests.support.calibrated_host import CalibratedHost
 from tests.support.fake_nvml import Board, FakeNvml
@@ -134,6 +134,34 @@ def test_it_says_where_grams_go_and_what_would_save_most(own_folder: Path, capsy
     assert where.text.endswith("front end with the workers', 400 gCO2e/kWh")
     assert 1 <= len(more) <= 4
     assert all(item.state == "note" and "g a day less (" in item.text and item.remedy for item in more)
+
+
+def test_it_says_what_sleep_would_give_back(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
+    assert "unload_after_s" not in found["family"][0].text
+    folder = own_folder / "cache" / "clover" / "profiles"
+    folder.mkdir(parents=True)
+
+    def keep(place: str, count: int) -> None:
+        held = {"variant": "small", "profile": place, "weights_bytes": 10**6, "peak_bytes": 2 * 10**6}
+        measured = msgspec.structs.replace(
+            profile(),
+            family="fashion",
+            base=msgspec.structs.replace(profile().base, profile=place, count=count),
+            memory=tuple(MemoryMeasurement(**held, backend=name) for name in ("eager", "openvino")),
+            context_bytes={place: 70 * 10**6},
+        )
+        (folder / "fashion-0123456789abcdef.json").write_bytes(msgspec.json.encode(measured))
+
+    keep("2c", 2)
+    _, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
+    words = found["family"][0].text.partition("; ")[2]
+    assert words == "while nobody asks it, unload_after_s would give back 146 MB (by its profile)"
+    _, found = found_by(capsys, ["--port", "0", "--unload-after-s", "600"], powercap=own_folder)
+    assert "unload_after_s" not in found["family"][0].text
+    keep("7g.40gb", 1)
+    _, found = found_by(capsys, ["--port", "0"], powercap=own_folder)
+    assert "73 MB (by its profile), and of a GPU that no other family uses 35 to 60 W" in found["family"][0].text
 
 
 def test_it_reads_well_in_eighty_columns(
