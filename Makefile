@@ -85,7 +85,7 @@ bench: setup-test
 	$(PY) -m bench.wire --rounds 2 --seconds 2 $(ARGS)
 
 bench-peers: setup-test
-	$(PY) -m bench.wire --peers fastapi litserve mlserver bentoml ray pytriton $(ARGS)
+	$(PY) -m bench.wire --peers granian_rsgi granian_asgi uvicorn fastapi litserve mlserver bentoml ray pytriton $(ARGS)
 
 bench-kernels: setup-test setup-dev
 	$(PY) -m bench.kernels $(ARGS)

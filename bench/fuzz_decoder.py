@@ -217,11 +217,7 @@ def as_binary(spec: FamilySpec, request: InferRequest) -> tuple[bytes, int]:
     for index, rows in request.inputs:
         tensor = spec.inputs[index]
         raw = b"".join(rows) if isinstance(rows, list) else tensors.numbers_to_binary(rows)
-        row = (
-            [count_elements(rows[0]) // (2 if len(tensor.shape) == 2 else 1)]
-            if isinstance(rows, list)
-            else []
-        )
+        row = [count_elements(rows[0]) // (2 if len(tensor.shape) == 2 else 1)] if isinstance(rows, list) else []
         shape = [len(rows), *row, *tensor.shape[1:]] if isinstance(rows, list) else list(rows.shape)
         item = {"name": tensor.name, "shape": shape, "datatype": tensor.datatype}
         inputs.append(item | {"parameters": {"binary_data_size": len(raw)}})

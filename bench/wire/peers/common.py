@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 
 from bench.headline_work import VariantWork, variant_work
@@ -48,3 +49,24 @@ def answer(work: Work, identity: Any, row: Floats) -> dict[str, Any]:
         data = [text.decode() for text in data]
     output = {"name": spec.name, "datatype": spec.datatype, "shape": [1, *row.shape], "data": data}
     return {"model_name": work.family.name, "model_version": "1", "id": identity, "outputs": [output]}
+
+
+def replier(work: Work) -> Callable[[bytes, int], tuple[bytes, dict[str, str]]]:
+    """Return a function from the body of a request of one row, and where its JSON ends (0: it is all JSON), to the body
+    of the answer and its fields; the model runs in it, without batching."""
+    run, shape, name = model_of(work), work.family.inputs[0].shape, work.family.name
+
+    def reply(body: bytes, end: int) -> tuple[bytes, dict[str, str]]:
+        if not work.binary:
+            document = orjson.loads(body)
+            row = run(work.array(document["inputs"][0]["data"]))[0]
+            return orjson.dumps(answer(work, document["id"], row)), {"content-type": "application/json"}
+        identity = orjson.loads(body[:end])["id"]
+        rows = np.frombuffer(bytearray(memoryview(body)[end:]), np.float32)
+        raw = run(rows.reshape(1, *shape)).tobytes()
+        output = {"name": "y", "datatype": "FP32", "shape": [1, 1000], "parameters": {"binary_data_size": len(raw)}}
+        head = orjson.dumps({"model_name": name, "id": identity, "outputs": [output]})
+        fields = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(head))}
+        return head + raw, fields
+
+    return reply
