@@ -8,7 +8,7 @@ deadline the answer is 503, with the time that the start still takes.
 If the memory does not suffice for a family that is asked (`workers.total_bytes`, else what the machine has free), the
 one makes room that may sleep, has no rows, was asked longest ago, and was there for five times as long as its start
 took.  Without such a family rows wait for one, and are refused at their deadline with the names of those that have the
-memory.
+memory.  The same one sleeps if the workers come to hold more than `workers.total_bytes` while they answer.
 
 Rows of batch jobs wake a family when their hours come, if there is memory: they have no other family make room.  While
 they run it stays awake, and they give way to clients' rows of another family that need the memory.
@@ -46,6 +46,8 @@ STAY = 5.0
 LOOK_S = 0.05
 MEASURE_S = 600.0
 """Seconds between two looks at the memory of a family's workers."""
+LIMIT_S = 5.0
+"""Seconds between two looks at whether all workers together hold more than `workers.total_bytes`."""
 ROOM = 1.1
 """A family needs so many times the memory that it had the last time."""
 
@@ -133,6 +135,7 @@ class Sleeper:
         self._naps: dict[str, Nap] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._one = asyncio.Lock()
+        self._limited_s = -math.inf
 
     # --- falling asleep -----------------------------------------------------------------------------------------------
 
@@ -149,6 +152,12 @@ class Sleeper:
             elif now_s >= nap.measured_s + MEASURE_S and served.state == "READY" and not served.fleet.asleep:
                 nap.measured_s, nap.spares_w = now_s, self._spares_w(served)
                 nap.held = await asyncio.to_thread(self._memory, _pids(served)) or nap.held
+        if self._limit_bytes and now_s >= self._limited_s + LIMIT_S:
+            self._limited_s = now_s
+            pids = [pid for served in self._served.values() for pid in _pids(served)]
+            if await asyncio.to_thread(self._memory, pids) > self._limit_bytes:
+                ready = [served for served in self._stayed(None, now_s) if self._may_sleep(served)]
+                await self._put_first_to_sleep(ready, "workers have come to hold more than workers.total_bytes")
 
     def _observe(self, served: Served, now_s: float) -> Nap:
         """Return the nap of a family, with when it was asked last."""
@@ -262,22 +271,37 @@ class Sleeper:
             if not loaded:
                 log.warning("%s may need more memory than there is, and is loaded as no other is", served.name)
                 return True
-            naps = {other.name: self._observe(other, now_s) for other in loaded}
-            stayed = [other for other in loaded if now_s >= _stays_until_s(naps[other.name])]
+            stayed = self._stayed(served, now_s)
             ready = [other for other in stayed if self._may_sleep(other)]
             for other in stayed if not ready else ():
                 if other.spare is not None and other.spare.on and other.config.unload_after_s > 0.0:
                     other.spare.give_up(f"{served.name} needs the memory")
             if ready:
-                first = min(ready, key=lambda other: naps[other.name].asked_s)
-                await self._put_to_sleep(first, naps[first.name], f"{served.name} needs its memory")
+                await self._put_first_to_sleep(ready, f"{served.name} needs its memory")
                 continue
             if not served.router.state.company.here:
                 return False
-            why = f"the model sleeps, and is loaded once {join_names(sorted(naps))} leave it memory"
+            names = join_names(sorted(other.name for other in loaded))
+            why = f"the model sleeps, and is loaded once {names} leave it memory"
             asleep.refusal = Declined(why=why, retry_after_s=math.ceil(max(1.0, nap.load_s)))
             await self._sleep(LOOK_S)
         return True
+
+    def _stayed(self, asked: Served | None, now_s: float) -> list[Served]:
+        """Return the families, without the one that is asked, that have been awake long enough to make room."""
+        return [
+            other
+            for other in self._served.values()
+            if other is not asked
+            and not other.fleet.asleep
+            and now_s >= (nap := self._observe(other, now_s)).loaded_s + STAY * nap.load_s
+        ]
+
+    async def _put_first_to_sleep(self, ready: list[Served], why: str) -> None:
+        """Put the one of these families to sleep that was asked longest ago."""
+        if ready:
+            first = min(ready, key=lambda other: self._naps[other.name].asked_s)
+            await self._put_to_sleep(first, self._naps[first.name], why)
 
     async def prepare(self, name: str) -> None:
         """Have families that were started before make room for the first workers of one, if the memory is known to be
@@ -290,13 +314,15 @@ class Sleeper:
 
     async def _fits(self, nap: Nap) -> bool:
         """Return whether the memory suffices for one more family: what it held the last time, or the most that any
-        family held, and a tenth."""
-        known = [other.held for other in self._naps.values() if other.held]
-        needed = ROOM * (nap.held or max(known, default=0))
+        family held, and a tenth.  Of `workers.total_bytes` one that is awake has what it held the last time, if that is
+        more than now: workers grow while they answer."""
+        known = {name: other.held for name, other in self._naps.items()}
+        needed = ROOM * (nap.held or max(known.values(), default=0))
         if not self._limit_bytes:
             return needed <= self._free()
-        pids = [pid for served in self._served.values() for pid in _pids(served)]
-        return await asyncio.to_thread(self._memory, pids) + needed <= self._limit_bytes
+        awake = [(_pids(served), known.get(name, 0)) for name, served in self._served.items()]
+        taken = await asyncio.to_thread(lambda: sum(max(self._memory(pids), held) for pids, held in awake if pids))
+        return taken + needed <= self._limit_bytes
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -322,11 +348,6 @@ class Sleeper:
 def _runs_waiting(served: Served) -> bool:
     """Return whether rows of batch jobs are to run now."""
     return served.spare is not None and served.spare.on
-
-
-def _stays_until_s(nap: Nap) -> float:
-    """Return the time before which a family makes room for no other."""
-    return nap.loaded_s + STAY * nap.load_s
 
 
 def _pids(served: Served) -> list[int]:

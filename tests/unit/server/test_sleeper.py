@@ -74,6 +74,7 @@ class House:
 
     def __init__(self, *names: str, limit: int = 0, after_s: float = 60.0, shape: DeviceShape | None = None) -> None:
         self.now_s = 1000.0
+        self.each = 100 * MB
         shape = shape or DeviceShape(device="cpu0", kind="cpu", slices=2, layouts=(), overlap=True)
         self.served: dict[str, Any] = {name: Family(name, after_s, shape.device) for name in names}
         self.frozen: set[str] = set()
@@ -93,7 +94,7 @@ class House:
             core_w=4.0,
             held=self.rolled_out.__contains__,
             clock=lambda: self.now_s,
-            memory=lambda pids: 100 * MB * len(pids),
+            memory=lambda pids: self.each * len(pids),
         )
 
     async def pass_s(self, seconds: float) -> None:
@@ -182,6 +183,30 @@ async def test_the_one_asked_longest_ago_makes_room_once_it_has_stayed() -> None
     house.now_s += 51.0
     await until(lambda: "c" in house.awake)
     assert len(house.awake) == 2
+    await house.sleeper.stop()
+
+
+@night
+async def test_workers_that_grow_stay_within_the_memory() -> None:
+    house = House("a", "b", "c", limit=320 * MB, after_s=9e9)
+    await house.pass_s(1.0)
+    house.ask("a")
+    await house.pass_s(5.0)
+    assert house.awake == {"a", "b", "c"}
+    house.each = 110 * MB
+    house.ask("b")
+    await house.pass_s(4.0)
+    assert house.awake == {"a", "b", "c"}
+    await house.pass_s(1.0)
+    assert house.awake == {"a", "b"}
+    # What has just started holds less than it will: the others make room for what they held the last time.
+    house.served["a"].router.state.company.here = house.served["b"].router.state.company.here = 0
+    for name in "ab":
+        house.sleeper._naps[name].held = 110 * MB
+    house.each = 90 * MB
+    house.ask("c")
+    await until(lambda: "c" in house.awake)
+    assert house.awake == {"b", "c"}
     await house.sleeper.stop()
 
 
