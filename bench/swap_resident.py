@@ -116,6 +116,7 @@ class Clients:
                 answer = await embedded.infer(model, {"image": self.images[row : row + 1]})  # type: ignore[arg-type]
             except clover.CloverError:
                 self.failed += 1
+                await asyncio.sleep(0.001)
                 continue
             done_ns = time.monotonic_ns()
             (variant,) = answer.variants
@@ -211,6 +212,7 @@ def settings(device: str, pace: str) -> dict[str, Any]:
     place: dict[str, Any] = {"device": device, "pace": pace} if device else {"cores": last_core()}
     return {
         "http": False,
+        "profile": "wait",
         "backends": EXACT,
         **place,
         "carbon": "static:300",
